@@ -1,0 +1,1 @@
+"""AutoLLM-JAX: configures expensive language-model training runs from cheap ones."""

@@ -1,0 +1,8 @@
+"""Errors that a user can cause."""
+
+
+class UserError(Exception):
+    """Report a mistake that its user can mend: one line that names it and says what is accepted.
+
+    `launch/main.py` prints the line and exits with 1; nothing has been overwritten by then.
+    """
