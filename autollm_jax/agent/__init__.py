@@ -1,0 +1,1 @@
+"""The policy's side: prompts, parsing, curation, simulation, distillation, multi-turn rollout."""

@@ -1,0 +1,1 @@
+"""One file per method, one shared interface."""

@@ -1,0 +1,1 @@
+"""Statistics, runner and report."""

@@ -1,0 +1,1 @@
+"""Experiments with measured outcomes, and the environment that hands them out (numpy only)."""

@@ -1,0 +1,1 @@
+"""The transformer, its KV cache and checkpoint import: the only package that imports flax.linen."""

@@ -1,0 +1,1 @@
+"""GRPO: loss and advantages, sampler, loop."""

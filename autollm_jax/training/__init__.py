@@ -1,0 +1,1 @@
+"""Train state, step, loop, and sweeps that train many configurations at once."""
