@@ -1,0 +1,306 @@
+"""A decoder-only transformer: one model for the ground-truth runs and for the agent's policy.
+
+RMSNorm (arXiv 1910.07467), rotary positions (2104.09864), grouped-query attention (2305.13245) with
+optional QK norm (2302.05442), SwiGLU (2002.05202), tied or untied embeddings. Parameters are f32;
+`dtype` is what matrix products read, and they always accumulate in f32.
+
+Outside this package the model is the functions at the end of this file: `init`, `apply`,
+`init_cache` and `extend`, over a plain tree of parameters.
+"""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from autollm_jax.models.attention import cached_attention, causal_attention
+from autollm_jax.sharding.rules import constrain
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Shape and numerics of a transformer.
+
+    width = D, heads = H, kv_heads = K, head_dim = A, mlp_width = F, vocab_size = V, layers = L.
+    """
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_width: int
+    qk_norm: bool = True
+    tied_embeddings: bool = True
+    rope_theta: float = 10_000.0
+    norm_epsilon: float = 1e-6
+    dtype: str = "float32"  # or "bfloat16"; what matrix products read
+    remat: bool = False  # recompute each layer in the backward pass
+    scan_unroll: int = 1  # layers a step of the layer scan holds; `layers` unrolls it whole
+    attention_block: int = 128  # query rows a causal block; each sees only the keys up to its end
+
+    def __post_init__(self):
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} must be even for rotary positions")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype={self.dtype!r} must be 'float32' or 'bfloat16'")
+
+
+def _kernel(scale_axis_in):
+    """Truncated-normal initialiser with variance 1 / fan-in over the given input axes."""
+    return functools.partial(nn.initializers.variance_scaling, 1.0, "fan_in", "truncated_normal")(
+        in_axis=scale_axis_in, out_axis=-1
+    )
+
+
+class RMSNorm(nn.Module):
+    """Scale by the root mean square over the last axis, in f32."""
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x):
+        axes = ("activation",)
+        scale = self.param(
+            "scale", nn.with_partitioning(nn.initializers.ones, axes), x.shape[-1:], jnp.float32
+        )
+        mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+        return x * jax.lax.rsqrt(mean_square + self.epsilon) * scale
+
+
+def rotate(x_BTHA, positions_BT, theta: float):
+    """Apply rotary position embeddings to queries or keys.
+
+    Pairs are (i, i + A/2), the layout of the Llama family's published weights.
+    """
+    half = x_BTHA.shape[-1] // 2
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle_BT1h = positions_BT[..., None, None].astype(jnp.float32) * frequency
+    cos, sin = jnp.cos(angle_BT1h), jnp.sin(angle_BT1h)
+    first, second = x_BTHA[..., :half], x_BTHA[..., half:]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+class Block(nn.Module):
+    """One layer: attention and SwiGLU, each behind a norm and a residual."""
+
+    config: TransformerConfig
+
+    def _product(self, x, name, axes, shape, contract=1):
+        """Matrix product with a parameter over its first `contract` axes, f32 accumulation."""
+        dtype = jnp.dtype(self.config.dtype)
+        init = _kernel(tuple(range(contract)))
+        kernel = self.param(name, nn.with_partitioning(init, axes), shape, jnp.float32)
+        dims = (tuple(range(x.ndim - contract, x.ndim)), tuple(range(contract)))
+        return jax.lax.dot_general(
+            x.astype(dtype),
+            kernel.astype(dtype),
+            (dims, ((), ())),
+            preferred_element_type=jnp.float32,
+        )
+
+    @nn.compact
+    def __call__(self, x_BTD, positions_BT, segments_BT=None, cache=None, valid_BT=None):
+        """Run the layer.
+
+        Args:
+          x_BTD: residual stream, f32.
+          positions_BT: position of each token in its own sequence.
+          segments_BT: tokens attend only within their segment; None is one segment a row.
+          cache: None, or this layer's {"key", "value"} of shape [B, S, K, A]; the tokens are
+            written at the slots named by their positions and attend to all slots up to their own.
+          valid_BT: with a cache, which tokens are real; the others are not written.
+
+        Returns:
+          The residual stream, and the updated cache (None without one).
+        """
+        c = self.config
+        D, H, K, A, F = c.width, c.heads, c.kv_heads, c.head_dim, c.mlp_width
+        normed = RMSNorm(c.norm_epsilon, name="attention_norm")(x_BTD)
+        q_BTHA = self._product(normed, "query", ("width", "heads", "head_dim"), (D, H, A))
+        k_BTKA = self._product(normed, "key", ("width", "kv_heads", "head_dim"), (D, K, A))
+        v_BTKA = self._product(normed, "value", ("width", "kv_heads", "head_dim"), (D, K, A))
+        if c.qk_norm:
+            q_BTHA = RMSNorm(c.norm_epsilon, name="query_norm")(q_BTHA)
+            k_BTKA = RMSNorm(c.norm_epsilon, name="key_norm")(k_BTKA)
+        q_BTHA = constrain(rotate(q_BTHA, positions_BT, c.rope_theta), "batch", None, "heads", None)
+        k_BTKA = constrain(
+            rotate(k_BTKA, positions_BT, c.rope_theta), "batch", None, "kv_heads", None
+        )
+        if cache is None:
+            mixed_BTHA = causal_attention(
+                q_BTHA, k_BTKA, v_BTKA, segments_BT, block=c.attention_block, dtype=c.dtype
+            )
+        else:
+            mixed_BTHA, cache = cached_attention(
+                q_BTHA, k_BTKA, v_BTKA, positions_BT, valid_BT, cache, dtype=c.dtype
+            )
+        out = self._product(
+            mixed_BTHA, "output", ("heads", "head_dim", "width"), (H, A, D), contract=2
+        )
+        x_BTD = constrain(x_BTD + out, "batch", "length", "activation")
+
+        normed = RMSNorm(c.norm_epsilon, name="mlp_norm")(x_BTD)
+        gate_BTF = self._product(normed, "gate", ("width", "mlp"), (D, F))
+        up_BTF = self._product(normed, "up", ("width", "mlp"), (D, F))
+        hidden_BTF = constrain(nn.silu(gate_BTF) * up_BTF, "batch", "length", "mlp")
+        out = self._product(hidden_BTF, "down", ("mlp", "width"), (F, D))
+        return constrain(x_BTD + out, "batch", "length", "activation"), cache
+
+
+class Transformer(nn.Module):
+    """Embedding, layers, final norm, logits."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        c = self.config
+        normal = nn.initializers.normal(1.0 / c.width**0.5)
+        self.embedding = self.param(
+            "embedding",
+            nn.with_partitioning(normal, ("vocab", "width")),
+            (c.vocab_size, c.width),
+            jnp.float32,
+        )
+        if not c.tied_embeddings:
+            self.unembedding = self.param(
+                "unembedding",
+                nn.with_partitioning(normal, ("vocab", "width")),
+                (c.vocab_size, c.width),
+                jnp.float32,
+            )
+        self.final_norm = RMSNorm(c.norm_epsilon)
+        block = Block
+        if c.remat:
+            block = nn.remat(Block, prevent_cse=False)
+        self.layers = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast),
+            length=c.layers,
+            unroll=c.scan_unroll,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(c)
+
+    def embed(self, tokens_BT):
+        """Look tokens up; the rows have unit variance, whatever the width."""
+        x_BTD = jnp.take(self.embedding, tokens_BT, axis=0) * self.config.width**0.5
+        return constrain(x_BTD, "batch", "length", "activation")
+
+    def logits(self, x_BTD):
+        """Final norm and product with the (tied or own) output embedding, in f32."""
+        dtype = jnp.dtype(self.config.dtype)
+        table = self.embedding if self.config.tied_embeddings else self.unembedding
+        logits_BTV = jnp.einsum(
+            "BTD,VD->BTV",
+            self.final_norm(x_BTD).astype(dtype),
+            table.astype(dtype),
+            preferred_element_type=jnp.float32,
+        )
+        return constrain(logits_BTV, "batch", "length", "vocab")
+
+    def __call__(self, tokens_BT, positions_BT, segments_BT=None):
+        x_BTD = self.embed(tokens_BT)
+        x_BTD, _ = self.layers(x_BTD, positions_BT, segments_BT)
+        return self.logits(x_BTD)
+
+
+def init(config: TransformerConfig, key: jax.Array):
+    """Make the parameters, f32; the tree's logical axes are `logical_axes(config)`."""
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    boxed = Transformer(config).init(key, tokens, jnp.broadcast_to(jnp.arange(2), (1, 2)))
+    return nn.meta.unbox(boxed["params"])
+
+
+def logical_axes(config: TransformerConfig):
+    """The parameter tree with a tuple of logical axis names in place of each array."""
+    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    boxed = jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens, tokens)["params"]
+    specs = nn.get_partition_spec(boxed)
+    return jax.tree.map(tuple, specs, is_leaf=lambda s: isinstance(s, jax.sharding.PartitionSpec))
+
+
+def parameter_shapes(config: TransformerConfig):
+    """The parameter tree as `ShapeDtypeStruct`s: nothing is computed."""
+    return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+
+
+def parameter_count(config: TransformerConfig) -> int:
+    """Number of parameters, embeddings included."""
+    return sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(config)))
+
+
+def apply(config: TransformerConfig, params, tokens_BT, positions_BT=None, segments_BT=None):
+    """Compute next-token logits of whole sequences.
+
+    Args:
+      config: the model.
+      params: as from `init`.
+      tokens_BT: token ids.
+      positions_BT: default 0..T-1 in each row.
+      segments_BT: default one segment a row.
+
+    Returns:
+      logits_BTV, f32.
+    """
+    if positions_BT is None:
+        positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    return Transformer(config).apply({"params": params}, tokens_BT, positions_BT, segments_BT)
+
+
+def init_cache(config: TransformerConfig, batch: int, length: int):
+    """Make an empty KV cache for `batch` rows of at most `length` tokens.
+
+    One entry per layer, so that each is updated in place in a decoding loop.
+    """
+    shape = (batch, length, config.kv_heads, config.head_dim)
+    dtype = jnp.dtype(config.dtype)
+    return tuple(
+        {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
+        for _ in range(config.layers)
+    )
+
+
+def extend(config: TransformerConfig, params, tokens_BC, lengths_B, start_B, cache, last=False):
+    """Append tokens to each row of a batch and return their logits.
+
+    Row b's first `lengths_B[b]` tokens are real and stand at positions start_B[b], start_B[b]+1, ...
+    in its own sequence; the rest is padding: never written and, causally, never seen.
+
+    Args:
+      config: the model.
+      params: as from `init`.
+      tokens_BC: the new tokens.
+      lengths_B: how many of them are real, per row (0 is allowed).
+      start_B: how many tokens the row's cache holds already.
+      cache: as from `init_cache`; a position is a slot.
+      last: return only each row's last real position's logits, [B, V].
+
+    Returns:
+      logits_BCV (f32), and the updated cache.
+    """
+    offsets_C = jnp.arange(tokens_BC.shape[1])
+    positions_BC = start_B[:, None] + offsets_C[None, :]
+    valid_BC = offsets_C[None, :] < lengths_B[:, None]
+    model, block = Transformer(config), Block(config)
+    variables = {"params": params}
+    x_BCD = model.apply(variables, tokens_BC, method=Transformer.embed)
+    updated = []
+    # Unrolled, since a scan over layers would copy every layer's cache at every token.
+    for layer in range(config.layers):
+        weights = jax.tree.map(lambda leaf, i=layer: leaf[i], params["layers"])
+        x_BCD, entry = block.apply(
+            {"params": weights}, x_BCD, positions_BC, None, cache[layer], valid_BC
+        )
+        updated.append(entry)
+    if last:
+        index = jnp.maximum(lengths_B - 1, 0)[:, None, None]
+        x_BCD = jnp.take_along_axis(x_BCD, index, axis=1)
+    logits_BCV = model.apply(variables, x_BCD, method=Transformer.logits)
+    return (logits_BCV[:, 0] if last else logits_BCV), tuple(updated)

@@ -1,0 +1,57 @@
+"""The device mesh: axes `data`, `fsdp` and `tensor`."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from autollm_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshShape:
+    """Devices along each mesh axis; one of them may be -1, "all that are left".
+
+    data: replicas of the parameters; the batch, or the configurations of a sweep, is split over it.
+    fsdp: parameters, optimizer state and the batch are split over it.
+    tensor: heads, MLP columns and the vocabulary are split over it.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def resolve(self, device_count: int) -> tuple[int, int, int]:
+        """Replace -1 by the devices that the other axes leave.
+
+        Raises:
+          UserError: if the axes do not multiply to `device_count`.
+        """
+        sizes = [getattr(self, axis) for axis in AXES]
+        known = 1
+        for size in sizes:
+            known *= size if size != -1 else 1
+        if sizes.count(-1) == 1 and known > 0 and device_count % known == 0:
+            sizes[sizes.index(-1)] = device_count // known
+            known = device_count
+        if known != device_count or min(sizes) < 1:
+            asked = " x ".join(f"{a}={getattr(self, a)}" for a in AXES)
+            raise UserError(
+                f"config.mesh: {asked} does not fit {device_count} devices; the axes must multiply "
+                "to the device count, and at most one may be -1"
+            )
+        return tuple(sizes)
+
+
+def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Make the mesh over `devices` (all of the job's by default).
+
+    Raises:
+      UserError: if the shape does not fit the devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = shape.resolve(len(devices))
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
