@@ -9,7 +9,6 @@ Outside this package the model is the functions at the end of this file: `init`,
 """
 
 import dataclasses
-import functools
 
 import flax.linen as nn
 import jax
@@ -51,11 +50,19 @@ class TransformerConfig:
             raise ValueError(f"dtype={self.dtype!r} must be 'float32' or 'bfloat16'")
 
 
-def _kernel(scale_axis_in):
-    """Truncated-normal initialiser with variance 1 / fan-in over the given input axes."""
-    return functools.partial(nn.initializers.variance_scaling, 1.0, "fan_in", "truncated_normal")(
-        in_axis=scale_axis_in, out_axis=-1
-    )
+# The logical axes of every parameter; a scanned layer's have "layers" before them.
+PARAMETER_AXES = {
+    "embedding": ("vocab", "width"),
+    "unembedding": ("vocab", "width"),
+    "query": ("width", "heads", "head_dim"),
+    "key": ("width", "kv_heads", "head_dim"),
+    "value": ("width", "kv_heads", "head_dim"),
+    "output": ("heads", "head_dim", "width"),
+    "gate": ("width", "mlp"),
+    "up": ("width", "mlp"),
+    "down": ("mlp", "width"),
+    "scale": ("activation",),
+}
 
 
 class RMSNorm(nn.Module):
@@ -65,10 +72,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        axes = ("activation",)
-        scale = self.param(
-            "scale", nn.with_partitioning(nn.initializers.ones, axes), x.shape[-1:], jnp.float32
-        )
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
         mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
         return x * jax.lax.rsqrt(mean_square + self.epsilon) * scale
 
@@ -91,11 +95,17 @@ class Block(nn.Module):
 
     config: TransformerConfig
 
-    def _product(self, x, name, axes, shape, contract=1):
+    def _product(self, x, name, shape, contract=1):
         """Matrix product with a parameter over its first `contract` axes, f32 accumulation."""
         dtype = jnp.dtype(self.config.dtype)
-        init = _kernel(tuple(range(contract)))
-        kernel = self.param(name, nn.with_partitioning(init, axes), shape, jnp.float32)
+        init = nn.initializers.variance_scaling(
+            1.0,
+            "fan_in",
+            "truncated_normal",
+            in_axis=range(contract),
+            out_axis=range(contract, len(shape)),
+        )
+        kernel = self.param(name, init, shape, jnp.float32)
         dims = (tuple(range(x.ndim - contract, x.ndim)), tuple(range(contract)))
         return jax.lax.dot_general(
             x.astype(dtype),
@@ -122,9 +132,9 @@ class Block(nn.Module):
         c = self.config
         D, H, K, A, F = c.width, c.heads, c.kv_heads, c.head_dim, c.mlp_width
         normed = RMSNorm(c.norm_epsilon, name="attention_norm")(x_BTD)
-        q_BTHA = self._product(normed, "query", ("width", "heads", "head_dim"), (D, H, A))
-        k_BTKA = self._product(normed, "key", ("width", "kv_heads", "head_dim"), (D, K, A))
-        v_BTKA = self._product(normed, "value", ("width", "kv_heads", "head_dim"), (D, K, A))
+        q_BTHA = self._product(normed, "query", (D, H, A))
+        k_BTKA = self._product(normed, "key", (D, K, A))
+        v_BTKA = self._product(normed, "value", (D, K, A))
         if c.qk_norm:
             q_BTHA = RMSNorm(c.norm_epsilon, name="query_norm")(q_BTHA)
             k_BTKA = RMSNorm(c.norm_epsilon, name="key_norm")(k_BTKA)
@@ -140,16 +150,14 @@ class Block(nn.Module):
             mixed_BTHA, cache = cached_attention(
                 q_BTHA, k_BTKA, v_BTKA, positions_BT, valid_BT, cache, dtype=c.dtype
             )
-        out = self._product(
-            mixed_BTHA, "output", ("heads", "head_dim", "width"), (H, A, D), contract=2
-        )
+        out = self._product(mixed_BTHA, "output", (H, A, D), contract=2)
         x_BTD = constrain(x_BTD + out, "batch", "length", "activation")
 
         normed = RMSNorm(c.norm_epsilon, name="mlp_norm")(x_BTD)
-        gate_BTF = self._product(normed, "gate", ("width", "mlp"), (D, F))
-        up_BTF = self._product(normed, "up", ("width", "mlp"), (D, F))
+        gate_BTF = self._product(normed, "gate", (D, F))
+        up_BTF = self._product(normed, "up", (D, F))
         hidden_BTF = constrain(nn.silu(gate_BTF) * up_BTF, "batch", "length", "mlp")
-        out = self._product(hidden_BTF, "down", ("mlp", "width"), (F, D))
+        out = self._product(hidden_BTF, "down", (F, D))
         return constrain(x_BTD + out, "batch", "length", "activation"), cache
 
 
@@ -161,19 +169,10 @@ class Transformer(nn.Module):
     def setup(self):
         c = self.config
         normal = nn.initializers.normal(1.0 / c.width**0.5)
-        self.embedding = self.param(
-            "embedding",
-            nn.with_partitioning(normal, ("vocab", "width")),
-            (c.vocab_size, c.width),
-            jnp.float32,
-        )
+        shape = (c.vocab_size, c.width)
+        self.embedding = self.param("embedding", normal, shape, jnp.float32)
         if not c.tied_embeddings:
-            self.unembedding = self.param(
-                "unembedding",
-                nn.with_partitioning(normal, ("vocab", "width")),
-                (c.vocab_size, c.width),
-                jnp.float32,
-            )
+            self.unembedding = self.param("unembedding", normal, shape, jnp.float32)
         self.final_norm = RMSNorm(c.norm_epsilon)
         block = Block
         if c.remat:
@@ -185,7 +184,6 @@ class Transformer(nn.Module):
             in_axes=(nn.broadcast, nn.broadcast),
             length=c.layers,
             unroll=c.scan_unroll,
-            metadata_params={nn.PARTITION_NAME: "layers"},
         )(c)
 
     def embed(self, tokens_BT):
@@ -214,16 +212,17 @@ class Transformer(nn.Module):
 def init(config: TransformerConfig, key: jax.Array):
     """Make the parameters, f32; the tree's logical axes are `logical_axes(config)`."""
     tokens = jnp.zeros((1, 2), jnp.int32)
-    boxed = Transformer(config).init(key, tokens, jnp.broadcast_to(jnp.arange(2), (1, 2)))
-    return nn.meta.unbox(boxed["params"])
+    return Transformer(config).init(key, tokens, tokens)["params"]
 
 
 def logical_axes(config: TransformerConfig):
     """The parameter tree with a tuple of logical axis names in place of each array."""
-    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    boxed = jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens, tokens)["params"]
-    specs = nn.get_partition_spec(boxed)
-    return jax.tree.map(tuple, specs, is_leaf=lambda s: isinstance(s, jax.sharding.PartitionSpec))
+
+    def axes(path, leaf):
+        names = PARAMETER_AXES[path[-1].key]
+        return ("layers", *names) if path[0].key == "layers" else names
+
+    return jax.tree_util.tree_map_with_path(axes, parameter_shapes(config))
 
 
 def parameter_shapes(config: TransformerConfig):
@@ -270,7 +269,7 @@ def init_cache(config: TransformerConfig, batch: int, length: int):
 def extend(config: TransformerConfig, params, tokens_BC, lengths_B, start_B, cache, last=False):
     """Append tokens to each row of a batch and return their logits.
 
-    Row b's first `lengths_B[b]` tokens are real and stand at positions start_B[b], start_B[b]+1, ...
+    Row b's first `lengths_B[b]` tokens are real and stand at positions start_B[b], start_B[b]+1 ...
     in its own sequence; the rest is padding: never written and, causally, never seen.
 
     Args:

@@ -48,7 +48,7 @@ def partition_spec(axes, shape, mesh) -> PartitionSpec:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Pin an activation's layout by its logical axes; without a mesh in scope, return it as it is."""
+    """Pin an activation's layout by its logical axes; without a mesh in scope, do nothing."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x

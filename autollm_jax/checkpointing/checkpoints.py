@@ -1,0 +1,97 @@
+"""Checkpoints: state, consumed data position and JSON metadata, through Orbax."""
+
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+
+from autollm_jax.errors import UserError
+
+
+class Checkpoints:
+    """Save and restore one stage's checkpoints under `directory`.
+
+    Orbax writes each into a temporary folder and renames it when it is whole, so a kill leaves
+    the previous ones untouched. Restoring takes the layout of the abstract state it is given, so
+    another mesh may read what one mesh wrote.
+    """
+
+    def __init__(self, directory, keep: int = 2):
+        self.directory = Path(directory).absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self.manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def latest(self) -> int | None:
+        """Return the newest step that was saved whole, or None."""
+        return self.manager.latest_step()
+
+    def save(self, step: int, state, extra: dict) -> None:
+        """Start saving; the write goes on in the background.
+
+        Args:
+          step: number of updates done.
+          state: tree of arrays.
+          extra: JSON values: the consumed data position, what the state is of.
+        """
+        items = {"state": ocp.args.StandardSave(state), "extra": ocp.args.JsonSave(extra)}
+        self.manager.save(step, args=ocp.args.Composite(**items))
+
+    def restore(self, abstract_state, step: int | None = None):
+        """Restore the newest checkpoint (or that of `step`).
+
+        Args:
+          abstract_state: `ShapeDtypeStruct` tree with shardings.
+          step: None is the newest.
+
+        Returns:
+          The state and the `extra` it was saved with.
+
+        Raises:
+          UserError: if there is none, or its tree or a shape differs from `abstract_state`.
+        """
+        step = self.latest() if step is None else step
+        if step is None:
+            raise UserError(f"{self.directory}: no checkpoint here")
+        saved = self.manager.item_metadata(step)["state"]
+        self._check(jax.tree_util.tree_leaves_with_path(abstract_state), saved, step)
+        restored = self.manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract_state), extra=ocp.args.JsonRestore()
+            ),
+        )
+        return restored["state"], restored["extra"]
+
+    def _check(self, expected, saved, step) -> None:
+        found = {
+            _name(path): tuple(leaf.shape)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(saved)
+            if hasattr(leaf, "shape")
+        }
+        for path, leaf in expected:
+            name = _name(path)
+            if found.get(name) != tuple(leaf.shape):
+                raise UserError(
+                    f"{self.directory}/{step}: {name} is {found.get(name, 'missing')} in the "
+                    f"checkpoint but {tuple(leaf.shape)} in this config; use the config it was "
+                    "written with, or another --workdir"
+                )
+        expected_names = {_name(path) for path, _ in expected}
+        for name in found:
+            if name not in expected_names:
+                raise UserError(
+                    f"{self.directory}/{step}: the checkpoint's {name} has no place in this "
+                    "config; use the config it was written with, or another --workdir"
+                )
+
+    def wait(self) -> None:
+        """Block until what was saved is on disk."""
+        self.manager.wait_until_finished()
+
+    def close(self) -> None:
+        self.manager.close()
+
+
+def _name(path) -> str:
+    """A leaf's path with the same spelling for attributes, keys and indices."""
+    return "/".join(str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k)))) for k in path)

@@ -1,0 +1,97 @@
+"""The train step: gradients over microbatches, clipping, update."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from autollm_jax.sharding.rules import RULES
+from autollm_jax.training.masked import divide
+from autollm_jax.training.state import TrainState
+
+
+def next_token_loss(logits_BTV, targets_BT, mask_BT):
+    """Sum cross-entropy in nats over the tokens in the mask.
+
+    Returns:
+      (sum, count), f32 scalars.
+    """
+    losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, targets_BT)
+    return (losses_BT * mask_BT).sum(), mask_BT.sum().astype(jnp.float32)
+
+
+def update(loss_fn: Callable, optimizer, state: TrainState, batch, microbatches: int = 1):
+    """Do one optimizer step.
+
+    Args:
+      loss_fn: (params, batch) -> (loss_sum, count, {name: (sum, count)}); the loss is their ratio
+        over the whole batch, however it is cut.
+      optimizer: optax transformation.
+      state: the state before.
+      batch: a tree of arrays with the batch axis first.
+      microbatches: how many pieces the batch is cut into; gradients are summed over them.
+
+    Returns:
+      The state after, and metrics: name -> f32 scalar, with `loss` and `gradient_norm`.
+    """
+
+    def objective(params, piece):
+        loss_sum, count, metrics = loss_fn(params, piece)
+        return loss_sum, (count, {**metrics, "loss": (loss_sum, count)})
+
+    gradient = jax.grad(objective, has_aux=True)
+    if microbatches == 1:
+        grads, (count, metrics) = gradient(state.params, batch)
+    else:
+        # Piece i takes every microbatches-th row, so that each device keeps its own rows.
+        pieces = jax.tree.map(
+            lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch
+        )
+
+        def accumulate(carry, piece):
+            return jax.tree.map(jnp.add, carry, gradient(state.params, piece)), None
+
+        first = jax.tree.map(lambda x: x[0], pieces)
+        zeros = jax.tree.map(
+            lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient, state.params, first)
+        )
+        (grads, (count, metrics)), _ = jax.lax.scan(accumulate, zeros, pieces)
+    grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1.0), grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {name: divide(metric) for name, metric in metrics.items()}
+    metrics["gradient_norm"] = optax.global_norm(grads)
+    return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def make_train_step(
+    loss_fn: Callable, optimizer, shardings: TrainState, mesh: Mesh, microbatches: int = 1
+):
+    """Compile `update` for a mesh, with the state donated.
+
+    Args:
+      loss_fn: as in `update`.
+      optimizer: optax transformation.
+      shardings: of the state, from `state_shardings`.
+      mesh: the job's mesh; batch arrays are split over data and fsdp along their first axis.
+      microbatches: as in `update`.
+
+    Returns:
+      step(state, batch) -> (state, metrics).
+    """
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(RULES["batch"]))
+
+    def step(state, batch):
+        return update(loss_fn, optimizer, state, batch, microbatches)
+
+    jitted = jax.jit(
+        step, in_shardings=(shardings, rows), out_shardings=(shardings, None), donate_argnums=0
+    )
+
+    def call(state, batch):
+        with jax.set_mesh(mesh):
+            return jitted(state, batch)
+
+    return call
