@@ -1,0 +1,194 @@
+"""The environment: an episode of a few trials on one experiment, with its accounting.
+
+    episode = Episode(experiment, evidence_for(experiment, training), budget=5)
+    while not episode.done:
+        observation = episode.tell()                  # what may be known
+        trial = episode.exec_config({...})            # spends one trial
+
+The one place in the code that reads a held-out experiment's outcomes, one trial at a time.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+
+from autollm_jax.gym.experiments import Experiment
+from autollm_jax.gym.spaces import InvalidConfiguration
+
+INVALID_PENALTY = 0.05
+
+
+class EpisodeOver(RuntimeError):
+    """The budget is spent, or the episode was ended: a bug in whoever asks for another trial."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One `exec_config` call, as everybody may see it (regret is the scorer's alone).
+
+    Attributes:
+      number: counts from 1.
+      proposed: what was asked for: the configuration, or the text that held none.
+      config: the measured configuration that answered; None if the trial is invalid.
+      outcome: the objective in its own units, nan where none was measured.
+      status: `ok`, `diverged`, `infeasible` or `invalid`.
+      valid: whether a measured configuration answered.
+      matched: whether `config` is the nearest measured one and not what was proposed.
+      message: why the trial is invalid, or what it was matched to; else empty.
+    """
+
+    number: int
+    proposed: Mapping | str | None
+    config: dict | None
+    outcome: float
+    status: str
+    valid: bool
+    matched: bool
+    message: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Observation:
+    """What a method may look at: the sealed experiment, evidence, budget left, its trials."""
+
+    experiment: Experiment
+    evidence: tuple[Experiment, ...]
+    budget_left: int
+    trials: tuple[Trial, ...]
+
+
+class Episode:
+    """Up to `budget` trials on one experiment.
+
+    Args:
+      experiment: the target, sealed or not; players get it sealed either way.
+      evidence: open experiments that may be looked at.
+      budget: the number of trials.
+      matching: whether an off-grid or unmeasured configuration is replaced by the nearest measured
+        one; otherwise it is invalid.
+      invalid_penalty: what an invalid action costs in reward.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        evidence: Sequence[Experiment],
+        budget: int,
+        matching: bool = True,
+        invalid_penalty: float = INVALID_PENALTY,
+    ):
+        if budget < 1:
+            raise ValueError(f"budget is {budget}; accepted is 1 or more")
+        for other in evidence:
+            if other.is_sealed or other.id == experiment.id:
+                raise ValueError(f"{other.id} cannot be evidence for {experiment.id}")
+        self.experiment = experiment.sealed()
+        self.evidence = tuple(evidence)
+        self.budget = budget
+        self.matching = matching
+        self.invalid_penalty = invalid_penalty
+        self._trials: list[Trial] = []
+        self._regrets: list[float] = []
+        self._minmax: list[float] = []
+        self._finished = False
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        return tuple(self._trials)
+
+    @property
+    def done(self) -> bool:
+        return self._finished or len(self._trials) >= self.budget
+
+    def tell(self) -> Observation:
+        """Say what is known so far."""
+        left = 0 if self.done else self.budget - len(self._trials)
+        return Observation(self.experiment, self.evidence, left, self.trials)
+
+    def finish(self) -> None:
+        """End the episode early; the remaining trials do not happen."""
+        self._finished = True
+
+    def exec_config(self, config: Mapping | None, proposed_text: str | None = None) -> Trial:
+        """Run one configuration and spend one trial, whatever is proposed.
+
+        Args:
+          config: one value per dimension; None where the player produced none.
+          proposed_text: what the player wrote, recorded where `config` is None.
+
+        Raises:
+          EpisodeOver: no trial is left.
+        """
+        if self.done:
+            raise EpisodeOver(f"{self.experiment.id}: all trials are spent")
+        proposed = proposed_text if config is None else config
+        number = len(self._trials) + 1
+        try:
+            if config is None:
+                names = ", ".join(self.experiment.space.names)
+                raise InvalidConfiguration(f"no configuration found; expected values for {names}")
+            if not self.matching:
+                self.experiment.space.validate(config)
+            row, matched = self.experiment.match(config)
+            if matched and not self.matching:
+                raise InvalidConfiguration("this configuration was not measured")
+        except InvalidConfiguration as error:
+            trial = Trial(number, proposed, None, math.nan, "invalid", False, False, str(error))
+            regret = minmax = 1.0
+        else:
+            measured = self.experiment._measured(row)
+            answer = dict(self.experiment.configurations[row])
+            message = ""
+            if matched:
+                message = f"not in the table; the nearest measured is {describe_config(answer)}"
+            outcome, status, regret, minmax = measured
+            trial = Trial(number, proposed, answer, outcome, status, True, matched, message)
+        self._trials.append(trial)
+        self._regrets.append(regret)
+        self._minmax.append(minmax)
+        return trial
+
+    def best_regret(self, k: int | None = None) -> float:
+        """Return the regret of the best of the first `k` trials (None: of all); 1 before any."""
+        return min(self._regrets[:k], default=1.0)
+
+    @property
+    def rewards(self) -> list[float]:
+        """Per trial the drop in regret it brought, less a penalty if it was invalid."""
+        return [
+            self.best_regret(k) - self.best_regret(k + 1) - self.invalid_penalty * (not trial.valid)
+            for k, trial in enumerate(self._trials)
+        ]
+
+    def score_rows(self) -> list[dict]:
+        """Return one row per trial for `results.parquet`, which adds who played and with which seed.
+
+        `regret` and `regret_minmax` are those of the trial itself; an invalid one scores 1.
+        """
+        experiment = self.experiment
+        return [
+            {
+                "task": experiment.task,
+                "source": experiment.source,
+                "experiment": experiment.name,
+                "fidelity": experiment.fidelity.level,
+                "trial": trial.number,
+                "config": json.dumps(trial.config),
+                "outcome": trial.outcome,
+                "status": trial.status,
+                "regret": regret,
+                "regret_minmax": minmax,
+                "valid": trial.valid,
+                "matched": trial.matched,
+            }
+            for trial, regret, minmax in zip(self._trials, self._regrets, self._minmax, strict=True)
+        ]
+
+
+def describe_config(config: Mapping) -> str:
+    """Write a configuration in a line, numbers with four significant digits."""
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in config.items()
+    )

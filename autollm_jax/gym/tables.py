@@ -1,0 +1,267 @@
+"""Outcome tables on disk: `ROOT/SOURCE/TASK.parquet` with `ROOT/SOURCE/TASK.json` beside it.
+
+The Parquet file has one row per run: `experiment`, one `config.NAME` column per dimension
+(`config.NAME.COMPONENT` for a simplex), metric columns, `flops`, `seconds`, `seed`, `status`, and
+whatever else its maker records. The JSON file describes the experiments: context, fidelity, space,
+objective, default. Nothing is ever unpickled.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from autollm_jax.errors import UserError
+from autollm_jax.files import write_atomic, write_json_atomic
+from autollm_jax.gym.spaces import Dimension, InvalidConfiguration, Space
+
+FORMAT = 1
+STATUSES = ("ok", "diverged", "infeasible")
+LEVELS = ("low", "mid", "high")
+GOALS = ("minimize", "maximize")
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """One task's outcomes from one source: `meta` is the JSON file, `rows` the Parquet file."""
+
+    source: str
+    task: str
+    meta: dict
+    rows: pa.Table
+
+
+def table_paths(root: str | os.PathLike, source: str, task: str) -> tuple[Path, Path]:
+    """Return the Parquet and the JSON path of a table under `root`."""
+    folder = Path(root) / source
+    return folder / f"{task}.parquet", folder / f"{task}.json"
+
+
+def config_columns(dimension: Dimension) -> list[str]:
+    """Return the Parquet columns that hold a dimension's value."""
+    if dimension.kind == "simplex":
+        return [f"config.{dimension.name}.{component}" for component in dimension.choices]
+    return [f"config.{dimension.name}"]
+
+
+def row_config(space: Space, row: Mapping) -> dict:
+    """Collect a row's `config.*` values into one configuration, as written."""
+    config = {}
+    for dimension in space.dimensions:
+        values = [row[column] for column in config_columns(dimension)]
+        if dimension.kind == "simplex":
+            config[dimension.name] = dict(zip(dimension.choices, values, strict=True))
+        else:
+            config[dimension.name] = values[0]
+    return config
+
+
+def write_table(root: str | os.PathLike, meta: Mapping, rows: pa.Table | Sequence[Mapping]) -> Path:
+    """Check a table and write it atomically, the JSON first so that rows never lack a description.
+
+    Args:
+      root: folder of tables.
+      meta: the JSON file's content (`format`, `source`, `task`, `experiments` are required).
+      rows: one mapping per run, or a pyarrow table.
+
+    Returns:
+      The Parquet file's path.
+
+    Raises:
+      UserError: the table would be refused when read; nothing has been written.
+    """
+    if not isinstance(rows, pa.Table):
+        rows = pa.Table.from_pylist([dict(row) for row in rows])
+    meta = json.loads(json.dumps(meta))
+    where = f"{meta.get('source')}/{meta.get('task')}"
+    _check_meta(meta, where)
+    rows_path, meta_path = table_paths(root, meta["source"], meta["task"])
+    _check_rows(meta, rows, str(rows_path))
+    buffer = pa.BufferOutputStream()
+    pq.write_table(rows, buffer, compression="zstd")
+    write_json_atomic(meta_path, meta)
+    write_atomic(rows_path, buffer.getvalue().to_pybytes())
+    return rows_path
+
+
+def find_tables(roots: Sequence[str | os.PathLike]) -> list[Path]:
+    """Return the Parquet paths of all tables under `roots`, sorted within each root.
+
+    A table of which only one file exists is listed too, so that reading it names what is missing.
+
+    Raises:
+      UserError: a root is no folder.
+    """
+    paths = []
+    for root in roots:
+        if not Path(root).is_dir():
+            raise UserError(f"{root}: no such folder of outcome tables (gym.roots)")
+        found = {p.with_suffix(".parquet") for p in Path(root).glob("[!.]*/[!.]*.parquet")}
+        found |= {p.with_suffix(".parquet") for p in Path(root).glob("[!.]*/[!.]*.json")}
+        paths += sorted(found)
+    return paths
+
+
+def read_table(path: str | os.PathLike) -> Table:
+    """Read and check one table, given its Parquet path.
+
+    Raises:
+      UserError: a file is missing, truncated or not what it should be, a column is missing or of a
+        wrong type, an `ok` row has no finite outcome, a status or an experiment is unknown.
+    """
+    path = Path(path)
+    meta_path = path.with_suffix(".json")
+    for needed in (path, meta_path):
+        if not needed.is_file():
+            raise UserError(f"{needed}: missing; an outcome table is a .parquet and a .json file")
+    try:
+        meta = json.loads(meta_path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{meta_path}: not valid JSON (truncated?): {_line(error)}") from error
+    _check_meta(meta, str(meta_path))
+    if (meta["source"], meta["task"]) != (path.parent.name, path.stem):
+        raise UserError(
+            f"{meta_path}: says it is {meta['source']}/{meta['task']}, but it lies at "
+            f"{path.parent.name}/{path.stem}"
+        )
+    try:
+        rows = pq.read_table(pa.BufferReader(path.read_bytes()))
+    except (pa.ArrowException, OSError) as error:
+        reason = _line(error)
+        raise UserError(f"{path}: not a readable Parquet file (truncated?): {reason}") from error
+    _check_rows(meta, rows, str(path))
+    return Table(meta["source"], meta["task"], meta, rows)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
+
+
+def _field(value, key: str, kind, where: str):
+    """Return `value[key]`, checked to be of `kind`."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    accepted = " or ".join(k.__name__ for k in kinds)
+    found = value.get(key)
+    if key not in value or not isinstance(found, kinds) or isinstance(found, bool):
+        problem = "is missing" if key not in value else f"is a {type(found).__name__}"
+        raise UserError(f"{where}: field `{key}` {problem}; accepted is a {accepted}")
+    return found
+
+
+def _one_of(value, key: str, accepted: Sequence, where: str):
+    if value.get(key) not in accepted:
+        raise UserError(
+            f"{where}: field `{key}` is {value.get(key)!r}; accepted are "
+            f"{', '.join(map(str, accepted))}"
+        )
+
+
+def _check_meta(meta, where: str) -> None:
+    if not isinstance(meta, dict):
+        raise UserError(f"{where}: is a {type(meta).__name__}; accepted is a JSON object")
+    _one_of(meta, "format", (FORMAT,), where)
+    for key in ("source", "task"):
+        _check_name(_field(meta, key, str, where), key, where)
+    for name, entry in _field(meta, "experiments", dict, where).items():
+        at = f"{where}: experiment {name}"
+        _check_name(name, "experiments", where)
+        if not isinstance(entry, dict):
+            raise UserError(f"{at}: is a {type(entry).__name__}; accepted is a JSON object")
+        _field(entry, "context", dict, at)
+        fidelity = _field(entry, "fidelity", dict, at)
+        _one_of(fidelity, "level", LEVELS, at)
+        for key in ("parameters", "tokens", "flops"):
+            if not _field(fidelity, key, (int, float), at) >= 0:
+                raise UserError(f"{at}: fidelity.{key} is {fidelity[key]}; accepted is 0 or more")
+        objective = _field(entry, "objective", dict, at)
+        _field(objective, "metric", str, at)
+        _one_of(objective, "goal", GOALS, at)
+        _field(entry, "default_origin", str, at)
+        try:
+            space = Space.from_json(_field(entry, "space", dict, at))
+            space.validate(_field(entry, "default", dict, at))
+        except InvalidConfiguration as error:
+            raise UserError(f"{at}: the default configuration is invalid: {error}") from error
+        except ValueError as error:
+            raise UserError(f"{at}: field `space`: {error}") from error
+
+
+def _check_name(name: str, key: str, where: str) -> None:
+    if not name or "/" in name or name.startswith("."):
+        raise UserError(f"{where}: {key} {name!r}; accepted is a name without / and leading dot")
+
+
+def _check_column(rows: pa.Table, column: str, accepted: str, where: str) -> None:
+    if rows.column_names.count(column) != 1:
+        raise UserError(f"{where}: column `{column}` is missing; its type is {accepted}")
+    kind = rows.schema.field(column).type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    # A column without any value (seconds, where none is published) has no type of its own.
+    empty = pa.types.is_null(kind)
+    fits = {
+        "text": text,
+        "number": number or empty,
+        "integer": pa.types.is_integer(kind),
+        "text or number": text or number or pa.types.is_boolean(kind),
+    }
+    if not fits[accepted]:
+        raise UserError(f"{where}: column `{column}` is of type {kind}; accepted is {accepted}")
+
+
+def _check_rows(meta: dict, rows: pa.Table, where: str) -> None:
+    for column, accepted in (
+        ("experiment", "text"),
+        ("status", "text"),
+        ("seed", "integer"),
+        ("flops", "number"),
+        ("seconds", "number"),
+    ):
+        _check_column(rows, column, accepted, where)
+    for column, known, file in (
+        ("status", STATUSES, "accepted"),
+        ("experiment", tuple(meta["experiments"]), "described in the JSON file"),
+    ):
+        for value in pc.unique(rows[column]).to_pylist():
+            if value not in known:
+                raise UserError(
+                    f"{where}: unknown {column} {value!r} in row {_row_of(rows, column, value)}; "
+                    f"{file} are {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
+                )
+    present = set(pc.unique(rows["experiment"]).to_pylist())
+    needed = {}
+    for name, entry in meta["experiments"].items():
+        if name in present:
+            needed[entry["objective"]["metric"]] = "number"
+            for dimension in Space.from_json(entry["space"]).dimensions:
+                kind = "text or number" if dimension.kind == "categorical" else "number"
+                needed |= dict.fromkeys(config_columns(dimension), kind)
+    for column, accepted in needed.items():
+        _check_column(rows, column, accepted, where)
+    _check_outcomes(meta, rows, where)
+
+
+def _row_of(rows: pa.Table, column: str, value) -> int:
+    return rows[column].to_pylist().index(value) + 1
+
+
+def _check_outcomes(meta: dict, rows: pa.Table, where: str) -> None:
+    names = rows["experiment"].to_pylist()
+    statuses = rows["status"].to_pylist()
+    metric_of = {name: e["objective"]["metric"] for name, e in meta["experiments"].items()}
+    values_of = {metric: rows[metric].to_pylist() for metric in {metric_of[name] for name in names}}
+    for row, (name, status) in enumerate(zip(names, statuses, strict=True)):
+        outcome = values_of[metric_of[name]][row]
+        if status == "ok" and (outcome is None or not math.isfinite(outcome)):
+            raise UserError(
+                f"{where}: `{metric_of[name]}` is {outcome} in row {row + 1} (experiment {name}), "
+                "whose status is ok; accepted is a finite number, or another status"
+            )
