@@ -1,0 +1,220 @@
+"""Corpora by name: text in domains, each split into training and validation documents.
+
+`stdlib` is the running interpreter's own standard library: four kinds of text on every machine,
+without a download. `tfds:NAME[/CONFIG]` is any text data set of tensorflow-datasets.
+"""
+
+import ast
+import functools
+import importlib.metadata
+import importlib.util
+import inspect
+import os
+import platform
+import pydoc_data.topics
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+
+from autollm_jax.data.corpus import Corpus, digest, make_corpus
+from autollm_jax.data.tfds_corpus import load_tfds
+from autollm_jax.errors import UserError
+
+DEFAULT_MAX_BYTES = 4_000_000
+# Folders that are no part of the library: caches, installed packages, a build's own settings.
+_FOREIGN = {"__pycache__", "site-packages", "dist-packages"}
+_TEST_FOLDERS = {"test", "tests", "idle_test"}
+# Not text that anyone wrote: the topics are a domain of their own, the codecs are generated tables,
+# and the others name the machine, which would make the content hash differ between machines.
+_SKIPPED = ("pydoc_data/", "encodings/", "config-", "_sysconfigdata", "sitecustomize", "usercustom")
+# Distributions that strip the library's tests leave less than this.
+_FEW_TEST_BYTES = 1_000_000
+_PACKAGES_WITH_TESTS = ("numpy", "scipy", "pyarrow")
+
+
+def load_corpus(
+    name: str,
+    *,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    data_dir: str | os.PathLike | None = None,
+) -> Corpus:
+    """Load a corpus by name, the same on every call on one machine.
+
+    Args:
+      name: "stdlib", or "tfds:NAME[/CONFIG]" for a text data set of tensorflow-datasets.
+      max_bytes: Most bytes kept of each domain, training and validation together for "stdlib",
+        of the training split for "tfds:...".
+      data_dir: Where prepared TFDS data sets lie (default: TFDS' own); "stdlib" has no use for it.
+
+    Returns:
+      The corpus, with its version and the SHA-256 of its content.
+
+    Raises:
+      UserError: The name is unknown, or the data set has no text or cannot be had.
+    """
+    if name.startswith("tfds:") and name != "tfds:":
+        return load_tfds(name, max_bytes=max_bytes, data_dir=data_dir)
+    if name == "stdlib":
+        return _load_stdlib_once(max_bytes)
+    raise UserError(f"data.corpus={name!r} is unknown; accepted: stdlib, tfds:NAME[/CONFIG]")
+
+
+@functools.lru_cache(maxsize=2)
+def _load_stdlib_once(max_bytes: int) -> Corpus:
+    packages = {}
+    for package in _PACKAGES_WITH_TESTS:
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.submodule_search_locations:
+            packages[package] = Path(next(iter(spec.submodule_search_locations)))
+    root = Path(sysconfig.get_path("stdlib"))
+    return read_stdlib(root, packages, pydoc_data.topics.topics, max_bytes=max_bytes)
+
+
+def read_stdlib(
+    root: Path, packages: Mapping[str, Path], topics: Mapping[str, str], *, max_bytes: int
+) -> Corpus:
+    """Read a standard library as four domains.
+
+    A module serves either `library_code` or `docstrings`, by a hash of its path, so that the
+    domains share no text.
+
+    Args:
+      root: The folder of the standard library.
+      packages: Folders of installed packages by name; their tests stand in for the library's own
+        where a distribution has stripped those.
+      topics: The language reference, by topic.
+      max_bytes: Most bytes kept of each domain.
+
+    Returns:
+      A corpus of the domains that this machine has.
+
+    Raises:
+      UserError: The folder holds no library code.
+    """
+    library, tests = {}, {}
+    for path, file in _python_files(root).items():
+        (tests if _is_test(path) else library)[path] = file
+    notes = []
+    if sum(file.stat().st_size for file in tests.values()) < _FEW_TEST_BYTES:
+        borrowed = []
+        for package, folder in packages.items():
+            found = {
+                f"{package}/{path}": file
+                for path, file in _python_files(folder).items()
+                if _is_test(path)
+            }
+            if found:
+                tests.update(found)
+                borrowed.append(f"{package} {_version_of(package)}")
+        notes.append(
+            "the library's own tests are stripped here, test_code holds what is left and the "
+            f"tests of {', '.join(borrowed) or 'no package'}"
+        )
+    code = {p: f for p, f in library.items() if not p.startswith(_SKIPPED)}
+    documented = {p: f for p, f in code.items() if int(digest(f"half {p}")[:2], 16) % 2}
+    code = {p: f for p, f in code.items() if p not in documented}
+    domains = {
+        "docstrings": _cap(_docstrings(documented), max_bytes),
+        "language_reference": _cap(_without_repeats(topics), max_bytes),
+        "library_code": _read_some(code, max_bytes),
+        "test_code": _read_some(tests, max_bytes),
+    }
+    if not domains["library_code"]:
+        raise UserError(f"{root}: no Python files of a standard library here; use tfds:NAME")
+    return make_corpus(
+        "stdlib",
+        version=f"{platform.python_implementation()} {platform.python_version()}",
+        description="; ".join(["the interpreter's standard library", *notes]),
+        domains=domains,
+    )
+
+
+def _python_files(root: Path) -> dict[str, Path]:
+    """Return the Python files under `root` by relative path, sorted."""
+    files = {}
+    for folder, children, names in os.walk(root):
+        children[:] = [child for child in children if child not in _FOREIGN]
+        for name in names:
+            file = Path(folder, name)
+            if name.endswith(".py") and file.is_file():
+                files[file.relative_to(root).as_posix()] = file
+    return dict(sorted(files.items()))
+
+
+def _is_test(path: str) -> bool:
+    return not _TEST_FOLDERS.isdisjoint(path.split("/")[:-1])
+
+
+def _version_of(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "of unknown version"
+
+
+def _read_some(files: Mapping[str, Path], max_bytes: int) -> dict[str, str]:
+    """Read files in the order of their paths' hashes up to `max_bytes`; skip undecodable ones."""
+    texts, total = {}, 0
+    for path in sorted(files, key=digest):
+        size = files[path].stat().st_size
+        if size == 0 or total + size > max_bytes:
+            continue
+        try:
+            texts[path] = files[path].read_bytes().decode("utf-8")
+        except UnicodeDecodeError:
+            continue
+        total += size
+    return texts
+
+
+def _cap(texts: Mapping[str, str], max_bytes: int) -> dict[str, str]:
+    """Keep texts in the order of their keys' hashes up to `max_bytes`."""
+    kept, total = {}, 0
+    for key in sorted(texts, key=digest):
+        size = len(texts[key].encode("utf-8"))
+        if size and total + size <= max_bytes:
+            kept[key] = texts[key]
+            total += size
+    return kept
+
+
+def _docstrings(files: Mapping[str, Path]) -> dict[str, str]:
+    """Return each module's docstrings as one document."""
+    documents = {}
+    for path, file in files.items():
+        try:
+            source = file.read_bytes().decode("utf-8")
+            tree = ast.parse(source)
+        except (UnicodeDecodeError, SyntaxError, ValueError):
+            continue
+        found = [text for text in _docstrings_of(tree) if text]
+        if found:
+            documents[path] = "\n\n".join(found) + "\n"
+    return documents
+
+
+def _docstrings_of(node: ast.AST):
+    """Yield the docstrings of a module, its classes and its functions, in order of appearance.
+
+    Only bodies of definitions are searched, which is many times faster than `ast.walk`.
+    """
+    first = node.body[0] if node.body else None
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+        if isinstance(first.value.value, str):
+            # A lone surrogate written as an escape cannot be encoded: the document goes without.
+            text = first.value.value.encode("utf-8", "ignore").decode("utf-8")
+            yield inspect.cleandoc(text)
+    for child in node.body:
+        if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield from _docstrings_of(child)
+
+
+def _without_repeats(topics: Mapping[str, str]) -> dict[str, str]:
+    """Leave out topics whose text stands in a longer one: they would leak between the splits."""
+    kept = {}
+    for topic in sorted(topics, key=lambda key: (-len(topics[key]), key)):
+        # The heading with its underline differs between the two places, the body does not.
+        body = topics[topic].split("\n", 3)[-1].strip()
+        if body and not any(body in text for text in kept.values()):
+            kept[topic] = topics[topic]
+    return kept

@@ -1,0 +1,324 @@
+"""The input pipeline: documents to packed rows, rows to batches that are a function of the step.
+
+1. `tokenize` turns documents into one stream per domain; `packed_corpus` keeps it on disk.
+2. `pack` cuts a stream into rows of T + 1 tokens that overlap by one, so that a row gives T inputs
+   and T next-token targets, and every token of the stream is a target once.
+3. `Pipeline` orders the rows with grain (shuffle, repeat, mix) and gathers batches. Batch `step` is
+   a pure function of (rows, seed, step): the state of a run is its step count, and to resume is to
+   go on from there.
+
+Letters: N rows, T tokens a row, B rows a batch (here: of this process), K steps.
+"""
+
+import dataclasses
+import hashlib
+import io
+import os
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import grain
+import jax
+import numpy as np
+
+from autollm_jax.data.corpus import Corpus
+from autollm_jax.data.tokenizer import Tokenizer
+from autollm_jax.errors import UserError
+from autollm_jax.files import write_atomic
+
+# Raised when the stream's making changes, so that old caches are not read.
+_STREAM_FORMAT = 1
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """One batch, or K of them with a leading axis.
+
+    Attributes:
+      tokens_BT: int32 inputs.
+      targets_BT: int32, the token after each input.
+      loss_mask_BT: bool, False where the target is padding or starts another document.
+      segments_BT: int32, which document of the row a token is of, from 1; 0 is padding.
+      positions_BT: int32, position since the document's start in the row.
+    """
+
+    tokens_BT: np.ndarray | jax.Array
+    targets_BT: np.ndarray | jax.Array
+    loss_mask_BT: np.ndarray | jax.Array
+    segments_BT: np.ndarray | jax.Array
+    positions_BT: np.ndarray | jax.Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stream:
+    """Documents one after another.
+
+    Attributes:
+      tokens_M: uint16 (int32 for a larger vocabulary); each document is bos, its text, eos.
+      starts_D: int64, where each document starts.
+    """
+
+    tokens_M: np.ndarray
+    starts_D: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Packed:
+    """Rows of T + 1 tokens; the last token of a row is the first of the next.
+
+    Attributes:
+      length: T.
+      tokens_NT: [N, T + 1], padded with pad_id in the last row.
+      segments_NT: [N, T + 1] uint16, the row's documents counted from 1; 0 is padding.
+      positions_NT: [N, T + 1] uint16, position since the document's start in the row.
+    """
+
+    length: int
+    tokens_NT: np.ndarray
+    segments_NT: np.ndarray
+    positions_NT: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.tokens_NT)
+
+
+def tokenize(documents: Sequence[str], tokenizer: Tokenizer) -> Stream:
+    """Encode documents into one stream; a control symbol's spelling is encoded as plain text."""
+    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
+    encoded = [np.array(ids, dtype) for ids in tokenizer.encode_documents(documents)]
+    lengths = np.array([len(ids) for ids in encoded], np.int64)
+    starts_D = np.cumsum(lengths) - lengths
+    return Stream(np.concatenate(encoded) if encoded else np.zeros(0, dtype), starts_D)
+
+
+def pack(documents: Sequence[str] | Stream, tokenizer: Tokenizer, length: int) -> Packed:
+    """Concatenate documents and cut them into rows.
+
+    Args:
+      documents: Texts, or the stream that `tokenize` made of them.
+      tokenizer: The vocabulary.
+      length: T, the number of inputs and of targets a row gives.
+
+    Returns:
+      ceil((tokens - 1) / T) rows; of no documents, none.
+
+    Raises:
+      UserError: The length is not in 1 ... 65534.
+    """
+    if not 1 <= length < (1 << 16) - 1:
+        raise UserError(f"data.length={length}: must be from 1 to 65534")
+    stream = documents if isinstance(documents, Stream) else tokenize(documents, tokenizer)
+    total = len(stream.tokens_M)
+    rows = max(0, -(-(total - 1) // length))
+    # M positions of the padded stream; a padded position belongs to no document.
+    place_M = np.arange(rows * length + 1)
+    tokens_M = np.full(len(place_M), tokenizer.pad_id, stream.tokens_M.dtype)
+    tokens_M[:total] = stream.tokens_M[: len(place_M)]
+    document_M = np.searchsorted(stream.starts_D, place_M, side="right")
+    index_NT = np.arange(rows)[:, None] * length + np.arange(length + 1)[None, :]
+    if not rows:
+        empty = np.zeros((0, length + 1), np.uint16)
+        return Packed(length, tokens_M[index_NT], empty, empty)
+    document_NT = document_M[index_NT]
+    segments_NT = document_NT - document_NT[:, :1] + 1
+    segments_NT[index_NT >= total] = 0
+    start_NT = np.maximum(stream.starts_D[document_NT - 1], index_NT[:, :1])
+    positions_NT = np.where(segments_NT > 0, index_NT - start_NT, 0)
+    return Packed(
+        length, tokens_M[index_NT], segments_NT.astype(np.uint16), positions_NT.astype(np.uint16)
+    )
+
+
+def packed_corpus(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    length: int,
+    *,
+    split: str = "train",
+    cache_dir: str | os.PathLike | None = None,
+) -> dict[str, Packed]:
+    """Pack each domain of a corpus; no row holds text of two domains or of two splits.
+
+    Args:
+      corpus: The corpus.
+      tokenizer: The vocabulary.
+      length: T.
+      split: "train" or "validation".
+      cache_dir: Where token streams are kept, in a file named by the corpus' and the tokenizer's
+        hashes; they serve every length. None keeps none.
+
+    Returns:
+      Rows by domain.
+    """
+    documents = corpus.split(split)
+    if cache_dir is None:
+        streams = {domain: tokenize(texts, tokenizer) for domain, texts in documents.items()}
+    else:
+        key = f"{_STREAM_FORMAT} {corpus.content_hash} {tokenizer.content_hash} {split}"
+        name = f"tokens-{split}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+        streams = _cached_streams(Path(cache_dir, name), documents, tokenizer)
+    return {domain: pack(stream, tokenizer, length) for domain, stream in streams.items()}
+
+
+def _cached_streams(
+    path: Path, documents: Mapping[str, Sequence[str]], tokenizer: Tokenizer
+) -> dict[str, Stream]:
+    if path.exists():
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return {
+                    domain: Stream(arrays[f"{domain}.tokens"], arrays[f"{domain}.starts"])
+                    for domain in documents
+                }
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path}: damaged token cache; delete it and run again") from error
+    streams = {domain: tokenize(texts, tokenizer) for domain, texts in documents.items()}
+    arrays = {}
+    for domain, stream in streams.items():
+        arrays[f"{domain}.tokens"] = stream.tokens_M
+        arrays[f"{domain}.starts"] = stream.starts_D
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    write_atomic(path, file.getvalue())
+    return streams
+
+
+class Pipeline:
+    """Batches of packed rows, each a pure function of (seed, step).
+
+    Attributes:
+      rows: Number of rows in all domains.
+      batch_size: Rows of a batch on this process.
+      steps_per_epoch: Whole global batches in one pass over the rows (without weights).
+      dataset: grain.MapDataset whose element `step` is that step's Batch on this process.
+    """
+
+    def __init__(
+        self,
+        packed: Packed | Mapping[str, Packed],
+        batch_size: int,
+        seed: int,
+        *,
+        weights: Mapping[str, float] | None = None,
+        shuffle: bool = True,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        """Order rows without end: each epoch is a new permutation, epochs follow without a gap.
+
+        Args:
+          packed: Rows, or rows by domain, all of one length.
+          batch_size: Rows of a global batch, over all processes.
+          seed: Any non-negative integer.
+          weights: Share of each domain in the rows drawn, by name; domains that are not named get
+            none. None: every row once an epoch, so that domains have their natural shares.
+          shuffle: False keeps the rows' order, for evaluation.
+          process_index: This process.
+          process_count: Each process gets its even slice of every global batch, in order.
+
+        Raises:
+          UserError: No rows, a batch that does not divide, or a weight that fits no domain.
+        """
+        if isinstance(packed, Packed):
+            packed = {"all": packed}
+        if batch_size < 1 or batch_size % process_count:
+            raise UserError(
+                f"data.batch_size={batch_size}: must be a positive multiple of {process_count}, "
+                "the number of processes"
+            )
+        parts = list(packed.values())
+        if len({part.length for part in parts}) > 1:
+            raise ValueError("all domains must be packed at one length")
+        self.length = parts[0].length
+        self.rows = sum(len(part) for part in parts)
+        if not self.rows:
+            raise UserError("data: there is not one row to train on; the corpus is empty")
+        self._tokens_NT = np.concatenate([part.tokens_NT for part in parts])
+        self._segments_NT = np.concatenate([part.segments_NT for part in parts])
+        self._positions_NT = np.concatenate([part.positions_NT for part in parts])
+        self.batch_size = batch_size // process_count
+        self.steps_per_epoch = self.rows // batch_size
+        self._global_batch_size = batch_size
+        first = process_index * self.batch_size
+        self._local = slice(first, first + self.batch_size)
+        # Elements are row numbers: tiny batches then cost index arithmetic and one gather.
+        self._order = _row_order(packed, seed, weights, shuffle)
+        self.dataset = self._order.batch(batch_size).map(
+            lambda rows_B: self._gather(np.asarray(rows_B)[self._local])
+        )
+
+    def batch(self, step: int) -> Batch:
+        """Return this process's slice of batch `step`, a Batch of [B, T] arrays."""
+        return self.dataset[step]
+
+    def batches(self, start: int, count: int) -> Batch:
+        """Return the batches `start` ... `start + count - 1` stacked: a Batch of [K, B, T] arrays.
+
+        The quick way to feed a scan over steps; equals `batch` step by step.
+        """
+        size = self._global_batch_size
+        order = self._order
+        rows = [
+            order[index]
+            for step in range(start, start + count)
+            for index in range(step * size + self._local.start, step * size + self._local.stop)
+        ]
+        return self._gather(np.array(rows, np.int64).reshape(count, self.batch_size))
+
+    def iterate(self, start: int = 0, *, prefetch: int = 8) -> Iterator[Batch]:
+        """Yield the batches from step `start` on, without end, prefetched by a thread.
+
+        A run that consumed n batches goes on with `iterate(n)`: n is all there is to save.
+        """
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
+        return iter(self.dataset[start:].to_iter_dataset(options))
+
+    def _gather(self, rows: np.ndarray) -> Batch:
+        tokens = self._tokens_NT[rows].astype(np.int32)
+        segments = self._segments_NT[rows].astype(np.int32)
+        positions = self._positions_NT[rows].astype(np.int32)
+        here, after = segments[..., :-1], segments[..., 1:]
+        return Batch(
+            tokens_BT=tokens[..., :-1],
+            targets_BT=tokens[..., 1:],
+            loss_mask_BT=(here == after) & (after > 0),
+            segments_BT=here,
+            positions_BT=positions[..., :-1],
+        )
+
+
+def _row_order(
+    packed: Mapping[str, Packed], seed: int, weights: Mapping[str, float] | None, shuffle: bool
+) -> grain.MapDataset:
+    """Return the endless dataset of row numbers."""
+    if weights is None:
+        return _endless(0, sum(map(len, packed.values())), seed, 0, shuffle)
+    unknown = sorted(set(weights) - set(packed))
+    if unknown:
+        raise UserError(f"data.weights names {unknown[0]!r}; accepted: {', '.join(packed)}")
+    parts, shares, first = [], [], 0
+    for number, (domain, part) in enumerate(packed.items()):
+        share = float(weights.get(domain, 0.0))
+        if not (np.isfinite(share) and share >= 0) or (share and not len(part)):
+            raise UserError(
+                f"data.weights[{domain!r}]={share}: must be finite, not negative, and 0 for a "
+                "domain without rows"
+            )
+        if share:
+            parts.append(_endless(first, len(part), seed, number, shuffle))
+            shares.append(share)
+        first += len(part)
+    if not parts:
+        raise UserError("data.weights: at least one weight must be above 0")
+    total = sum(shares)
+    return grain.MapDataset.mix(parts, weights=[share / total for share in shares])
+
+
+def _endless(first: int, count: int, seed: int, domain: int, shuffle: bool) -> grain.MapDataset:
+    order = grain.MapDataset.range(first, first + count)
+    if shuffle:
+        # grain seeds epoch e with seed + e: hashing keeps neighbouring seeds from sharing epochs.
+        order = order.shuffle(seed=int(np.random.SeedSequence([seed, domain]).generate_state(1)[0]))
+    return order.repeat()

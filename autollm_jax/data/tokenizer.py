@@ -1,0 +1,281 @@
+"""A SentencePiece vocabulary: trained deterministically, exact on every text, cached by content."""
+
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import sentencepiece
+
+from autollm_jax.data.corpus import Corpus
+from autollm_jax.errors import UserError
+from autollm_jax.files import write_atomic
+
+PAD, UNK, BOS, EOS = 0, 1, 2, 3
+# Text is trained on in pieces of at most so many characters: SentencePiece drops longer ones.
+_CHUNK = 4000
+DEFAULT_SAMPLE_BYTES = 2_000_000
+# SentencePiece writes a space as this character, so the character itself goes as bytes.
+_SPACE_MARK = "\u2581"
+
+
+class Tokenizer:
+    """Map text to token ids and back, exactly.
+
+    Attributes:
+      vocab_size: Number of ids.
+      pad_id, bos_id, eos_id: Ids that no text encodes to.
+      content_hash: SHA-256 of the model file.
+      symbols: The user-defined symbols, each one id.
+    """
+
+    pad_id = PAD
+    bos_id = BOS
+    eos_id = EOS
+
+    def __init__(self, model: bytes):
+        """Read a serialised SentencePiece model that `train_tokenizer` wrote."""
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.model = model
+        self.content_hash = hashlib.sha256(model).hexdigest()
+        self.vocab_size = self._processor.vocab_size()
+        self._bytes_of = [self._bytes(id) for id in range(self.vocab_size)]
+        self._byte_id = {}
+        for id in range(self.vocab_size):
+            if self._processor.is_byte(id):
+                self._byte_id[self._bytes_of[id][0]] = id
+        # Training lays the ids out as: four control ids, the symbols, 256 bytes, learned pieces.
+        first_byte = self._byte_id[0]
+        self.symbols = tuple(map(self._processor.id_to_piece, range(EOS + 1, first_byte)))
+        longest_first = sorted(self.symbols, key=len, reverse=True)
+        # A look-ahead finds overlapping symbols too.
+        pattern = "|".join(map(re.escape, longest_first))
+        self._inside_symbol = re.compile(f"(?={pattern})") if self.symbols else None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Tokenizer":
+        """Read a model file.
+
+        Raises:
+          UserError: The file is missing or no SentencePiece model.
+        """
+        try:
+            return cls(Path(path).read_bytes())
+        except OSError as error:
+            raise UserError(f"{path}: cannot read the tokenizer: {error.strerror}") from error
+        except RuntimeError as error:
+            raise UserError(f"{path}: not a SentencePiece model file") from error
+
+    def encode(self, text: str, *, allow_symbols: bool = True) -> list[int]:
+        """Encode a text.
+
+        Args:
+          text: Any Unicode text without lone surrogates.
+          allow_symbols: Whether a symbol spelt out in the text becomes its one id. False for
+            text from outside, which must not be able to write control ids: there a symbol's
+            spelling is encoded as ordinary text.
+
+        Returns:
+          Token ids, without bos and eos.
+        """
+        if _SPACE_MARK in text:
+            ids = []
+            for number, part in enumerate(text.split(_SPACE_MARK)):
+                if number:
+                    ids += [self._byte_id[byte] for byte in _SPACE_MARK.encode()]
+                ids += self._encode(part, allow_symbols)
+            return ids
+        return self._encode(text, allow_symbols)
+
+    def _encode(self, text: str, allow_symbols: bool) -> list[int]:
+        if allow_symbols or self._inside_symbol is None:
+            return self._processor.encode(text)
+        # Cut after the first character of every occurrence: no piece holds a whole symbol.
+        cuts = [match.start() + 1 for match in self._inside_symbol.finditer(text)]
+        if not cuts:
+            return self._processor.encode(text)
+        ids = []
+        for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
+            ids += self._processor.encode(text[start:end])
+        return ids
+
+    def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode many texts as ordinary text (no symbols), each with bos before and eos after."""
+        return [[BOS, *self.encode(text, allow_symbols=False), EOS] for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Decode token ids; control ids give nothing, invalid UTF-8 gives U+FFFD.
+
+        `decode(encode(text)) == text` for every text without lone surrogates.
+        """
+        table = self._bytes_of
+        return b"".join([table[id] for id in ids]).decode("utf-8", "replace")
+
+    def id_of(self, symbol: str) -> int:
+        """Return the id of a symbol or piece.
+
+        Raises:
+          KeyError: The vocabulary has no such piece.
+        """
+        id = self._processor.piece_to_id(symbol)
+        if id == UNK:
+            raise KeyError(symbol)
+        return id
+
+    def _bytes(self, id: int) -> bytes:
+        piece = self._processor.id_to_piece(id)
+        if self._processor.is_byte(id):
+            return bytes([int(piece[3:-1], 16)])
+        if self._processor.is_control(id) or self._processor.is_unknown(id):
+            return b""
+        return piece.replace(_SPACE_MARK, " ").encode("utf-8")
+
+
+def train_tokenizer(
+    texts: Iterable[str],
+    vocab_size: int,
+    path: str | os.PathLike | None = None,
+    *,
+    user_defined_symbols: Sequence[str] = (),
+    split_digits: bool = True,
+    model_type: str = "bpe",
+    sample_bytes: int = DEFAULT_SAMPLE_BYTES,
+) -> Tokenizer:
+    """Train a vocabulary: the same texts and settings give the same bytes.
+
+    Every byte has an id, and nothing is normalised, so that every text round-trips. SentencePiece
+    (arXiv 1808.06226) with one thread.
+
+    Args:
+      texts: Training texts.
+      vocab_size: Number of ids: 4 control ids, the symbols, 256 bytes, and what is learned.
+      path: Where to write the model file, atomically; None to write none.
+      user_defined_symbols: Strings that become one id each, of at least two characters.
+      split_digits: Whether each digit is a piece of its own.
+      model_type: "bpe" or "unigram".
+      sample_bytes: About how many bytes are trained on, spread evenly over the texts.
+
+    Returns:
+      The tokenizer.
+
+    Raises:
+      UserError: The size does not suit the texts, or a symbol is too short.
+    """
+    for symbol in user_defined_symbols:
+        if len(symbol) < 2 or _SPACE_MARK in symbol:
+            raise UserError(f"tokenizer symbol {symbol!r}: must have at least two characters")
+    least = EOS + 1 + len(user_defined_symbols) + 256
+    if vocab_size <= least:
+        raise UserError(
+            f"tokenizer vocab_size={vocab_size} is too small: {least} ids are taken by control "
+            "ids, symbols and bytes"
+        )
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(_sample(texts, sample_bytes)),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type=model_type,
+            user_defined_symbols=list(user_defined_symbols),
+            split_digits=split_digits,
+            **_FIXED_SETTINGS,
+        )
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[-200:]
+        raise UserError(f"tokenizer vocab_size={vocab_size}: training failed: {reason}") from error
+    if path is not None:
+        write_atomic(path, model.getvalue())
+    return Tokenizer(model.getvalue())
+
+
+def cached_tokenizer(
+    source: Corpus | Iterable[str],
+    vocab_size: int,
+    cache_dir: str | os.PathLike,
+    *,
+    user_defined_symbols: Sequence[str] = (),
+    split_digits: bool = True,
+    model_type: str = "bpe",
+    sample_bytes: int = DEFAULT_SAMPLE_BYTES,
+) -> Tokenizer:
+    """Return the vocabulary for these texts and settings, trained at most once per folder.
+
+    Args:
+      source: A corpus, of which the training documents are used, or texts.
+      vocab_size: As in `train_tokenizer`, as are the other arguments.
+      cache_dir: Folder of model files, each named by a hash of settings and content.
+
+    Returns:
+      The tokenizer.
+
+    Raises:
+      UserError: As `train_tokenizer`; or the cached file is damaged.
+    """
+    settings = {
+        "vocab_size": vocab_size,
+        "user_defined_symbols": list(user_defined_symbols),
+        "split_digits": split_digits,
+        "model_type": model_type,
+        "sample_bytes": sample_bytes,
+    }
+    if isinstance(source, Corpus):
+        texts = [text for domain in source.domains for text in source.documents[domain]]
+        content = source.content_hash
+    else:
+        texts = list(source)
+        total = hashlib.sha256()
+        for text in texts:
+            total.update(hashlib.sha256(text.encode("utf-8")).digest())
+        content = total.hexdigest()
+    key = json.dumps([settings, _FIXED_SETTINGS, _CHUNK, sentencepiece.__version__, content])
+    name = f"tokenizer-{vocab_size}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.model"
+    path = Path(cache_dir, name)
+    if path.exists():
+        return Tokenizer.load(path)
+    return train_tokenizer(texts, path=path, **settings)
+
+
+# Everything that determines the model beside the arguments. One thread, and no shuffled
+# subsample: both would make the outcome depend on more than the texts.
+_FIXED_SETTINGS = {
+    "byte_fallback": True,
+    "normalization_rule_name": "identity",
+    "add_dummy_prefix": False,
+    "remove_extra_whitespaces": False,
+    "allow_whitespace_only_pieces": True,
+    "character_coverage": 0.9995,
+    "pad_id": PAD,
+    "unk_id": UNK,
+    "bos_id": BOS,
+    "eos_id": EOS,
+    "num_threads": 1,
+    "input_sentence_size": 0,
+    "shuffle_input_sentence": False,
+    "max_sentence_length": 4 * _CHUNK + 1,
+    "minloglevel": 2,
+}
+
+
+def _sample(texts: Iterable[str], sample_bytes: int) -> list[str]:
+    """Cut texts into chunks at line ends and keep evenly spaced ones."""
+    chunks = [chunk for text in texts for chunk in _chunks(text)]
+    total = sum(len(chunk.encode("utf-8")) for chunk in chunks)
+    if total <= sample_bytes:
+        return chunks
+    kept = max(1, len(chunks) * sample_bytes // total)
+    return [chunks[number * len(chunks) // kept] for number in range(kept)]
+
+
+def _chunks(text: str) -> Iterable[str]:
+    start = 0
+    while start < len(text):
+        end = start + _CHUNK
+        if end < len(text):
+            line_end = text.rfind("\n", start, end) + 1
+            end = line_end if line_end > start else end
+        yield text[start:end]
+        start = end
