@@ -162,7 +162,7 @@ class Episode:
         ]
 
     def score_rows(self) -> list[dict]:
-        """Return one row per trial for `results.parquet`, which adds who played and with which seed.
+        """Return one row per trial for `results.parquet`, without who played and with which seed.
 
         `regret` and `regret_minmax` are those of the trial itself; an invalid one scores 1.
         """

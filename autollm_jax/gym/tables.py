@@ -77,17 +77,29 @@ def write_table(root: str | os.PathLike, meta: Mapping, rows: pa.Table | Sequenc
       UserError: the table would be refused when read; nothing has been written.
     """
     if not isinstance(rows, pa.Table):
-        rows = pa.Table.from_pylist([dict(row) for row in rows])
+        rows = _columns(rows)
     meta = json.loads(json.dumps(meta))
     where = f"{meta.get('source')}/{meta.get('task')}"
     _check_meta(meta, where)
     rows_path, meta_path = table_paths(root, meta["source"], meta["task"])
     _check_rows(meta, rows, str(rows_path))
     buffer = pa.BufferOutputStream()
-    pq.write_table(rows, buffer, compression="zstd")
+    pq.write_table(rows, buffer, compression="zstd", write_page_checksum=True)
     write_json_atomic(meta_path, meta)
     write_atomic(rows_path, buffer.getvalue().to_pybytes())
     return rows_path
+
+
+def _columns(rows: Sequence[Mapping]) -> pa.Table:
+    # pa.Table.from_pylist would keep only the first row's columns.
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {}
+    for name in names:
+        try:
+            columns[name] = pa.array([row.get(name) for row in rows])
+        except (pa.ArrowException, TypeError) as error:
+            raise UserError(f"rows of an outcome table: column `{name}`: {_line(error)}") from error
+    return pa.table(columns)
 
 
 def find_tables(roots: Sequence[str | os.PathLike]) -> list[Path]:
@@ -131,7 +143,7 @@ def read_table(path: str | os.PathLike) -> Table:
             f"{path.parent.name}/{path.stem}"
         )
     try:
-        rows = pq.read_table(pa.BufferReader(path.read_bytes()))
+        rows = pq.read_table(pa.BufferReader(path.read_bytes()), page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         reason = _line(error)
         raise UserError(f"{path}: not a readable Parquet file (truncated?): {reason}") from error
@@ -177,8 +189,9 @@ def _check_meta(meta, where: str) -> None:
         fidelity = _field(entry, "fidelity", dict, at)
         _one_of(fidelity, "level", LEVELS, at)
         for key in ("parameters", "tokens", "flops"):
-            if not _field(fidelity, key, (int, float), at) >= 0:
-                raise UserError(f"{at}: fidelity.{key} is {fidelity[key]}; accepted is 0 or more")
+            # The upper end refuses infinity and integers that no float can hold.
+            if not 0 <= _field(fidelity, key, (int, float), at) < 1e300:
+                raise UserError(f"{at}: field `{key}`: accepted is a finite number, 0 or more")
         objective = _field(entry, "objective", dict, at)
         _field(objective, "metric", str, at)
         _one_of(objective, "goal", GOALS, at)

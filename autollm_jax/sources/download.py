@@ -1,0 +1,57 @@
+"""Fetch upstream files and check that they are the pinned ones."""
+
+import hashlib
+import http.client
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import tqdm
+
+from autollm_jax.errors import UserError
+from autollm_jax.sources.source import Source
+
+TIMEOUT_SECONDS = 60
+CHUNK_BYTES = 1 << 16
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def download(source: Source, folder: Path) -> None:
+    """Fetch all of a source's files into `folder`, showing progress.
+
+    Raises:
+      UserError: no connection (the line names the files to fetch by hand), or a file's SHA-256 is
+        not the pinned one.
+    """
+    for file, expected in source.files.items():
+        address, path = source.file_address(file), folder / Path(file).name
+        try:
+            _fetch(address, path)
+        # Of what http.client and urllib raise, only these are failures of the connection.
+        except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+            wanted = " and ".join(source.file_address(name) for name in source.files)
+            raise UserError(
+                f"{address}: cannot be downloaded ({' '.join(str(error).split())}); fetch {wanted} "
+                "by hand into a folder and give it as --path=FOLDER"
+            ) from error
+        found = sha256_of(path)
+        if found != expected:
+            raise UserError(
+                f"{address}: SHA-256 is {found}, expected {expected}; the download is not the "
+                "pinned file, nothing was imported"
+            )
+
+
+def _fetch(address: str, path: Path) -> None:
+    with urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS) as response:
+        size = int(response.headers.get("Content-Length") or 0) or None
+        bar = tqdm.tqdm(total=size, unit="B", unit_scale=True, desc=path.name)
+        with open(path, "wb") as file, bar:
+            while chunk := response.read(CHUNK_BYTES):
+                file.write(chunk)
+                bar.update(len(chunk))

@@ -1,0 +1,88 @@
+"""Import a public table as outcome tables.
+
+    python launch/import_data.py --source=steplaw --out=ROOT
+    python launch/import_data.py --source=steplaw --path=FILE_OR_DIR --out=ROOT
+
+Without --path the upstream files are downloaded at a pinned commit and their SHA-256 is checked.
+With --path they are read from a file or a folder, as published; other rows, or fewer, are fine.
+Writes ROOT/SOURCE/TASK.parquet and ROOT/SOURCE/TASK.json.
+"""
+
+import collections
+import pathlib
+import sys
+import tempfile
+
+from absl import app, flags
+
+from autollm_jax.errors import UserError
+from autollm_jax.gym import tables
+from autollm_jax.sources import SOURCES
+from autollm_jax.sources.download import download
+from autollm_jax.sources.source import Source, Tables
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("source", None, f"Table to import: {', '.join(SOURCES)}.")
+flags.DEFINE_string("path", None, "File or folder as published; downloaded where not given.")
+flags.DEFINE_string("out", None, "Folder of outcome tables to write into.")
+
+
+def import_source(source: Source, path: str | None, out: str) -> None:
+    """Read a source's files, write its outcome tables under `out`, and say what was imported."""
+    print(f"{source.name}: {source.address} at {source.commit}\nlicence: {source.licence}")
+    if path is None:
+        with tempfile.TemporaryDirectory() as folder:
+            download(source, pathlib.Path(folder))
+            imported = source.read(pathlib.Path(folder))
+    else:
+        imported = source.read(pathlib.Path(path))
+    for meta, rows in imported:
+        try:
+            written = tables.write_table(out, meta, rows)
+        except OSError as error:
+            raise UserError(f"{out}: cannot be written: {error}; give another --out") from error
+        print(f"wrote {written} and {written.with_suffix('.json').name}")
+    _summarise(source, imported)
+
+
+def _summarise(source: Source, imported: Tables) -> None:
+    pinned = set(source.files.values())
+    for meta, rows in imported:
+        for name, found in meta["upstream"]["files"].items():
+            kind = "the pinned file" if found in pinned else "not the pinned file: a part, or other"
+            print(f"read {name}, SHA-256 {found} ({kind})")
+        levels = collections.Counter(e["fidelity"]["level"] for e in meta["experiments"].values())
+        shown = ", ".join(f"{levels[level]} {level}" for level in tables.LEVELS if levels[level])
+        status = collections.Counter(row["status"] for row in rows)
+        print(
+            f"{meta['task']}: {len(meta['experiments'])} experiments ({shown}), {len(rows)} rows: "
+            + ", ".join(f"{status[name]} {name}" for name in tables.STATUSES if status[name])
+        )
+        if meta.get("left_out"):
+            print(f"left out, no run being ok: {', '.join(meta['left_out'])}")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}; accepted are --source, --path, --out")
+    if FLAGS.source is None and FLAGS.path is None and FLAGS.out is None:
+        print(__doc__ + f"\nSources: {', '.join(SOURCES)}.")
+        raise UserError("--source and --out are missing")
+    if FLAGS.source not in SOURCES:
+        raise UserError(f"--source is {FLAGS.source!r}; accepted are {', '.join(SOURCES)}")
+    if not FLAGS.out:
+        raise UserError("--out is missing; accepted is the folder of outcome tables to write into")
+    import_source(SOURCES[FLAGS.source], FLAGS.path, FLAGS.out)
+
+
+def run(argv: list[str]) -> None:
+    """Call `main`; a user's mistake is one line and exit code 1."""
+    try:
+        main(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    app.run(run)
