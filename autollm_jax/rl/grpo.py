@@ -1,0 +1,155 @@
+"""Group-relative policy optimisation: advantages and loss, arrays in and arrays out.
+
+GRPO is from DeepSeekMath (arXiv 2402.03300); a clip range that is wider above than below and the
+mean over all tokens of a batch are from DAPO (arXiv 2503.14476); the choice not to divide by the
+group's standard deviation is Dr. GRPO's (arXiv 2503.20783).
+
+Letters: N groups, G members of a group, J turns, B rows, T tokens.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from autollm_jax.training.masked import Metric, masked_sum
+
+NORMALISATIONS = ("std", "none")
+CREDITS = ("episode", "turn")
+
+
+@dataclasses.dataclass(frozen=True)
+class GRPOHyperparameters:
+    """What the advantages and the loss depend on.
+
+    clip_low, clip_high: the probability ratio counts up to 1 - clip_low and 1 + clip_high.
+    kl_coefficient: weight of the divergence from the reference policy; 0 needs no reference.
+    entropy_coefficient: weight of an entropy bonus.
+    temperature: that of the rollout; log-probabilities are recomputed with it.
+    normalisation: "std" divides advantages by the group's standard deviation, "none" does not.
+    credit: "episode" gives every token the episode's return; "turn" gives a turn's tokens the
+      rewards from that turn on.
+    """
+
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    kl_coefficient: float = 0.01
+    entropy_coefficient: float = 0.0
+    temperature: float = 1.0
+    normalisation: str = "std"
+    credit: str = "turn"
+
+    def __post_init__(self):
+        if self.normalisation not in NORMALISATIONS:
+            raise ValueError(
+                f"normalisation={self.normalisation!r} must be one of {', '.join(NORMALISATIONS)}"
+            )
+        if self.credit not in CREDITS:
+            raise ValueError(f"credit={self.credit!r} must be one of {', '.join(CREDITS)}")
+
+
+def group_advantages(rewards_NG, mask_NG=None, *, normalisation: str = "std", epsilon=1e-4):
+    """Score each member against its group.
+
+    Args:
+      rewards_NG: returns.
+      mask_NG: members that exist; all by default. The others neither count nor score.
+      normalisation: "std" or "none".
+      epsilon: standard deviations up to this are taken for rounding: such a group scores 0.
+
+    Returns:
+      advantages_NG: reward less the group's mean, divided by its standard deviation if asked to.
+      A group without differences, or with one member, scores 0.
+
+    Source: DeepSeekMath, arXiv 2402.03300, section 4.1.2.
+    """
+    rewards_NG = jnp.asarray(rewards_NG, jnp.float32)
+    mask_NG = jnp.ones_like(rewards_NG, bool) if mask_NG is None else jnp.asarray(mask_NG, bool)
+    count_N1 = jnp.maximum(mask_NG.sum(-1, keepdims=True), 1)
+    mean_N1 = jnp.where(mask_NG, rewards_NG, 0).sum(-1, keepdims=True) / count_N1
+    centred_NG = jnp.where(mask_NG, rewards_NG - mean_N1, 0)
+    std_N1 = jnp.sqrt((centred_NG**2).sum(-1, keepdims=True) / count_N1)
+    scale_N1 = std_N1 if normalisation == "std" else jnp.ones_like(std_N1)
+    return jnp.where(std_N1 > epsilon, centred_NG / jnp.maximum(scale_N1, epsilon), 0)
+
+
+def turn_advantages(rewards_NGJ, mask_NGJ, hp: GRPOHyperparameters):
+    """Score each turn against the same turn of the group's other members.
+
+    Args:
+      rewards_NGJ: reward of each turn.
+      mask_NGJ: turns that took place.
+      hp: with credit "turn", a turn's return is the sum of the rewards from it on, so that it is
+        not blamed for what came before it; with "episode", it is the whole episode's.
+
+    Returns:
+      advantages_NGJ, 0 where no turn took place.
+    """
+    rewards_NGJ = jnp.where(mask_NGJ, rewards_NGJ, 0)
+    if hp.credit == "episode":
+        total_NG = rewards_NGJ.sum(-1)
+        advantages_NG = group_advantages(total_NG, normalisation=hp.normalisation)
+        return jnp.where(mask_NGJ, advantages_NG[..., None], 0)
+    returns_NGJ = jnp.flip(jnp.cumsum(jnp.flip(rewards_NGJ, -1), -1), -1)
+    by_turn_NJG = group_advantages(
+        jnp.swapaxes(returns_NGJ, 1, 2),
+        jnp.swapaxes(mask_NGJ, 1, 2),
+        normalisation=hp.normalisation,
+    )
+    return jnp.swapaxes(by_turn_NJG, 1, 2)
+
+
+def token_advantages(advantages_BJ, turns_BT):
+    """Give each sampled token its turn's advantage, and 0 to the environment's (turn -1)."""
+    each_BT = jnp.take_along_axis(jnp.asarray(advantages_BJ), jnp.maximum(turns_BT, 0), axis=1)
+    return jnp.where(turns_BT >= 0, each_BT, 0)
+
+
+def grpo_loss(
+    logprobs_BT: jax.Array,
+    entropy_BT: jax.Array,
+    behaviour_BT: jax.Array,
+    reference_BT: jax.Array,
+    advantages_BT: jax.Array,
+    mask_BT: jax.Array,
+    hp: GRPOHyperparameters,
+) -> tuple[jax.Array, jax.Array, dict[str, Metric]]:
+    """Compute the clipped token-level objective with a KL penalty.
+
+    Args:
+      logprobs_BT: of the tokens under the policy that is trained; the only differentiable argument
+        besides the entropy.
+      entropy_BT: of the distributions they were drawn from.
+      behaviour_BT: log-probabilities recorded when they were sampled.
+      reference_BT: log-probabilities under the reference policy.
+      advantages_BT: of each token.
+      mask_BT: tokens that the policy sampled.
+      hp: the hyperparameters.
+
+    Returns:
+      The loss summed over the tokens in the mask, their number, and metrics as (sum, count). The KL
+      is Schulman's k3 estimate, exp(d) - d - 1 with d = reference - policy
+      (http://joschu.net/blog/kl-approx.html), as DeepSeekMath uses it.
+
+    Source: arXiv 2402.03300, equations 3 and 4; arXiv 2503.14476, equation 8.
+    """
+    # Outside the mask anything may stand; zeros keep its gradients finite.
+    gap_BT = jnp.where(mask_BT, logprobs_BT - behaviour_BT, 0)
+    ratio_BT = jnp.exp(gap_BT)
+    clipped_BT = jnp.clip(ratio_BT, 1 - hp.clip_low, 1 + hp.clip_high)
+    objective_BT = jnp.minimum(ratio_BT * advantages_BT, clipped_BT * advantages_BT)
+    difference_BT = jnp.where(mask_BT, reference_BT - logprobs_BT, 0)
+    kl_BT = jnp.exp(difference_BT) - difference_BT - 1
+    loss_BT = -objective_BT + hp.kl_coefficient * kl_BT - hp.entropy_coefficient * entropy_BT
+    # Clipped in the sense that it has stopped the token's gradient.
+    is_clipped_BT = clipped_BT * advantages_BT < ratio_BT * advantages_BT
+    loss, count = masked_sum(loss_BT, mask_BT)
+    metrics = {
+        "policy_loss": masked_sum(-objective_BT, mask_BT),
+        "kl": masked_sum(kl_BT, mask_BT),
+        "entropy": masked_sum(entropy_BT, mask_BT),
+        "clip_share": masked_sum(is_clipped_BT.astype(jnp.float32), mask_BT),
+        # 0 in the first update after a rollout, up to rounding: the sampler and the trainer agree.
+        "logprob_gap": masked_sum(jnp.abs(gap_BT), mask_BT),
+    }
+    return loss, count, metrics

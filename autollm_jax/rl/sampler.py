@@ -1,0 +1,323 @@
+"""A batched multi-turn sampler: tokens in, tokens out.
+
+A conversation is a row of `SamplerState`. `append` adds the environment's tokens to it and
+`generate` the policy's; nothing that is in a row is ever encoded again, so that the tokens trained
+on are the tokens sampled. Log-probabilities are recorded as the tokens are drawn.
+
+Letters: B rows, S slots of the context, C tokens of a chunk, V vocabulary.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from autollm_jax.models import transformer
+from autollm_jax.models.transformer import TransformerConfig
+from autollm_jax.sharding.rules import batch_sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """Sizes that the sampler compiles for.
+
+    context: the most tokens a row can hold.
+    cache_block: the KV cache grows in steps of this many slots, since a token's cost is the cache
+      it looks at; one compilation for each size met.
+    chunk_sizes: rising widths that appended chunks are padded to; what is longer than the last one
+      is appended in pieces of it.
+    """
+
+    context: int
+    cache_block: int = 128
+    chunk_sizes: tuple[int, ...] = (32, 128)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SamplerState:
+    """Conversations in progress.
+
+    tokens_BS: i32, the row's first length_B tokens are real, the others are 0.
+    turns_BS: i32, the turn (from 0, in its own row) in which a token was sampled; -1 for the
+      environment's tokens and for padding.
+    logprobs_BS: f32, log-probability of each sampled token under the distribution that it was drawn
+      from (logits / temperature; untempered where decoding was greedy); 0 elsewhere.
+    length_B: i32, tokens in the row.
+    turn_B: i32, turns generated so far.
+    stopped_B: bool, the last generated turn ended with the stop token.
+    truncated_B: bool, the row ran out of context; it takes part in nothing further.
+    seeds_B: u32, what a row's randomness is keyed by.
+    logits_BV: f32, of the token that comes next.
+    cache: the model's KV cache, at most S slots.
+    """
+
+    tokens_BS: jax.Array
+    turns_BS: jax.Array
+    logprobs_BS: jax.Array
+    length_B: jax.Array
+    turn_B: jax.Array
+    stopped_B: jax.Array
+    truncated_B: jax.Array
+    seeds_B: jax.Array
+    logits_BV: jax.Array
+    cache: tuple
+
+    @property
+    def loss_mask_BS(self) -> jax.Array:
+        """True on the tokens that the policy sampled."""
+        return self.turns_BS >= 0
+
+
+def init_state(
+    model: TransformerConfig,
+    config: SamplerConfig,
+    seeds_B: Sequence[int],
+    mesh: Mesh | None = None,
+) -> SamplerState:
+    """Make empty conversations, one for each seed.
+
+    Args:
+      model: the policy's shape.
+      config: the sampler's sizes.
+      seeds_B: one number a row. A row's samples depend on the key, its seed and its own tokens, not
+        on the rows beside it; rows that share a seed and tokens are the same.
+      mesh: where given, rows are split over its `data` and `fsdp` axes, whose product must divide
+        them. Call `append` and `generate` under `jax.set_mesh(mesh)` then.
+    """
+    B, S = len(seeds_B), config.context
+    cache_length = min(config.cache_block, S)
+
+    def make():
+        zeros_B = jnp.zeros((B,), jnp.int32)
+        return SamplerState(
+            tokens_BS=jnp.zeros((B, S), jnp.int32),
+            turns_BS=jnp.full((B, S), -1, jnp.int32),
+            logprobs_BS=jnp.zeros((B, S), jnp.float32),
+            length_B=zeros_B,
+            turn_B=zeros_B,
+            stopped_B=zeros_B > 0,
+            truncated_B=zeros_B > 0,
+            seeds_B=jnp.asarray(np.asarray(seeds_B, np.uint32)),
+            logits_BV=jnp.zeros((B, model.vocab_size), jnp.float32),
+            cache=transformer.init_cache(model, B, cache_length),
+        )
+
+    if mesh is None:
+        return jax.jit(make)()
+    shapes = jax.eval_shape(make)
+    shardings = jax.tree.map(lambda leaf: batch_sharding(mesh, leaf.ndim), shapes)
+    return jax.jit(make, out_shardings=shardings)()
+
+
+def repeat(state: SamplerState, times: int, seeds_B: Sequence[int]) -> SamplerState:
+    """Copy each row `times` times, neighbours together, under new seeds.
+
+    A group of samples of one prompt reads the prompt once: append it to one row, then repeat that.
+    """
+    copied = _repeat(state, times)
+    seeds_B = jax.device_put(np.asarray(seeds_B, np.uint32), copied.seeds_B.sharding)
+    return dataclasses.replace(copied, seeds_B=seeds_B)
+
+
+@functools.partial(jax.jit, static_argnames="times")
+def _repeat(state, times):
+    return jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=0), state)
+
+
+def append(
+    model: TransformerConfig,
+    params,
+    config: SamplerConfig,
+    state: SamplerState,
+    chunks: Sequence[Sequence[int]],
+) -> SamplerState:
+    """Add the environment's tokens to each row.
+
+    Args:
+      model: the policy's shape.
+      params: the policy's parameters.
+      config: the sampler's sizes.
+      state: consumed (its buffers are reused).
+      chunks: token ids for each row; an empty one leaves its row as it is. A row that has no room
+        for its chunk stays as it is and is flagged truncated.
+
+    Raises:
+      ValueError: if there is not one chunk for each row.
+    """
+    held_B, truncated_B = np.asarray(state.length_B), np.asarray(state.truncated_B)
+    if len(chunks) != len(held_B):
+        raise ValueError(f"{len(chunks)} chunks for {len(held_B)} rows")
+    left_B = np.array([len(chunk) for chunk in chunks], np.int32)
+    full_B = held_B + left_B > config.context
+    if (full_B & ~truncated_B).any():
+        flags = jax.device_put(truncated_B | full_B, state.truncated_B.sharding)
+        state = dataclasses.replace(state, truncated_B=flags)
+    left_B[full_B | truncated_B] = 0
+    done_B = np.zeros_like(left_B)
+    while left_B.any():
+        width = next((c for c in config.chunk_sizes if c >= left_B.max()), config.chunk_sizes[-1])
+        take_B = np.minimum(left_B, width)
+        tokens_BC = np.zeros((len(chunks), width), np.int32)
+        for row, (chunk, done, take) in enumerate(zip(chunks, done_B, take_B, strict=True)):
+            tokens_BC[row, :take] = chunk[done : done + take]
+        state = _grow(state, int((held_B + done_B + take_B).max()), config)
+        state = _append(model, params, state, tokens_BC, take_B)
+        done_B, left_B = done_B + take_B, left_B - take_B
+    return state
+
+
+@functools.partial(jax.jit, static_argnames="model", donate_argnames="state")
+def _append(model, params, state, tokens_BC, take_B):
+    B, C = tokens_BC.shape
+    S = state.tokens_BS.shape[1]
+    offsets_BC = jnp.broadcast_to(jnp.arange(C), (B, C))
+    slots_BC = jnp.where(
+        offsets_BC < take_B[:, None], state.length_B[:, None] + offsets_BC, S
+    )  # slot S does not exist: such a write is dropped
+    logits_BV, cache = transformer.extend(
+        model, params, tokens_BC, take_B, state.length_B, state.cache, last=True
+    )
+    rows = jnp.arange(B)[:, None]
+    return dataclasses.replace(
+        state,
+        tokens_BS=state.tokens_BS.at[rows, slots_BC].set(tokens_BC, mode="drop"),
+        length_B=state.length_B + take_B,
+        logits_BV=jnp.where(take_B[:, None] > 0, logits_BV, state.logits_BV),
+        cache=cache,
+    )
+
+
+def generate(
+    model: TransformerConfig,
+    params,
+    config: SamplerConfig,
+    state: SamplerState,
+    key: jax.Array,
+    *,
+    stop_id: int,
+    max_new_tokens: int,
+    temperature: float,
+    active_B: Sequence[bool] | None = None,
+) -> SamplerState:
+    """Let the policy take one turn in each active row.
+
+    A turn ends with the stop token (kept in the row), after `max_new_tokens`, or at the end of the
+    context (then the row is flagged truncated). The other rows do not change.
+
+    Args:
+      model: the policy's shape.
+      params: the policy's parameters.
+      config: the sampler's sizes.
+      state: consumed (its buffers are reused).
+      key: randomness, combined with each row's seed and each token's position; the same key will do
+        for all turns of a conversation.
+      stop_id: the token that ends a turn.
+      max_new_tokens: the most tokens of a turn.
+      temperature: logits are divided by it; 0 takes the likeliest token.
+      active_B: rows that take a turn; all by default. Rows already truncated never do.
+
+    Raises:
+      ValueError: if an active row is empty, so that there is nothing to continue.
+    """
+    length_B, truncated_B = np.asarray(state.length_B), np.asarray(state.truncated_B)
+    going_B = ~truncated_B if active_B is None else np.asarray(active_B, bool) & ~truncated_B
+    if (length_B[going_B] == 0).any():
+        raise ValueError("generate: an active row is empty; append its prompt first")
+    limit_B = np.minimum(length_B + max_new_tokens, config.context).astype(np.int32)
+    state = _begin_turn(state, going_B, limit_B)
+    greedy = temperature == 0
+    took_turn_B = going_B
+    going_B = going_B & (length_B < limit_B)
+    while going_B.any():
+        state = _grow(state, int(length_B[going_B].max()) + 1, config)
+        state, going_B = _decode(
+            model, params, state, key, going_B, limit_B, stop_id, 1.0 if greedy else temperature,
+            greedy=greedy,
+        )  # fmt: skip
+        going_B, length_B = np.asarray(going_B), np.asarray(state.length_B)
+    return _end_turn(state, took_turn_B & (length_B >= config.context))
+
+
+@functools.partial(jax.jit, donate_argnames="state")
+def _begin_turn(state, going_B, limit_B):
+    """Count the turn; its tokens are numbered turn_B - 1."""
+    return dataclasses.replace(
+        state,
+        turn_B=state.turn_B + going_B,
+        stopped_B=state.stopped_B & ~going_B,
+        truncated_B=state.truncated_B | (going_B & (state.length_B >= limit_B)),
+    )
+
+
+@functools.partial(jax.jit, donate_argnames="state")
+def _end_turn(state, full_B):
+    """Flag rows that filled their context before they stopped."""
+    return dataclasses.replace(state, truncated_B=state.truncated_B | (full_B & ~state.stopped_B))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "greedy"), donate_argnames="state")
+def _decode(model, params, state, key, going_B, limit_B, stop_id, temperature, *, greedy):
+    """Sample until no row goes on or one of them has filled the cache as it is."""
+    B, S = state.tokens_BS.shape
+    capacity = state.cache[0]["key"].shape[1]
+    rows = jnp.arange(B)
+    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, state.seeds_B)
+
+    def room(carry):
+        state, going_B = carry
+        return jnp.any(going_B) & jnp.all(~going_B | (state.length_B < capacity))
+
+    def step(carry):
+        state, going_B = carry
+        logits_BV = state.logits_BV / temperature
+        scores_BV = logits_BV
+        if not greedy:
+            step_keys_B = jax.vmap(jax.random.fold_in)(keys_B, state.length_B)
+            noise_BV = jax.vmap(lambda k: jax.random.gumbel(k, logits_BV.shape[1:]))(step_keys_B)
+            scores_BV = scores_BV + noise_BV
+        token_B = jnp.argmax(scores_BV, axis=-1).astype(jnp.int32)
+        logprob_B = logits_BV[rows, token_B] - jax.nn.logsumexp(logits_BV, axis=-1)
+        slot_B = jnp.where(going_B, state.length_B, S)  # slot S does not exist: dropped
+        # The stop token goes into the cache too: the environment's next tokens look at it.
+        next_BV, cache = transformer.extend(
+            model, params, token_B[:, None], going_B.astype(jnp.int32), state.length_B,
+            state.cache, last=True,
+        )  # fmt: skip
+        stopped_B = going_B & (token_B == stop_id)
+        length_B = state.length_B + going_B
+        state = dataclasses.replace(
+            state,
+            tokens_BS=state.tokens_BS.at[rows, slot_B].set(token_B, mode="drop"),
+            turns_BS=state.turns_BS.at[rows, slot_B].set(state.turn_B - 1, mode="drop"),
+            logprobs_BS=state.logprobs_BS.at[rows, slot_B].set(logprob_B, mode="drop"),
+            length_B=length_B,
+            stopped_B=state.stopped_B | stopped_B,
+            logits_BV=jnp.where(going_B[:, None], next_BV, state.logits_BV),
+            cache=cache,
+        )
+        return state, going_B & ~stopped_B & (length_B < limit_B)
+
+    return jax.lax.while_loop(room, step, (state, going_B))
+
+
+def _grow(state: SamplerState, needed: int, config: SamplerConfig) -> SamplerState:
+    """Lengthen the cache to hold `needed` slots, in whole blocks."""
+    capacity = state.cache[0]["key"].shape[1]
+    if needed <= capacity:
+        return state
+    blocks = -(-needed // config.cache_block)
+    return _pad_cache(state, min(blocks * config.cache_block, config.context))
+
+
+@functools.partial(jax.jit, static_argnames="capacity")
+def _pad_cache(state, capacity):
+    cache = jax.tree.map(
+        lambda leaf: jnp.pad(leaf, ((0, 0), (0, capacity - leaf.shape[1]), (0, 0), (0, 0))),
+        state.cache,
+    )
+    return dataclasses.replace(state, cache=cache)
