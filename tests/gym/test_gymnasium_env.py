@@ -1,0 +1,79 @@
+import subprocess
+import sys
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from autollm_jax.gym import gymnasium_env
+
+ADDRESS = "autollm_jax.gym.gymnasium_env:AutoLLM/Configure-v0"
+
+
+@pytest.fixture
+def env(make):
+    evidence = [make("cheap", flops=1e14)]
+    return gymnasium.make(ADDRESS, experiment=make().sealed(), evidence=evidence, budget=3)
+
+
+def test_gymnasiums_own_check_passes_without_a_warning(env):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(env.unwrapped)
+
+
+def test_an_episode_returns_one_less_final_regret(env):
+    env.reset(seed=0)
+    total = 0.0
+    for step, action in enumerate(([1, 1], [0, 1], [0, 0])):
+        observation, reward, terminated, truncated, info = env.step(np.array(action, np.float32))
+        total += reward
+        assert (terminated, truncated) == (step == 2, False)
+    assert info["trial"].outcome == 0.0
+    np.testing.assert_allclose(total, 1.0)
+    np.testing.assert_allclose(observation["coordinates"], [[1, 1], [0, 1], [0, 0]])
+    # The evidence's outcomes are 0 to 11: mean 5.5, standard deviation sqrt(143 / 12).
+    np.testing.assert_allclose(
+        observation["outcomes"], np.array([5.5, -3.5, -5.5]) / np.sqrt(143 / 12), rtol=1e-5
+    )
+    assert observation["budget_left"] == 0
+
+
+def test_observed_outcomes_are_lower_the_better_for_a_score_too(make):
+    env = gymnasium_env.ConfigureEnv(make(minimize=False), [make("cheap")])
+    observation, *_ = env.step(np.array([1, 1], np.float32))
+    assert observation["outcomes"][0] < 0
+
+
+def test_a_nan_action_is_an_invalid_trial(env):
+    env.reset(seed=0)
+    observation, reward, *_, info = env.unwrapped.step(np.array([np.nan, 0], np.float32))
+    assert info["trial"].status == "invalid" and reward == pytest.approx(-0.05)
+    assert observation["made"].tolist() == [1, 0, 0]
+    assert env.observation_space.contains(observation)
+
+
+def test_reset_begins_anew(env):
+    first, _ = env.reset(seed=0)
+    env.step(np.zeros(2, np.float32))
+    again, _ = env.reset(seed=0)
+    assert all((first[name] == again[name]).all() for name in first)
+
+
+def test_registering_again_changes_nothing():
+    before = gymnasium.registry[gymnasium_env.ENVIRONMENT_ID]
+    gymnasium_env.register()
+    assert gymnasium.registry[gymnasium_env.ENVIRONMENT_ID] is before
+
+
+def test_the_gym_and_the_sources_import_neither_jax_nor_models():
+    code = (
+        "import sys\n"
+        "import autollm_jax.gym.environment, autollm_jax.gym.splits, autollm_jax.sources\n"
+        "import autollm_jax.gym.gymnasium_env\n"
+        "print(sorted({'jax', 'flax', 'autollm_jax.models'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
