@@ -1,5 +1,6 @@
 """Configuration spaces: what a configuration is, when it is valid, and where it lies."""
 
+import bisect
 import dataclasses
 import functools
 import math
@@ -37,7 +38,8 @@ def _show(value) -> str:
 
 def _number(name: str, value) -> float:
     """Return `value` as a finite float; text, booleans, nan and infinities are refused."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+    plain = type(value) is float or type(value) is int  # quicker than asking the abstract class
+    if not plain and (isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real)):
         raise InvalidConfiguration(f"{name} is {_show(value)}, not a number")
     try:
         number = float(value)
@@ -103,8 +105,18 @@ class Dimension:
         return math.log(number)
 
     @functools.cached_property
-    def _scaled_choices(self) -> np.ndarray:
-        return np.array([self._scale(float(choice)) for choice in self.choices])
+    def _scaled_choices(self) -> list[float]:
+        return [self._scale(float(choice)) for choice in self.choices]
+
+    def _nearest_choice(self, scaled: float):
+        """Return the choice whose scaled value is nearest (the lower of equals)."""
+        places = self._scaled_choices
+        above = bisect.bisect_left(places, scaled)
+        if above == len(places):
+            return self.choices[-1]
+        if above > 0 and scaled - places[above - 1] <= places[above] - scaled:
+            return self.choices[above - 1]
+        return self.choices[above]
 
     def _weights(self, value) -> np.ndarray:
         if not isinstance(value, Mapping):
@@ -139,8 +151,7 @@ class Dimension:
             return dict(zip(self.choices, (weights / total).tolist(), strict=True))
         else:
             number = _number(self.name, value)
-            position = int(np.argmin(np.abs(self._scaled_choices - self._scale(number))))
-            choice = self.choices[position]
+            choice = self._nearest_choice(self._scale(number))
             if self.kind == "log-ordinal":
                 near = max(number / choice, choice / number) <= LOG_ROUNDING
             else:
@@ -182,7 +193,7 @@ class Dimension:
             return dict(zip(self.choices, (weights / weights.sum()).tolist(), strict=True))
         low, high = self._scaled_choices[0], self._scaled_choices[-1]
         scaled = low + float(unit[0]) * (high - low)
-        return self.choices[int(np.argmin(np.abs(self._scaled_choices - scaled)))]
+        return self._nearest_choice(scaled)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,10 +220,12 @@ class Space:
         return self.dimensions[self.names.index(name)]
 
     def _check_names(self, config) -> None:
-        if not isinstance(config, Mapping):
+        if type(config) is not dict and not isinstance(config, Mapping):
             raise InvalidConfiguration(
                 f"a configuration maps {', '.join(self.names)} to values; this is {_show(config)}"
             )
+        if len(config) == len(self.names) and all(map(config.__contains__, self.names)):
+            return
         missing = [name for name in self.names if name not in config]
         unknown = [name for name in config if name not in self.names]
         if missing or unknown:
