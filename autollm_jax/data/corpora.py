@@ -119,8 +119,12 @@ def read_stdlib(
         "library_code": _read_some(code, max_bytes),
         "test_code": _read_some(tests, max_bytes),
     }
-    if not domains["library_code"]:
+    if not library:
         raise UserError(f"{root}: no Python files of a standard library here; use tfds:NAME")
+    if not domains["library_code"]:
+        raise UserError(
+            f"data.max_bytes={max_bytes}: too small for one document; accepted: 1000000"
+        )
     return make_corpus(
         "stdlib",
         version=f"{platform.python_implementation()} {platform.python_version()}",

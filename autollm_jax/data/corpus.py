@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 VALIDATION_SHARE = 0.05
 
@@ -61,21 +61,28 @@ def make_corpus(
       name: The corpus' name.
       version: The version of its source.
       description: One line on its content.
-      domains: Documents by domain and key (a relative path, an index); empty domains are dropped.
-      validation: Validation documents, where the source has its own; else about 5 % of each
-        domain's bytes, chosen by the keys' hashes.
+      domains: Documents by domain and key (a relative path, an index); empty domains are dropped,
+        and so is a text that stands in its domain before.
+      validation: Validation documents, where the source has its own (less those that are training
+        documents too); else about 5 % of each domain's bytes, chosen by the keys' hashes.
 
     Returns:
       The corpus; documents are in the order of their keys.
     """
-    domains = {domain: dict(domains[domain]) for domain in sorted(domains) if domains[domain]}
+    # One text under two keys could fall into both splits.
+    domains = {domain: _distinct(domains[domain]) for domain in sorted(domains) if domains[domain]}
     if validation is None:
-        validation = {domain: _validation_part(texts) for domain, texts in domains.items()}
+        held_out = {domain: _validation_part(texts) for domain, texts in domains.items()}
         domains = {
-            domain: {key: text for key, text in texts.items() if key not in validation[domain]}
+            domain: {key: text for key, text in texts.items() if key not in held_out[domain]}
             for domain, texts in domains.items()
         }
-    documents, held_out = _ordered(domains), _ordered(validation)
+    else:
+        held_out = {
+            domain: _distinct(validation.get(domain, {}), taken=texts.values())
+            for domain, texts in domains.items()
+        }
+    documents, held_out = _ordered(domains), _ordered(held_out)
     return Corpus(
         name=name,
         version=version,
@@ -89,6 +96,16 @@ def make_corpus(
 def digest(text: str) -> str:
     """Return the SHA-256 of a text."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _distinct(texts: Mapping[str, str], taken: Iterable[str] = ()) -> dict[str, str]:
+    """Keep the first key of each text, and no text that is taken."""
+    seen, kept = set(taken), {}
+    for key in sorted(texts):
+        if texts[key] not in seen:
+            seen.add(texts[key])
+            kept[key] = texts[key]
+    return kept
 
 
 def _validation_part(texts: Mapping[str, str]) -> dict[str, str]:

@@ -3,14 +3,15 @@
 1. `tokenize` turns documents into one stream per domain; `packed_corpus` keeps it on disk.
 2. `pack` cuts a stream into rows of T + 1 tokens that overlap by one, so that a row gives T inputs
    and T next-token targets, and every token of the stream is a target once.
-3. `Pipeline` orders the rows with grain (shuffle, repeat, mix) and gathers batches. Batch `step` is
-   a pure function of (rows, seed, step): the state of a run is its step count, and to resume is to
-   go on from there.
+3. `Pipeline` orders the rows (grain mixes, batches and prefetches them) and gathers batches. Batch
+   `step` is a pure function of (rows, seed, step): the state of a run is its step count, and to
+   resume is to go on from there.
 
 Letters: N rows, T tokens a row, B rows a batch (here: of this process), K steps.
 """
 
 import dataclasses
+import functools
 import hashlib
 import io
 import os
@@ -29,6 +30,8 @@ from autollm_jax.files import write_atomic
 
 # Raised when the stream's making changes, so that old caches are not read.
 _STREAM_FORMAT = 1
+# The length of a sequence without end; grain multiplies lengths, so not the largest integer.
+_ENDLESS = 1 << 60
 
 
 @jax.tree_util.register_dataclass
@@ -245,8 +248,10 @@ class Pipeline:
         self._local = slice(first, first + self.batch_size)
         # Elements are row numbers: tiny batches then cost index arithmetic and one gather.
         self._order = _row_order(packed, seed, weights, shuffle)
-        self.dataset = self._order.batch(batch_size).map(
-            lambda rows_B: self._gather(np.asarray(rows_B)[self._local])
+        self.dataset = (
+            grain.MapDataset.source(self._order)
+            .batch(batch_size)
+            .map(lambda rows_B: self._gather(np.asarray(rows_B)[self._local]))
         )
 
     def batch(self, step: int) -> Batch:
@@ -259,13 +264,14 @@ class Pipeline:
         The quick way to feed a scan over steps; equals `batch` step by step.
         """
         size = self._global_batch_size
-        order = self._order
-        rows = [
-            order[index]
-            for step in range(start, start + count)
-            for index in range(step * size + self._local.start, step * size + self._local.stop)
-        ]
-        return self._gather(np.array(rows, np.int64).reshape(count, self.batch_size))
+        rows_I = self._rows_at(start * size, (start + count) * size)
+        return self._gather(rows_I.reshape(count, size)[:, self._local])
+
+    def _rows_at(self, start: int, stop: int) -> np.ndarray:
+        """Return elements of the order; an unmixed one gives them without a call for each."""
+        if isinstance(self._order, _Epochs):
+            return self._order.take(np.arange(start, stop))
+        return np.fromiter(map(self._order.__getitem__, range(start, stop)), np.int64)
 
     def iterate(self, start: int = 0, *, prefetch: int = 8) -> Iterator[Batch]:
         """Yield the batches from step `start` on, without end, prefetched by a thread.
@@ -289,12 +295,46 @@ class Pipeline:
         )
 
 
+class _Epochs:
+    """Row numbers without end, a new permutation each epoch: a random-access source for grain.
+
+    grain's own shuffle gives the same guarantee at about 10 us a row, too slow for steps of a tiny
+    model; the rows are in memory anyway, so a permutation of them fits.
+    """
+
+    def __init__(self, first: int, count: int, seed: int, domain: int, shuffle: bool):
+        self._first, self._count, self._shuffle = first, count, shuffle
+        self._seed = (seed, domain)
+        self._permutation = functools.lru_cache(maxsize=2)(self._make_permutation)
+
+    def _make_permutation(self, epoch: int) -> np.ndarray:
+        if not self._shuffle:
+            return self._first + np.arange(self._count)
+        return self._first + np.random.default_rng([*self._seed, epoch]).permutation(self._count)
+
+    def __len__(self) -> int:
+        return _ENDLESS
+
+    def __getitem__(self, index: int) -> int:
+        epoch, place = divmod(int(index), self._count)
+        return int(self._permutation(epoch)[place])
+
+    def take(self, index_I: np.ndarray) -> np.ndarray:
+        """Return the row numbers at the given places, in one pass for each epoch."""
+        epoch_I, place_I = np.divmod(index_I, self._count)
+        rows_I = np.empty(len(index_I), np.int64)
+        for epoch in np.unique(epoch_I):
+            here_I = epoch_I == epoch
+            rows_I[here_I] = self._permutation(int(epoch))[place_I[here_I]]
+        return rows_I
+
+
 def _row_order(
     packed: Mapping[str, Packed], seed: int, weights: Mapping[str, float] | None, shuffle: bool
-) -> grain.MapDataset:
-    """Return the endless dataset of row numbers."""
+) -> "_Epochs | grain.MapDataset":
+    """Return the endless sequence of row numbers."""
     if weights is None:
-        return _endless(0, sum(map(len, packed.values())), seed, 0, shuffle)
+        return _Epochs(0, sum(map(len, packed.values())), seed, 0, shuffle)
     unknown = sorted(set(weights) - set(packed))
     if unknown:
         raise UserError(f"data.weights names {unknown[0]!r}; accepted: {', '.join(packed)}")
@@ -307,18 +347,11 @@ def _row_order(
                 "domain without rows"
             )
         if share:
-            parts.append(_endless(first, len(part), seed, number, shuffle))
+            epochs = _Epochs(first, len(part), seed, number, shuffle)
+            parts.append(grain.MapDataset.source(epochs))
             shares.append(share)
         first += len(part)
     if not parts:
         raise UserError("data.weights: at least one weight must be above 0")
     total = sum(shares)
     return grain.MapDataset.mix(parts, weights=[share / total for share in shares])
-
-
-def _endless(first: int, count: int, seed: int, domain: int, shuffle: bool) -> grain.MapDataset:
-    order = grain.MapDataset.range(first, first + count)
-    if shuffle:
-        # grain seeds epoch e with seed + e: hashing keeps neighbouring seeds from sharing epochs.
-        order = order.shuffle(seed=int(np.random.SeedSequence([seed, domain]).generate_state(1)[0]))
-    return order.repeat()

@@ -43,9 +43,6 @@ def load_tfds(name: str, *, max_bytes: int, data_dir: str | os.PathLike | None) 
     domain = builder.name
     if held_out is not None:
         texts = _read(builder, name, held_out, feature, int(max_bytes * VALIDATION_SHARE))
-        # The same text in both splits would be validated on after it was trained on.
-        seen = set(train.values())
-        texts = {key: text for key, text in texts.items() if text not in seen}
         validation = {domain: texts} if texts else None
     if not train:
         raise UserError(f"{name}: not one document under data.max_bytes={max_bytes}")
@@ -60,41 +57,45 @@ def load_tfds(name: str, *, max_bytes: int, data_dir: str | os.PathLike | None) 
 
 def _prepared_builder(tfds, name: str, data_dir):
     """Return the data set's builder, prepared on this machine; prepare it if need be."""
+    short = name.removeprefix("tfds:")
+    place = data_dir or "TFDS' own folder"
+    how = (
+        f"prepare it where it can be, with `tfds build {short} --file_format=array_record`, and "
+        "set data.data_dir to its folder"
+    )
     try:
-        builder = tfds.builder(name.removeprefix("tfds:"), data_dir=data_dir, try_gcs=False)
-    except (tfds.core.DatasetNotFoundError, ValueError, ImportError) as error:
+        builder = tfds.builder(short, data_dir=data_dir, try_gcs=False)
+    except tfds.core.DatasetNotFoundError as error:
         raise UserError(
-            f"{name}: no such data set, neither in tensorflow-datasets nor prepared under "
-            f"{data_dir or 'its data folder'} ({_line(error)})"
+            f"{name}: neither prepared under {place} nor one that tensorflow-datasets can prepare "
+            f"here; {how}"
         ) from error
+    except (ValueError, AssertionError) as error:
+        raise UserError(f"{name}: not a name that TFDS accepts ({_line(error)})") from error
     if builder.is_prepared():
         return builder
+    download = tfds.core.download
     try:
-        builder = tfds.builder(
-            name.removeprefix("tfds:"),
-            data_dir=data_dir,
-            try_gcs=False,
-            file_format="array_record",
-        )
+        builder = tfds.builder(short, data_dir=data_dir, try_gcs=False, file_format="array_record")
         builder.download_and_prepare()
     except (
+        # What a missing network, folder, package, checksum or permission ends in.
         OSError,
         ImportError,
         RuntimeError,
         ValueError,
         AssertionError,
-        NotImplementedError,
+        download.DownloadError,
+        download.download_manager.NonMatchingChecksumError,
     ) as error:
         raise UserError(
-            f"{name}: not prepared under {builder.data_dir} and cannot be prepared here "
-            f"({_line(error)}); prepare it elsewhere with `tfds build "
-            f"{name.removeprefix('tfds:')} --file_format=array_record` and set data.data_dir"
+            f"{name}: not prepared under {place}, and preparing failed ({_line(error)}); {how}"
         ) from error
     return builder
 
 
 def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
 
 
 def _text_feature(tfds, name: str, features) -> str:

@@ -37,7 +37,12 @@ class Tokenizer:
     eos_id = EOS
 
     def __init__(self, model: bytes):
-        """Read a serialised SentencePiece model that `train_tokenizer` wrote."""
+        """Read a serialised SentencePiece model that `train_tokenizer` wrote.
+
+        Raises:
+          RuntimeError: Not a SentencePiece model.
+          ValueError: A model of another making, without byte fallback.
+        """
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.model = model
         self.content_hash = hashlib.sha256(model).hexdigest()
@@ -47,6 +52,8 @@ class Tokenizer:
         for id in range(self.vocab_size):
             if self._processor.is_byte(id):
                 self._byte_id[self._bytes_of[id][0]] = id
+        if len(self._byte_id) != 256:
+            raise ValueError("the model has no id for some bytes")
         # Training lays the ids out as: four control ids, the symbols, 256 bytes, learned pieces.
         first_byte = self._byte_id[0]
         self.symbols = tuple(map(self._processor.id_to_piece, range(EOS + 1, first_byte)))
@@ -66,8 +73,8 @@ class Tokenizer:
             return cls(Path(path).read_bytes())
         except OSError as error:
             raise UserError(f"{path}: cannot read the tokenizer: {error.strerror}") from error
-        except RuntimeError as error:
-            raise UserError(f"{path}: not a SentencePiece model file") from error
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"{path}: not a SentencePiece model with byte fallback") from error
 
     def encode(self, text: str, *, allow_symbols: bool = True) -> list[int]:
         """Encode a text.
@@ -142,6 +149,7 @@ def train_tokenizer(
     user_defined_symbols: Sequence[str] = (),
     split_digits: bool = True,
     model_type: str = "bpe",
+    character_coverage: float = 0.9995,
     sample_bytes: int = DEFAULT_SAMPLE_BYTES,
 ) -> Tokenizer:
     """Train a vocabulary: the same texts and settings give the same bytes.
@@ -156,6 +164,8 @@ def train_tokenizer(
       user_defined_symbols: Strings that become one id each, of at least two characters.
       split_digits: Whether each digit is a piece of its own.
       model_type: "bpe" or "unigram".
+      character_coverage: Share of the characters that get an id of their own; the rest go as
+        bytes. A text of many characters needs a lower one for a small vocabulary.
       sample_bytes: About how many bytes are trained on, spread evenly over the texts.
 
     Returns:
@@ -182,6 +192,7 @@ def train_tokenizer(
             model_type=model_type,
             user_defined_symbols=list(user_defined_symbols),
             split_digits=split_digits,
+            character_coverage=character_coverage,
             **_FIXED_SETTINGS,
         )
     except RuntimeError as error:
@@ -200,6 +211,7 @@ def cached_tokenizer(
     user_defined_symbols: Sequence[str] = (),
     split_digits: bool = True,
     model_type: str = "bpe",
+    character_coverage: float = 0.9995,
     sample_bytes: int = DEFAULT_SAMPLE_BYTES,
 ) -> Tokenizer:
     """Return the vocabulary for these texts and settings, trained at most once per folder.
@@ -220,6 +232,7 @@ def cached_tokenizer(
         "user_defined_symbols": list(user_defined_symbols),
         "split_digits": split_digits,
         "model_type": model_type,
+        "character_coverage": character_coverage,
         "sample_bytes": sample_bytes,
     }
     if isinstance(source, Corpus):
@@ -247,7 +260,6 @@ _FIXED_SETTINGS = {
     "add_dummy_prefix": False,
     "remove_extra_whitespaces": False,
     "allow_whitespace_only_pieces": True,
-    "character_coverage": 0.9995,
     "pad_id": PAD,
     "unk_id": UNK,
     "bos_id": BOS,
