@@ -1,0 +1,154 @@
+"""Checking reasoning: which statements a think part makes, and whether the tables bear them out.
+
+Statements are read back from the text by patterns, and each is checked against the evidence's
+tables, the law, the trials and the forecast: not against the prompt's text, so that a wrong prompt
+is caught too.
+"""
+
+import dataclasses
+import re
+
+import numpy as np
+
+from autollm_jax.agent import prompts
+from autollm_jax.gym.environment import Observation
+
+_NAME = r"([A-Za-z_][\w.-]*)"
+_DIRECTIONS = {"rises with": 1, "falls with": -1, "is flat in": 0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """One statement of a think part, and whether it is true."""
+
+    text: str
+    true: bool
+
+
+def check_claims(think: str, observation: Observation) -> list[Claim]:
+    """Read the numeric and directional statements of a think part and check each.
+
+    Args:
+      think: what stands between the think symbols.
+      observation: the state in which it was said.
+    """
+    claims = []
+    for pattern, check in _PATTERNS:
+        for found in re.finditer(pattern, think):
+            claims.append(Claim(found.group(0), bool(check(observation, *found.groups()))))
+    return claims
+
+
+def _nearest(observation, parameters, tokens, values):
+    """Its size is the nearest usable table's, and the values are that table's best cell's."""
+    seen = prompts.view(observation)
+    if not seen.nearest:
+        return False
+    other = seen.nearest[0]
+    sign = 1.0 if other.minimize else -1.0
+    loss_R = np.where(other.status_R == "ok", sign * other.outcomes_R, np.inf)
+    best = other.configurations[int(np.nanargmin(loss_R))]
+    return f"{parameters} {tokens}" == prompts.size(
+        other.fidelity
+    ) and values.strip() == prompts.spell_config(other.space, best)
+
+
+def _compare(observation, word, what):
+    """The target has more, fewer or as many parameters or tokens as the nearest table."""
+    seen = prompts.view(observation)
+    if not seen.nearest:
+        return False
+    return word == comparison(
+        getattr(observation.experiment.fidelity, what), getattr(seen.nearest[0].fidelity, what)
+    )
+
+
+def comparison(number: float, other: float) -> str:
+    """Compare two sizes as they are spelled."""
+    if prompts.short(number) == prompts.short(other):
+        return "as many"
+    return "more" if number > other else "fewer"
+
+
+def _slope(observation, name, direction, what):
+    """The law's exponent, to one decimal, has this sign."""
+    law = prompts.view(observation).law
+    if law is None or name not in observation.experiment.space.names:
+        return False
+    column = ("parameters", "tokens").index(what)
+    slope = law.slopes_D2[observation.experiment.space.names.index(name), column]
+    return np.sign(float(prompts.slope_text(slope))) == _DIRECTIONS[direction]
+
+
+def _law_value(observation, name, value):
+    """The law predicts this value at the target's fidelity."""
+    seen = prompts.view(observation)
+    if seen.law is None or name not in observation.experiment.space.names:
+        return False
+    return prompts.law_values(seen)[observation.experiment.space.names.index(name)] == value
+
+
+def _safer(observation, name, side):
+    """A step to this side costs less in the evidence than one to the other."""
+    seen = prompts.view(observation)
+    if seen.law is None or name not in observation.experiment.space.names:
+        return False
+    low, high = prompts.step_percent(seen)[observation.experiment.space.names.index(name)]
+    return {"lower": low < high, "higher": high < low, "either way": low == high}[side]
+
+
+def _lowest(observation, thousandths, values):
+    """The cell has this forecast, and none on the list has a lower one."""
+    target = observation.experiment
+    expected_R = prompts.view(observation).expected_regrets(observation.trials)
+    rows = [
+        row
+        for row, config in enumerate(target.configurations)
+        if prompts.spell_config(target.space, config) == values.strip()
+    ]
+    lowest = round(1000 * float(expected_R.min()))
+    return len(rows) == 1 and round(1000 * expected_R[rows[0]]) == int(thousandths) == lowest
+
+
+def _verdict(observation, words):
+    """The latest trial compares so with the earlier ones."""
+    if not observation.trials:
+        return False
+    return prompts.verdict(observation.trials[-1], observation) == words
+
+
+def _beside_best(observation, values, moves):
+    """The cell named lies so beside the best one so far."""
+    best = prompts.best_trial(observation.experiment, observation.trials)
+    if best is None:
+        return False
+    space = observation.experiment.space
+    for config in observation.experiment.configurations:
+        if prompts.spell_config(space, config) == values.strip():
+            return directions(space, best.config, config) == moves.strip()
+    return False
+
+
+def directions(space, start, end) -> str:
+    """Say how a configuration lies beside another: lower learning_rate, higher batch_size."""
+    words = []
+    for d in space.dimensions:
+        a, b = start[d.name], end[d.name]
+        if a == b:
+            continue
+        word = ("higher" if b > a else "lower") if d.is_numeric else "other"
+        words.append(f"{word} {d.name}")
+    return " and ".join(words)
+
+
+_SIZE = r"([\d.]+[TBMk]?)"
+_PATTERNS = (
+    (rf"nearest {_SIZE} {_SIZE} is best at ([^,]+)", _nearest),
+    (r"(more|fewer|as many) (parameters|tokens)", _compare),
+    (rf"{_NAME} (rises with|falls with|is flat in) (parameters|tokens)", _slope),
+    (rf"law has {_NAME} (\S+?)(?=\. |, |$)", _law_value),
+    (rf"{_NAME} is safer (lower|higher|either way)", _safer),
+    (r"lowest (\d+) for ([^,]+)", _lowest),
+    (r"^(first result|a new best|worse than the best|diverged|infeasible|invalid)", _verdict),
+    (r"lowest \d+ for ([^,]+), ((?:lower|higher|other) .*)$", _beside_best),
+)

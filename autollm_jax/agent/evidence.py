@@ -1,0 +1,275 @@
+"""What cheap experiments say about a dear one: smoothed landscapes, and a law for their optima.
+
+1. `landscape(experiment)`: one cheap table, smoothed; its centre is the middle of its good cells.
+2. `fit_law(...)`: the centres as powers of parameters and tokens, by Bayesian linear regression.
+
+`forecast.py` puts the two together. Nothing here reads an outcome of the target.
+"""
+
+import dataclasses
+import functools
+import math
+import weakref
+from collections.abc import Sequence
+
+import numpy as np
+
+from autollm_jax.gym.experiments import Experiment, Fidelity
+from autollm_jax.gym.spaces import Space
+
+# Prior exponents (mean, deviation) of parameters and tokens in the law of an optimum, before any
+# evidence. Learning rate falls with size and batch size grows with compute: DeepSeek LLM (arXiv
+# 2401.02954) has lr ~ C^-0.125 and batch ~ C^0.327; muP (arXiv 2203.03466) has lr ~ 1 / width.
+LAW_PRIORS = {
+    "learning_rate": ((-0.45, 0.2), (0.25, 0.2)),
+    "batch_size": ((0.05, 0.5), (0.25, 0.2)),
+}
+UNKNOWN_PRIOR = ((0.0, 0.3), (0.0, 0.3))
+CENTRE_ERROR = 0.35  # octaves, of one table's centre around any law
+LAW_ERROR = 0.15  # octaves, of the law at a new place
+SCALE_PRIOR = ((-0.2, 0.3), (-0.3, 0.3))  # likewise for log2(median - optimum)
+SCALE_ERROR = 0.15
+
+CAP = 2.5  # regrets are cut here before smoothing: far away, only "bad" matters
+GOOD = 0.5  # cells of less regret count towards the centre
+SMOOTHING_OCTAVES = 1.2
+SMOOTHING_UNIT = 0.35  # times the root of the number of unit coordinates
+SMOOTHING_NOISE = 0.06
+MOST_ROWS = 400
+
+MOST_SHIFTED_DIMENSIONS = 3
+
+
+@functools.lru_cache(maxsize=4096)
+def is_shiftable(space: Space) -> bool:
+    """Tell whether landscapes over this space can be moved: it has few dimensions, all numeric."""
+    numeric = all(dimension.is_numeric for dimension in space.dimensions)
+    return numeric and len(space.dimensions) <= MOST_SHIFTED_DIMENSIONS
+
+
+def coordinate(dimension, value: float) -> float:
+    """Return a numeric value's coordinate: octaves where ratios matter, else its fourfold unit."""
+    if dimension.kind == "log-ordinal":
+        return math.log2(value)
+    return 4.0 * float(dimension.to_unit(value)[0])
+
+
+def value_at(dimension, coordinate: float) -> float:
+    """Return the value at a coordinate: the inverse of `coordinate`."""
+    if dimension.kind == "log-ordinal":
+        return 2.0**coordinate
+    low, high = dimension.choices[0], dimension.choices[-1]
+    return low + (high - low) * coordinate / 4.0
+
+
+def coordinates_RD(experiment: Experiment) -> np.ndarray:
+    """Return the measured cells' coordinates [R, D]: octaves, or unit coordinates."""
+    dimensions = experiment.space.dimensions
+    if not is_shiftable(experiment.space):
+        return np.asarray(experiment.units_RD)
+    places = [{c: coordinate(d, c) for c in d.choices} for d in dimensions]
+    return np.array(
+        [
+            [place[config[d.name]] for d, place in zip(dimensions, places, strict=True)]
+            for config in experiment.configurations
+        ]
+    )
+
+
+def log_fidelity(fidelity: Fidelity) -> np.ndarray:
+    """Return log2 of parameters and tokens [2]."""
+    return np.log2([max(fidelity.parameters, 1.0), max(fidelity.tokens, 1.0)])
+
+
+def _quadratic(x_RD: np.ndarray) -> np.ndarray:
+    dimensions = x_RD.shape[1]
+    pairs = [(i, j) for i in range(dimensions) for j in range(i, dimensions)]
+    columns = [np.ones(len(x_RD)), *x_RD.T, *(x_RD[:, i] * x_RD[:, j] for i, j in pairs)]
+    return np.stack(columns, axis=1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Landscape:
+    """One table, smoothed: a capped quadratic plus a Gaussian-process residual around the centre.
+
+    Attributes:
+      centre_D: the middle of the good cells, in coordinates.
+      scale: median - optimum, in the objective's units: one unit of regret.
+      rows_RD: the cells' coordinates around the centre.
+      quadratic: coefficients of the mean; None where there is none.
+      weights_R: of the cells' kernels.
+      length: of the kernel.
+    """
+
+    centre_D: np.ndarray
+    scale: float
+    rows_RD: np.ndarray
+    quadratic: np.ndarray | None
+    weights_R: np.ndarray
+    length: float
+
+    def __call__(self, x_XD: np.ndarray) -> np.ndarray:
+        """Return the smoothed regrets [X] at coordinates around the centre [X, D]."""
+        kernel_XR = np.ones((len(x_XD), len(self.rows_RD)))
+        for x_X, row_R in zip(x_XD.T, self.rows_RD.T, strict=True):
+            kernel_XR *= _kernel(x_X, row_R, self.length)
+        return self._finish(kernel_XR @ self.weights_R, list(x_XD.T))
+
+    def _finish(self, residual_X: np.ndarray, columns_D: Sequence[np.ndarray]) -> np.ndarray:
+        mean = 0.5
+        if self.quadratic is not None:
+            mean = np.clip(_polynomial(self.quadratic, columns_D), 0.0, CAP)
+        return np.clip(mean + residual_X, -0.3, CAP)
+
+    def on_grid(self, axes: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the smoothed regrets on the product grid of one coordinate array per dimension.
+
+        The kernel is a product over dimensions, so the grid costs one small matrix per dimension.
+        """
+        kernels = [
+            _kernel(axis, row_R, self.length)
+            for axis, row_R in zip(axes, self.rows_RD.T, strict=True)
+        ]
+        kernels[0] = kernels[0] * self.weights_R
+        if len(axes) == 2:
+            residual = kernels[0] @ kernels[1].T
+        else:
+            letters = "abc"[: len(axes)]
+            inputs = ",".join(letter + "r" for letter in letters)
+            residual = np.einsum(f"{inputs}->{letters}", *kernels, optimize=True)
+        return self._finish(residual, np.meshgrid(*axes, indexing="ij", sparse=True))
+
+
+def _polynomial(coefficients: np.ndarray, columns_D: Sequence[np.ndarray]) -> np.ndarray:
+    """Evaluate what `_quadratic`'s coefficients stand for, on columns that broadcast."""
+    dimensions = len(columns_D)
+    value = coefficients[0]
+    for d in range(dimensions):
+        value = value + coefficients[1 + d] * columns_D[d]
+    number = 1 + dimensions
+    for i in range(dimensions):
+        for j in range(i, dimensions):
+            value = value + (coefficients[number] * columns_D[i]) * columns_D[j]
+            number += 1
+    return value
+
+
+def _kernel(x_X: np.ndarray, row_R: np.ndarray, length: float) -> np.ndarray:
+    return np.exp(-0.5 * ((x_X[:, None] - row_R[None, :]) / length) ** 2)
+
+
+_LANDSCAPES: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def landscape(experiment: Experiment) -> Landscape:
+    """Smooth one open experiment; kept as long as the experiment lives."""
+    if experiment not in _LANDSCAPES:
+        _LANDSCAPES[experiment] = _fit_landscape(experiment)
+    return _LANDSCAPES[experiment]
+
+
+def raw_regrets(experiment: Experiment) -> np.ndarray:
+    """Return (y - y*) / (m - y*) [R], not cut at 1; inf where a run is not ok."""
+    sign = 1.0 if experiment.minimize else -1.0
+    scale = max(sign * (experiment.median - experiment.optimum), 1e-12)
+    gap_R = sign * (experiment.outcomes_R - experiment.optimum) / scale
+    return np.where((experiment.status_R == "ok") & np.isfinite(gap_R), gap_R, np.inf)
+
+
+def _fit_landscape(experiment: Experiment) -> Landscape:
+    x_RD = coordinates_RD(experiment)
+    regret_R = raw_regrets(experiment)
+    if len(x_RD) > MOST_ROWS:
+        kept = np.sort(np.argsort(regret_R, kind="stable")[:MOST_ROWS])
+        x_RD, regret_R = x_RD[kept], regret_R[kept]
+    shiftable = is_shiftable(experiment.space)
+    weight_R = np.clip(1.0 - regret_R / GOOD, 0.0, None) ** 4
+    centre_D = weight_R @ x_RD / weight_R.sum() if shiftable else np.zeros(x_RD.shape[1])
+    x_RD = x_RD - centre_D
+    regret_R = np.minimum(regret_R, CAP)
+    scale = max(abs(experiment.median - experiment.optimum), 1e-12)
+    if shiftable:
+        near_R = regret_R < 1.2
+        features = _quadratic(x_RD)
+        gram = features[near_R].T @ features[near_R] + 0.0025 * np.eye(features.shape[1])
+        quadratic = np.linalg.solve(gram, features[near_R].T @ regret_R[near_R])
+        mean_R = np.clip(features @ quadratic, 0.0, CAP)
+        length = SMOOTHING_OCTAVES
+    else:
+        quadratic, mean_R = None, 0.5
+        length = SMOOTHING_UNIT * math.sqrt(x_RD.shape[1])
+    kernel_RR = np.ones((len(x_RD), len(x_RD)))
+    for row_R in x_RD.T:
+        kernel_RR *= _kernel(row_R, row_R, length)
+    kernel_RR[np.diag_indices(len(x_RD))] += SMOOTHING_NOISE
+    weights_R = np.linalg.solve(kernel_RR, regret_R - mean_R)
+    return Landscape(centre_D, scale, x_RD, quadratic, weights_R, length)
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+    """Where the optimum should lie at a fidelity.
+
+    Attributes:
+      centre_D: its coordinates there.
+      deviation_D: standard error of that, in coordinates.
+      slopes_D2: exponents of parameters and of tokens, per dimension.
+      scale: one unit of regret there, in the objective's units.
+    """
+
+    centre_D: np.ndarray
+    deviation_D: np.ndarray
+    slopes_D2: np.ndarray
+    scale: float
+
+
+def _regress(x_E2, y_E, prior, error):
+    """Fit y = a + b x by Bayesian regression, flat in a; return coefficients, their covariance."""
+    (mean_p, sd_p), (mean_t, sd_t) = prior
+    precision = np.diag([1e-6, sd_p**-2, sd_t**-2])
+    x_E3 = np.concatenate([np.ones((len(x_E2), 1)), x_E2], axis=1)
+    posterior = precision + x_E3.T @ x_E3 / error**2
+    right = precision @ np.array([0.0, mean_p, mean_t]) + x_E3.T @ y_E / error**2
+    return np.linalg.solve(posterior, right), np.linalg.inv(posterior)
+
+
+def fit_law(evidence: Sequence[Experiment], target: Experiment) -> Law:
+    """Fit the law on the evidence's centres and read it at the target's fidelity.
+
+    Args:
+      evidence: at least one open experiment, over a space of the target's dimensions.
+      target: sealed or not; its space must be shiftable.
+    """
+    lands = [landscape(e) for e in evidence]
+    x_E2 = np.stack([log_fidelity(e.fidelity) for e in evidence]) - log_fidelity(target.fidelity)
+    centre, deviation, slopes = [], [], []
+    for d, name in enumerate(target.space.names):
+        y_E = np.array([land.centre_D[d] for land in lands])
+        prior = LAW_PRIORS.get(name, UNKNOWN_PRIOR)
+        fit, covariance = _regress(x_E2, y_E, prior, CENTRE_ERROR)
+        centre.append(fit[0])
+        deviation.append(math.sqrt(covariance[0, 0] + LAW_ERROR**2))
+        slopes.append(fit[1:])
+    y_E = np.log2([land.scale for land in lands])
+    scale, _ = _regress(x_E2, y_E, SCALE_PRIOR, SCALE_ERROR)
+    return Law(np.array(centre), np.array(deviation), np.array(slopes), float(2.0 ** scale[0]))
+
+
+def nearest_first(evidence: Sequence[Experiment], target: Experiment) -> list[Experiment]:
+    """Sort evidence by distance in log parameters plus log tokens; ids break ties."""
+    here = log_fidelity(target.fidelity)
+    return sorted(
+        evidence,
+        key=lambda e: (round(float(np.abs(log_fidelity(e.fidelity) - here).sum()), 6), e.id),
+    )
+
+
+def usable(evidence: Sequence[Experiment], target: Experiment) -> tuple[Experiment, ...]:
+    """Keep the evidence over the same dimension names and kinds as the target's."""
+    wanted = [(d.name, d.kind) for d in target.space.dimensions]
+    width = target.space.width
+    return tuple(
+        e
+        for e in evidence
+        if [(d.name, d.kind) for d in e.space.dimensions] == wanted and e.space.width == width
+    )

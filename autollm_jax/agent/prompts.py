@@ -1,0 +1,400 @@
+"""The text of an episode: what the environment says, and how values are spelled everywhere.
+
+A conversation is a list of `Turn`s, environment and agent alternating, and its text is their texts
+joined (`render`). Tokens are made in one place, from one turn at a time (`distillation` for
+simulated turns, `rollout` for played ones), so a turn's tokens never depend on its neighbours.
+An agent's turn runs from `<think>` to the end-of-turn symbol, both included.
+
+Every number shown derives from the evidence, the space and the trials so far. The spelling keeps
+numbers between a space and a space or symbol, so that one value is the same tokens wherever it
+stands and can be copied.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from autollm_jax.agent import parsing
+from autollm_jax.agent.evidence import value_at
+from autollm_jax.agent.forecast import Forecast, forecast, step_costs
+from autollm_jax.gym.environment import Observation, Trial
+from autollm_jax.gym.experiments import Experiment, Fidelity
+from autollm_jax.gym.spaces import Dimension, Space
+
+END_OF_TURN = parsing.END_OF_TURN
+LINE = ";\n"
+LIST = ":\n"
+# User-defined symbols of the tokenizer: one id each, wherever they stand.
+SYMBOLS = (
+    parsing.THINK,
+    parsing.THINK_END,
+    parsing.EXEC,
+    parsing.EXEC_END,
+    END_OF_TURN,
+    '{"',
+    '":',
+    ', "',
+    "}" + parsing.EXEC_END,
+    ", ",
+    ". ",
+    LINE,
+    LIST,
+)
+
+TASK_NOTES = {
+    "architecture": "one run evaluates an architecture under a parameter limit",
+    "pretraining": "one run trains a language model once",
+    "grpo": "one run tunes a language model by reinforcement learning",
+    "data_mixture": "one run trains on a mixture of data sets",
+}
+
+EVIDENCE_LINES = 5
+CANDIDATES = 4
+PROMPT_TOKENS = 300
+LONGEST_MESSAGE = 100
+LOG_FACTOR = 2  # the step whose cost is shown, for log-ordinal dimensions
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One turn of a conversation.
+
+    Attributes:
+      role: `environment` or `agent`.
+      text: what was said, an agent's with its end-of-turn symbol.
+      learned: whether a policy should imitate it: an agent's turns, other than those that a
+        simulation perturbed on purpose.
+    """
+
+    role: str
+    text: str
+    learned: bool
+
+
+def environment_turn(text: str) -> Turn:
+    return Turn("environment", text, False)
+
+
+def agent_turn(text: str, learned: bool = True) -> Turn:
+    return Turn("agent", text, learned)
+
+
+def render(turns: Sequence[Turn]) -> str:
+    """Join a conversation into one text, for people and for training the vocabulary."""
+    return "".join(turn.text for turn in turns)
+
+
+def short(number: float) -> str:
+    """Spell a size with three significant digits: 429M, 8.0B, 100B."""
+    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= 0.9995 * unit:
+            scaled = number / unit
+            return f"{scaled:.0f}{name}" if scaled >= 99.95 else f"{scaled:.1f}{name}"
+    return f"{number:.0f}"
+
+
+def size(fidelity: Fidelity) -> str:
+    """Spell parameters and tokens: 429M 8.0B."""
+    return f"{short(fidelity.parameters)} {short(fidelity.tokens)}"
+
+
+def _digits(number: float, digits: int) -> str:
+    if number == 0:
+        return "0"
+    exponent = math.floor(math.log10(abs(float(f"{number:.{digits - 1}e}"))))
+    if 0 <= exponent < 5 and digits <= exponent + 1:
+        return f"{float(f'{number:.{digits - 1}e}'):.0f}"
+    if -1 <= exponent < 5:
+        return f"{number:.{max(digits - 1 - exponent, 0)}f}"
+    mantissa, power = f"{number:.{digits - 1}e}".split("e")
+    return f"{mantissa}e{int(power)}"
+
+
+@functools.lru_cache(maxsize=65536)
+def spell_number(number: float) -> str:
+    """Spell a number briefly: integers below 100,000 in full, else two or three digits, 1.4e-3.
+
+    Two significant digits where that is within 2 %, otherwise as many as that takes.
+    """
+    if float(number).is_integer() and abs(number) < 100_000:
+        return str(int(number))
+    for digits in range(2, 8):
+        text = _digits(float(number), digits)
+        if abs(float(text) - number) <= 0.02 * abs(number):
+            break
+    return text
+
+
+@functools.lru_cache(maxsize=8192)
+def _choice_names(dimension: Dimension) -> dict:
+    """Map each choice to its spelling, with more digits where two would look alike."""
+    if not dimension.is_numeric:
+        return {choice: str(choice) for choice in dimension.choices}
+    names = [spell_number(choice) for choice in dimension.choices]
+    if dimension.kind == "ordinal" or len(set(names)) < len(names):
+        for digits in range(2, 18):
+            names = [
+                str(c) if isinstance(c, int) else _digits(c, digits) for c in dimension.choices
+            ]
+            exact = all(
+                abs(float(n) - c) <= 0.005 * abs(c)
+                for n, c in zip(names, dimension.choices, strict=True)
+            )
+            if len(set(names)) == len(names) and exact:
+                break
+    return dict(zip(dimension.choices, names, strict=True))
+
+
+def spell(dimension: Dimension, value) -> str:
+    """Spell a dimension's choice, the same way everywhere; JSON reads numbers back to it."""
+    if dimension.kind == "simplex":
+        parts = [
+            f"{c} {value.get(c, 0.0):.2f}" for c in dimension.choices if value.get(c, 0) >= 0.005
+        ]
+        return " ".join(parts)
+    return _choice_names(dimension)[value]
+
+
+def spell_config(space: Space, config: Mapping) -> str:
+    """Spell a measured configuration as its values in the space's order: 1.4e-3 128."""
+    return " ".join(spell(d, config[d.name]) for d in space.dimensions)
+
+
+def config_json(space: Space, config: Mapping) -> str:
+    """Spell a measured configuration as the JSON of an action."""
+    parts = []
+    for d in space.dimensions:
+        value = config[d.name]
+        if d.is_numeric:
+            text = spell(d, value)
+        elif d.kind == "simplex":
+            text = json.dumps({c: round(w, 4) for c, w in value.items() if w >= 0.00005})
+        else:
+            text = json.dumps(value)
+        parts.append(f'"{d.name}": {text}')
+    return "{" + ", ".join(parts) + "}"
+
+
+def exec_part(space: Space, config: Mapping) -> str:
+    """Write the exec part of an action."""
+    return f"{parsing.EXEC}{config_json(space, config)}{parsing.EXEC_END}"
+
+
+def view(observation: Observation) -> Forecast:
+    """Return the forecast that this observation's texts quote."""
+    return forecast(observation.experiment, observation.evidence)
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A configuration that the environment lists, with its forecast in thousandths of regret."""
+
+    thousandths: int
+    row: int
+    text: str
+
+
+def candidates(observation: Observation, most: int = CANDIDATES) -> tuple[Candidate, ...]:
+    """List cells worth trying next, in the space's order.
+
+    They are the `most` untried cells of the lowest forecast; before the first trial also the cell
+    nearest to the law, and the one nearest to the nearest cheap experiment's best.
+
+    Args:
+      observation: what is known.
+      most: how many cells the forecast chooses.
+    """
+    target, seen = observation.experiment, view(observation)
+    expected_R = seen.expected_regrets(observation.trials)
+    order = expected_R.argsort(kind="stable")[:most]
+    rows = [int(row) for row in order if math.isfinite(expected_R[row])]
+    if not observation.trials:
+        if seen.centre_row is not None:
+            rows.append(seen.centre_row)
+        if seen.nearest:
+            best = seen.nearest[0].configurations[seen.nearest[0].best_row]
+            rows.append(target.match(best).row)
+        else:
+            rows.append(target.match(target.default).row)
+    places = {row: tuple(target.units_RD[row]) for row in rows}
+    return tuple(
+        Candidate(
+            round(1000 * float(expected_R[row])),
+            row,
+            spell_config(target.space, target.configurations[row]),
+        )
+        for row in sorted(places, key=places.get)
+    )
+
+
+def _forecast_lines(observation: Observation, most: int) -> str:
+    listed = candidates(observation, most)
+    if not listed:
+        return f"every configuration is tried{LINE}"
+    lines = "".join(f"{c.thousandths} for {c.text}{LINE}" for c in listed)
+    return f"expected regret in thousandths{LIST}{lines}"
+
+
+def slope_text(slope: float) -> str:
+    """Spell an exponent with one decimal; zero has no sign."""
+    return f"{slope + 0.0:.1f}".replace("-0.0", "0.0")
+
+
+def law_value(dimension: Dimension, value: float) -> str:
+    """Spell a value that the law predicts: two significant digits, not one of the choices."""
+    return _digits(value, 2)
+
+
+def law_values(seen: Forecast) -> list[str]:
+    """Spell the law's prediction for the target, per dimension."""
+    dimensions = seen.target.space.dimensions
+    return [
+        law_value(d, value_at(d, float(c)))
+        for d, c in zip(dimensions, seen.law.centre_D, strict=True)
+    ]
+
+
+@functools.lru_cache(maxsize=256)
+def step_percent(seen: Forecast) -> tuple[tuple[int, int], ...]:
+    """Return what a step below and above the centre costs per dimension, in percent of regret."""
+    costs_D2 = step_costs(seen.nearest)
+    return tuple((round(100 * low), round(100 * high)) for low, high in costs_D2.tolist())
+
+
+def _choices_line(dimension: Dimension, shortened: bool) -> str:
+    if dimension.kind == "simplex":
+        return f"{dimension.name}: weights of {' '.join(map(str, dimension.choices))}{LINE}"
+    names = list(_choice_names(dimension).values())
+    if shortened and len(names) > 6:
+        return f"{dimension.name}: {names[0]} to {names[-1]} in {len(names)} steps{LINE}"
+    return f"{dimension.name}: {' '.join(names)}{LINE}"
+
+
+def _describe(observation: Observation, lines: int, most: int, shortened: bool) -> str:
+    target, seen = observation.experiment, view(observation)
+    space = target.space
+    goal = "minimize" if target.minimize else "maximize"
+    note = TASK_NOTES.get(target.task, "one run tries a configuration")
+    parts = [
+        f"task {target.task}: {note}. {goal} {target.objective_metric} "
+        f"in {observation.budget_left} trials{LINE}",
+        f"target: {size(target.fidelity)}{LINE}",
+        *(_choices_line(d, shortened) for d in space.dimensions),
+        f"default: {spell_config(space, target.default)}{LINE}",
+    ]
+    if seen.nearest:
+        parts.append(f"best of cheap experiments, nearest first{LIST}")
+        for other in seen.nearest[:lines]:
+            best = other.configurations[other.best_row]
+            parts.append(f"{size(other.fidelity)} at {spell_config(other.space, best)}{LINE}")
+    else:
+        parts.append(f"no cheap experiments{LINE}")
+    if seen.law is not None:
+        for d, value, (size_slope, token_slope) in zip(
+            space.dimensions, law_values(seen), seen.law.slopes_D2.tolist(), strict=True
+        ):
+            parts.append(
+                f"law: {d.name} {value} as parameters ^ {slope_text(size_slope)} "
+                f"tokens ^ {slope_text(token_slope)}{LINE}"
+            )
+        parts.append(f"cost in percent of a factor {LOG_FACTOR} off{LIST}")
+        for d, (low, high) in zip(space.dimensions, step_percent(seen), strict=True):
+            parts.append(f"{d.name} lower {low} higher {high}{LINE}")
+    parts.append(_forecast_lines(observation, most))
+    return "".join(parts)
+
+
+def describe(
+    observation: Observation,
+    count: Callable[[str], int] | None = None,
+    limit: int = PROMPT_TOKENS,
+) -> str:
+    """Write the environment's first turn.
+
+    Args:
+      observation: the state before the first trial.
+      count: counts a text's tokens; None leaves the length alone.
+      limit: the most tokens. Over it, cheap experiments are dropped from the list, the farthest in
+        log fidelity first; then long lists of choices are written as their ends; then fewer
+        candidates are listed.
+    """
+    text = ""
+    plans = [(lines, CANDIDATES, False) for lines in range(EVIDENCE_LINES, 0, -1)]
+    plans += [(1, CANDIDATES, True), (1, 2, True), (1, 1, True)]
+    for lines, most, shortened in plans:
+        text = _describe(observation, lines, most, shortened)
+        if count is None or count(text) <= limit:
+            break
+    return text
+
+
+@functools.lru_cache(maxsize=4096)
+def _decimals(seen: Forecast) -> int:
+    """Choose a precision for outcomes: about a two-hundredth of one unit of regret."""
+    unit = seen.law.scale if seen.law is not None else 0.01
+    return min(max(math.ceil(-math.log10(max(unit, 1e-9) / 200)), 0), 8)
+
+
+def _plain(text: str) -> str:
+    """Make a message fit to be shown: one line, short, without symbols."""
+    text = " ".join(text.split())
+    for symbol in SYMBOLS:
+        text = text.replace(symbol, " ")
+    return " ".join(text.split())[:LONGEST_MESSAGE].encode("utf-8", "replace").decode()
+
+
+def best_trial(experiment: Experiment, trials: Sequence[Trial]) -> Trial | None:
+    """Return the best ok trial, the earliest of equals; None if there is none."""
+    sign = 1.0 if experiment.minimize else -1.0
+    good = [t for t in trials if t.valid and t.status == "ok" and math.isfinite(t.outcome)]
+    return min(good, key=lambda t: (sign * t.outcome, t.number), default=None)
+
+
+def verdict(trial: Trial, observation: Observation) -> str:
+    """Say how a trial compares with those before it."""
+    if not trial.valid:
+        return "invalid"
+    if trial.status != "ok" or not math.isfinite(trial.outcome):
+        return trial.status
+    before = best_trial(observation.experiment, observation.trials[: trial.number - 1])
+    if before is None:
+        return "first result"
+    sign = 1.0 if observation.experiment.minimize else -1.0
+    return "worse than the best" if sign * (trial.outcome - before.outcome) >= 0 else "a new best"
+
+
+def feedback(trial: Trial, observation: Observation) -> str:
+    """Write a later environment turn: the outcome, how it compares, what is left, the forecast.
+
+    Args:
+      trial: the latest trial.
+      observation: the state after it.
+    """
+    target = observation.experiment
+    decimals = _decimals(view(observation))
+    said = verdict(trial, observation)
+    if not trial.valid:
+        outcome = f"invalid, {_plain(trial.message)}"
+    else:
+        where = spell_config(target.space, trial.config)
+        if trial.matched:
+            where = f"not measured, matched to the nearest {where}"
+        if trial.status == "ok" and math.isfinite(trial.outcome):
+            outcome = (
+                f"{where} gives {target.objective_metric} {trial.outcome:.{decimals}f}, {said}"
+            )
+        else:
+            outcome = f"{where} gives no {target.objective_metric}, {said}"
+    parts = [f"trial {trial.number}: {outcome}{LINE}"]
+    best = best_trial(target, observation.trials)
+    if best is not None:
+        gap = ""
+        if said == "worse than the best":
+            gap = f" better by {abs(trial.outcome - best.outcome):.{decimals}f}"
+        parts.append(f"best {spell_config(target.space, best.config)}{gap}{LINE}")
+    parts.append(f"{observation.budget_left} left{LINE}")
+    if observation.budget_left:
+        parts.append(_forecast_lines(observation, CANDIDATES))
+    return "".join(parts)

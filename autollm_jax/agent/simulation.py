@@ -1,0 +1,284 @@
+"""Trajectory simulation: a researcher who reads the evidence, extrapolates and refines.
+
+He plays through the real `Episode`, so he knows of the target only what he has tried. His rule can
+be read off the text alone: before the first trial he states the nearest cheap experiment's best,
+the law and the safer sides; then, each time, he tries the listed configuration of the lowest
+forecast (the first of equals). `claims.check_claims` checks every statement against the tables.
+
+So that a policy also learns to go on from worse states than the researcher would reach, some
+episodes contain moves perturbed on purpose. Those turns are marked `learned=False`.
+"""
+
+import concurrent.futures
+import dataclasses
+import itertools
+import json
+import multiprocessing
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from autollm_jax.agent import prompts
+from autollm_jax.agent.claims import check_claims, comparison, directions
+from autollm_jax.agent.curation import CurationConfig, Pair, Recipe, build, plan
+from autollm_jax.agent.parsing import (
+    DONE_KEY,
+    EXEC,
+    EXEC_END,
+    THINK,
+    THINK_END,
+    parse_action,
+)
+from autollm_jax.gym.environment import Episode, Observation
+from autollm_jax.gym.experiments import Experiment
+
+__all__ = [
+    "SimulationConfig",
+    "Trajectory",
+    "check_claims",
+    "respond",
+    "simulate",
+    "simulate_all",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class SimulationConfig:
+    """How episodes are played.
+
+    Attributes:
+      budget: trials per episode.
+      perturbed: share of episodes with perturbed moves.
+      perturbed_moves: share of an episode's moves that are perturbed, where it has any.
+      worst_regret: an episode that ends above this is left out of the training set (rejection
+        sampling by hindsight; what was said in it is true either way).
+    """
+
+    budget: int = 5
+    perturbed: float = 0.25
+    perturbed_moves: float = 0.35
+    worst_regret: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectory:
+    """One simulated episode.
+
+    Attributes:
+      recipe: of the pair that it was played on.
+      turns: environment and agent alternating; the outcome of the last trial has no turn, because
+        nobody answers it.
+      regrets: best regret after each trial, in hindsight.
+      kept: whether hindsight keeps it for training.
+    """
+
+    recipe: Recipe
+    turns: tuple[prompts.Turn, ...]
+    regrets: tuple[float, ...]
+    kept: bool
+
+    @property
+    def text(self) -> str:
+        return prompts.render(self.turns)
+
+    def to_json(self) -> str:
+        """Write one JSON line."""
+        return json.dumps(
+            {
+                "recipe": json.loads(self.recipe.to_json()),
+                "turns": [dataclasses.asdict(turn) for turn in self.turns],
+                "regrets": self.regrets,
+                "kept": self.kept,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, line: str) -> "Trajectory":
+        """Read what `to_json` wrote."""
+        value = json.loads(line)
+        return cls(
+            Recipe.from_json(json.dumps(value["recipe"])),
+            tuple(prompts.Turn(**turn) for turn in value["turns"]),
+            tuple(value["regrets"]),
+            value["kept"],
+        )
+
+
+def respond(observation: Observation) -> str:
+    """Write the researcher's turn: a function of what is visible, without chance."""
+    listed = prompts.candidates(observation)
+    space = observation.experiment.space
+    if not listed:
+        return f'{THINK}all tried{THINK_END}{EXEC}{{"{DONE_KEY}": true}}{EXEC_END}' + (
+            prompts.END_OF_TURN
+        )
+    pick = min(listed, key=lambda candidate: candidate.thousandths)
+    config = observation.experiment.configurations[pick.row]
+    if observation.trials:
+        think = _refine(observation, pick, config)
+    else:
+        think = f"{_extrapolate(observation)}lowest {pick.thousandths} for {pick.text}"
+    return _turn(think, prompts.exec_part(space, config))
+
+
+def _turn(think: str, exec_text: str) -> str:
+    return f"{THINK}{think}{THINK_END}{exec_text}{prompts.END_OF_TURN}"
+
+
+def _extrapolate(observation: Observation) -> str:
+    """State what the evidence shows: the nearest experiment, the law, the safer sides."""
+    seen = prompts.view(observation)
+    target = observation.experiment
+    sentences = []
+    if seen.nearest:
+        other = seen.nearest[0]
+        best = prompts.spell_config(other.space, other.configurations[other.best_row])
+        more_p = comparison(target.fidelity.parameters, other.fidelity.parameters)
+        more_t = comparison(target.fidelity.tokens, other.fidelity.tokens)
+        sentences.append(
+            f"nearest {prompts.size(other.fidelity)} is best at {best}, "
+            f"target has {more_p} parameters, {more_t} tokens"
+        )
+    if seen.law is not None:
+        words = {1: "rises with", -1: "falls with", 0: "is flat in"}
+        values = prompts.law_values(seen)
+        for d, name in enumerate(target.space.names):
+            signs = [int(np.sign(float(prompts.slope_text(s)))) for s in seen.law.slopes_D2[d]]
+            low, high = prompts.step_percent(seen)[d]
+            side = "lower" if low < high else "higher" if high < low else "either way"
+            sentences.append(
+                f"{name} {words[signs[0]]} parameters, {name} {words[signs[1]]} tokens, "
+                f"law has {name} {values[d]}, {name} is safer {side}"
+            )
+    return "".join(f"{sentence}. " for sentence in sentences)
+
+
+def _refine(observation: Observation, pick: prompts.Candidate, config) -> str:
+    said = prompts.verdict(observation.trials[-1], observation)
+    best = prompts.best_trial(observation.experiment, observation.trials)
+    think = f"{said}. lowest {pick.thousandths} for {pick.text}"
+    if best is not None:
+        moves = directions(observation.experiment.space, best.config, config)
+        think += f", {moves}" if moves else ""
+    return think
+
+
+def _perturb(observation: Observation, random: np.random.Generator) -> str:
+    """Write a turn that the researcher would not: another cell, an unmeasured or a broken one."""
+    target = observation.experiment
+    space = target.space
+    kind = random.random()
+    config = dict(target.configurations[int(random.integers(len(target.configurations)))])
+    if kind < 0.6:
+        listed = prompts.candidates(observation, 8)
+        if listed and kind < 0.3:
+            config = target.configurations[listed[int(random.integers(len(listed)))].row]
+        return _turn("a guess", prompts.exec_part(space, config))
+    text = prompts.config_json(space, config)
+    if kind < 0.8:
+        first = next((d for d in space.dimensions if d.is_numeric), None)
+        if first is not None:
+            off = prompts.spell_number(float(config[first.name]) * float(random.uniform(1.1, 3)))
+            text = text.replace(
+                f'"{first.name}": {prompts.spell(first, config[first.name])}',
+                f'"{first.name}": {off}',
+            )
+    else:
+        cut = int(random.integers(1, max(len(text) // 2, 2)))
+        text = text[:-cut] if kind < 0.9 else text.replace(f'"{space.names[-1]}"', '"x"')
+    return _turn("a guess", f"{EXEC}{text}{EXEC_END}")
+
+
+def simulate(
+    pair: Pair, seed: int, budget: int = 5, config: SimulationConfig | None = None
+) -> Trajectory:
+    """Play the researcher on one pair.
+
+    Args:
+      pair: target and evidence.
+      seed: of the perturbations; without them, it changes nothing.
+      budget: trials (takes precedence over the config's).
+      config: how episodes are played; None perturbs nothing.
+    """
+    config = config or SimulationConfig(perturbed=0.0, worst_regret=1.0)
+    random = np.random.default_rng([seed, 20260511])
+    moves = config.perturbed_moves if random.random() < config.perturbed else 0.0
+    episode = Episode(pair.target, pair.evidence, budget)
+    observation = episode.tell()
+    turns = [prompts.environment_turn(prompts.describe(observation))]
+    while True:
+        perturbed = random.random() < moves
+        text = _perturb(observation, random) if perturbed else respond(observation)
+        turns.append(prompts.agent_turn(text, learned=not perturbed))
+        action = parse_action(text)
+        if action.finished:
+            episode.finish()
+            break
+        trial = episode.exec_config(action.config, action.error)
+        if episode.done:
+            break
+        observation = episode.tell()
+        turns.append(prompts.environment_turn(prompts.feedback(trial, observation)))
+    played = len(episode.trials)
+    regrets = tuple(episode.best_regret(k + 1) for k in range(played))
+    kept = bool(regrets) and regrets[-1] <= config.worst_regret
+    return Trajectory(pair.recipe, tuple(turns), regrets, kept)
+
+
+def _simulate_recipes(
+    training: Sequence[Experiment], recipes: Iterable[Recipe], config: SimulationConfig
+) -> list[Trajectory]:
+    return [
+        simulate(build(recipe, training), recipe.number, config.budget, config)
+        for recipe in recipes
+    ]
+
+
+def simulate_all(
+    training: Sequence[Experiment],
+    curation: CurationConfig,
+    config: SimulationConfig,
+    processes: int = 1,
+) -> Iterator[Trajectory]:
+    """Curate and simulate; the same seeds give the same trajectories for any number of processes.
+
+    Args:
+      training: open experiments.
+      curation: which pairs, and how many.
+      config: how episodes are played.
+      processes: 1 plays in this process; more are spawned, which needs a main module that can be
+        imported without work.
+
+    Yields:
+      One trajectory per pair, in the pairs' order, kept or not.
+    """
+    recipes = plan(training, curation)
+    families = (list(group) for _, group in itertools.groupby(recipes, key=lambda r: r.seed))
+    if processes <= 1:
+        for family in families:
+            yield from _simulate_recipes(training, family, config)
+        return
+    context = multiprocessing.get_context("spawn")
+    jobs = [[r for family in group for r in family] for group in _grouped(families, 16)]
+    with concurrent.futures.ProcessPoolExecutor(
+        processes, mp_context=context, initializer=_start, initargs=(tuple(training), config)
+    ) as pool:
+        for trajectories in pool.map(_work, jobs):
+            yield from trajectories
+
+
+def _grouped(items: Iterable, count: int) -> Iterator[list]:
+    iterator = iter(items)
+    while group := list(itertools.islice(iterator, count)):
+        yield group
+
+
+_WORKER: dict = {}
+
+
+def _start(training: tuple, config: SimulationConfig) -> None:
+    _WORKER.update(training=training, config=config)
+
+
+def _work(recipes: list[Recipe]) -> list[Trajectory]:
+    return _simulate_recipes(_WORKER["training"], recipes, _WORKER["config"])
