@@ -1,1 +1,20 @@
 """One file per method, one shared interface."""
+
+from autollm_jax.baselines.base import Method, Problem
+from autollm_jax.baselines.default import DefaultFirst
+from autollm_jax.baselines.gaussian_process import GaussianProcess
+from autollm_jax.baselines.nearest_experiment import NearestExperiment
+from autollm_jax.baselines.optuna_tpe import OptunaTPE
+from autollm_jax.baselines.random import RandomSearch
+from autollm_jax.baselines.scaling_law import ScalingLaw
+
+BASELINES: dict[str, type] = {
+    "random": RandomSearch,
+    "default": DefaultFirst,
+    "nearest_experiment": NearestExperiment,
+    "scaling_law": ScalingLaw,
+    "optuna_tpe": OptunaTPE,
+    "gaussian_process": GaussianProcess,
+}
+
+__all__ = ["BASELINES", "Method", "Problem"]

@@ -1,0 +1,108 @@
+"""What every method is given, and the one interface it answers through."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from autollm_jax.baselines import coordinates
+from autollm_jax.gym.environment import Trial
+from autollm_jax.gym.experiments import Experiment
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One expensive experiment to configure, and all that may be known of it beforehand.
+
+    Attributes:
+      experiment: the target, sealed: description, space, default and which cells were measured.
+      evidence: cheaper experiments of the same task and source, open.
+      budget: number of trials.
+    """
+
+    experiment: Experiment
+    evidence: tuple[Experiment, ...]
+    budget: int
+
+
+class Method(Protocol):
+    """A way of choosing configurations: built as `METHOD(problem, seed)`."""
+
+    def ask(self) -> dict:
+        """Return the next configuration to try: a measured one, untried while any is left."""
+
+    def tell(self, trial: Trial) -> None:
+        """Take in what the last configuration brought."""
+
+
+def log_fidelity(experiment: Experiment) -> np.ndarray:
+    """Return (log parameters, log tokens); nan where a number is missing or not positive."""
+    numbers = (experiment.fidelity.parameters, experiment.fidelity.tokens)
+    return np.array([np.log(n) if n is not None and n > 0 else np.nan for n in numbers])
+
+
+def fidelity_distance(a: Experiment, b: Experiment) -> float:
+    """Return the Euclidean distance in log fidelity over the numbers that both experiments have."""
+    difference = log_fidelity(a) - log_fidelity(b)
+    return float(np.sqrt(np.nansum(difference**2)))
+
+
+def relevant_evidence(problem: Problem) -> tuple[Experiment, ...]:
+    """Return the evidence that speaks of the target's own objective, nearest in fidelity first.
+
+    A source may hold several objectives (validation losses of different domains); where some of
+    the evidence shares the target's, the rest is left aside. Ties in fidelity go to the
+    experiment whose context agrees with the target's in more fields.
+    """
+    target = problem.experiment
+    same = [e for e in problem.evidence if e.objective_metric == target.objective_metric]
+
+    def key(experiment):
+        shared = sum(experiment.context.get(k) == v for k, v in target.context.items())
+        return fidelity_distance(experiment, target), -shared, experiment.id
+
+    return tuple(sorted(same or problem.evidence, key=key))
+
+
+class Candidates:
+    """The target's measured cells, which of them were tried, and where they lie.
+
+    Attributes:
+      units_RD: coordinates of the cells in the target's own scale (see coordinates.py).
+    """
+
+    def __init__(self, experiment: Experiment):
+        self.experiment = experiment
+        self.units_RD = coordinates.project(
+            experiment.configurations, experiment.space, experiment.space
+        )
+        self._tried_R = np.zeros(len(self.units_RD), bool)
+
+    @property
+    def untried(self) -> np.ndarray:
+        """Return the rows that were not tried; all of them again once none is left."""
+        rows = np.flatnonzero(~self._tried_R)
+        return rows if len(rows) else np.arange(len(self._tried_R))
+
+    def take(self, row: int) -> dict:
+        """Mark a row as tried and return its configuration."""
+        self._tried_R[row] = True
+        return dict(self.experiment.configurations[row])
+
+    def mark(self, trial: Trial) -> int | None:
+        """Mark what a trial looked up as tried; return its row, None where it looked up nothing."""
+        if not trial.valid:
+            return None
+        row = self.experiment.match(trial.config).row
+        self._tried_R[row] = True
+        return row
+
+    def row_of(self, config: dict) -> int:
+        """Return the measured row nearest to a configuration."""
+        return self.nearest(coordinates.project([config], *[self.experiment.space] * 2)[0])
+
+    def nearest(self, unit_D: np.ndarray, untried: bool = False) -> int:
+        """Return the row nearest to a point, among all rows or only those that were not tried."""
+        rows = self.untried if untried else np.arange(len(self.units_RD))
+        distance = ((self.units_RD[rows] - unit_D) ** 2).sum(-1)
+        return int(rows[np.argmin(distance)])

@@ -1,0 +1,100 @@
+"""Evidence as one data set: points in the target's scale, outcomes brought to one scale."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from autollm_jax.baselines import coordinates
+from autollm_jax.baselines.base import Problem, log_fidelity, relevant_evidence
+from autollm_jax.baselines.scaling_law import extrapolate
+from autollm_jax.gym.environment import Trial
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The evidence's rows, nearest experiment first.
+
+    Attributes:
+      points_ND: coordinates in the target's scale.
+      fidelities_NF: log parameters and log tokens, relative to the target's; 0 where missing.
+      scores_N: outcomes standardised per experiment: 0 its best, 1 its median and all that is worse
+        or diverged. Clipped there, the bowl around the optimum is resolved and not the cliffs.
+      experiments_N: index of the experiment that a row is from.
+    """
+
+    points_ND: np.ndarray
+    fidelities_NF: np.ndarray
+    scores_N: np.ndarray
+    experiments_N: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.scores_N)
+
+
+def gather(problem: Problem, limit: int) -> Evidence:
+    """Collect at most `limit` rows of evidence, an equal share from each experiment.
+
+    Args:
+      problem: the target and its evidence.
+      limit: greatest number of rows; an experiment with more than its share gives every second,
+        third, … of its rows in order of outcome, so that its best is among them.
+
+    Returns:
+      The rows, nearest experiment first.
+    """
+    target = problem.experiment
+    evidence = relevant_evidence(problem)
+    points, fidelities, scores, experiments = [], [], [], []
+    for index, experiment in enumerate(evidence):
+        regrets_R = np.asarray(experiment.regrets_R, float)
+        order = np.argsort(regrets_R, kind="stable")
+        rows = order[:: -(-len(order) // max(limit // len(evidence), 1))]
+        configs = [experiment.configurations[r] for r in rows]
+        points.append(coordinates.project(configs, experiment.space, target.space))
+        relative_F = np.nan_to_num(log_fidelity(experiment) - log_fidelity(target))
+        fidelities.append(np.tile(relative_F, (len(rows), 1)))
+        scores.append(regrets_R[rows])
+        experiments.append(np.full(len(rows), index))
+    if not evidence:
+        dims = coordinates.project([target.default], target.space, target.space).shape[1]
+        return Evidence(np.zeros((0, dims)), np.zeros((0, 2)), np.zeros(0), np.zeros(0, int))
+    return Evidence(*map(np.concatenate, (points, fidelities, scores, experiments)))
+
+
+class TargetScale:
+    """Brings the target's outcomes to the evidence's scale, without knowing its best or median.
+
+    Both are extrapolated from the evidence over log parameters and log tokens, as a scaling law
+    does: the best outcome and the logarithm of the distance from the best to the median. Outcomes
+    may then score below 0; who uses them should trust their differences more than their level.
+    """
+
+    def __init__(self, problem: Problem):
+        target, evidence = problem.experiment, relevant_evidence(problem)
+        self._sign = 1.0 if target.minimize else -1.0
+        self.known = bool(evidence)
+        self._best, self._scale = 0.0, 1.0
+        if evidence:
+            levels = [(self._sign * e.optimum, np.log(max(_spread(e), 1e-12))) for e in evidence]
+            fidelities_EF = np.stack([log_fidelity(e) for e in evidence])
+            best, log_scale = extrapolate(fidelities_EF, np.array(levels), log_fidelity(target))
+            # The spread is the less certain of the two: never beyond what the evidence showed.
+            spreads = [level[1] for level in levels]
+            self._best = float(best)
+            self._scale = float(np.exp(np.clip(log_scale, min(spreads), max(spreads))))
+
+    def scores(self, trials: list[Trial]) -> np.ndarray:
+        """Return one score a trial; a failed one scores 1 above the best seen, at least 1."""
+        ok = np.array([t.status == "ok" for t in trials], bool)
+        outcome = np.array([self._sign * t.outcome if t.status == "ok" else np.nan for t in trials])
+        best, scale = self._best, self._scale
+        if not self.known and ok.any():
+            best = np.nanmin(outcome)
+            scale = max(np.nanstd(outcome), 1e-12) if ok.sum() > 1 else 1.0
+        scores = (outcome - best) / scale
+        ceiling = max(1.0, (np.nanmin(scores) if ok.any() else 0.0) + 1.0)
+        return np.where(ok, np.minimum(np.nan_to_num(scores, nan=ceiling), ceiling), ceiling)
+
+
+def _spread(experiment) -> float:
+    return abs(experiment.median - experiment.optimum)

@@ -1,0 +1,41 @@
+"""The nearest cheaper experiment's best cells, best first."""
+
+import numpy as np
+
+from autollm_jax.baselines import coordinates
+from autollm_jax.baselines.base import Candidates, Problem, relevant_evidence
+
+
+class NearestExperiment:
+    """Carry the best cells of the cheaper experiment nearest in fidelity over to the target.
+
+    Each of its cells, best first, is mapped to the target's nearest cell; one that was tried is
+    passed over. Where its cells run out the next nearest experiment's follow, and without any
+    evidence the cells nearest to the default.
+    """
+
+    def __init__(self, problem: Problem, seed: int):
+        del seed  # Nothing is drawn.
+        self._candidates = Candidates(problem.experiment)
+        space, points = problem.experiment.space, []
+        for experiment in relevant_evidence(problem):
+            regrets_R = np.asarray(experiment.regrets_R)
+            # A diverged cell and a middling one both have regret 1: neither is worth carrying over.
+            rows = [r for r in np.argsort(regrets_R, kind="stable") if regrets_R[r] < 1]
+            configs = [experiment.configurations[r] for r in rows]
+            points.append(coordinates.project(configs, experiment.space, space))
+        default = coordinates.project([problem.experiment.default], space, space)
+        self._points_ND = np.concatenate([*points, default])
+        self._next = 0
+
+    def ask(self) -> dict:
+        untried = set(self._candidates.untried.tolist())
+        while self._next < len(self._points_ND):
+            row = self._candidates.nearest(self._points_ND[self._next])
+            self._next += 1
+            if row in untried:
+                return self._candidates.take(row)
+        return self._candidates.take(self._candidates.nearest(self._points_ND[-1], untried=True))
+
+    def tell(self, trial) -> None:
+        self._candidates.mark(trial)

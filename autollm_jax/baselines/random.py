@@ -1,0 +1,19 @@
+"""Random search."""
+
+import numpy as np
+
+from autollm_jax.baselines.base import Candidates, Problem
+
+
+class RandomSearch:
+    """Draw measured cells uniformly, without replacement."""
+
+    def __init__(self, problem: Problem, seed: int):
+        self._candidates = Candidates(problem.experiment)
+        self._rng = np.random.default_rng(seed)
+
+    def ask(self) -> dict:
+        return self._candidates.take(int(self._rng.choice(self._candidates.untried)))
+
+    def tell(self, trial) -> None:
+        self._candidates.mark(trial)

@@ -1,0 +1,234 @@
+"""Plays every method on every held-out experiment, on equal terms, and writes the results.
+
+1. Make the games: one episode for each experiment and seed, the same for every method. Only this
+   module makes them, so evidence, default, budget and matching cannot differ.
+2. Let each player play its games; check that each was ended.
+3. Write the player's part under parts/, keyed by a digest of what it depends on. A player whose
+   part is there already is not played again.
+4. Join the parts to results.parquet and transcripts.jsonl.
+"""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from autollm_jax import baselines
+from autollm_jax.baselines.base import Problem
+from autollm_jax.files import write_atomic
+from autollm_jax.gym.environment import Episode
+from autollm_jax.gym.experiments import Experiment, reveal
+from autollm_jax.gym.splits import Split, evidence_for
+
+SCHEMA = pa.schema(
+    [
+        ("task", pa.string()),
+        ("source", pa.string()),
+        ("experiment", pa.string()),
+        ("fidelity", pa.string()),
+        ("method", pa.string()),
+        ("seed", pa.int64()),
+        ("trial", pa.int64()),
+        ("config", pa.string()),
+        ("outcome", pa.float64()),
+        ("status", pa.string()),
+        ("regret", pa.float64()),
+        ("regret_minmax", pa.float64()),
+        ("valid", pa.bool_()),
+        ("matched", pa.bool_()),
+    ]
+)
+# Part of every digest: raise it where games or rows change their meaning.
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Game:
+    """One episode to be played, and the seed to play it with."""
+
+    episode: Episode
+    seed: int
+
+
+# A player plays each game to its end. It may return one transcript a game, in their order; it may
+# carry `identity: str`, all that its play depends on besides the games (a checkpoint's hash).
+Player = Callable[[Sequence[Game]], Sequence[str] | None]
+
+
+@dataclass(frozen=True)
+class MethodPlayer:
+    """Plays a baseline: asks it, runs what it says, tells it what came of it."""
+
+    method: type
+
+    @property
+    def identity(self) -> str:
+        """Hash the baselines' code: a changed method is played again."""
+        digest = hashlib.sha256(self.method.__qualname__.encode())
+        for path in sorted(Path(baselines.__file__).parent.glob("*.py")):
+            digest.update(path.read_bytes())
+        return digest.hexdigest()
+
+    def __call__(self, games: Sequence[Game]) -> None:
+        for game in games:
+            episode = game.episode
+            problem = Problem(episode.experiment, episode.evidence, episode.budget)
+            method = self.method(problem, game.seed)
+            while not episode.done:
+                method.tell(episode.exec_config(method.ask()))
+
+
+def play_method(method: type) -> MethodPlayer:
+    """Return the player of a baseline class (see baselines/base.py)."""
+    return MethodPlayer(method)
+
+
+def evaluate(
+    players: Mapping[str, Player],
+    split: Split,
+    tasks: Iterable[str] | None,
+    budget: int,
+    seeds: Sequence[int],
+    path: str | os.PathLike,
+    matching: bool = True,
+    progress: bool = True,
+) -> pa.Table:
+    """Score players on the held-out experiments; resumes method by method.
+
+    Args:
+      players: by the name of their method.
+      split: training experiments, which are the evidence, and sealed held-out ones.
+      tasks: the tasks to score; all where None.
+      budget: trials an episode.
+      seeds: one episode per experiment and seed.
+      path: where `results.parquet` goes. Beside it come `transcripts.jsonl` and `parts/`.
+      matching: whether an unmeasured configuration is replaced by the nearest measured one.
+      progress: whether to show a progress bar (on a terminal).
+
+    Returns:
+      The results, one row a trial, with the columns of `SCHEMA`: players in the order given,
+      experiments by id, then seeds, then trials. The schema's metadata holds the budget.
+
+    Raises:
+      ValueError: there is nothing to score.
+      RuntimeError: a player left a game unended or returned another number of transcripts.
+    """
+    path = Path(path)
+    targets = [e for e in split.held_out if tasks is None or e.task in set(tasks)]
+    targets.sort(key=lambda e: e.id)
+    if not targets or not seeds:
+        raise ValueError("nothing to score: no held-out experiment of these tasks, or no seed")
+    evidence = {e.id: evidence_for(e, split.training) for e in targets}
+    games_digest = _digest_games(targets, evidence, budget, seeds, matching)
+    tables, transcripts = [], []
+    bar = tqdm(players.items(), "evaluate", unit="method", disable=None if progress else True)
+    for name, player in bar:
+        bar.set_postfix_str(name)
+        digest = hashlib.sha256(
+            json.dumps([games_digest, name, getattr(player, "identity", "")]).encode()
+        ).hexdigest()
+        part = path.parent / "parts" / f"{name}.parquet"
+        if _digest_of(part) != digest:
+            games = [
+                Game(Episode(e, evidence[e.id], budget, matching=matching), seed)
+                for e in targets
+                for seed in seeds
+            ]
+            _write_part(part, digest, *_play(name, player, games))
+        tables.append(pq.read_table(part).replace_schema_metadata(None))
+        transcripts.append(part.with_suffix(".transcripts.jsonl").read_text())
+    # Summaries must know of trials that no method used.
+    results = pa.concat_tables(tables).replace_schema_metadata({"budget": str(budget)})
+    write_atomic(path.parent / "transcripts.jsonl", "".join(transcripts))
+    write_atomic(path, _parquet_bytes(results))
+    return results
+
+
+def _play(name: str, player: Player, games: Sequence[Game]) -> tuple[list[dict], list[dict]]:
+    """Return a player's result rows and transcripts."""
+    texts = player(games)
+    left = sum(not game.episode.done for game in games)
+    if left:
+        raise RuntimeError(f"{name} left {left} of {len(games)} games without playing to their end")
+    if texts is not None and len(texts) != len(games):
+        raise RuntimeError(f"{name} returned {len(texts)} transcripts of {len(games)} games")
+    rows = [
+        {**row, "method": name, "seed": game.seed}
+        for game in games
+        for row in game.episode.score_rows()
+    ]
+    transcripts = [
+        {
+            "method": name,
+            "task": game.episode.experiment.task,
+            "source": game.episode.experiment.source,
+            "experiment": game.episode.experiment.name,
+            "seed": game.seed,
+            "text": text,
+        }
+        for game, text in zip(games, texts or [], strict=bool(texts))
+    ]
+    return rows, transcripts
+
+
+def _write_part(part: Path, digest: str, rows: list[dict], transcripts: list[dict]) -> None:
+    # The Parquet file carries the digest, so it is written last: it vouches for both.
+    lines = "".join(json.dumps(t) + "\n" for t in transcripts)
+    write_atomic(part.with_suffix(".transcripts.jsonl"), lines)
+    table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata({"digest": digest}))
+    write_atomic(part, _parquet_bytes(table))
+
+
+def _parquet_bytes(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()
+
+
+def _digest_of(part: Path) -> str | None:
+    """Return the digest that a part was written for; None where there is no readable part."""
+    if not (part.exists() and part.with_suffix(".transcripts.jsonl").exists()):
+        return None
+    try:
+        metadata = pq.read_schema(part).metadata or {}
+    except pa.ArrowInvalid:
+        return None
+    return metadata.get(b"digest", b"").decode()
+
+
+def _digest_games(targets, evidence, budget, seeds, matching) -> str:
+    digest = hashlib.sha256()
+    digest.update(json.dumps([VERSION, budget, list(map(int, seeds)), matching]).encode())
+    for target in targets:
+        for experiment in (target, *evidence[target.id]):
+            digest.update(experiment_digest(experiment).encode())
+        digest.update(b"|")
+    return digest.hexdigest()
+
+
+def experiment_digest(experiment: Experiment) -> str:
+    """Hash all that an experiment holds: description, space, default, cells and outcomes."""
+    # The hash of held-out outcomes tells nobody anything about them.
+    experiment = reveal(experiment)
+    described = [
+        experiment.id,
+        dict(experiment.context),
+        vars(experiment.fidelity),
+        experiment.space.to_json(),
+        experiment.objective_metric,
+        experiment.minimize,
+        experiment.default,
+        list(experiment.configurations),
+        [str(s) for s in experiment.status_R],
+    ]
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
+    digest.update(np.ascontiguousarray(experiment.outcomes_R, dtype="<f8").tobytes())
+    return digest.hexdigest()
