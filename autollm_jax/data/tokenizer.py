@@ -80,7 +80,7 @@ class Tokenizer:
         """Encode a text.
 
         Args:
-          text: Any Unicode text without lone surrogates.
+          text: Any text; a lone surrogate, which is no Unicode text, goes as U+FFFD.
           allow_symbols: Whether a symbol spelt out in the text becomes its one id. False for
             text from outside, which must not be able to write control ids: there a symbol's
             spelling is encoded as ordinary text.
@@ -88,6 +88,8 @@ class Tokenizer:
         Returns:
           Token ids, without bos and eos.
         """
+        if not text.isascii():
+            text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
         if _SPACE_MARK in text:
             ids = []
             for number, part in enumerate(text.split(_SPACE_MARK)):

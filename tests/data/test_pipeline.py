@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from autollm_jax.data.corpus import make_corpus
-from autollm_jax.data.pipeline import Packed, Pipeline, pack, packed_corpus
+from autollm_jax.data.pipeline import Pipeline, pack, packed_corpus
 from autollm_jax.data.tokenizer import train_tokenizer
 from autollm_jax.errors import UserError
 
@@ -215,7 +215,3 @@ def test_a_batch_passes_through_jit(packed):
     batch = Pipeline(packed, 4, seed=0).batch(0)
     total = jax.jit(lambda batch: (batch.targets_BT * batch.loss_mask_BT).sum())(batch)
     assert int(total) == int((batch.targets_BT * batch.loss_mask_BT).sum())
-
-
-def test_packed_is_the_only_row_type_needed(packed):
-    assert isinstance(packed, Packed) and packed.length == T

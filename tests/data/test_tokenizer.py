@@ -91,6 +91,10 @@ def test_decoding_broken_bytes_never_raises(tokenizer):
         assert isinstance(tokenizer.decode(ids), str)
 
 
+def test_a_lone_surrogate_becomes_a_replacement_character(tokenizer):
+    assert tokenizer.decode(tokenizer.encode("a\ud800b")) == "a\ufffdb"
+
+
 def test_unknown_symbol_has_no_id(tokenizer):
     with pytest.raises(KeyError):
         tokenizer.id_of("<nowhere>")
