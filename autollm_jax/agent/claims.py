@@ -14,7 +14,7 @@ from autollm_jax.agent import prompts
 from autollm_jax.gym.environment import Observation
 
 _NAME = r"([A-Za-z_][\w.-]*)"
-_DIRECTIONS = {"rises with": 1, "falls with": -1, "is flat in": 0}
+_DIRECTIONS = {"rises with": 1, "falls with": -1, "flat in": 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,34 +70,23 @@ def comparison(number: float, other: float) -> str:
     return "more" if number > other else "fewer"
 
 
-def _slope(observation, name, direction, what):
-    """The law's exponent, to one decimal, has this sign."""
-    law = prompts.view(observation).law
-    if law is None or name not in observation.experiment.space.names:
-        return False
-    column = ("parameters", "tokens").index(what)
-    slope = law.slopes_D2[observation.experiment.space.names.index(name), column]
-    return np.sign(float(prompts.slope_text(slope))) == _DIRECTIONS[direction]
-
-
-def _law_value(observation, name, value):
-    """The law predicts this value at the target's fidelity."""
+def _law(observation, name, by_parameters, by_tokens, value, side):
+    """The law's exponents have these signs, it predicts this value, and this side costs less."""
     seen = prompts.view(observation)
-    if seen.law is None or name not in observation.experiment.space.names:
+    names = observation.experiment.space.names
+    if seen.law is None or name not in names:
         return False
-    return prompts.law_values(seen)[observation.experiment.space.names.index(name)] == value
+    d = names.index(name)
+    low, high = prompts.step_percent(seen)[d]
+    signs = [np.sign(float(prompts.slope_text(slope))) for slope in seen.law.slopes_D2[d]]
+    return (
+        signs == [_DIRECTIONS[by_parameters], _DIRECTIONS[by_tokens]]
+        and prompts.law_values(seen)[d] == value
+        and {"lower": low < high, "higher": high < low, "either": low == high}[side]
+    )
 
 
-def _safer(observation, name, side):
-    """A step to this side costs less in the evidence than one to the other."""
-    seen = prompts.view(observation)
-    if seen.law is None or name not in observation.experiment.space.names:
-        return False
-    low, high = prompts.step_percent(seen)[observation.experiment.space.names.index(name)]
-    return {"lower": low < high, "higher": high < low, "either way": low == high}[side]
-
-
-def _lowest(observation, thousandths, values):
+def _lowest(observation, number, values):
     """The cell has this forecast, and none on the list has a lower one."""
     target = observation.experiment
     expected_R = prompts.view(observation).expected_regrets(observation.trials)
@@ -106,8 +95,8 @@ def _lowest(observation, thousandths, values):
         for row, config in enumerate(target.configurations)
         if prompts.spell_config(target.space, config) == values.strip()
     ]
-    lowest = round(1000 * float(expected_R.min()))
-    return len(rows) == 1 and round(1000 * expected_R[rows[0]]) == int(thousandths) == lowest
+    lowest = prompts.thousandths(float(expected_R.min()))
+    return len(rows) == 1 and prompts.thousandths(expected_R[rows[0]]) == int(number) == lowest
 
 
 def _verdict(observation, words):
@@ -142,13 +131,16 @@ def directions(space, start, end) -> str:
 
 
 _SIZE = r"([\d.]+[TBMk]?)"
+_TREND = "(rises with|falls with|flat in)"
+_CELL = r"([^;<]+?)"
 _PATTERNS = (
-    (rf"nearest {_SIZE} {_SIZE} is best at ([^,]+)", _nearest),
+    (rf"nearest {_SIZE} {_SIZE} best at {_CELL} (?=and target|\. |$)", _nearest),
     (r"(more|fewer|as many) (parameters|tokens)", _compare),
-    (rf"{_NAME} (rises with|falls with|is flat in) (parameters|tokens)", _slope),
-    (rf"law has {_NAME} (\S+?)(?=\. |, |$)", _law_value),
-    (rf"{_NAME} is safer (lower|higher|either way)", _safer),
-    (r"lowest (\d+) for ([^,]+)", _lowest),
-    (r"^(first result|a new best|worse than the best|diverged|infeasible|invalid)", _verdict),
-    (r"lowest \d+ for ([^,]+), ((?:lower|higher|other) .*)$", _beside_best),
+    (
+        rf"{_NAME} {_TREND} parameters, {_TREND} tokens, law (\S+) and safer (lower|higher|either)",
+        _law,
+    ),
+    (rf"lowest (\d+) for {_CELL}(?= with |$)", _lowest),
+    (r"^(first|better|worse|diverged|infeasible|invalid)\b", _verdict),
+    (rf"lowest \d+ for {_CELL} with ((?:lower|higher|other) .*)$", _beside_best),
 )

@@ -7,7 +7,7 @@ An agent's turn runs from `<think>` to the end-of-turn symbol, both included.
 
 Every number shown derives from the evidence, the space and the trials so far. The spelling keeps
 numbers between a space and a space or symbol, so that one value is the same tokens wherever it
-stands and can be copied.
+stands and can be copied. Lists are in the space's order, with the key before what it stands for.
 """
 
 import dataclasses
@@ -26,7 +26,8 @@ from autollm_jax.gym.spaces import Dimension, Space
 END_OF_TURN = parsing.END_OF_TURN
 LINE = ";\n"
 LIST = ":\n"
-# User-defined symbols of the tokenizer: one id each, wherever they stand.
+# User-defined symbols of the tokenizer: one id each, wherever they stand. Without them a number
+# would merge with the sign behind it, and no longer be the same tokens everywhere.
 SYMBOLS = (
     parsing.THINK,
     parsing.THINK_END,
@@ -35,12 +36,14 @@ SYMBOLS = (
     END_OF_TURN,
     '{"',
     '":',
-    ', "',
+    ',"',
     "}" + parsing.EXEC_END,
-    ", ",
-    ". ",
     LINE,
     LIST,
+    *(f"e-{power}" for power in range(1, 10)),
+    # The words of the tasks, which SentencePiece would cut at the underscore.
+    "learning_rate",
+    "batch_size",
 )
 
 TASK_NOTES = {
@@ -163,7 +166,7 @@ def spell_config(space: Space, config: Mapping) -> str:
 
 
 def config_json(space: Space, config: Mapping) -> str:
-    """Spell a measured configuration as the JSON of an action."""
+    """Spell a measured configuration as an action's JSON; `,"` is a symbol, so without a space."""
     parts = []
     for d in space.dimensions:
         value = config[d.name]
@@ -174,7 +177,7 @@ def config_json(space: Space, config: Mapping) -> str:
         else:
             text = json.dumps(value)
         parts.append(f'"{d.name}": {text}')
-    return "{" + ", ".join(parts) + "}"
+    return "{" + ",".join(parts) + "}"
 
 
 def exec_part(space: Space, config: Mapping) -> str:
@@ -194,6 +197,11 @@ class Candidate:
     thousandths: int
     row: int
     text: str
+
+
+def thousandths(expected: float) -> int:
+    """Round an expected regret to thousandths with two significant digits: 7, 42, 130."""
+    return int(float(f"{1000 * expected:.1e}")) if expected >= 0.0995 else round(1000 * expected)
 
 
 def candidates(observation: Observation, most: int = CANDIDATES) -> tuple[Candidate, ...]:
@@ -221,7 +229,7 @@ def candidates(observation: Observation, most: int = CANDIDATES) -> tuple[Candid
     places = {row: tuple(target.units_RD[row]) for row in rows}
     return tuple(
         Candidate(
-            round(1000 * float(expected_R[row])),
+            thousandths(float(expected_R[row])),
             row,
             spell_config(target.space, target.configurations[row]),
         )
@@ -233,8 +241,8 @@ def _forecast_lines(observation: Observation, most: int) -> str:
     listed = candidates(observation, most)
     if not listed:
         return f"every configuration is tried{LINE}"
-    lines = "".join(f"{c.thousandths} for {c.text}{LINE}" for c in listed)
-    return f"expected regret in thousandths{LIST}{lines}"
+    lines = "".join(f" {c.thousandths} for {c.text}{LINE}" for c in listed)
+    return f"expected regret{' in thousandths' * (not observation.trials)}{LIST}{lines}"
 
 
 def slope_text(slope: float) -> str:
@@ -288,7 +296,7 @@ def _describe(observation: Observation, lines: int, most: int, shortened: bool) 
         parts.append(f"best of cheap experiments, nearest first{LIST}")
         for other in seen.nearest[:lines]:
             best = other.configurations[other.best_row]
-            parts.append(f"{size(other.fidelity)} at {spell_config(other.space, best)}{LINE}")
+            parts.append(f" {size(other.fidelity)} at {spell_config(other.space, best)}{LINE}")
     else:
         parts.append(f"no cheap experiments{LINE}")
     if seen.law is not None:
@@ -296,12 +304,12 @@ def _describe(observation: Observation, lines: int, most: int, shortened: bool) 
             space.dimensions, law_values(seen), seen.law.slopes_D2.tolist(), strict=True
         ):
             parts.append(
-                f"law: {d.name} {value} as parameters ^ {slope_text(size_slope)} "
+                f"law for {d.name} {value} as parameters ^ {slope_text(size_slope)} "
                 f"tokens ^ {slope_text(token_slope)}{LINE}"
             )
         parts.append(f"cost in percent of a factor {LOG_FACTOR} off{LIST}")
         for d, (low, high) in zip(space.dimensions, step_percent(seen), strict=True):
-            parts.append(f"{d.name} lower {low} higher {high}{LINE}")
+            parts.append(f" {d.name} lower {low} higher {high}{LINE}")
     parts.append(_forecast_lines(observation, most))
     return "".join(parts)
 
@@ -332,9 +340,9 @@ def describe(
 
 @functools.lru_cache(maxsize=4096)
 def _decimals(seen: Forecast) -> int:
-    """Choose a precision for outcomes: about a two-hundredth of one unit of regret."""
+    """Choose a precision for outcomes: about a hundredth of one unit of regret."""
     unit = seen.law.scale if seen.law is not None else 0.01
-    return min(max(math.ceil(-math.log10(max(unit, 1e-9) / 200)), 0), 8)
+    return min(max(math.ceil(-math.log10(max(unit, 1e-9) / 100)), 0), 8)
 
 
 def _plain(text: str) -> str:
@@ -360,9 +368,9 @@ def verdict(trial: Trial, observation: Observation) -> str:
         return trial.status
     before = best_trial(observation.experiment, observation.trials[: trial.number - 1])
     if before is None:
-        return "first result"
+        return "first"
     sign = 1.0 if observation.experiment.minimize else -1.0
-    return "worse than the best" if sign * (trial.outcome - before.outcome) >= 0 else "a new best"
+    return "worse" if sign * (trial.outcome - before.outcome) >= 0 else "better"
 
 
 def feedback(trial: Trial, observation: Observation) -> str:
@@ -375,26 +383,23 @@ def feedback(trial: Trial, observation: Observation) -> str:
     target = observation.experiment
     decimals = _decimals(view(observation))
     said = verdict(trial, observation)
+    before = best_trial(target, observation.trials[: trial.number - 1])
     if not trial.valid:
-        outcome = f"invalid, {_plain(trial.message)}"
+        outcome = f"invalid. {_plain(trial.message)}"
     else:
         where = spell_config(target.space, trial.config)
         if trial.matched:
-            where = f"not measured, matched to the nearest {where}"
+            where = f"not measured, nearest is {where}"
         if trial.status == "ok" and math.isfinite(trial.outcome):
-            outcome = (
-                f"{where} gives {target.objective_metric} {trial.outcome:.{decimals}f}, {said}"
-            )
+            outcome = f"{where} gives {target.objective_metric} {trial.outcome:.{decimals}f} {said}"
+            if before is not None:
+                outcome += f" by {abs(trial.outcome - before.outcome):.{decimals}f}"
         else:
-            outcome = f"{where} gives no {target.objective_metric}, {said}"
-    parts = [f"trial {trial.number}: {outcome}{LINE}"]
+            outcome = f"{where} gives no {target.objective_metric} {said}"
     best = best_trial(target, observation.trials)
-    if best is not None:
-        gap = ""
-        if said == "worse than the best":
-            gap = f" better by {abs(trial.outcome - best.outcome):.{decimals}f}"
-        parts.append(f"best {spell_config(target.space, best.config)}{gap}{LINE}")
-    parts.append(f"{observation.budget_left} left{LINE}")
+    where = "none" if best is None else spell_config(target.space, best.config)
+    parts = [f"trial {trial.number} {outcome}{LINE}"]
+    parts.append(f"best {where} and {observation.budget_left} left{LINE}")
     if observation.budget_left:
         parts.append(_forecast_lines(observation, CANDIDATES))
     return "".join(parts)

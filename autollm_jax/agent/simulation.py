@@ -136,19 +136,19 @@ def _extrapolate(observation: Observation) -> str:
         more_p = comparison(target.fidelity.parameters, other.fidelity.parameters)
         more_t = comparison(target.fidelity.tokens, other.fidelity.tokens)
         sentences.append(
-            f"nearest {prompts.size(other.fidelity)} is best at {best}, "
-            f"target has {more_p} parameters, {more_t} tokens"
+            f"nearest {prompts.size(other.fidelity)} best at {best} "
+            f"and target has {more_p} parameters, {more_t} tokens"
         )
     if seen.law is not None:
-        words = {1: "rises with", -1: "falls with", 0: "is flat in"}
+        words = {1: "rises with", -1: "falls with", 0: "flat in"}
         values = prompts.law_values(seen)
         for d, name in enumerate(target.space.names):
             signs = [int(np.sign(float(prompts.slope_text(s)))) for s in seen.law.slopes_D2[d]]
             low, high = prompts.step_percent(seen)[d]
-            side = "lower" if low < high else "higher" if high < low else "either way"
+            side = "lower" if low < high else "higher" if high < low else "either"
             sentences.append(
-                f"{name} {words[signs[0]]} parameters, {name} {words[signs[1]]} tokens, "
-                f"law has {name} {values[d]}, {name} is safer {side}"
+                f"{name} {words[signs[0]]} parameters, {words[signs[1]]} tokens, "
+                f"law {values[d]} and safer {side}"
             )
     return "".join(f"{sentence}. " for sentence in sentences)
 
@@ -159,7 +159,7 @@ def _refine(observation: Observation, pick: prompts.Candidate, config) -> str:
     think = f"{said}. lowest {pick.thousandths} for {pick.text}"
     if best is not None:
         moves = directions(observation.experiment.space, best.config, config)
-        think += f", {moves}" if moves else ""
+        think += f" with {moves}" if moves else ""
     return think
 
 
