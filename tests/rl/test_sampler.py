@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -22,7 +23,8 @@ REPLIES = [[10, 11], [12] * 9, [], [13]]
 @pytest.fixture(scope="module")
 def params():
     # Large weights, so that distributions are far from uniform and depend on the prefix.
-    return jax.tree.map(lambda x: 3 * x, transformer.init(MODEL, jax.random.key(0)))
+    make = jax.jit(functools.partial(transformer.init, MODEL))
+    return jax.tree.map(lambda x: 3 * x, make(jax.random.key(0)))
 
 
 def play(params, rows, temperature=0.8, key=0, mesh=None):
