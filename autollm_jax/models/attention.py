@@ -7,28 +7,16 @@ heads that share one, A head width.
 import jax
 import jax.numpy as jnp
 
-
-def _softmax_mix(scores_BKGTS, visible, values_BSKA, dtype):
-    """Mask, normalise and mix the values; f32 throughout the softmax."""
-    if visible is not None:
-        scores_BKGTS = jnp.where(visible, scores_BKGTS, jnp.finfo(jnp.float32).min)
-    weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1)
-    return jnp.einsum(
-        "BKGTS,BSKA->BTKGA",
-        weights_BKGTS.astype(dtype),
-        values_BSKA.astype(dtype),
-        preferred_element_type=jnp.float32,
-    )
+from autollm_jax.models.product import product
 
 
-def _scores(q_BTKGA, k_BSKA, dtype):
+def _attend(q_BTKGA, k_BSKA, v_BSKA, visible, dtype):
+    """Score, mask, normalise (in f32) and mix the values."""
     scale = q_BTKGA.shape[-1] ** -0.5
-    return jnp.einsum(
-        "BTKGA,BSKA->BKGTS",
-        (q_BTKGA * scale).astype(dtype),
-        k_BSKA.astype(dtype),
-        preferred_element_type=jnp.float32,
-    )
+    scores_BKGTS = product("BTKGA,BSKA->BKGTS", q_BTKGA * scale, k_BSKA, dtype)
+    scores_BKGTS = jnp.where(visible, scores_BKGTS, jnp.finfo(jnp.float32).min)
+    weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1)
+    return product("BKGTS,BSKA->BTKGA", weights_BKGTS, v_BSKA, dtype)
 
 
 def causal_attention(q_BTHA, k_BTKA, v_BTKA, segments_BT=None, *, block: int, dtype: str):
@@ -59,8 +47,9 @@ def causal_attention(q_BTHA, k_BTKA, v_BTKA, segments_BT=None, *, block: int, dt
         if segments_BT is not None:
             same = segments_BT[:, start:end, None] == segments_BT[:, None, :end]
             visible = visible & same[:, None, None]
-        scores = _scores(q_BTKGA[:, start:end], k_BTKA[:, :end], dtype)
-        parts.append(_softmax_mix(scores, visible, v_BTKA[:, :end], dtype))
+        parts.append(
+            _attend(q_BTKGA[:, start:end], k_BTKA[:, :end], v_BTKA[:, :end], visible, dtype)
+        )
     mixed = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
     return mixed.reshape(B, T, H, A)
 
@@ -87,6 +76,6 @@ def cached_attention(q_BTHA, k_BTKA, v_BTKA, positions_BT, valid_BT, cache, *, d
     keys = cache["key"].at[rows, slots].set(k_BTKA.astype(cache["key"].dtype), mode="drop")
     values = cache["value"].at[rows, slots].set(v_BTKA.astype(cache["value"].dtype), mode="drop")
     visible_BTS = jnp.arange(S)[None, None, :] <= positions_BT[:, :, None]
-    scores = _scores(q_BTHA.reshape(B, T, K, H // K, A), keys, dtype)
-    mixed = _softmax_mix(scores, visible_BTS[:, None, None], values, dtype)
+    q_BTKGA = q_BTHA.reshape(B, T, K, H // K, A)
+    mixed = _attend(q_BTKGA, keys, values, visible_BTS[:, None, None], dtype)
     return mixed.reshape(B, T, H, A), {"key": keys, "value": values}

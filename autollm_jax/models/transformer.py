@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from autollm_jax.models.attention import cached_attention, causal_attention
+from autollm_jax.models.product import product
 from autollm_jax.sharding.rules import constrain
 
 
@@ -95,24 +96,16 @@ class Block(nn.Module):
 
     config: TransformerConfig
 
-    def _product(self, x, name, shape, contract=1):
-        """Matrix product with a parameter over its first `contract` axes, f32 accumulation."""
-        dtype = jnp.dtype(self.config.dtype)
-        init = nn.initializers.variance_scaling(
+    def _project(self, name, spec, x, shape, contract=1):
+        """Multiply with the parameter `name` of `shape`, over its first `contract` axes."""
+        initializer = nn.initializers.variance_scaling(
             1.0,
             "fan_in",
             "truncated_normal",
             in_axis=range(contract),
             out_axis=range(contract, len(shape)),
         )
-        kernel = self.param(name, init, shape, jnp.float32)
-        dims = (tuple(range(x.ndim - contract, x.ndim)), tuple(range(contract)))
-        return jax.lax.dot_general(
-            x.astype(dtype),
-            kernel.astype(dtype),
-            (dims, ((), ())),
-            preferred_element_type=jnp.float32,
-        )
+        return product(spec, x, self.param(name, initializer, shape), self.config.dtype)
 
     @nn.compact
     def __call__(self, x_BTD, positions_BT, segments_BT=None, cache=None, valid_BT=None):
@@ -132,9 +125,9 @@ class Block(nn.Module):
         c = self.config
         D, H, K, A, F = c.width, c.heads, c.kv_heads, c.head_dim, c.mlp_width
         normed = RMSNorm(c.norm_epsilon, name="attention_norm")(x_BTD)
-        q_BTHA = self._product(normed, "query", (D, H, A))
-        k_BTKA = self._product(normed, "key", (D, K, A))
-        v_BTKA = self._product(normed, "value", (D, K, A))
+        q_BTHA = self._project("query", "BTD,DHA->BTHA", normed, (D, H, A))
+        k_BTKA = self._project("key", "BTD,DKA->BTKA", normed, (D, K, A))
+        v_BTKA = self._project("value", "BTD,DKA->BTKA", normed, (D, K, A))
         if c.qk_norm:
             q_BTHA = RMSNorm(c.norm_epsilon, name="query_norm")(q_BTHA)
             k_BTKA = RMSNorm(c.norm_epsilon, name="key_norm")(k_BTKA)
@@ -150,14 +143,14 @@ class Block(nn.Module):
             mixed_BTHA, cache = cached_attention(
                 q_BTHA, k_BTKA, v_BTKA, positions_BT, valid_BT, cache, dtype=c.dtype
             )
-        out = self._product(mixed_BTHA, "output", (H, A, D), contract=2)
+        out = self._project("output", "BTHA,HAD->BTD", mixed_BTHA, (H, A, D), contract=2)
         x_BTD = constrain(x_BTD + out, "batch", "length", "activation")
 
         normed = RMSNorm(c.norm_epsilon, name="mlp_norm")(x_BTD)
-        gate_BTF = self._product(normed, "gate", (D, F))
-        up_BTF = self._product(normed, "up", (D, F))
+        gate_BTF = self._project("gate", "BTD,DF->BTF", normed, (D, F))
+        up_BTF = self._project("up", "BTD,DF->BTF", normed, (D, F))
         hidden_BTF = constrain(nn.silu(gate_BTF) * up_BTF, "batch", "length", "mlp")
-        out = self._product(hidden_BTF, "down", (F, D))
+        out = self._project("down", "BTF,FD->BTD", hidden_BTF, (F, D))
         return constrain(x_BTD + out, "batch", "length", "activation"), cache
 
 
@@ -193,14 +186,8 @@ class Transformer(nn.Module):
 
     def logits(self, x_BTD):
         """Final norm and product with the (tied or own) output embedding, in f32."""
-        dtype = jnp.dtype(self.config.dtype)
         table = self.embedding if self.config.tied_embeddings else self.unembedding
-        logits_BTV = jnp.einsum(
-            "BTD,VD->BTV",
-            self.final_norm(x_BTD).astype(dtype),
-            table.astype(dtype),
-            preferred_element_type=jnp.float32,
-        )
+        logits_BTV = product("BTD,VD->BTV", self.final_norm(x_BTD), table, self.config.dtype)
         return constrain(logits_BTV, "batch", "length", "vocab")
 
     def __call__(self, tokens_BT, positions_BT, segments_BT=None):

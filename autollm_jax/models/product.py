@@ -1,0 +1,45 @@
+"""The one matrix product of the model: low-precision operands, f32 accumulation, both ways."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def product(spec: str, a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
+    """Contract two arrays, reading them in `dtype` and accumulating in f32.
+
+    The gradients are the same kind of product: JAX's own rule would multiply f32 cotangents with
+    operands of `dtype`, for which no backend has a fast kernel, and round the result to `dtype`.
+
+    Args:
+      spec: einsum, "AB,BC->AC"; every letter stands in exactly two of the three terms.
+      a: left operand, f32.
+      b: right operand, f32.
+      dtype: "float32" or "bfloat16".
+
+    Returns:
+      The product, f32.
+    """
+    return _forward(spec, a, b, dtype)[0]
+
+
+def _forward(spec, a, b, dtype):
+    a, b = a.astype(dtype), b.astype(dtype)
+    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32), (a, b)
+
+
+def _backward(spec, dtype, residuals, cotangent):
+    a, b = residuals
+    inputs, output = spec.split("->")
+    left, right = inputs.split(",")
+    cotangent = cotangent.astype(dtype)
+    einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    return (
+        einsum(f"{output},{right}->{left}", cotangent, b),
+        einsum(f"{left},{output}->{right}", a, cotangent),
+    )
+
+
+product.defvjp(_forward, _backward)
