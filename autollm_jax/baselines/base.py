@@ -1,5 +1,6 @@
 """What every method is given, and the one interface it answers through."""
 
+import zlib
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,6 +34,12 @@ class Method(Protocol):
 
     def tell(self, trial: Trial) -> None:
         """Take in what the last configuration brought."""
+
+
+def draw_seed(problem: Problem, seed: int) -> int:
+    """Return a seed that differs between experiments, whose draws would else go together."""
+    own = zlib.crc32(problem.experiment.id.encode())
+    return int(np.random.SeedSequence([seed, own]).generate_state(1)[0])
 
 
 def log_fidelity(experiment: Experiment) -> np.ndarray:

@@ -15,7 +15,7 @@ improvement after Jones et al., 1998.)
 import numpy as np
 from scipy import linalg, optimize, stats
 
-from autollm_jax.baselines.base import Candidates, Problem
+from autollm_jax.baselines.base import Candidates, Problem, draw_seed
 from autollm_jax.baselines.evidence import TargetScale, gather
 
 FIT_ROWS = 240  # rows that the hyperparameters are fitted on
@@ -48,7 +48,9 @@ class GaussianProcess:
         z_NZ, self._z_RZ = (z_NZ - centre_Z) / unit_Z, (z_RZ - centre_Z) / unit_Z
         self._theta_P = _prior_mean(z_NZ.shape[1])
         if self._warm:
-            chosen = np.random.default_rng(seed).permutation(len(z_NZ))[:FIT_ROWS]
+            chosen = np.random.default_rng(draw_seed(problem, seed)).permutation(len(z_NZ))[
+                :FIT_ROWS
+            ]
             self._theta_P = fit(z_NZ[chosen], evidence.scores_N[chosen])
         # The evidence stays as it is, so it is conditioned on once; trials are added in `ask`.
         k_NN = kernel(self._theta_P, z_NZ, z_NZ)

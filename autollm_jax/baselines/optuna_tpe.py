@@ -6,7 +6,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from autollm_jax.baselines import coordinates
-from autollm_jax.baselines.base import Candidates, Problem
+from autollm_jax.baselines.base import Candidates, Problem, draw_seed
 from autollm_jax.baselines.evidence import TargetScale, gather
 
 # TPE models a tenth of its trials as good, yet never more than 25: with more evidence than this
@@ -40,7 +40,7 @@ class OptunaTPE:
         # Optuna logs every trial to stderr; a library's user did not ask for that.
         level = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
+        sampler = optuna.samplers.TPESampler(seed=draw_seed(problem, seed), multivariate=True)
         self._study = optuna.create_study(sampler=sampler, direction="minimize")
         optuna.logging.set_verbosity(level)
         self._study.add_trials(

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from autollm_jax.baselines.base import Candidates, Problem
+from autollm_jax.baselines.base import Candidates, Problem, draw_seed
 
 
 class RandomSearch:
@@ -10,7 +10,7 @@ class RandomSearch:
 
     def __init__(self, problem: Problem, seed: int):
         self._candidates = Candidates(problem.experiment)
-        self._rng = np.random.default_rng(seed)
+        self._rng = np.random.default_rng(draw_seed(problem, seed))
 
     def ask(self) -> dict:
         return self._candidates.take(int(self._rng.choice(self._candidates.untried)))

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
@@ -25,8 +24,8 @@ from autollm_jax import baselines
 from autollm_jax.baselines.base import Problem
 from autollm_jax.files import write_atomic
 from autollm_jax.gym.environment import Episode
-from autollm_jax.gym.experiments import Experiment, reveal
 from autollm_jax.gym.splits import Split, evidence_for
+from autollm_jax.gym.tables import find_tables
 
 SCHEMA = pa.schema(
     [
@@ -98,6 +97,8 @@ def evaluate(
     budget: int,
     seeds: Sequence[int],
     path: str | os.PathLike,
+    *,
+    tables: Mapping[str, str],
     matching: bool = True,
     progress: bool = True,
 ) -> pa.Table:
@@ -110,6 +111,8 @@ def evaluate(
       budget: trials an episode.
       seeds: one episode per experiment and seed.
       path: where `results.parquet` goes. Beside it come `transcripts.jsonl` and `parts/`.
+      tables: `table_hashes` of the roots that the split is from: with other tables, players play
+        again. (The outcomes themselves are sealed to this module as well.)
       matching: whether an unmeasured configuration is replaced by the nearest measured one.
       progress: whether to show a progress bar (on a terminal).
 
@@ -127,8 +130,8 @@ def evaluate(
     if not targets or not seeds:
         raise ValueError("nothing to score: no held-out experiment of these tasks, or no seed")
     evidence = {e.id: evidence_for(e, split.training) for e in targets}
-    games_digest = _digest_games(targets, evidence, budget, seeds, matching)
-    tables, transcripts = [], []
+    games_digest = _digest_games(targets, budget, seeds, matching, tables)
+    parts, transcripts = [], []
     bar = tqdm(players.items(), "evaluate", unit="method", disable=None if progress else True)
     for name, player in bar:
         bar.set_postfix_str(name)
@@ -143,10 +146,10 @@ def evaluate(
                 for seed in seeds
             ]
             _write_part(part, digest, *_play(name, player, games))
-        tables.append(pq.read_table(part).replace_schema_metadata(None))
+        parts.append(pq.read_table(part).replace_schema_metadata(None))
         transcripts.append(part.with_suffix(".transcripts.jsonl").read_text())
     # Summaries must know of trials that no method used.
-    results = pa.concat_tables(tables).replace_schema_metadata({"budget": str(budget)})
+    results = pa.concat_tables(parts).replace_schema_metadata({"budget": str(budget)})
     write_atomic(path.parent / "transcripts.jsonl", "".join(transcripts))
     write_atomic(path, _parquet_bytes(results))
     return results
@@ -204,31 +207,16 @@ def _digest_of(part: Path) -> str | None:
     return metadata.get(b"digest", b"").decode()
 
 
-def _digest_games(targets, evidence, budget, seeds, matching) -> str:
-    digest = hashlib.sha256()
-    digest.update(json.dumps([VERSION, budget, list(map(int, seeds)), matching]).encode())
-    for target in targets:
-        for experiment in (target, *evidence[target.id]):
-            digest.update(experiment_digest(experiment).encode())
-        digest.update(b"|")
-    return digest.hexdigest()
+def _digest_games(targets, budget, seeds, matching, tables) -> str:
+    ids = [target.id for target in targets]
+    described = [VERSION, ids, budget, list(map(int, seeds)), matching, sorted(tables.items())]
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
 
-def experiment_digest(experiment: Experiment) -> str:
-    """Hash all that an experiment holds: description, space, default, cells and outcomes."""
-    # The hash of held-out outcomes tells nobody anything about them.
-    experiment = reveal(experiment)
-    described = [
-        experiment.id,
-        dict(experiment.context),
-        vars(experiment.fidelity),
-        experiment.space.to_json(),
-        experiment.objective_metric,
-        experiment.minimize,
-        experiment.default,
-        list(experiment.configurations),
-        [str(s) for s in experiment.status_R],
-    ]
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
-    digest.update(np.ascontiguousarray(experiment.outcomes_R, dtype="<f8").tobytes())
-    return digest.hexdigest()
+def table_hashes(roots: Sequence[str | os.PathLike]) -> dict[str, str]:
+    """Return the SHA-256 of every outcome table's files, by "SOURCE/TASK.parquet" and ".json"."""
+    return {
+        f"{path.parent.name}/{file.name}": hashlib.sha256(file.read_bytes()).hexdigest()
+        for path in find_tables(roots)
+        for file in (path, path.with_suffix(".json"))
+    }
