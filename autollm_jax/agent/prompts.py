@@ -28,12 +28,15 @@ LINE = ";\n"
 LIST = ":\n"
 # User-defined symbols of the tokenizer: one id each, wherever they stand. Without them a number
 # would merge with the sign behind it, and no longer be the same tokens everywhere.
-SYMBOLS = (
+CONTROL_SYMBOLS = (
     parsing.THINK,
     parsing.THINK_END,
     parsing.EXEC,
     parsing.EXEC_END,
     END_OF_TURN,
+)
+SYMBOLS = (
+    *CONTROL_SYMBOLS,
     '{"',
     '":',
     ',"',
@@ -346,9 +349,9 @@ def _decimals(seen: Forecast) -> int:
 
 
 def _plain(text: str) -> str:
-    """Make a message fit to be shown: one line, short, without symbols."""
+    """Make a message fit to be shown: one line, short, and unable to end a turn or begin one."""
     text = " ".join(text.split())
-    for symbol in SYMBOLS:
+    for symbol in CONTROL_SYMBOLS:
         text = text.replace(symbol, " ")
     return " ".join(text.split())[:LONGEST_MESSAGE].encode("utf-8", "replace").decode()
 

@@ -1,0 +1,289 @@
+"""Policy distillation: supervised fine-tuning on the agent's own turns.
+
+    1. tokens: each turn is encoded by itself, and its loss mask is made there and then
+    2. rows: several conversations a row, as segments, so that little is padding
+    3. for every step: a batch by (seed, step), an update, a report, a checkpoint now and then
+
+Letters: N rows, B rows of a batch, T tokens.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import time
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from autollm_jax.agent.prompts import Turn
+from autollm_jax.checkpointing.checkpoints import Checkpoints
+from autollm_jax.errors import UserError
+from autollm_jax.models import transformer
+from autollm_jax.models.transformer import TransformerConfig
+from autollm_jax.rl.logprobs import token_logprobs
+from autollm_jax.training.masked import masked_sum
+from autollm_jax.training.metrics import MetricsWriter
+from autollm_jax.training.state import TrainState, abstract_state, init_state, state_shardings
+from autollm_jax.training.step import make_train_step
+
+
+def encode_turn(tokenizer, text: str, opens: bool) -> list[int]:
+    """Encode one turn, the way it stands in every conversation.
+
+    Distillation and rollout both make tokens here and nowhere else, so that a policy reads in a
+    rollout what it was trained on.
+
+    Args:
+      tokenizer: `data.tokenizer.Tokenizer` or its like.
+      text: of one turn.
+      opens: whether the turn opens the conversation: the beginning-of-sequence token comes before.
+    """
+    return [tokenizer.bos_id, *tokenizer.encode(text)] if opens else tokenizer.encode(text)
+
+
+def encode_conversation(tokenizer, turns: Sequence[Turn]) -> tuple[np.ndarray, np.ndarray]:
+    """Encode a conversation turn by turn.
+
+    Returns:
+      tokens_T (i32) and loss_mask_T (bool), which is set on the turns to be learned.
+    """
+    tokens, mask = [], []
+    for number, turn in enumerate(turns):
+        ids = encode_turn(tokenizer, turn.text, opens=number == 0)
+        tokens += ids
+        mask += [turn.learned] * len(ids)
+    return np.asarray(tokens, np.int32), np.asarray(mask, bool)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PackedRows:
+    """Conversations packed into rows; the attention mask and the loss mask are apart.
+
+    tokens_NT: i32; padding is whatever the tokenizer's is, and is known by its segment alone.
+    segments_NT: i32, conversations of a row from 1; 0 is padding.
+    positions_NT: i32, position in the token's own conversation.
+    loss_mask_NT: bool, tokens whose prediction is learned.
+    """
+
+    tokens_NT: np.ndarray
+    segments_NT: np.ndarray
+    positions_NT: np.ndarray
+    loss_mask_NT: np.ndarray
+
+
+def pack(
+    conversations: Sequence[tuple[np.ndarray, np.ndarray]], length: int, pad_id: int
+) -> PackedRows:
+    """Pack conversations into rows, longest first, each into the fullest row that has room.
+
+    Args:
+      conversations: (tokens, loss mask) each, as from `encode_conversation`.
+      length: T. A longer conversation loses its end.
+      pad_id: fills the rows up; it may be a token that conversations use too.
+
+    Raises:
+      UserError: if there is nothing to learn.
+    """
+    if not any(mask[:length].any() for _, mask in conversations):
+        raise UserError("distillation: no conversation has a turn to learn from")
+    order = sorted(range(len(conversations)), key=lambda i: -len(conversations[i][0]))
+    rows: list[list[int]] = []
+    with_room: dict[int, list[int]] = {}  # room left -> rows
+    for i in order:
+        size = min(len(conversations[i][0]), length)
+        room = next((r for r in range(size, length) if with_room.get(r)), None)
+        if room is None:
+            row, room = len(rows), length
+            rows.append([])
+        else:
+            row = with_room[room].pop()
+        rows[row].append(i)
+        with_room.setdefault(room - size, []).append(row)
+    tokens_NT = np.full((len(rows), length), pad_id, np.int32)
+    segments_NT, positions_NT = (np.zeros_like(tokens_NT) for _ in range(2))
+    loss_mask_NT = np.zeros_like(tokens_NT, bool)
+    for row, members in enumerate(rows):
+        start = 0
+        for segment, i in enumerate(members, start=1):
+            tokens, mask = (part[:length] for part in conversations[i])
+            place = slice(start, start + len(tokens))
+            tokens_NT[row, place], loss_mask_NT[row, place] = tokens, mask
+            segments_NT[row, place] = segment
+            positions_NT[row, place] = np.arange(len(tokens))
+            start += len(tokens)
+    return PackedRows(tokens_NT, segments_NT, positions_NT, loss_mask_NT)
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillationConfig:
+    """How long and in what pieces.
+
+    steps: updates in all.
+    batch_rows: rows an update sees; under a mesh, its data x fsdp axes must divide them.
+    microbatches: pieces that an update's gradient is summed over.
+    save_every: steps between checkpoints.
+    report_every: steps between rows of metrics.
+    """
+
+    steps: int
+    batch_rows: int
+    microbatches: int = 1
+    save_every: int = 100
+    report_every: int = 10
+
+
+def distill(
+    model: TransformerConfig,
+    config: DistillationConfig,
+    optimizer: optax.GradientTransformation,
+    rows: PackedRows,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    workdir,
+    key: jax.Array,
+    *,
+    validation: PackedRows | None = None,
+    params=None,
+) -> TrainState:
+    """Train a policy to speak as the simulated researcher does; resumes where `checkpoints` stands.
+
+    Args:
+      model: the policy's shape.
+      config: of the loop.
+      optimizer: optax transformation.
+      rows: what to learn.
+      mesh: parameters and rows are split over it.
+      checkpoints: this stage's.
+      workdir: where metrics go, as stage `distill`.
+      key: randomness of the initial parameters and of the rows' order.
+      validation: rows that are scored after the last step.
+      params: where to start from; fresh parameters by default.
+
+    Returns:
+      The state after the last step, its parameters the policy.
+
+    Raises:
+      UserError: if the loss stops being finite, or the checkpoint's rows are others than these.
+    """
+    init, axes = functools.partial(transformer.init, model), transformer.logical_axes(model)
+    init_key, order_key = jax.random.split(key)
+    seed, digest = int(jax.random.bits(order_key)), _digest(rows)
+    first = checkpoints.latest() or 0
+    if first:
+        state, extra = checkpoints.restore(abstract_state(init, axes, optimizer, mesh))
+        if extra["rows"] != digest:
+            raise UserError(
+                f"{checkpoints.directory}: the checkpoint was trained on other trajectories; "
+                "remove it, or use another --workdir"
+            )
+    else:
+        state = init_state(init, axes, optimizer, init_key, mesh)
+        if params is not None:
+            own = jax.tree.map(
+                lambda x, like: jnp.array(jax.device_put(x, like.sharding), copy=True),
+                params,
+                state.params,
+            )
+            state = dataclasses.replace(state, params=own)
+    step_fn = make_train_step(
+        functools.partial(imitation_loss, model),
+        optimizer,
+        state_shardings(init, axes, optimizer, mesh),
+        mesh,
+        config.microbatches,
+    )
+    writer = MetricsWriter(workdir, "distill", first_step=first)
+    bar = tqdm(total=config.steps, initial=first, desc="distill", unit="step", disable=None)
+    tokens, began, waiting = 0, time.perf_counter(), None
+
+    def report(step, metrics, rate):
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not np.isfinite(metrics["loss"]):
+            raise UserError(
+                f"distill: the loss is {metrics['loss']} at step {step}; start again with a lower "
+                "config.distill.optimizer.learning_rate"
+            )
+        writer.write(step, {**metrics, "tokens_per_second": rate})
+        bar.set_postfix(loss=f"{metrics['loss']:.3f}", accuracy=f"{metrics['accuracy']:.3f}")
+
+    for step in range(first, config.steps):
+        batch = select(rows, batch_order(len(rows.tokens_NT), config.batch_rows, seed, step))
+        state, metrics = step_fn(state, batch)
+        # Metrics are read one step late, while the next step is under way.
+        if waiting is not None:
+            report(*waiting)
+            waiting = None
+        tokens += int((batch.segments_NT > 0).sum())
+        done = step + 1
+        if done % config.report_every == 0 or done == config.steps:
+            rate = tokens / (time.perf_counter() - began)
+            waiting = (step, metrics, rate)
+            tokens, began = 0, time.perf_counter()
+        if done % config.save_every == 0 or done == config.steps:
+            if waiting is None:
+                waiting = (step, metrics, 0.0)
+            report(*waiting)  # nothing broken is saved
+            waiting = None
+            checkpoints.save(done, state, {"rows": digest, "position": done})
+        bar.update()
+    if validation is not None and first < config.steps:
+        scores = score(model, state.params, validation, config.batch_rows, mesh)
+        writer.write(config.steps, {f"validation_{name}": v for name, v in scores.items()})
+    bar.close()
+    writer.close()
+    checkpoints.wait()
+    return state
+
+
+def imitation_loss(model: TransformerConfig, params, batch: PackedRows):
+    """Sum the cross-entropy of the tokens to be learned; `training.step`'s loss contract."""
+    logprobs_BT, _ = token_logprobs(
+        model, params, batch.tokens_NT, batch.segments_NT, batch.positions_NT
+    )
+    loss, count = masked_sum(-logprobs_BT, batch.loss_mask_NT)
+    # Of more than half probability: the likeliest for certain, without a pass over the vocabulary.
+    sure_BT = (logprobs_BT > np.log(0.5)).astype(jnp.float32)
+    return loss, count, {"accuracy": masked_sum(sure_BT, batch.loss_mask_NT)}
+
+
+def batch_order(rows: int, batch_rows: int, seed: int, step: int) -> np.ndarray:
+    """Choose the rows of one step: a new order each epoch, a function of (seed, step) alone."""
+    wanted = np.arange(step * batch_rows, (step + 1) * batch_rows)
+    epochs = range(wanted[0] // rows, wanted[-1] // rows + 1)
+    orders = [np.random.default_rng([seed, epoch]).permutation(rows) for epoch in epochs]
+    return np.concatenate(orders)[wanted - epochs[0] * rows]
+
+
+def select(rows: PackedRows, chosen: np.ndarray) -> PackedRows:
+    """Take some of the rows."""
+    return jax.tree.map(lambda x_NT: x_NT[chosen], rows)
+
+
+def score(model, params, rows: PackedRows, batch_rows: int, mesh: Mesh) -> dict[str, float]:
+    """Compute loss and accuracy of the tokens to be learned, over all rows."""
+    loss_fn = jax.jit(functools.partial(imitation_loss, model))
+    N = len(rows.tokens_NT)
+    totals = {"loss": np.zeros(2), "accuracy": np.zeros(2)}
+    for start in range(0, N, batch_rows):
+        batch = select(rows, np.arange(start, start + batch_rows) % N)
+        new_B1 = (np.arange(start, start + batch_rows) < N)[:, None]
+        batch = dataclasses.replace(batch, loss_mask_NT=batch.loss_mask_NT & new_B1)
+        with jax.set_mesh(mesh):
+            loss, count, metrics = loss_fn(params, batch)
+        totals["loss"] += np.array([loss, count])
+        totals["accuracy"] += np.array(metrics["accuracy"])
+    return {name: float(total / max(count, 1.0)) for name, (total, count) in totals.items()}
+
+
+def _digest(rows: PackedRows) -> str:
+    """Hash the rows, so that a resumed run knows them again."""
+    whole = hashlib.sha256()
+    for leaf in jax.tree.leaves(rows):
+        whole.update(np.ascontiguousarray(leaf).tobytes())
+    return whole.hexdigest()[:16]

@@ -1,0 +1,142 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from autollm_jax.agent import synthetic
+from autollm_jax.agent.curation import (
+    AUGMENTATIONS,
+    CurationConfig,
+    Recipe,
+    augment,
+    build,
+    curate,
+    plan,
+)
+from autollm_jax.errors import UserError
+from autollm_jax.gym.environment import Episode
+
+SMALL = CurationConfig(pairs=60, pairs_per_family=6)
+
+
+def _content(experiment):
+    outcomes = experiment.outcomes_R.tolist()
+    return experiment.id, experiment.fidelity, experiment.space, experiment.configurations, outcomes
+
+
+def test_evidence_is_cheaper_than_its_target(family):
+    for pair in curate(family, SMALL):
+        flops = pair.target.fidelity.flops
+        assert all(e.fidelity.flops < flops for e in pair.evidence)
+
+
+def test_pairs_come_from_tables_changed_tables_and_the_prior(family):
+    recipes = list(plan(family, CurationConfig(pairs=300, pairs_per_family=6)))
+    assert len(recipes) == 300
+    provenances = {recipe.provenance for recipe in recipes}
+    assert {"made/pretraining", synthetic.PROVENANCE} < provenances
+    assert any("with sub-grid, shifted axes, noise" in p for p in provenances)
+
+
+def test_evidence_comes_whole_and_in_part(family):
+    tables = dataclasses.replace(SMALL, synthetic=0.0, pairs=200)
+    counts = {(r.target, len(r.evidence)) for r in plan(family, tables)}
+    assert {(3, 3), (3, 2), (3, 1)} <= counts
+
+
+def test_the_same_seed_gives_the_same_pairs_and_another_seed_others(family):
+    config = dataclasses.replace(SMALL, pairs=12)
+    first, again = (curate(family, config) for _ in range(2))
+    assert [p.recipe for p in first] == [p.recipe for p in again]
+    other = list(plan(family, dataclasses.replace(config, seed=1)))
+    assert [p.recipe for p in first] != other
+
+
+def test_a_pair_is_rebuilt_from_its_line(family):
+    for pair in curate(family, SMALL)[::7]:
+        rebuilt = build(Recipe.from_json(pair.recipe.to_json()), list(reversed(family)))
+        assert _content(rebuilt.target) == _content(pair.target)
+        assert list(map(_content, rebuilt.evidence)) == list(map(_content, pair.evidence))
+        assert rebuilt.provenance == pair.provenance
+
+
+def test_an_environment_plays_on_every_pair(family):
+    for pair in curate(family, SMALL):
+        episode = Episode(pair.target, pair.evidence, 1)
+        assert episode.exec_config(pair.target.default).valid
+
+
+def test_shifted_axes_relabel_units_and_nothing_else(family):
+    changed = augment(family, ["shifted axes"], 3)
+    ratios = []
+    for old, new in zip(family, changed, strict=True):
+        np.testing.assert_allclose(new.regrets_R, old.regrets_R, atol=1e-9)
+        rate = new.configurations[0]["learning_rate"] / old.configurations[0]["learning_rate"]
+        batch = new.configurations[0]["batch_size"] / old.configurations[0]["batch_size"]
+        tokens = new.fidelity.tokens / old.fidelity.tokens
+        ratios.append((rate, batch, tokens))
+        assert all(isinstance(c["batch_size"], int) for c in new.configurations)
+    np.testing.assert_allclose(ratios, [ratios[0]] * len(ratios))
+    assert ratios[0][0] != 1
+
+
+def test_sub_grids_keep_outcomes_and_drop_cells(family):
+    changed = augment(family, ["sub-grid"], 1)
+    assert any(len(n.configurations) < len(o.configurations) for o, n in zip(family, changed))  # noqa: B905
+    for old, new in zip(family, changed, strict=True):
+        for config, outcome in zip(new.configurations, new.outcomes_R, strict=True):
+            assert old.lookup(config) == pytest.approx(outcome)
+
+
+def test_noise_changes_outcomes_by_about_its_floor(family):
+    (new, *_), old = augment(family, ["noise"], 2), family[0]
+    gap_R = new.outcomes_R - old.outcomes_R
+    assert 0 < np.std(gap_R) < 0.1 * (old.median - old.optimum)
+
+
+def test_augmented_copies_have_names_of_their_own(family):
+    names = {e.id for seed in range(3) for e in augment(family, AUGMENTATIONS, seed)}
+    assert len(names) == 3 * len(family)
+
+
+def test_experiments_without_a_cheaper_one_need_the_prior(family):
+    with pytest.raises(UserError, match="synthetic"):
+        list(plan(family[:1], CurationConfig(pairs=3, synthetic=0.0)))
+    recipes = list(plan(family[:1], CurationConfig(pairs=3, synthetic=0.1)))
+    assert {r.provenance for r in recipes} == {synthetic.PROVENANCE}
+
+
+@pytest.mark.parametrize("line", ["", "{}", "[1]", '{"family": "tables"}'])
+def test_a_line_that_is_no_recipe_is_refused(line):
+    with pytest.raises(UserError, match="recipe"):
+        Recipe.from_json(line)
+
+
+def test_a_recipe_of_other_tables_is_refused(family):
+    recipe = Recipe("tables", "made", "pretraining", 0, (), 3, (0,), 0)
+    with pytest.raises(UserError, match="same training tables"):
+        build(recipe, family[:2])
+
+
+def test_synthetic_families_are_marked_and_varied():
+    names, goals = set(), set()
+    for seed in range(40):
+        for experiment in synthetic.sample_family(seed):
+            assert experiment.context["provenance"] == "synthetic prior"
+            assert experiment.source == "synthetic"
+            names.add(experiment.space.names)
+            goals.add(experiment.minimize)
+            assert (experiment.regrets_R < 0.999).sum() >= 3
+    assert len(names) > 3 and goals == {True, False}
+
+
+def test_synthetic_optima_lie_mostly_inside_their_grids():
+    inside = []
+    for seed in range(60):
+        for experiment in synthetic.sample_family(seed):
+            best = experiment.configurations[experiment.best_row]
+            ends = [
+                d.choices[0] < best[d.name] < d.choices[-1] for d in experiment.space.dimensions
+            ]
+            inside.append(all(ends))
+    assert np.mean(inside) > 0.6
