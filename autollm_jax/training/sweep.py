@@ -1,0 +1,200 @@
+"""Sweeps: many training runs of one shape at once.
+
+1. Runs that share every shape (model, batch size, number of steps) form a group; what differs
+   between them (learning rate, seed) is an array with one entry per run, R of them.
+2. One step is `update` vmapped over the runs; `shard_map` splits the runs over the mesh's `data`
+   axis, so that devices never speak to each other inside a step.
+3. A chunk of K steps is one `lax.scan`, and its batches are fetched while the last chunk computes.
+4. The group's state and position are checkpointed on the way; a killed group goes on from there.
+5. A run whose loss stops being finite, or ends above a uniform guess, has diverged: an outcome.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from autollm_jax.checkpointing.checkpoints import Checkpoints
+from autollm_jax.data.pipeline import Batch, Pipeline
+from autollm_jax.models import transformer
+from autollm_jax.models.transformer import TransformerConfig
+from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer
+from autollm_jax.training.state import TrainState
+from autollm_jax.training.step import next_token_loss, update
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What may differ between the runs of a group: peak learning rate, and seed of init and data."""
+
+    learning_rate: float
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOutcome:
+    """How a run ended.
+
+    Attributes:
+      losses: validation cross-entropy by domain, nats per token (nan where it is not finite).
+      status: "ok" or "diverged".
+      seconds: the group's wall-clock seconds on this machine, divided by its runs.
+    """
+
+    run: Run
+    losses: dict[str, float]
+    status: str
+    seconds: float
+
+
+def make_group_steps(model: TransformerConfig, optimizer: OptimizerConfig, steps: int, mesh: Mesh):
+    """Compile what a group needs: initialise R runs, advance them K steps, evaluate them.
+
+    Args:
+      model: the one shape.
+      optimizer: all but the learning rate.
+      steps: length of every run.
+      mesh: its `data` axis splits the runs; R must be a multiple of it.
+
+    Returns:
+      init(seeds_R) -> state, a TrainState with a leading axis R;
+      advance(state, rates_R, order_R, batch_KSBT) -> (state, losses_KR), state donated, where run
+        r trains on the batches of seed number order_R[r];
+      evaluate(state, batch_EBT) -> (loss_sums_RE, counts_RE).
+    """
+    # Learning rates are traced, so a run's rate is not part of the program.
+    transformation = functools.partial(make_optimizer, optimizer, steps)
+
+    def loss_fn(params, batch: Batch):
+        logits_BTV = transformer.apply(model, params, batch.tokens_BT)
+        return *next_token_loss(logits_BTV, batch.targets_BT, batch.loss_mask_BT), {}
+
+    def init_one(seed):
+        params = transformer.init(model, jax.random.key(seed))
+        return TrainState(jnp.zeros((), jnp.int32), params, transformation().init(params))
+
+    def advance_local(state, rates_R, order_R, batch_KSBT):
+        def one_run(state, rate, number, batch_SBT):
+            batch_BT = jax.tree.map(lambda x: x[number], batch_SBT)
+            return update(loss_fn, transformation(rate), state, batch_BT)
+
+        def one_step(state, batch_SBT):
+            step = jax.vmap(one_run, in_axes=(0, 0, 0, None))
+            state, metrics = step(state, rates_R, order_R, batch_SBT)
+            return state, metrics["loss"]
+
+        return jax.lax.scan(one_step, state, batch_KSBT)
+
+    def evaluate_local(params_R, batch_EBT):
+        def one_run(params):
+            return jax.lax.map(lambda batch: loss_fn(params, batch)[:2], batch_EBT)
+
+        return jax.vmap(one_run)(params_R)
+
+    runs, whole = PartitionSpec("data"), PartitionSpec()
+    split = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
+    init = split(jax.vmap(init_one), in_specs=runs, out_specs=runs)
+    advance = split(
+        advance_local,
+        in_specs=(runs, runs, runs, whole),
+        out_specs=(runs, PartitionSpec(None, "data")),
+    )
+    evaluate = split(evaluate_local, in_specs=(runs, whole), out_specs=runs)
+    return jax.jit(init), jax.jit(advance, donate_argnums=0), jax.jit(evaluate)
+
+
+def train_group(
+    model: TransformerConfig,
+    optimizer: OptimizerConfig,
+    runs: Sequence[Run],
+    *,
+    steps: int,
+    pipelines: Mapping[int, Pipeline],
+    validation: Mapping[str, Batch],
+    mesh: Mesh,
+    checkpoints: Checkpoints | None = None,
+    checkpoint_seconds: float = 60.0,
+    on_steps: Callable[[int], None] = lambda count: None,
+) -> list[RunOutcome]:
+    """Train the runs of one group together.
+
+    Args:
+      model: their model.
+      optimizer: all but their learning rates.
+      runs: R of them.
+      steps: updates each run does.
+      pipelines: training batches by seed, all of one batch size.
+      validation: one batch [B, T] a domain.
+      mesh: the runs are split over its `data` axis.
+      checkpoints: where to save on the way and to go on from; None saves nothing.
+      checkpoint_seconds: how often.
+      on_steps: told how many steps were done, for a progress bar.
+
+    Returns:
+      The outcomes, in the order of `runs`.
+    """
+    # The last run fills up the devices: it is computed again and dropped.
+    devices = mesh.shape["data"]
+    padded = list(runs) + [runs[-1]] * (-len(runs) % devices)
+    seeds = sorted({run.seed for run in runs})
+    init, advance, evaluate = make_group_steps(model, optimizer, steps, mesh)
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    rates_R = jax.device_put(np.array([run.learning_rate for run in padded], np.float32), split)
+    order_R = jax.device_put(np.array([seeds.index(run.seed) for run in padded], np.int32), split)
+    seeds_R = jax.device_put(np.array([run.seed for run in padded], np.int32), split)
+
+    # Restore, or start afresh.
+    step, seconds = 0, 0.0
+    if checkpoints is not None and checkpoints.latest() is not None:
+        shapes = jax.eval_shape(init, seeds_R)
+        abstract = jax.tree.map(
+            lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=split), shapes
+        )
+        state, extra = checkpoints.restore(abstract)
+        step, seconds = extra["step"], extra["seconds"]
+        on_steps(step)
+    else:
+        state = init(seeds_R)
+
+    # A chunk is about 64k tokens of each seed: long enough to hide the host, short enough to stop.
+    first = pipelines[seeds[0]]
+    length = max(1, min(steps, 65_536 // (first.batch_size * first.length)))
+
+    def fetch(start):
+        parts = [pipelines[s].batches(start, min(length, steps - start)) for s in seeds]
+        return jax.tree.map(lambda *x: np.stack(x, axis=1), *parts)
+
+    started = saved = time.monotonic()
+    batch_KSBT = fetch(step) if step < steps else None
+    while step < steps:
+        state, losses_KR = advance(state, rates_R, order_R, batch_KSBT)
+        step += losses_KR.shape[0]
+        batch_KSBT = fetch(step) if step < steps else None
+        jax.block_until_ready(losses_KR)
+        on_steps(losses_KR.shape[0])
+        if checkpoints is not None and time.monotonic() - saved > checkpoint_seconds:
+            spent = seconds + time.monotonic() - started
+            checkpoints.save(step, state, {"step": step, "seconds": spent})
+            saved = time.monotonic()
+
+    batch_EBT = jax.tree.map(lambda *x: np.stack(x), *validation.values())
+    sums_RE, counts_RE = jax.device_get(evaluate(state.params, batch_EBT))
+    seconds += time.monotonic() - started
+    if checkpoints is not None and checkpoints.latest() != step:
+        # Outcomes are written one by one: a kill between two of them finds the group finished.
+        checkpoints.save(step, state, {"step": step, "seconds": seconds})
+        checkpoints.wait()
+    outcomes = []
+    for run, losses_E in zip(runs, sums_RE / counts_RE, strict=False):  # without the filling
+        losses_E = np.where(np.isfinite(losses_E), losses_E, np.nan).tolist()
+        losses = dict(zip(validation, losses_E, strict=True))
+        mean = sum(losses.values()) / len(losses)
+        status = "ok" if mean < math.log(model.vocab_size) else "diverged"
+        outcomes.append(RunOutcome(run, losses, status, seconds / len(runs)))
+    return outcomes
