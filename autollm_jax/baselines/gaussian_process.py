@@ -41,9 +41,8 @@ class GaussianProcess:
         units_RD = self._candidates.units_RD
         z_RZ = np.concatenate([units_RD, np.zeros((len(units_RD), 2))], 1)
         self._warm = len(evidence) > 0
-        centre_Z, deviation_Z = (z_NZ if self._warm else z_RZ).mean(0), z_NZ.std(0)
-        if not self._warm:
-            deviation_Z = z_RZ.std(0)
+        reference = z_NZ if self._warm else z_RZ
+        centre_Z, deviation_Z = reference.mean(0), reference.std(0)
         unit_Z = np.where(deviation_Z > 1e-9, deviation_Z, 1.0)
         z_NZ, self._z_RZ = (z_NZ - centre_Z) / unit_Z, (z_RZ - centre_Z) / unit_Z
         self._theta_P = _prior_mean(z_NZ.shape[1])

@@ -143,7 +143,7 @@ def method_panels(curves: Sequence[Curve], focus: str, name: str) -> str:
 
 
 def heat_map(landscape: Landscape, marks: Sequence[Mark], name: str) -> str:
-    """Draw a grid landscape: regret by colour, failures hatched, trials numbered, optimum a star."""
+    """Draw a grid landscape: failures hatched, trials numbered, the optimum a star."""
     regret = landscape.regret_YX
     height, width = regret.shape
     with matplotlib.rc_context({**STYLE, "font.size": 9, "svg.hashsalt": name}):

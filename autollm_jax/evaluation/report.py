@@ -325,7 +325,8 @@ def _mark_up(text: str) -> str:
     # A lone surrogate, which a byte-level decoder may leave, cannot be written as UTF-8.
     escaped = html.escape(text.encode("utf-8", "replace").decode())
     for part in ("think", "exec"):
-        pattern = rf"&lt;{part}&gt;((?:(?!&lt;{part}&gt;).)*?)&lt;/{part}&gt;"
+        # Line ends around a block would show as gaps: a block starts a line of its own.
+        pattern = rf"\s*&lt;{part}&gt;\s*((?:(?!&lt;{part}&gt;).)*?)\s*&lt;/{part}&gt;[ ]*\n?"
         block = rf'<span class="{part}"><b>{part}</b>\1</span>'
         escaped = re.sub(pattern, block, escaped, flags=re.DOTALL)
     return escaped

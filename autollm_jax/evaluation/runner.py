@@ -118,7 +118,8 @@ def evaluate(
 
     Returns:
       The results, one row a trial, with the columns of `SCHEMA`: players in the order given,
-      experiments by id, then seeds, then trials. The schema's metadata holds the budget.
+      experiments by id, then seeds, then trials. The schema's metadata holds the budget
+      and the methods.
 
     Raises:
       ValueError: there is nothing to score.
@@ -148,8 +149,9 @@ def evaluate(
             _write_part(part, digest, *_play(name, player, games))
         parts.append(pq.read_table(part).replace_schema_metadata(None))
         transcripts.append(part.with_suffix(".transcripts.jsonl").read_text())
-    # Summaries must know of trials that no method used.
-    results = pa.concat_tables(parts).replace_schema_metadata({"budget": str(budget)})
+    # Summaries must know of trials that no method used, and of a method that used none.
+    metadata = {"budget": str(budget), "methods": json.dumps(list(players))}
+    results = pa.concat_tables(parts).replace_schema_metadata(metadata)
     write_atomic(path.parent / "transcripts.jsonl", "".join(transcripts))
     write_atomic(path, _parquet_bytes(results))
     return results

@@ -1,5 +1,6 @@
 """Summarises results.parquet: regret at a few budgets, per method and task, with intervals."""
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,9 +29,11 @@ class Results:
 
     def __init__(self, results: pa.Table, column: str = "regret"):
         rows = results.to_pylist()
-        self.methods = list(dict.fromkeys(row["method"] for row in rows))
+        metadata = results.schema.metadata or {}
+        played = json.loads(metadata.get(b"methods", b"[]"))
+        self.methods = list(dict.fromkeys([*played, *(row["method"] for row in rows)]))
         self.tasks = sorted({row["task"] for row in rows})
-        stored = int((results.schema.metadata or {}).get(b"budget", 0))
+        stored = int(metadata.get(b"budget", 0))
         self.budget = max([stored, *(row["trial"] for row in rows)])
         self.task_of = {_experiment(row): row["task"] for row in rows}
         units = sorted({(_experiment(row), row["seed"]) for row in rows})
@@ -67,8 +70,9 @@ class Results:
         return paired_interval(self.scores(method, task, k), self.scores(other, task, k))
 
     def invalid_rate(self, method: str) -> float:
-        """Return the share of a method's trials that were invalid."""
-        return float(np.mean(self._invalid[method]))
+        """Return the share of a method's trials that were invalid; 0 of none."""
+        invalid = self._invalid[method]
+        return sum(invalid) / max(len(invalid), 1)
 
 
 def summarise(results: pa.Table) -> dict:

@@ -1,0 +1,138 @@
+"""Each baseline's own idea."""
+
+import numpy as np
+import pytest
+
+from autollm_jax.baselines import Problem, coordinates
+from autollm_jax.baselines.base import Candidates, relevant_evidence
+from autollm_jax.baselines.default import DefaultFirst
+from autollm_jax.baselines.evidence import TargetScale, gather
+from autollm_jax.baselines.gaussian_process import (
+    GaussianProcess,
+    _negative_log_posterior,
+    _prior_mean,
+    _trend,
+    improvement,
+)
+from autollm_jax.baselines.nearest_experiment import NearestExperiment
+from autollm_jax.baselines.random import RandomSearch
+from autollm_jax.baselines.scaling_law import ScalingLaw, extrapolate
+from autollm_jax.gym.environment import Episode
+from autollm_jax.gym.spaces import Dimension, Space
+
+from .conftest import bowl
+
+
+def test_random_draws_every_cell_once(problem):
+    method = RandomSearch(problem, 0)
+    drawn = [tuple(method.ask().values()) for _ in problem.experiment.configurations]
+    assert sorted(drawn) == sorted(tuple(c.values()) for c in problem.experiment.configurations)
+
+
+def test_random_draws_differ_between_experiments(problem):
+    other = Problem(bowl(4e8, 16e9, name="other").sealed(), (), 5)
+    draws = [[RandomSearch(p, s).ask() for s in range(8)] for p in (problem, other)]
+    assert draws[0] != draws[1]
+
+
+def test_default_comes_first(problem):
+    assert DefaultFirst(problem, 0).ask() == problem.experiment.default
+
+
+def test_nearest_experiment_gives_its_best_cells_in_order(problem, evidence, target):
+    nearest = min(evidence, key=lambda e: -e.fidelity.flops)
+    order = np.argsort(nearest.regrets_R, kind="stable")[:3]
+    method = NearestExperiment(problem, 0)
+    assert [method.ask() for _ in order] == [nearest.configurations[r] for r in order]
+
+
+def test_evidence_of_the_same_objective_goes_first(target):
+    same = bowl(1e8, 1e9)
+    other = bowl(2e8, 8e9, name="other", objective_metric="accuracy")
+    problem = Problem(target.sealed(), (other, same), 5)
+    assert [e.id for e in relevant_evidence(problem)] == [same.id]
+
+
+def test_scaling_law_finds_an_optimum_that_follows_a_law(problem, target):
+    assert ScalingLaw(problem, 0).ask() == target.configurations[target.best_row]
+
+
+def test_scaling_law_keeps_the_optimum_of_a_single_table(target):
+    only = bowl(1e8, 1e9)
+    first = ScalingLaw(Problem(target.sealed(), (only,), 5), 0).ask()
+    assert first == only.configurations[only.best_row]
+
+
+def test_two_points_give_a_slope_along_their_line_only():
+    features = np.array([[0.0, 0.0], [1.0, 0.0]])
+    values = np.array([[0.0], [2.0]])
+    assert extrapolate(features, values, np.array([2.0, 0.0])) == pytest.approx(4.0)
+    assert extrapolate(features, values, np.array([0.5, 9.0])) == pytest.approx(1.0)
+
+
+def test_extrapolation_leaves_out_a_missing_number():
+    features = np.array([[0.0, np.nan], [1.0, 3.0]])
+    at = np.array([2.0, 5.0])
+    assert extrapolate(features, np.array([[0.0], [1.0]]), at) == pytest.approx(2.0)
+
+
+def test_values_keep_their_meaning_in_another_window():
+    low = Space((Dimension("rate", "log-ordinal", (1.0, 10.0, 100.0)),))
+    high = Space((Dimension("rate", "log-ordinal", (10.0, 100.0, 1000.0)),))
+    unit = coordinates.project([{"rate": 1.0}, {"rate": 100.0}], low, high)
+    assert unit[:, 0] == pytest.approx([-0.5, 0.5])
+
+
+def test_ranges_that_share_nothing_are_compared_by_place():
+    low = Space((Dimension("layers", "ordinal", (10, 11, 12)),))
+    high = Space((Dimension("layers", "ordinal", (22, 23, 24)),))
+    unit = coordinates.project([{"layers": 10}, {"layers": 12}], low, high)
+    assert unit[:, 0] == pytest.approx([0.0, 1.0])
+
+
+def test_gathered_evidence_keeps_every_experiments_best(problem, evidence):
+    rows = gather(problem, 30)
+    assert len(rows) <= 36
+    best = [rows.scores_N[rows.experiments_N == e].min() for e in range(len(evidence))]
+    assert best == [0.0] * len(evidence)
+
+
+def test_target_scale_extrapolates_the_level(problem, target):
+    episode = Episode(target, problem.evidence, 1)
+    trial = episode.exec_config(target.configurations[target.best_row])
+    assert abs(TargetScale(problem).scores([trial])[0]) < 0.5
+
+
+def test_gaussian_process_learns_from_its_trials(problem, target):
+    method = GaussianProcess(problem, 0)
+    episode = Episode(target, problem.evidence, 2)
+    trial = episode.exec_config(method.ask())
+    before = method.posterior()[1]
+    method.tell(trial)
+    assert (method.posterior()[1] < before).all()
+
+
+def test_gaussian_process_gradient_is_that_of_its_likelihood():
+    rng = np.random.default_rng(0)
+    z_NZ, y_N = rng.normal(size=(20, 3)), rng.normal(size=20)
+    squared = (z_NZ.T[:, :, None] - z_NZ.T[:, None, :]) ** 2
+    theta = _prior_mean(3) + 0.1 * rng.normal(size=6)
+
+    def value(t):
+        return _negative_log_posterior(t, squared, _trend(z_NZ, z_NZ), y_N)
+
+    steps = 1e-5 * np.eye(6)
+    numeric = [(value(theta + s)[0] - value(theta - s)[0]) / 2e-5 for s in steps]
+    assert value(theta)[1] == pytest.approx(numeric, rel=1e-4, abs=1e-5)
+
+
+def test_improvement_keeps_its_order_where_it_underflows():
+    gain = improvement(np.array([50.0, 40.0, 1.0]), np.ones(3), 0.0)
+    assert gain[0] < gain[1] < gain[2]
+
+
+def test_candidates_are_all_free_again_once_tried(target):
+    candidates = Candidates(target)
+    for row in range(len(target.configurations)):
+        candidates.take(row)
+    assert len(candidates.untried) == len(target.configurations)

@@ -1,0 +1,193 @@
+"""Equal terms, exact rows, and resuming."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from autollm_jax.baselines import BASELINES
+from autollm_jax.evaluation.runner import SCHEMA, evaluate, play_method, table_hashes
+from autollm_jax.evaluation.summary import summarise
+
+TABLES = {"test/pretraining.parquet": "abc"}
+
+
+class Scripted:
+    """A player that plays fixed proposals and counts how often it was called."""
+
+    def __init__(self, proposals, transcripts=False, identity=""):
+        self.proposals = proposals
+        self.transcripts = transcripts
+        self.identity = identity
+        self.calls = 0
+        self.games = []
+
+    def __call__(self, games):
+        self.calls += 1
+        self.games = list(games)
+        for game in games:
+            for proposal in self.proposals:
+                if not game.episode.done:
+                    game.episode.exec_config(proposal)
+            game.episode.finish()
+        return [f"{game.seed}" for game in games] if self.transcripts else None
+
+
+MEASURED = {"learning_rate": 0.002, "batch_size": 64}
+OFF_GRID = {"learning_rate": 0.003, "batch_size": 64}
+
+
+def run(players, split, path, **changes):
+    arguments = {"tasks": None, "budget": 3, "seeds": (0, 1), "tables": TABLES, "progress": False}
+    return evaluate(players, split, path=path / "results.parquet", **{**arguments, **changes})
+
+
+def test_rows_have_exactly_the_columns_of_the_contract(small_split, tmp_path):
+    run({"random": play_method(BASELINES["random"])}, small_split, tmp_path)
+    table = pq.read_table(tmp_path / "results.parquet")
+    assert (
+        table.schema.names
+        == (
+            "task source experiment fidelity method seed trial config outcome status regret "
+            "regret_minmax valid matched"
+        ).split()
+    )
+    assert table.schema.types == SCHEMA.types
+    assert table.num_rows == 2 * 2 * 3
+
+
+def test_every_player_gets_the_same_sealed_games(small_split, tmp_path):
+    players = {"a": Scripted([MEASURED]), "b": Scripted([OFF_GRID])}
+    run(players, small_split, tmp_path)
+
+    def terms(player):
+        return [
+            (g.seed, e.experiment.id, e.experiment.is_sealed, [x.id for x in e.evidence], e.budget)
+            for g in player.games
+            for e in [g.episode]
+        ]
+
+    assert terms(players["a"]) == terms(players["b"])
+    assert all(sealed for _, _, sealed, _, _ in terms(players["a"]))
+    assert terms(players["a"])[0][3] == ["test/pretraining/cheap", "test/pretraining/cheaper"]
+
+
+def test_matched_and_invalid_trials_are_recorded(small_split, tmp_path):
+    rows = run({"a": Scripted([OFF_GRID, None])}, small_split, tmp_path).to_pylist()
+    first, second = rows[:2]
+    assert (
+        first["matched"] and json.loads(first["config"]) in small_split.training[0].configurations
+    )
+    assert (second["valid"], second["status"], second["regret"]) == (False, "invalid", 1.0)
+    assert json.loads(second["config"]) is None
+
+
+def test_a_second_run_plays_nothing_and_writes_the_same_bytes(small_split, tmp_path):
+    player = Scripted([MEASURED], transcripts=True)
+    run({"a": player}, small_split, tmp_path)
+    before = [(tmp_path / n).read_bytes() for n in ("results.parquet", "transcripts.jsonl")]
+    run({"a": player}, small_split, tmp_path)
+    after = [(tmp_path / n).read_bytes() for n in ("results.parquet", "transcripts.jsonl")]
+    assert player.calls == 1 and before == after
+
+
+def test_a_killed_evaluation_goes_on_with_the_missing_method(small_split, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def dies(games):
+        raise Killed
+
+    first = Scripted([MEASURED])
+    with pytest.raises(Killed):
+        run({"a": first, "b": dies}, small_split, tmp_path)
+    second = Scripted([OFF_GRID])
+    resumed = run({"a": first, "b": second}, small_split, tmp_path)
+    assert (first.calls, second.calls) == (1, 1)
+    players = {"a": Scripted([MEASURED]), "b": Scripted([OFF_GRID])}
+    assert resumed.equals(run(players, small_split, tmp_path / "undisturbed"))
+
+
+@pytest.mark.parametrize(
+    "change", [{"budget": 2}, {"seeds": (0,)}, {"matching": False}, {"tables": {"x": "y"}}]
+)
+def test_a_changed_setting_is_played_again(small_split, tmp_path, change):
+    player = Scripted([MEASURED])
+    run({"a": player}, small_split, tmp_path)
+    run({"a": player}, small_split, tmp_path, **change)
+    assert player.calls == 2
+
+
+def test_another_checkpoint_is_played_again(small_split, tmp_path):
+    run({"a": Scripted([MEASURED], identity="1")}, small_split, tmp_path)
+    player = Scripted([MEASURED], identity="2")
+    run({"a": player}, small_split, tmp_path)
+    assert player.calls == 1
+
+
+def test_a_damaged_part_is_played_again(small_split, tmp_path):
+    player = Scripted([MEASURED])
+    run({"a": player}, small_split, tmp_path)
+    (tmp_path / "parts" / "a.parquet").write_bytes(b"PAR1 and then nothing")
+    run({"a": player}, small_split, tmp_path)
+    assert player.calls == 2
+
+
+def test_transcripts_name_their_episode(small_split, tmp_path):
+    run({"a": Scripted([MEASURED], transcripts=True)}, small_split, tmp_path)
+    lines = (tmp_path / "transcripts.jsonl").read_text().splitlines()
+    assert len(lines) == 4
+    assert json.loads(lines[1]) == {
+        "method": "a",
+        "task": "pretraining",
+        "source": "test",
+        "experiment": "dear",
+        "seed": 1,
+        "text": "1",
+    }
+
+
+def test_a_player_that_leaves_a_game_unended_is_refused(small_split, tmp_path):
+    with pytest.raises(RuntimeError, match="left 4 of 4 games"):
+        run({"a": lambda games: None}, small_split, tmp_path)
+
+
+def test_regret_at_a_budget_is_that_of_the_best_trial_so_far(small_split, tmp_path):
+    best = small_split.training[0].configurations[5]
+    worst = small_split.training[0].configurations[10]
+    results = run({"a": Scripted([worst, worst, best])}, small_split, tmp_path)
+    regret = summarise(results)["regret"]["a"]["all"]
+    assert (regret["1"]["mean"], regret["3"]["mean"]) == (1.0, 0.0)
+
+
+def test_summary_leaves_out_budgets_that_episodes_did_not_have(small_split, tmp_path):
+    results = run({"a": Scripted([MEASURED] * 3)}, small_split, tmp_path)
+    assert list(summarise(results)["regret"]["a"]["pretraining"]) == ["1", "3"]
+
+
+def test_a_method_that_ends_early_keeps_its_best(small_split, tmp_path):
+    results = run({"a": Scripted([MEASURED])}, small_split, tmp_path)
+    regret = summarise(results)["regret"]["a"]["all"]
+    assert regret["3"]["mean"] == regret["1"]["mean"] < 1
+
+
+def test_a_method_without_a_trial_scores_one(small_split, tmp_path):
+    results = run({"a": Scripted([MEASURED]), "b": Scripted([])}, small_split, tmp_path)
+    cell = summarise(results)["regret"]["b"]["all"]["3"]
+    assert (cell["mean"], cell["n"]) == (1.0, 4)
+
+
+def test_summary_counts_invalid_trials(small_split, tmp_path):
+    results = run({"a": Scripted([MEASURED, None])}, small_split, tmp_path)
+    assert summarise(results)["invalid_rate"] == {"a": 0.5}
+
+
+def test_table_hashes_follow_the_files(tmp_path):
+    folder = tmp_path / "test"
+    folder.mkdir()
+    for name in ("pretraining.parquet", "pretraining.json"):
+        (folder / name).write_text("one")
+    before = table_hashes([tmp_path])
+    (folder / "pretraining.json").write_text("two")
+    after = table_hashes([tmp_path])
+    assert {k for k in before if before[k] != after[k]} == {"test/pretraining.json"}
