@@ -203,9 +203,12 @@ def scatter_map(landscape: Landscape, marks: Sequence[Mark], name: str) -> str:
         places: dict[tuple, list[int]] = {}
         for mark in marks:
             places.setdefault(landscape.point(mark.config), []).append(mark.number)
-        _star(axes, *landscape.point(landscape.best_config))
+        best = landscape.point(landscape.best_config)
+        _star(axes, *best)
+        aside = 0.04 * np.ptp(landscape.points_R2, axis=0)
         for (x, y), numbers in places.items():
-            _number(axes, x, y, numbers)
+            step_x, step_y = aside if (x, y) == best else (0.0, 0.0)
+            _number(axes, x + step_x, y + step_y, numbers)
         axes.set_xlabel(landscape.names[0])
         axes.set_ylabel(landscape.names[1])
         bar = figure.colorbar(dots, ax=axes, fraction=0.05, pad=0.02, aspect=24)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from autollm_jax.errors import UserError
 from autollm_jax.evaluation import figures
-from autollm_jax.evaluation.landscape import lay_out
+from autollm_jax.evaluation.landscape import Landscape, lay_out
 from autollm_jax.evaluation.statistics import Interval
 from autollm_jax.evaluation.summary import ALL, Results, summarise
 from autollm_jax.files import write_atomic, write_json_atomic
@@ -244,7 +244,7 @@ def _landscapes(experiments, rows, focus) -> list[dict]:
                 "name": experiment.name,
                 "context": _context(experiment),
                 "svg": draw(landscape, marks, experiment.id),
-                "projected": landscape.projected,
+                "note": _projection(landscape),
                 "seed": seed,
                 "optimum": _number(experiment.optimum),
                 "metric": experiment.objective_metric,
@@ -262,6 +262,14 @@ def _landscapes(experiments, rows, focus) -> list[dict]:
             }
         )
     return found
+
+
+def _projection(landscape: Landscape) -> str:
+    if not landscape.projected:
+        return ""
+    if landscape.is_grid:
+        return "each cell is the best over the other dimensions"
+    return "the two components that go with regret most"
 
 
 def _context(experiment: Experiment) -> str:
