@@ -38,8 +38,8 @@ from autollm_jax.training.sweep import Run, RunOutcome, train_group
 
 TASK = "pretraining"
 DEFAULT_ORIGIN = (
-    "nanoGPT's setting for small models (learning rate 1e-3, 16,384 tokens a batch), at the nearest "
-    "choices of the grid"
+    "nanoGPT's setting for small models (learning rate 1e-3, 16,384 tokens a batch), at the "
+    "nearest choices of the grid"
 )
 DEFAULT_LEARNING_RATE, DEFAULT_BATCH_TOKENS = 1e-3, 16_384
 

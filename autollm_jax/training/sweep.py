@@ -31,7 +31,7 @@ from autollm_jax.training.step import next_token_loss, update
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What may differ between the runs of a group: peak learning rate, and seed of init and data."""
+    """What differs between the runs of a group: peak learning rate; seed of init and data."""
 
     learning_rate: float
     seed: int

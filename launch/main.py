@@ -1,0 +1,31 @@
+"""Run the job of a config: `python launch/main.py --config=configs/gym.py [--stage=NAME] ...`."""
+
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from autollm_jax import stages
+from autollm_jax.errors import UserError
+
+CONFIG = config_flags.DEFINE_config_file("config", help_string="The job's config file.")
+WORKDIR = flags.DEFINE_string("workdir", "workdir", "Folder of everything the job writes.")
+STAGE = flags.DEFINE_enum(
+    "stage", "all", ["all", *stages.STAGES], "One stage, or all; resumes where the work stands."
+)
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}; flags look like --config.seed=1")
+    if CONFIG.value is None:
+        raise UserError("--config is missing; try --config=configs/gym.py")
+    stages.run(CONFIG.value, WORKDIR.value, STAGE.value)
+
+
+if __name__ == "__main__":
+    logging.set_verbosity(logging.WARNING)
+    try:
+        app.run(main)
+    except UserError as error:
+        sys.exit(f"error: {error}")
