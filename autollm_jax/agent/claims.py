@@ -39,8 +39,8 @@ def check_claims(think: str, observation: Observation) -> list[Claim]:
     return claims
 
 
-def _nearest(observation, parameters, tokens, values):
-    """Its size is the nearest usable table's, and the values are that table's best cell's."""
+def _nearest(observation, values):
+    """The values are the best cell of the usable table nearest in fidelity."""
     seen = prompts.view(observation)
     if not seen.nearest:
         return False
@@ -48,9 +48,7 @@ def _nearest(observation, parameters, tokens, values):
     sign = 1.0 if other.minimize else -1.0
     loss_R = np.where(other.status_R == "ok", sign * other.outcomes_R, np.inf)
     best = other.configurations[int(np.nanargmin(loss_R))]
-    return f"{parameters} {tokens}" == prompts.size(
-        other.fidelity
-    ) and values.strip() == prompts.spell_config(other.space, best)
+    return values.strip() == prompts.spell_config(other.space, best)
 
 
 def _compare(observation, word, what):
@@ -86,17 +84,23 @@ def _law(observation, name, by_parameters, by_tokens, value, side):
     )
 
 
-def _lowest(observation, number, values):
-    """The cell has this forecast, and none on the list has a lower one."""
+def _lowest(observation, label, share, values):
+    """The cell with this label has this forecast, and no untried cell has a lower one."""
     target = observation.experiment
     expected_R = prompts.view(observation).expected_regrets(observation.trials)
+    listed = {c.label: c.row for c in prompts.candidates(observation)}
     rows = [
         row
         for row, config in enumerate(target.configurations)
         if prompts.spell_config(target.space, config) == values.strip()
     ]
-    lowest = prompts.thousandths(float(expected_R.min()))
-    return len(rows) == 1 and prompts.thousandths(expected_R[rows[0]]) == int(number) == lowest
+    lowest = prompts.rounded(float(expected_R.min()))
+    return (
+        len(rows) == 1
+        and listed.get(label) == rows[0]
+        and prompts.rounded(float(expected_R[rows[0]])) == lowest
+        and prompts.percent(lowest) == share
+    )
 
 
 def _verdict(observation, words):
@@ -130,17 +134,16 @@ def directions(space, start, end) -> str:
     return " and ".join(words)
 
 
-_SIZE = r"([\d.]+[TBMk]?)"
 _TREND = "(rises with|falls with|flat in)"
 _CELL = r"([^;<]+?)"
 _PATTERNS = (
-    (rf"nearest {_SIZE} {_SIZE} best at {_CELL} (?=and target|\. |$)", _nearest),
+    (rf"nearest best at {_CELL} (?=and target|\. |$)", _nearest),
     (r"(more|fewer|as many) (parameters|tokens)", _compare),
     (
         rf"{_NAME} {_TREND} parameters, {_TREND} tokens, law (\S+) and safer (lower|higher|either)",
         _law,
     ),
-    (rf"lowest (\d+) for {_CELL}(?= with |$)", _lowest),
+    (rf"lowest ([A-Z]) (\S+%) at {_CELL}(?= with |$)", _lowest),
     (r"^(first|better|worse|diverged|infeasible|invalid)\b", _verdict),
-    (rf"lowest \d+ for {_CELL} with ((?:lower|higher|other) .*)$", _beside_best),
+    (rf"lowest [A-Z] \S+% at {_CELL} with ((?:lower|higher|other) .*)$", _beside_best),
 )

@@ -44,6 +44,9 @@ SYMBOLS = (
     LINE,
     LIST,
     *(f"e-{power}" for power in range(1, 10)),
+    # Every forecast is one token, so that comparing them is comparing embeddings.
+    *(f"{number / 5:.1f}%" for number in range(50)),
+    *(f"{number}%" for number in range(10, 101)),
     # The words of the tasks, which SentencePiece would cut at the underscore.
     "learning_rate",
     "batch_size",
@@ -58,8 +61,11 @@ TASK_NOTES = {
 
 EVIDENCE_LINES = 5
 CANDIDATES = 4
+LABELS = "ABCDEFGHIJ"
 PROMPT_TOKENS = 300
 LONGEST_MESSAGE = 100
+# Where training experiments come from is no business of a player.
+HIDDEN_CONTEXT = ("provenance", "augmentation")
 LOG_FACTOR = 2  # the step whose cost is shown, for log-ordinal dimensions
 
 
@@ -122,13 +128,14 @@ def _digits(number: float, digits: int) -> str:
 def spell_number(number: float) -> str:
     """Spell a number briefly: integers below 100,000 in full, else two or three digits, 1.4e-3.
 
-    Two significant digits where that is within 2 %, otherwise as many as that takes.
+    Two significant digits where that is within 4 %, otherwise as many as that takes: a space takes
+    a number for a choice within 5 %.
     """
     if float(number).is_integer() and abs(number) < 100_000:
         return str(int(number))
     for digits in range(2, 8):
         text = _digits(float(number), digits)
-        if abs(float(text) - number) <= 0.02 * abs(number):
+        if abs(float(text) - number) <= 0.04 * abs(number):
             break
     return text
 
@@ -195,16 +202,31 @@ def view(observation: Observation) -> Forecast:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A configuration that the environment lists, with its forecast in thousandths of regret."""
+    """A configuration that the environment lists.
 
-    thousandths: int
+    Attributes:
+      label: a letter, by which a policy can point at it.
+      expected: its forecast, rounded as it is shown.
+      row: of the target's configurations.
+      text: the configuration, spelled.
+    """
+
+    label: str
+    expected: float
     row: int
     text: str
 
 
-def thousandths(expected: float) -> int:
-    """Round an expected regret to thousandths with two significant digits: 7, 42, 130."""
-    return int(float(f"{1000 * expected:.1e}")) if expected >= 0.0995 else round(1000 * expected)
+def rounded(expected: float) -> float:
+    """Round a forecast as it is shown: to fifths of a percent below a tenth, to percent above."""
+    if expected < 0.0990:
+        return round(500 * expected) / 500
+    return round(100 * expected) / 100
+
+
+def percent(expected: float) -> str:
+    """Spell a rounded forecast: 3.4%, 24%."""
+    return f"{100 * expected:.1f}%" if expected < 0.0995 else f"{100 * expected:.0f}%"
 
 
 def candidates(observation: Observation, most: int = CANDIDATES) -> tuple[Candidate, ...]:
@@ -232,11 +254,12 @@ def candidates(observation: Observation, most: int = CANDIDATES) -> tuple[Candid
     places = {row: tuple(target.units_RD[row]) for row in rows}
     return tuple(
         Candidate(
-            thousandths(float(expected_R[row])),
+            label,
+            rounded(float(expected_R[row])),
             row,
             spell_config(target.space, target.configurations[row]),
         )
-        for row in sorted(places, key=places.get)
+        for label, row in zip(LABELS, sorted(places, key=places.get), strict=False)
     )
 
 
@@ -244,8 +267,8 @@ def _forecast_lines(observation: Observation, most: int) -> str:
     listed = candidates(observation, most)
     if not listed:
         return f"every configuration is tried{LINE}"
-    lines = "".join(f" {c.thousandths} for {c.text}{LINE}" for c in listed)
-    return f"expected regret{' in thousandths' * (not observation.trials)}{LIST}{lines}"
+    lines = "".join(f" {c.label} {percent(c.expected)} at {c.text}{LINE}" for c in listed)
+    return f"expected regret{LIST}{lines}"
 
 
 def slope_text(slope: float) -> str:
@@ -283,6 +306,16 @@ def _choices_line(dimension: Dimension, shortened: bool) -> str:
     return f"{dimension.name}: {' '.join(names)}{LINE}"
 
 
+def _context(target: Experiment) -> str:
+    """Spell what is fixed and has a name; numbers of the context are left to the fidelity."""
+    names = [
+        f" {key} {_plain(value)}"
+        for key, value in target.context.items()
+        if isinstance(value, str) and key not in HIDDEN_CONTEXT and len(value) <= 24
+    ]
+    return "".join(names[:2])
+
+
 def _describe(observation: Observation, lines: int, most: int, shortened: bool) -> str:
     target, seen = observation.experiment, view(observation)
     space = target.space
@@ -291,7 +324,8 @@ def _describe(observation: Observation, lines: int, most: int, shortened: bool) 
     parts = [
         f"task {target.task}: {note}. {goal} {target.objective_metric} "
         f"in {observation.budget_left} trials{LINE}",
-        f"target: {size(target.fidelity)}{LINE}",
+        f"target: {short(target.fidelity.parameters)} parameters "
+        f"{short(target.fidelity.tokens)} tokens{_context(target)}{LINE}",
         *(_choices_line(d, shortened) for d in space.dimensions),
         f"default: {spell_config(space, target.default)}{LINE}",
     ]

@@ -112,12 +112,12 @@ def respond(observation: Observation) -> str:
         return f'{THINK}all tried{THINK_END}{EXEC}{{"{DONE_KEY}": true}}{EXEC_END}' + (
             prompts.END_OF_TURN
         )
-    pick = min(listed, key=lambda candidate: candidate.thousandths)
+    pick = min(listed, key=lambda candidate: candidate.expected)
     config = observation.experiment.configurations[pick.row]
     if observation.trials:
         think = _refine(observation, pick, config)
     else:
-        think = f"{_extrapolate(observation)}lowest {pick.thousandths} for {pick.text}"
+        think = f"{_extrapolate(observation)}{_choice(pick)}"
     return _turn(think, prompts.exec_part(space, config))
 
 
@@ -136,8 +136,7 @@ def _extrapolate(observation: Observation) -> str:
         more_p = comparison(target.fidelity.parameters, other.fidelity.parameters)
         more_t = comparison(target.fidelity.tokens, other.fidelity.tokens)
         sentences.append(
-            f"nearest {prompts.size(other.fidelity)} best at {best} "
-            f"and target has {more_p} parameters, {more_t} tokens"
+            f"nearest best at {best} and target has {more_p} parameters, {more_t} tokens"
         )
     if seen.law is not None:
         words = {1: "rises with", -1: "falls with", 0: "flat in"}
@@ -153,10 +152,14 @@ def _extrapolate(observation: Observation) -> str:
     return "".join(f"{sentence}. " for sentence in sentences)
 
 
+def _choice(pick: prompts.Candidate) -> str:
+    return f"lowest {pick.label} {prompts.percent(pick.expected)} at {pick.text}"
+
+
 def _refine(observation: Observation, pick: prompts.Candidate, config) -> str:
     said = prompts.verdict(observation.trials[-1], observation)
     best = prompts.best_trial(observation.experiment, observation.trials)
-    think = f"{said}. lowest {pick.thousandths} for {pick.text}"
+    think = f"{said}. {_choice(pick)}"
     if best is not None:
         moves = directions(observation.experiment.space, best.config, config)
         think += f" with {moves}" if moves else ""

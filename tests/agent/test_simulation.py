@@ -66,10 +66,10 @@ def test_a_wrong_number_is_caught(family, recipe):
     think = parse_action(turn.text).think
     assert all(c.true for c in check_claims(think, observation))
     for old, new in [
-        ("nearest 20.0M", "nearest 21.0M"),
+        ("nearest best at 2", "nearest best at 7"),
         ("more tokens", "fewer tokens"),
         ("learning_rate falls with parameters", "learning_rate rises with parameters"),
-        ("lowest ", "lowest 1"),
+        ("% at ", "% at 1"),
     ]:
         changed = think.replace(old, new)
         assert changed != think
@@ -107,7 +107,7 @@ def test_the_choice_is_the_lowest_forecast_on_the_list(played):
             listed = prompts.candidates(observation)
             action = parse_action(turn.text)
             if turn.learned and not action.finished:
-                lowest = min(listed, key=lambda c: c.thousandths)
+                lowest = min(listed, key=lambda c: c.expected)
                 assert pair.target.match(action.config) == (lowest.row, False)
 
 
