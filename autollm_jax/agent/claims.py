@@ -10,7 +10,7 @@ import re
 
 import numpy as np
 
-from autollm_jax.agent import prompts
+from autollm_jax.agent import prompts, spelling
 from autollm_jax.gym.environment import Observation
 
 _NAME = r"([A-Za-z_][\w.-]*)"
@@ -48,7 +48,7 @@ def _nearest(observation, values):
     sign = 1.0 if other.minimize else -1.0
     loss_R = np.where(other.status_R == "ok", sign * other.outcomes_R, np.inf)
     best = other.configurations[int(np.nanargmin(loss_R))]
-    return values.strip() == prompts.spell_config(other.space, best)
+    return values.strip() == spelling.spell_config(other.space, best)
 
 
 def _compare(observation, word, what):
@@ -63,7 +63,7 @@ def _compare(observation, word, what):
 
 def comparison(number: float, other: float) -> str:
     """Compare two sizes as they are spelled."""
-    if prompts.short(number) == prompts.short(other):
+    if spelling.short(number) == spelling.short(other):
         return "as many"
     return "more" if number > other else "fewer"
 
@@ -92,7 +92,7 @@ def _lowest(observation, label, share, values):
     rows = [
         row
         for row, config in enumerate(target.configurations)
-        if prompts.spell_config(target.space, config) == values.strip()
+        if spelling.spell_config(target.space, config) == values.strip()
     ]
     lowest = prompts.rounded(float(expected_R.min()))
     return (
@@ -117,7 +117,7 @@ def _beside_best(observation, values, moves):
         return False
     space = observation.experiment.space
     for config in observation.experiment.configurations:
-        if prompts.spell_config(space, config) == values.strip():
+        if spelling.spell_config(space, config) == values.strip():
             return directions(space, best.config, config) == moves.strip()
     return False
 

@@ -12,16 +12,16 @@ stands and can be copied. Lists are in the space's order, with the key before wh
 
 import dataclasses
 import functools
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from autollm_jax.agent import parsing
 from autollm_jax.agent.evidence import value_at
 from autollm_jax.agent.forecast import Forecast, forecast, step_costs
+from autollm_jax.agent.spelling import choice_names, short, significant, size, spell_config
 from autollm_jax.gym.environment import Observation, Trial
-from autollm_jax.gym.experiments import Experiment, Fidelity
-from autollm_jax.gym.spaces import Dimension, Space
+from autollm_jax.gym.experiments import Experiment
+from autollm_jax.gym.spaces import Dimension
 
 END_OF_TURN = parsing.END_OF_TURN
 LINE = ";\n"
@@ -96,103 +96,6 @@ def agent_turn(text: str, learned: bool = True) -> Turn:
 def render(turns: Sequence[Turn]) -> str:
     """Join a conversation into one text, for people and for training the vocabulary."""
     return "".join(turn.text for turn in turns)
-
-
-def short(number: float) -> str:
-    """Spell a size with three significant digits: 429M, 8.0B, 100B."""
-    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= 0.9995 * unit:
-            scaled = number / unit
-            return f"{scaled:.0f}{name}" if scaled >= 99.95 else f"{scaled:.1f}{name}"
-    return f"{number:.0f}"
-
-
-def size(fidelity: Fidelity) -> str:
-    """Spell parameters and tokens: 429M 8.0B."""
-    return f"{short(fidelity.parameters)} {short(fidelity.tokens)}"
-
-
-def _digits(number: float, digits: int) -> str:
-    if number == 0:
-        return "0"
-    exponent = math.floor(math.log10(abs(float(f"{number:.{digits - 1}e}"))))
-    if 0 <= exponent < 5 and digits <= exponent + 1:
-        return f"{float(f'{number:.{digits - 1}e}'):.0f}"
-    if -1 <= exponent < 5:
-        return f"{number:.{max(digits - 1 - exponent, 0)}f}"
-    mantissa, power = f"{number:.{digits - 1}e}".split("e")
-    return f"{mantissa}e{int(power)}"
-
-
-@functools.lru_cache(maxsize=65536)
-def spell_number(number: float) -> str:
-    """Spell a number briefly: integers below 100,000 in full, else two or three digits, 1.4e-3.
-
-    Two significant digits where that is within 4 %, otherwise as many as that takes: a space takes
-    a number for a choice within 5 %.
-    """
-    if float(number).is_integer() and abs(number) < 100_000:
-        return str(int(number))
-    for digits in range(2, 8):
-        text = _digits(float(number), digits)
-        if abs(float(text) - number) <= 0.04 * abs(number):
-            break
-    return text
-
-
-@functools.lru_cache(maxsize=8192)
-def _choice_names(dimension: Dimension) -> dict:
-    """Map each choice to its spelling, with more digits where two would look alike."""
-    if not dimension.is_numeric:
-        return {choice: str(choice) for choice in dimension.choices}
-    names = [spell_number(choice) for choice in dimension.choices]
-    if dimension.kind == "ordinal" or len(set(names)) < len(names):
-        for digits in range(2, 18):
-            names = [
-                str(c) if isinstance(c, int) else _digits(c, digits) for c in dimension.choices
-            ]
-            exact = all(
-                abs(float(n) - c) <= 0.005 * abs(c)
-                for n, c in zip(names, dimension.choices, strict=True)
-            )
-            if len(set(names)) == len(names) and exact:
-                break
-    return dict(zip(dimension.choices, names, strict=True))
-
-
-def spell(dimension: Dimension, value) -> str:
-    """Spell a dimension's choice, the same way everywhere; JSON reads numbers back to it."""
-    if dimension.kind == "simplex":
-        parts = [
-            f"{c} {value.get(c, 0.0):.2f}" for c in dimension.choices if value.get(c, 0) >= 0.005
-        ]
-        return " ".join(parts)
-    return _choice_names(dimension)[value]
-
-
-def spell_config(space: Space, config: Mapping) -> str:
-    """Spell a measured configuration as its values in the space's order: 1.4e-3 128."""
-    return " ".join(spell(d, config[d.name]) for d in space.dimensions)
-
-
-def config_json(space: Space, config: Mapping) -> str:
-    """Spell a measured configuration as an action's JSON; `,"` is a symbol, so without a space."""
-    parts = []
-    for d in space.dimensions:
-        value = config[d.name]
-        if d.is_numeric:
-            text = spell(d, value)
-        elif d.kind == "simplex":
-            text = json.dumps({c: round(w, 4) for c, w in value.items() if w >= 0.00005})
-        else:
-            text = json.dumps(value)
-        parts.append(f'"{d.name}": {text}')
-    return "{" + ",".join(parts) + "}"
-
-
-def exec_part(space: Space, config: Mapping) -> str:
-    """Write the exec part of an action."""
-    return f"{parsing.EXEC}{config_json(space, config)}{parsing.EXEC_END}"
 
 
 def view(observation: Observation) -> Forecast:
@@ -278,7 +181,7 @@ def slope_text(slope: float) -> str:
 
 def law_value(dimension: Dimension, value: float) -> str:
     """Spell a value that the law predicts: two significant digits, not one of the choices."""
-    return _digits(value, 2)
+    return significant(value, 2)
 
 
 def law_values(seen: Forecast) -> list[str]:
@@ -300,7 +203,7 @@ def step_percent(seen: Forecast) -> tuple[tuple[int, int], ...]:
 def _choices_line(dimension: Dimension, shortened: bool) -> str:
     if dimension.kind == "simplex":
         return f"{dimension.name}: weights of {' '.join(map(str, dimension.choices))}{LINE}"
-    names = list(_choice_names(dimension).values())
+    names = list(choice_names(dimension).values())
     if shortened and len(names) > 6:
         return f"{dimension.name}: {names[0]} to {names[-1]} in {len(names)} steps{LINE}"
     return f"{dimension.name}: {' '.join(names)}{LINE}"

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from autollm_jax.agent import prompts
+from autollm_jax.agent import prompts, spelling
 from autollm_jax.agent.claims import check_claims, comparison, directions
 from autollm_jax.agent.curation import CurationConfig, Pair, Recipe, build, plan
 from autollm_jax.agent.parsing import (
@@ -118,7 +118,7 @@ def respond(observation: Observation) -> str:
         think = _refine(observation, pick, config)
     else:
         think = f"{_extrapolate(observation)}{_choice(pick)}"
-    return _turn(think, prompts.exec_part(space, config))
+    return _turn(think, spelling.exec_part(space, config))
 
 
 def _turn(think: str, exec_text: str) -> str:
@@ -132,7 +132,7 @@ def _extrapolate(observation: Observation) -> str:
     sentences = []
     if seen.nearest:
         other = seen.nearest[0]
-        best = prompts.spell_config(other.space, other.configurations[other.best_row])
+        best = spelling.spell_config(other.space, other.configurations[other.best_row])
         more_p = comparison(target.fidelity.parameters, other.fidelity.parameters)
         more_t = comparison(target.fidelity.tokens, other.fidelity.tokens)
         sentences.append(
@@ -176,14 +176,14 @@ def _perturb(observation: Observation, random: np.random.Generator) -> str:
         listed = prompts.candidates(observation, 8)
         if listed and kind < 0.3:
             config = target.configurations[listed[int(random.integers(len(listed)))].row]
-        return _turn("a guess", prompts.exec_part(space, config))
-    text = prompts.config_json(space, config)
+        return _turn("a guess", spelling.exec_part(space, config))
+    text = spelling.config_json(space, config)
     if kind < 0.8:
         first = next((d for d in space.dimensions if d.is_numeric), None)
         if first is not None:
-            off = prompts.spell_number(float(config[first.name]) * float(random.uniform(1.1, 3)))
+            off = spelling.spell_number(float(config[first.name]) * float(random.uniform(1.1, 3)))
             text = text.replace(
-                f'"{first.name}": {prompts.spell(first, config[first.name])}',
+                f'"{first.name}": {spelling.spell(first, config[first.name])}',
                 f'"{first.name}": {off}',
             )
     else:

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from autollm_jax.agent import prompts
+from autollm_jax.agent import prompts, spelling
 from autollm_jax.agent.parsing import parse_action
 from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.experiments import Fidelity, make_experiment
@@ -21,7 +21,7 @@ def episode(family):
      (1.05e-3, "1.05e-3"), (1_048_576, "1.05e6"), (0, "0"), (-0.5, "-0.50")],
 )  # fmt: skip
 def test_numbers_are_spelled_briefly(number, text):
-    assert prompts.spell_number(number) == text
+    assert spelling.spell_number(number) == text
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_numbers_are_spelled_briefly(number, text):
      (512, "512"), (33_500, "33.5k"), (2e12, "2.0T")],
 )  # fmt: skip
 def test_sizes_have_three_digits(number, text):
-    assert prompts.short(number) == text
+    assert spelling.short(number) == text
 
 
 def test_every_choice_reads_back_as_itself():
@@ -40,7 +40,7 @@ def test_every_choice_reads_back_as_itself():
         (22, 24, 1_048_576, 1_048_577),
     ]:
         dimension = Dimension("x", "log-ordinal", choices)
-        names = [prompts.spell(dimension, choice) for choice in choices]
+        names = [spelling.spell(dimension, choice) for choice in choices]
         assert len(set(names)) == len(names)
         assert [dimension.canonical(json.loads(name)) for name in names] == list(choices)
 
@@ -48,7 +48,7 @@ def test_every_choice_reads_back_as_itself():
 def test_every_cell_of_an_action_reads_back_as_itself(family):
     experiment = family[0]
     for config in experiment.configurations:
-        action = parse_action(prompts.exec_part(experiment.space, config))
+        action = parse_action(spelling.exec_part(experiment.space, config))
         assert experiment.match(action.config) == (experiment.configurations.index(config), False)
 
 
@@ -60,7 +60,7 @@ def test_a_value_is_spelled_the_same_in_the_list_the_forecast_and_the_action(epi
         config = observation.experiment.configurations[candidate.row]
         rate, _ = candidate.text.split()
         assert rate in listed
-        assert f'": {rate},"' in prompts.exec_part(observation.experiment.space, config)
+        assert f'": {rate},"' in spelling.exec_part(observation.experiment.space, config)
 
 
 def test_the_first_turn_names_task_target_choices_evidence_law_and_budget(episode):
@@ -172,5 +172,5 @@ def test_a_mixture_and_a_categorical_are_described_and_read_back():
     observation = Episode(made[1], made[:1], 2).tell()
     assert "web 0.75 code 0.25 adam" in prompts.describe(observation)
     best = min(prompts.candidates(observation), key=lambda c: c.expected)
-    action = parse_action(prompts.exec_part(space, cells[best.row]))
+    action = parse_action(spelling.exec_part(space, cells[best.row]))
     assert made[1].match(action.config).row == made[1].best_row
