@@ -7,7 +7,8 @@ An agent's turn runs from `<think>` to the end-of-turn symbol, both included.
 
 Every number shown derives from the evidence, the space and the trials so far. The spelling keeps
 numbers between a space and a space or symbol, so that one value is the same tokens wherever it
-stands and can be copied. Lists are in the space's order, with the key before what it stands for.
+stands and can be copied. In lists the key comes before what it stands for: choices are in the
+space's order, experiments nearest first, candidates lowest forecast first.
 """
 
 import dataclasses
@@ -133,7 +134,7 @@ def percent(expected: float) -> str:
 
 
 def candidates(observation: Observation, most: int = CANDIDATES) -> tuple[Candidate, ...]:
-    """List cells worth trying next, in the space's order.
+    """List cells worth trying next, the lowest forecast first.
 
     They are the `most` untried cells of the lowest forecast; before the first trial also the cell
     nearest to the law, and the one nearest to the nearest cheap experiment's best.
@@ -154,7 +155,7 @@ def candidates(observation: Observation, most: int = CANDIDATES) -> tuple[Candid
             rows.append(target.match(best).row)
         else:
             rows.append(target.match(target.default).row)
-    places = {row: tuple(target.units_RD[row]) for row in rows}
+    rows = sorted(set(rows), key=lambda row: (expected_R[row], row))
     return tuple(
         Candidate(
             label,
@@ -162,7 +163,7 @@ def candidates(observation: Observation, most: int = CANDIDATES) -> tuple[Candid
             row,
             spell_config(target.space, target.configurations[row]),
         )
-        for label, row in zip(LABELS, sorted(places, key=places.get), strict=False)
+        for label, row in zip(LABELS, rows, strict=False)
     )
 
 
@@ -171,7 +172,8 @@ def _forecast_lines(observation: Observation, most: int) -> str:
     if not listed:
         return f"every configuration is tried{LINE}"
     lines = "".join(f" {c.label} {percent(c.expected)} at {c.text}{LINE}" for c in listed)
-    return f"expected regret{LIST}{lines}"
+    rule = "" if observation.trials else ", lowest first"
+    return f"expected regret{rule}{LIST}{lines}"
 
 
 def slope_text(slope: float) -> str:

@@ -3,7 +3,7 @@
 He plays through the real `Episode`, so he knows of the target only what he has tried. His rule can
 be read off the text alone: before the first trial he states the nearest cheap experiment's best,
 the law and the safer sides; then, each time, he tries the listed configuration of the lowest
-forecast (the first of equals). `claims.check_claims` checks every statement against the tables.
+forecast. `claims.check_claims` checks every statement against the tables.
 
 So that a policy also learns to go on from worse states than the researcher would reach, some
 episodes contain moves perturbed on purpose. Those turns are marked `learned=False`.
@@ -112,7 +112,7 @@ def respond(observation: Observation) -> str:
         return f'{THINK}all tried{THINK_END}{EXEC}{{"{DONE_KEY}": true}}{EXEC_END}' + (
             prompts.END_OF_TURN
         )
-    pick = min(listed, key=lambda candidate: candidate.expected)
+    pick = listed[0]
     config = observation.experiment.configurations[pick.row]
     if observation.trials:
         think = _refine(observation, pick, config)

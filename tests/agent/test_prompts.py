@@ -174,3 +174,17 @@ def test_a_mixture_and_a_categorical_are_described_and_read_back():
     best = min(prompts.candidates(observation), key=lambda c: c.expected)
     action = parse_action(spelling.exec_part(space, cells[best.row]))
     assert made[1].match(action.config).row == made[1].best_row
+
+
+def test_candidates_are_labelled_from_the_lowest_forecast_on(episode):
+    listed = prompts.candidates(episode.tell())
+    assert "".join(c.label for c in listed) == "ABCDEFGH"[: len(listed)]
+    assert [c.expected for c in listed] == sorted(c.expected for c in listed)
+
+
+def test_the_law_and_the_nearest_experiment_have_their_say_before_the_first_trial(episode):
+    observation = episode.tell()
+    rows = {c.row for c in prompts.candidates(observation, 1)}
+    seen = prompts.view(observation)
+    best = seen.nearest[0].configurations[seen.nearest[0].best_row]
+    assert {seen.centre_row, episode.experiment.match(best).row} <= rows
