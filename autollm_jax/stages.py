@@ -5,36 +5,35 @@ verify        (on demand) train random rows of them again and compare
 """
 
 import dataclasses
-import os
-from pathlib import Path
+import functools
 
 import jax
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from autollm_jax import workdir as work_directory
+from autollm_jax.agent import curation, prompts
+from autollm_jax.agent.curation import CurationConfig
+from autollm_jax.agent.distillation import DistillationConfig, distill, encode_conversation, pack
+from autollm_jax.agent.rollout import make_rollout, policy_player
+from autollm_jax.agent.simulation import SimulationConfig, simulate_all
+from autollm_jax.baselines import BASELINES
+from autollm_jax.data.tokenizer import train_tokenizer
 from autollm_jax.errors import UserError
+from autollm_jax.evaluation.report import write_report
+from autollm_jax.evaluation.runner import evaluate, play_method, table_hashes
+from autollm_jax.files import write_atomic
 from autollm_jax.ground_truth import pretraining
 from autollm_jax.ground_truth.ledger import Ledger
 from autollm_jax.ground_truth.pretraining import GridExperiment, Plan
+from autollm_jax.ground_truth.provenance import code_commit
 from autollm_jax.ground_truth.verify import incomparable
 from autollm_jax.ground_truth.verify import verify as verify_rows
+from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.tables import LEVELS, read_table, table_paths, write_table
-from autollm_jax.sharding.mesh import MeshShape, make_mesh
+from autollm_jax.job import Job
+from autollm_jax.rl.loop import GRPOLoopConfig, train_grpo
 from autollm_jax.training.optimizer import OptimizerConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """What every stage gets: the config, the work directory and the mesh."""
-
-    config: ConfigDict
-    workdir: Path
-    mesh: jax.sharding.Mesh
-
-    @property
-    def cache(self) -> Path:
-        """Vocabularies and token streams."""
-        return self.workdir / "cache"
 
 
 def run(config: ConfigDict, workdir: str, stage: str) -> None:
@@ -44,18 +43,10 @@ def run(config: ConfigDict, workdir: str, stage: str) -> None:
       UserError: for whatever the user can mend.
     """
     scoring = stage in ("evaluate", "report", "verify")
-    split_cpu(config.mesh.cpu_devices)
-    shape = MeshShape(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    job = Job(config, Path(workdir), make_mesh(shape))
+    job = Job.start(config, workdir)
     work_directory.claim(workdir, config.to_dict(), scoring)
     for name in PIPELINE if stage == "all" else (stage,):
         STAGES[name](job)
-
-
-def split_cpu(devices: int) -> None:
-    """Show the CPU as several devices, unless XLA_FLAGS does; accelerators are unaffected."""
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", devices)
 
 
 def plan_of(config: ConfigDict) -> Plan:
@@ -91,7 +82,7 @@ def plan_of(config: ConfigDict) -> Plan:
 def ground_truth(job: Job) -> None:
     """Train what the table lacks, then write it; a table made by this config is left alone."""
     config, plan = job.config.ground_truth, plan_of(job.config)
-    path, _ = table_paths(config.root, plan.source, pretraining.TASK)
+    path, _ = table_paths(job.tables_root, plan.source, pretraining.TASK)
     if path.exists():
         table = read_table(path)
         if table.meta.get("plan_digest") == plan.digest():
@@ -108,14 +99,14 @@ def ground_truth(job: Job) -> None:
     )
     command = "python launch/main.py --config=configs/gym.py --stage=ground_truth"
     meta = pretraining.table_meta(plan, materials, command)
-    written = write_table(config.root, meta, pretraining.table_rows(plan, ledger))
+    written = write_table(job.tables_root, meta, pretraining.table_rows(plan, ledger))
     print(f"ground_truth: wrote {written}")
 
 
 def verify(job: Job) -> None:
     """Train random rows of the own table again and print each deviation."""
-    config, plan = job.config.ground_truth, plan_of(job.config)
-    table = read_table(table_paths(config.root, plan.source, pretraining.TASK)[0])
+    plan = plan_of(job.config)
+    table = read_table(table_paths(job.tables_root, plan.source, pretraining.TASK)[0])
     materials = pretraining.load_materials(plan, job.cache)
     difference = incomparable(table, materials)
     if difference:
@@ -129,6 +120,170 @@ def verify(job: Job) -> None:
     print(f"verify: {len(deviations)} rows trained again, largest deviation {largest:.1e}")
 
 
-# `all` runs these; the other stages run when they are named.
-PIPELINE = ("ground_truth",)
-STAGES = {"ground_truth": ground_truth, "verify": verify}
+def curate(job: Job) -> None:
+    """Write which pairs distillation and GRPO learn from."""
+    config, training = job.config, job.split.training
+    for name, pairs, synthetic, seed in (
+        ("distill", config.curate.distill_pairs, config.curate.synthetic, 2 * config.seed),
+        (
+            "grpo",
+            config.grpo.steps * config.grpo.groups,
+            config.grpo.synthetic,
+            2 * config.seed + 1,
+        ),
+    ):
+        path = job.pairs_path(name)
+        if path.exists():
+            continue
+        settings = CurationConfig(
+            seed=seed, pairs=pairs, synthetic=synthetic, unchanged=config.curate.unchanged
+        )
+        lines = [recipe.to_json() + "\n" for recipe in curation.plan(training, settings)]
+        write_atomic(path, "".join(lines))
+        print(f"curate: wrote {len(lines)} pairs to {path}")
+
+
+def simulate(job: Job) -> None:
+    """Play the researcher on every pair, and train the policy's vocabulary on his episodes."""
+    config = job.config.simulate
+    if not job.trajectories_path.exists():
+        settings = SimulationConfig(budget=job.config.gym.budget, perturbed=config.perturbed)
+        recipes = job.pairs("distill")
+        played = simulate_all(job.split.training, recipes, settings, config.processes)
+        bar = tqdm(played, "simulate", len(recipes), unit="episode", dynamic_ncols=True)
+        write_atomic(job.trajectories_path, "".join(t.to_json() + "\n" for t in bar))
+    if not job.tokenizer_path.exists():
+        texts = [trajectory.text for trajectory in job.trajectories()]
+        train_tokenizer(
+            texts,
+            job.config.policy.vocab_size,
+            job.tokenizer_path,
+            user_defined_symbols=prompts.SYMBOLS,
+        )
+
+
+def distill_policy(job: Job) -> None:
+    """Supervised fine-tuning on the researcher's turns."""
+    config, checkpoints = job.config.distill, job.checkpoints("distill")
+    if checkpoints.latest() == config.steps:
+        print(f"distill: done, {config.steps} steps")
+        return
+    tokenizer = job.tokenizer()
+    conversations = [
+        encode_conversation(tokenizer, trajectory.turns)
+        for trajectory in tqdm(job.trajectories(), "encode", unit="episode", dynamic_ncols=True)
+    ]
+    distill(
+        dataclasses.replace(job.model(), dtype=config.dtype),
+        DistillationConfig(config.steps, config.batch_rows, save_every=config.save_every),
+        job.optimizer(config),
+        pack(conversations, config.row_length, tokenizer.pad_id),
+        job.mesh,
+        checkpoints,
+        job.workdir,
+        jax.random.key(job.config.seed),
+    )
+
+
+def grpo(job: Job) -> None:
+    """Multi-turn GRPO on the training pairs, from the distilled policy."""
+    config, checkpoints = job.config.grpo, job.checkpoints("grpo")
+    if config.steps == 0 or checkpoints.latest() == config.steps:
+        print(f"grpo: done, {config.steps} steps")
+        return
+    recipes, training = job.pairs("grpo"), job.split.training
+    budget, penalty = job.config.gym.budget, job.config.gym.invalid_penalty
+
+    def prompts_of_step(step):
+        for recipe in recipes[step * config.groups : (step + 1) * config.groups]:
+            pair = curation.build(recipe, training)
+            yield functools.partial(
+                Episode, pair.target, pair.evidence, budget, invalid_penalty=penalty
+            )
+
+    train_grpo(
+        job.model(),
+        job.grpo_hyperparameters(),
+        GRPOLoopConfig(
+            config.steps,
+            config.group_size,
+            config.minibatch_rows,
+            epochs=config.epochs,
+            save_every=config.save_every,
+        ),
+        job.optimizer(config),
+        make_rollout(
+            job.model(),
+            job.tokenizer(),
+            job.play(config.temperature),
+            prompts_of_step,
+            config.group_size,
+            job.mesh,
+        ),
+        job.parameters("distill"),
+        job.mesh,
+        checkpoints,
+        job.workdir,
+        jax.random.key(job.config.seed + 1),
+    )
+
+
+def evaluate_methods(job: Job) -> None:
+    """Score the agent and the baselines on the held-out experiments."""
+    config = job.config
+    trained = "grpo" if config.grpo.steps else "distill"
+    agent = policy_player(
+        job.model(),
+        job.parameters(trained),
+        job.tokenizer(),
+        job.play(config.evaluation.temperature),
+        rows=job.even(len(job.split.held_out) * len(config.evaluation.seeds)),
+        mesh=job.mesh,
+    )
+    players = {"agent": agent, **{name: play_method(cls) for name, cls in BASELINES.items()}}
+    evaluate(
+        players,
+        job.split,
+        None,
+        config.gym.budget,
+        tuple(config.evaluation.seeds),
+        job.results_path,
+        tables=table_hashes(job.roots),
+        matching=config.gym.matching,
+    )
+
+
+def report(job: Job) -> None:
+    """Write report/summary.json and report/index.html, and print the headline."""
+    summary = write_report(
+        job.results_path,
+        job.split.held_out,
+        job.results_path.parent / "transcripts.jsonl",
+        job.workdir / "report",
+        provenance={
+            "config": job.config.to_dict(),
+            "tables (SHA-256)": table_hashes(job.job.roots),
+            "code": code_commit(),
+            "versions": pretraining.package_versions(),
+        },
+    )
+    print(f"{'mean regret after':22}" + "".join(f"{k + ' trials':>12}" for k in ("1", "3", "5")))
+    for method, tasks in summary["regret"].items():
+        means = [tasks["all"].get(k, {}).get("mean") for k in ("1", "3", "5")]
+        cells = "".join(f"{'-' if m is None else format(m, '.3f'):>12}" for m in means)
+        print(f"{method:22}{cells}")
+    print(f"report: {job.workdir / 'report' / 'index.html'}")
+
+
+# `all` runs these; `verify` runs when it is named.
+PIPELINE = ("ground_truth", "curate", "simulate", "distill", "grpo", "evaluate", "report")
+STAGES = {
+    "ground_truth": ground_truth,
+    "curate": curate,
+    "simulate": simulate,
+    "distill": distill_policy,
+    "grpo": grpo,
+    "evaluate": evaluate_methods,
+    "report": report,
+    "verify": verify,
+}

@@ -24,7 +24,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.mesh.cpu_devices = 2  # where the CPU is all there is: devices to split it into
 
     c.gym = ConfigDict()
-    c.gym.roots = ("gym_data",)  # folders of outcome tables, ROOT/SOURCE/TASK.parquet
+    c.gym.roots = ("gym_data",)  # folders of outcome tables; {workdir} is --workdir
     c.gym.budget = 5  # trials of an episode
     c.gym.matching = True  # replace an unmeasured configuration by the nearest measured one
     c.gym.invalid_penalty = 0.05  # regret that an invalid action costs in the reward
@@ -41,23 +41,23 @@ def get_config(variant: str = "") -> ConfigDict:
     g.checkpoint_seconds = 60.0  # between checkpoints of a sweep group
     g.optimizer = optimizer(decay="cosine", warmup_fraction=0.1, final_fraction=0.1)
     g.low = ConfigDict()
-    g.low.widths = (16, 24, 32)
+    g.low.widths = (16, 24)
     g.low.layers = 2
     g.low.tokens = (65_536, 131_072)
     g.low.learning_rates = grid(-9, -2)
     g.low.batch_sizes = (1, 2, 4, 8, 16)  # sequences
     g.low.seeds = (0, 1)
     g.mid = ConfigDict()
-    g.mid.widths = (48,)
-    g.mid.layers = 3
+    g.mid.widths = (32,)
+    g.mid.layers = 2
     g.mid.tokens = (131_072, 262_144)
     g.mid.learning_rates = grid(-10, -3)
     g.mid.batch_sizes = (1, 2, 4, 8, 16)
     g.mid.seeds = (0,)
     g.high = ConfigDict()
-    g.high.widths = (64,)
-    g.high.layers = 3
-    g.high.tokens = (262_144, 524_288)
+    g.high.widths = (48,)
+    g.high.layers = 2
+    g.high.tokens = (196_608, 393_216)
     g.high.learning_rates = grid(-10, -3)
     g.high.batch_sizes = (1, 2, 4, 8, 16)
     g.high.seeds = (0,)
@@ -65,7 +65,79 @@ def get_config(variant: str = "") -> ConfigDict:
     c.verify = ConfigDict()
     c.verify.rows = 5  # random rows of each own table to train again
 
+    c.policy = ConfigDict()  # the agent's transformer
+    c.policy.vocab_size = 768  # SentencePiece pieces, trained on the simulated trajectories
+    c.policy.width = 128
+    c.policy.layers = 4
+    c.policy.heads = 4
+    c.policy.kv_heads = 2
+    c.policy.head_dim = 32
+    c.policy.mlp_width = 344
+    c.policy.scan_unroll = 4
+    c.policy.context = 768  # tokens of a whole episode
+
+    c.curate = ConfigDict()
+    c.curate.distill_pairs = 8000  # (target, evidence) pairs to simulate
+    c.curate.synthetic = 0.5  # share of them from the prior of synthetic landscapes
+    c.curate.unchanged = 0.1  # share of the tables' families that are not augmented
+
+    c.simulate = ConfigDict()
+    c.simulate.perturbed = 0.25  # share of episodes with perturbed moves, to learn recovery
+    c.simulate.processes = 2
+
+    c.distill = ConfigDict()
+    c.distill.steps = 700
+    c.distill.batch_rows = 8
+    c.distill.row_length = 1024  # tokens; several episodes share a row
+    c.distill.dtype = "bfloat16"
+    c.distill.save_every = 100  # steps
+    c.distill.optimizer = optimizer(2e-3, warmup_fraction=0.05, final_fraction=0.05)
+
+    c.grpo = ConfigDict()
+    c.grpo.steps = 20
+    c.grpo.groups = 8  # pairs a step
+    c.grpo.group_size = 8  # episodes a pair
+    c.grpo.minibatch_rows = 16
+    c.grpo.epochs = 1
+    c.grpo.synthetic = 0.25  # share of pairs from the synthetic prior
+    c.grpo.clip_low = 0.2
+    c.grpo.clip_high = 0.28
+    c.grpo.kl_coefficient = 0.01
+    c.grpo.temperature = 1.0
+    c.grpo.normalisation = "std"
+    c.grpo.credit = "turn"
+    c.grpo.save_every = 5  # steps
+    c.grpo.optimizer = optimizer(1e-4, warmup_fraction=0.1, decay="constant", weight_decay=0.0)
+
+    c.evaluation = ConfigDict()
+    c.evaluation.seeds = (0, 1, 2)
+    c.evaluation.temperature = 0.0  # of the agent; 0 is greedy
+
+    if variant == "smoke":
+        shrink(c)
     return c
+
+
+def shrink(c: ConfigDict) -> None:
+    """Make every part of the job small: its figures mean nothing, its parts are all real."""
+    g = c.ground_truth
+    g.source, g.root = "smoke", "{workdir}/gym_data"
+    c.gym.roots = (g.root,)
+    for level in ("low", "mid", "high"):
+        g[level].widths = {"low": (16, 24), "mid": (32,), "high": ()}[level]
+        g[level].layers = 1
+        g[level].tokens = (2048,)
+        g[level].learning_rates = grid(-7, -4)
+        g[level].batch_sizes = (2, 4)
+        g[level].seeds = (0,)
+    g.validation_rows = 8
+    c.policy.update({"width": 32, "layers": 2, "mlp_width": 64, "head_dim": 16, "heads": 2})
+    c.policy.update({"kv_heads": 1, "scan_unroll": 2})
+    c.curate.distill_pairs = 100
+    c.simulate.processes = 1
+    c.distill.update({"steps": 10, "batch_rows": 4, "save_every": 5})
+    c.grpo.update({"steps": 2, "groups": 2, "group_size": 4, "minibatch_rows": 8, "save_every": 1})
+    c.evaluation.seeds = (0, 1)
 
 
 def optimizer(learning_rate: float = 0.0, **changes) -> ConfigDict:

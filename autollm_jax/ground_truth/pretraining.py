@@ -15,7 +15,6 @@ import json
 import platform
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -37,6 +36,7 @@ from autollm_jax.training.optimizer import OptimizerConfig
 from autollm_jax.training.sweep import Run, RunOutcome, train_group
 
 TASK = "pretraining"
+_PACKAGES = ("jax", "flax", "optax")
 DEFAULT_ORIGIN = (
     "nanoGPT's setting for small models (learning rate 1e-3, 16,384 tokens a batch), at the "
     "nearest choices of the grid"
@@ -120,6 +120,11 @@ def device_kind() -> str:
     """The accelerator's name; on a CPU the architecture, whose losses agree across machines."""
     device = jax.devices()[0]
     return platform.machine() if device.platform == "cpu" else device.device_kind
+
+
+def package_versions() -> str:
+    """The packages that a loss depends on."""
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
 
 
 def load_materials(plan: Plan, cache_dir) -> Materials:
@@ -246,9 +251,7 @@ def table_row(plan, experiment, batch_size, outcome: RunOutcome, materials: Mate
         "seed": outcome.run.seed,
         "status": outcome.status,
         "commit": code_commit(),
-        "versions": ", ".join(
-            f"{p} {importlib.metadata.version(p)}" for p in ("jax", "flax", "optax")
-        ),
+        "versions": package_versions(),
         "device": device_kind(),
     }
 
@@ -331,8 +334,3 @@ def table_meta(plan: Plan, materials: Materials, command: str) -> dict:
         },
         "experiments": experiments,
     }
-
-
-def cache_folder(workdir) -> Path:
-    """Where vocabularies and token streams are kept."""
-    return Path(workdir) / "cache"

@@ -75,7 +75,8 @@ class RMSNorm(nn.Module):
     def __call__(self, x):
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
         mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-        return x * jax.lax.rsqrt(mean_square + self.epsilon) * scale
+        normed = x * jax.lax.rsqrt(mean_square + self.epsilon)
+        return normed * jnp.broadcast_to(scale, x.shape)
 
 
 def rotate(x_BTHA, positions_BT, theta: float):
@@ -84,8 +85,8 @@ def rotate(x_BTHA, positions_BT, theta: float):
     Pairs are (i, i + A/2), the layout of the Llama family's published weights.
     """
     half = x_BTHA.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle_BT1h = positions_BT[..., None, None].astype(jnp.float32) * frequency
+    frequency_111h = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)[None, None, None]
+    angle_BT1h = positions_BT[..., None, None].astype(jnp.float32) * frequency_111h
     cos, sin = jnp.cos(angle_BT1h), jnp.sin(angle_BT1h)
     first, second = x_BTHA[..., :half], x_BTHA[..., half:]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

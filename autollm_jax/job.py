@@ -1,0 +1,160 @@
+"""A job: the config, the work directory and the mesh, and what stages find there."""
+
+import dataclasses
+import functools
+import os
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from autollm_jax.agent.curation import Recipe
+from autollm_jax.agent.rollout import PlayConfig
+from autollm_jax.agent.simulation import Trajectory
+from autollm_jax.checkpointing.checkpoints import Checkpoints
+from autollm_jax.data.tokenizer import Tokenizer
+from autollm_jax.errors import UserError
+from autollm_jax.gym.experiments import load_experiments
+from autollm_jax.gym.splits import Split, split
+from autollm_jax.models import transformer
+from autollm_jax.models.transformer import TransformerConfig
+from autollm_jax.rl.grpo import GRPOHyperparameters
+from autollm_jax.rl.sampler import SamplerConfig
+from autollm_jax.sharding.mesh import MeshShape, make_mesh
+from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer
+from autollm_jax.training.state import abstract_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What every stage gets: the config, the work directory and the mesh."""
+
+    config: ConfigDict
+    workdir: Path
+    mesh: jax.sharding.Mesh
+
+    @classmethod
+    def start(cls, config: ConfigDict, workdir: str) -> "Job":
+        """Find the devices and lay the mesh over them.
+
+        Raises:
+          UserError: the mesh does not fit the devices.
+        """
+        _split_cpu(config.mesh.cpu_devices)
+        shape = MeshShape(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+        return cls(config, Path(workdir), make_mesh(shape))
+
+    @property
+    def cache(self) -> Path:
+        """Vocabularies and token streams of corpora."""
+        return self.workdir / "cache"
+
+    def under_workdir(self, folder: str) -> str:
+        """Replace `{workdir}` in a folder of the config."""
+        return folder.replace("{workdir}", str(self.workdir))
+
+    @property
+    def roots(self) -> list[str]:
+        """Folders of outcome tables."""
+        return [self.under_workdir(root) for root in self.config.gym.roots]
+
+    @property
+    def tables_root(self) -> str:
+        """Where the project's own tables are written."""
+        return self.under_workdir(self.config.ground_truth.root)
+
+    @property
+    def trajectories_path(self) -> Path:
+        return self.workdir / "trajectories" / "trajectories.jsonl"
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The policy's vocabulary."""
+        return self.workdir / "trajectories" / "tokenizer.model"
+
+    @property
+    def results_path(self) -> Path:
+        return self.workdir / "evaluation" / "results.parquet"
+
+    def pairs_path(self, name: str) -> Path:
+        return self.workdir / "trajectories" / f"pairs_{name}.jsonl"
+
+    @functools.cached_property
+    def split(self) -> Split:
+        """Training experiments, and held-out ones, sealed."""
+        return split(load_experiments(self.roots), self.config.protocol)
+
+    def pairs(self, name: str) -> list[Recipe]:
+        """Read curation's pairs for distillation ("distill") or GRPO ("grpo")."""
+        lines = needed(self.pairs_path(name), "curate").read_text().splitlines()
+        return [Recipe.from_json(line) for line in lines]
+
+    def trajectories(self) -> list[Trajectory]:
+        """Read the simulated episodes that hindsight kept."""
+        lines = needed(self.trajectories_path, "simulate").read_text().splitlines()
+        return [t for t in map(Trajectory.from_json, lines) if t.kept]
+
+    def tokenizer(self) -> Tokenizer:
+        """Load the policy's vocabulary."""
+        return Tokenizer.load(needed(self.tokenizer_path, "simulate"))
+
+    def model(self) -> TransformerConfig:
+        """The policy's shape."""
+        fields = self.config.policy.to_dict()
+        del fields["context"]
+        return TransformerConfig(**fields)
+
+    def optimizer(self, stage: ConfigDict):
+        """The optimizer of a stage."""
+        return make_optimizer(OptimizerConfig(**stage.optimizer), stage.steps)
+
+    def checkpoints(self, stage: str) -> Checkpoints:
+        return Checkpoints(self.workdir / "checkpoints" / stage)
+
+    def grpo_hyperparameters(self) -> GRPOHyperparameters:
+        names = [field.name for field in dataclasses.fields(GRPOHyperparameters)]
+        return GRPOHyperparameters(**{n: self.config.grpo[n] for n in names})
+
+    def play(self, temperature: float) -> PlayConfig:
+        """How the policy plays."""
+        sizes = SamplerConfig(context=self.config.policy.context)
+        return PlayConfig(sizes, temperature=temperature)
+
+    def parameters(self, stage: str):
+        """Restore the policy that a stage trained.
+
+        Raises:
+          UserError: the stage has not been run to its end.
+        """
+        model, checkpoints = self.model(), self.checkpoints(stage)
+        if checkpoints.latest() != self.config[stage].steps:
+            raise UserError(
+                f"{checkpoints.directory}: no policy of {self.config[stage].steps} steps; "
+                f"run --stage={stage} first"
+            )
+        init, axes = functools.partial(transformer.init, model), transformer.logical_axes(model)
+        optimizer = self.optimizer(self.config[stage])
+        state, _ = checkpoints.restore(abstract_state(init, axes, optimizer, self.mesh))
+        return state.params
+
+    def even(self, rows: int) -> int:
+        """Round a batch up to what the mesh's data and fsdp axes divide."""
+        shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        return -(-rows // shards) * shards
+
+
+def needed(path: Path, stage: str) -> Path:
+    """Return a path that an earlier stage has to have written.
+
+    Raises:
+      UserError: it has not.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: missing; run --stage={stage} first")
+    return path
+
+
+def _split_cpu(devices: int) -> None:
+    """Show the CPU as several devices, unless XLA_FLAGS does; accelerators are unaffected."""
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", devices)

@@ -1,0 +1,34 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from autollm_jax.models.product import product
+
+SPECS = ["BTD,DF->BTF", "BTKGA,BSKA->BKGTS", "BKGTS,BSKA->BTKGA", "BTHA,HAD->BTD"]
+SIZES = dict(zip("BTDFKGASH", range(2, 11), strict=True))
+
+
+def operands(spec):
+    terms = spec.split("->")[0].split(",")
+    shapes = [[SIZES[letter] for letter in term] for term in terms]
+    return [jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes)]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_value_and_gradients_are_einsums(spec):
+    a, b = operands(spec)
+
+    def value_and_gradients(multiply):
+        loss = jax.value_and_grad(lambda a, b: jnp.sin(multiply(a, b)).sum(), (0, 1))
+        return jax.jit(loss)(a, b)
+
+    ours = value_and_gradients(lambda a, b: product(spec, a, b, "float32"))
+    exact = value_and_gradients(lambda a, b: jnp.einsum(spec, a, b))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), ours, exact)
+
+
+def test_gradients_of_low_precision_operands_are_float32():
+    a, b = operands(SPECS[0])
+    gradients = jax.grad(lambda a, b: product(SPECS[0], a, b, "bfloat16").sum(), (0, 1))(a, b)
+    assert {g.dtype for g in gradients} == {jnp.dtype("float32")}

@@ -1,0 +1,146 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from autollm_jax.models import transformer
+from autollm_jax.models.transformer import TransformerConfig
+
+TINY = TransformerConfig(
+    vocab_size=32, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=24
+)
+# Compiled, since op by op each would compile by itself.
+init = jax.jit(transformer.init, static_argnums=0)
+apply = jax.jit(transformer.apply, static_argnums=0)
+extend = jax.jit(transformer.extend, static_argnums=0, static_argnames="last")
+
+
+def tokens_of(batch=2, length=12, seed=1):
+    return jax.random.randint(jax.random.key(seed), (batch, length), 0, TINY.vocab_size)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return init(TINY, jax.random.key(0))
+
+
+def test_no_gradient_flows_from_a_logit_to_later_tokens(params):
+    tokens_BT = tokens_of(batch=1)
+    place = 5
+
+    def logit_sum(offset_TD):
+        # The embedding of each position is moved by its own offset.
+        table = params["embedding"]
+        extended = jnp.concatenate([table, table[tokens_BT[0]] + offset_TD])
+        wide = dataclasses.replace(TINY, vocab_size=extended.shape[0])
+        own_tokens = TINY.vocab_size + jnp.arange(tokens_BT.shape[1])[None]
+        changed = {**params, "embedding": extended}
+        return apply(wide, changed, own_tokens)[0, place, : TINY.vocab_size].sum()
+
+    gradient_TD = jax.jit(jax.grad(logit_sum))(jnp.zeros((tokens_BT.shape[1], TINY.width)))
+    size_T = np.abs(gradient_TD).sum(axis=1)
+    assert (size_T[: place + 1] > 0).all()
+    np.testing.assert_array_equal(size_T[place + 1 :], 0)
+
+
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_decoding_token_by_token_equals_the_full_forward_pass(qk_norm):
+    config = dataclasses.replace(TINY, qk_norm=qk_norm)
+    params = init(config, jax.random.key(0))
+    tokens_BT = tokens_of()
+    full_BTV = apply(config, params, tokens_BT)
+    cache = transformer.init_cache(config, 2, 16)
+    for t in range(tokens_BT.shape[1]):
+        logits_B1V, cache = extend(
+            config, params, tokens_BT[:, t : t + 1], jnp.ones(2, int), jnp.full(2, t), cache
+        )
+        np.testing.assert_allclose(logits_B1V[:, 0], full_BTV[:, t], atol=1e-4)
+
+
+def test_rows_of_different_lengths_extend_as_if_alone(params):
+    lengths, chunk = (3, 7), 8
+    tokens_BT = tokens_of(length=20)
+    cache = transformer.init_cache(TINY, 2, 32)
+    _, cache = extend(
+        TINY, params, tokens_BT[:, :chunk], jnp.array(lengths), jnp.zeros(2, int), cache
+    )
+    rest_BC = jnp.stack([tokens_BT[b, n : n + chunk] for b, n in enumerate(lengths)])
+    logits_BCV, _ = extend(TINY, params, rest_BC, jnp.full(2, chunk), jnp.array(lengths), cache)
+    full_BTV = apply(TINY, params, tokens_BT)
+    for b, n in enumerate(lengths):
+        np.testing.assert_allclose(logits_BCV[b], full_BTV[b, n : n + chunk], atol=1e-4)
+
+
+def test_last_returns_each_rows_last_real_logits(params):
+    tokens_BC, lengths_B = tokens_of(), jnp.array([4, 9])
+    arguments = (TINY, params, tokens_BC, lengths_B, jnp.zeros(2, int))
+    all_BCV, _ = extend(*arguments, transformer.init_cache(TINY, 2, 16))
+    last_BV, _ = extend(*arguments, transformer.init_cache(TINY, 2, 16), last=True)
+    np.testing.assert_allclose(last_BV, all_BCV[jnp.arange(2), lengths_B - 1], atol=1e-5)
+
+
+def test_segments_do_not_see_each_other(params):
+    tokens_BT = tokens_of(batch=1)
+    segments_BT = jnp.array([[1] * 5 + [2] * 7])
+    positions_BT = jnp.array([[*range(5), *range(7)]])
+    packed = apply(TINY, params, tokens_BT, positions_BT, segments_BT)
+    alone = apply(TINY, params, tokens_BT[:, 5:])
+    np.testing.assert_allclose(packed[:, 5:], alone, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"attention_block": 5}, {"remat": True}, {"scan_unroll": 2}], ids=str
+)
+def test_equivalent_programs_give_equal_losses_and_gradients(params, changes):
+    other = dataclasses.replace(TINY, **changes)
+    assert other != TINY
+
+    def loss(params, config):
+        return apply(config, params, tokens_of())[..., 0].var()
+
+    value_and_grad = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    ours, theirs = (value_and_grad(params, c) for c in (TINY, other))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, theirs)
+
+
+def test_grouped_heads_equal_full_heads_with_repeated_kernels(params):
+    full = dataclasses.replace(TINY, kv_heads=TINY.heads)
+    layers = dict(params["layers"])
+    for name in ("key", "value"):
+        layers[name] = jnp.repeat(layers[name], TINY.heads // TINY.kv_heads, axis=2)
+    expected = apply(full, {**params, "layers": layers}, tokens_of())
+    np.testing.assert_allclose(apply(TINY, params, tokens_of()), expected, atol=1e-4)
+
+
+def test_bfloat16_accumulates_in_float32_and_stays_near(params):
+    half = dataclasses.replace(TINY, dtype="bfloat16")
+    logits, exact = (apply(c, params, tokens_of()) for c in (half, TINY))
+    assert logits.dtype == jnp.float32
+    assert not np.array_equal(logits, exact)
+    np.testing.assert_allclose(logits, exact, atol=0.15)
+
+
+def test_untied_embeddings_have_their_own_table():
+    untied = dataclasses.replace(TINY, tied_embeddings=False)
+    extra = transformer.parameter_count(untied) - transformer.parameter_count(TINY)
+    assert extra == TINY.vocab_size * TINY.width
+    params = init(untied, jax.random.key(0))
+    gradient = jax.jit(jax.grad(lambda p: apply(untied, p, tokens_of()).var()))(params)
+    assert np.abs(gradient["unembedding"]).max() > 0
+
+
+def test_kernels_start_with_variance_one_over_fan_in():
+    config = dataclasses.replace(TINY, width=256, heads=8, kv_heads=8, head_dim=32, mlp_width=128)
+    layers = init(config, jax.random.key(0))["layers"]
+    for name, fan_in in {"query": 256, "output": 256, "gate": 256, "down": 128}.items():
+        np.testing.assert_allclose(layers[name].var() * fan_in, 1.0, rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"kv_heads": 3}, {"head_dim": 7}, {"dtype": "float16"}], ids=str
+)
+def test_impossible_shapes_are_refused(changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        dataclasses.replace(TINY, **changes)

@@ -1,0 +1,50 @@
+import jax
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from autollm_jax.errors import UserError
+from autollm_jax.sharding.mesh import MeshShape, make_mesh
+from autollm_jax.sharding.rules import RULES, constrain, partition_spec
+
+
+def test_minus_one_takes_the_devices_that_are_left():
+    assert MeshShape(data=-1, fsdp=2, tensor=2).resolve(8) == (2, 2, 2)
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1), (-1, -1, 1), (0, 8, 1), (-1, 3, 1), (-2, -2, 2)])
+def test_a_shape_that_does_not_fit_names_the_field_and_the_devices(shape):
+    with pytest.raises(UserError, match=r"config\.mesh.*8 devices"):
+        MeshShape(*shape).resolve(8)
+
+
+def test_axes_are_auto_so_that_constraints_are_hints():
+    mesh = make_mesh(MeshShape(2, 2, 2))
+    assert set(mesh.axis_types) == {AxisType.Auto}
+
+
+def test_a_dimension_that_does_not_divide_stays_whole():
+    mesh = make_mesh(MeshShape(1, 2, 4))
+    axes = ("width", "kv_heads", "head_dim")
+    assert partition_spec(axes, (16, 8, 4), mesh) == PartitionSpec(("fsdp",), ("tensor",), None)
+    assert partition_spec(axes, (16, 2, 4), mesh) == PartitionSpec(("fsdp",), None, None)
+
+
+def test_an_unknown_logical_axis_is_an_error():
+    with pytest.raises(KeyError, match="widht"):
+        partition_spec(("widht",), (8,), make_mesh(MeshShape()))
+
+
+def test_every_rule_names_mesh_axes():
+    assert {axis for axes in RULES.values() for axis in axes} <= {"data", "fsdp", "tensor"}
+
+
+def test_constrain_splits_an_activation_over_the_mesh_in_scope():
+    mesh = make_mesh(MeshShape(4, 2, 1))
+    with jax.set_mesh(mesh):
+        x = jax.jit(lambda x: constrain(x * 2, "batch", None))(jax.numpy.ones((16, 3)))
+    assert x.addressable_shards[0].data.shape == (2, 3)
+
+
+def test_constrain_without_a_mesh_changes_nothing():
+    x = jax.numpy.ones((16, 3))
+    assert constrain(x, "batch", None) is x

@@ -1,0 +1,81 @@
+import jax
+import numpy as np
+import pytest
+
+from autollm_jax.sharding.mesh import MeshShape, make_mesh
+from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer
+from autollm_jax.training.state import init_state, state_shardings
+from autollm_jax.training.step import make_train_step
+
+
+def train(tiny, token_steps, shape, devices, microbatches=1):
+    init, axes, loss_fn = tiny
+    mesh = make_mesh(shape, jax.devices()[:devices])
+    optimizer = make_optimizer(OptimizerConfig(1e-2), len(token_steps))
+    state = init_state(init, axes, optimizer, jax.random.key(0), mesh)
+    shardings = state_shardings(init, axes, optimizer, mesh)
+    step = make_train_step(loss_fn, optimizer, shardings, mesh, microbatches)
+    losses = []
+    for tokens_BT in token_steps:
+        state, metrics = step(state, tokens_BT)
+        losses.append(float(metrics["loss"]))
+    return losses, state
+
+
+@pytest.fixture(scope="module")
+def one_device(tiny, token_steps):
+    return train(tiny, token_steps, MeshShape(1, 1, 1), 1)
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)], ids=str)
+def test_eight_devices_agree_with_one_over_twenty_steps(tiny, token_steps, one_device, shape):
+    losses, state = train(tiny, token_steps, MeshShape(*shape), 8)
+    used = {d for leaf in jax.tree.leaves(state.params) for d in leaf.sharding.device_set}
+    assert len(used) == 8
+    np.testing.assert_allclose(losses, one_device[0], atol=1e-4)
+
+
+def test_training_lowers_the_loss_of_a_repeated_batch(tiny, token_steps):
+    losses, _ = train(tiny, [token_steps[0]] * 20, MeshShape(1, 1, 1), 1)
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_microbatches_give_the_whole_batchs_loss_and_update(tiny, token_steps, one_device):
+    losses, state = train(tiny, token_steps, MeshShape(1, 1, 1), 1, microbatches=4)
+    np.testing.assert_allclose(losses, one_device[0], atol=1e-4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), state.params, one_device[1].params
+    )
+
+
+def test_parameters_and_moments_are_split_over_fsdp_and_tensor(tiny):
+    init, axes, _ = tiny
+    optimizer = make_optimizer(OptimizerConfig(1e-2), 10)
+    mesh = make_mesh(MeshShape(1, 4, 2))
+    state = init_state(init, axes, optimizer, jax.random.key(0), mesh)
+    moments = state.opt_state[1][0].mu
+    for tree in (state.params, moments):
+        gate = tree["layers"]["gate"]
+        assert gate.addressable_shards[0].data.size == gate.size // 8
+
+
+def test_the_initial_state_does_not_depend_on_the_mesh(tiny):
+    init, axes, _ = tiny
+    optimizer = make_optimizer(OptimizerConfig(1e-2), 10)
+    states = [
+        init_state(init, axes, optimizer, jax.random.key(0), make_mesh(shape))
+        for shape in (MeshShape(8, 1, 1), MeshShape(1, 4, 2))
+    ]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-6), *states
+    )
+
+
+def test_the_state_is_donated(tiny, token_steps):
+    init, axes, loss_fn = tiny
+    mesh = make_mesh(MeshShape(1, 1, 1), jax.devices()[:1])
+    optimizer = make_optimizer(OptimizerConfig(1e-2), 10)
+    state = init_state(init, axes, optimizer, jax.random.key(0), mesh)
+    shardings = state_shardings(init, axes, optimizer, mesh)
+    make_train_step(loss_fn, optimizer, shardings, mesh)(state, token_steps[0])
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
