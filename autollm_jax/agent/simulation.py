@@ -20,7 +20,7 @@ import numpy as np
 
 from autollm_jax.agent import prompts, spelling
 from autollm_jax.agent.claims import check_claims, comparison, directions
-from autollm_jax.agent.curation import CurationConfig, Pair, Recipe, build, plan
+from autollm_jax.agent.curation import Pair, Recipe, build
 from autollm_jax.agent.parsing import (
     DONE_KEY,
     EXEC,
@@ -239,15 +239,15 @@ def _simulate_recipes(
 
 def simulate_all(
     training: Sequence[Experiment],
-    curation: CurationConfig,
+    recipes: Iterable[Recipe],
     config: SimulationConfig,
     processes: int = 1,
 ) -> Iterator[Trajectory]:
-    """Curate and simulate; the same seeds give the same trajectories for any number of processes.
+    """Simulate; the same recipes give the same trajectories for any number of processes.
 
     Args:
       training: open experiments.
-      curation: which pairs, and how many.
+      recipes: of the pairs to play on, from `curation.plan`.
       config: how episodes are played.
       processes: 1 plays in this process; more are spawned, which needs a main module that can be
         imported without work.
@@ -255,7 +255,6 @@ def simulate_all(
     Yields:
       One trajectory per pair, in the pairs' order, kept or not.
     """
-    recipes = plan(training, curation)
     families = (list(group) for _, group in itertools.groupby(recipes, key=lambda r: r.seed))
     if processes <= 1:
         for family in families:

@@ -62,7 +62,7 @@ def update(loss_fn: Callable, optimizer, state: TrainState, batch, microbatches:
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {name: divide(metric) for name, metric in metrics.items()}
-    metrics["gradient_norm"] = optax.global_norm(grads)
+    metrics["gradient_norm"] = optax.tree.norm(grads)
     return TrainState(state.step + 1, params, opt_state), metrics
 
 

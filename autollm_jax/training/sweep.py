@@ -28,6 +28,9 @@ from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from autollm_jax.training.state import TrainState
 from autollm_jax.training.step import next_token_loss, update
 
+# Tokens of each seed in a chunk: long enough to hide the host, short enough to stop.
+CHUNK_TOKENS = 16_384
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -162,9 +165,8 @@ def train_group(
     else:
         state = init(seeds_R)
 
-    # A chunk is about 64k tokens of each seed: long enough to hide the host, short enough to stop.
     first = pipelines[seeds[0]]
-    length = max(1, min(steps, 65_536 // (first.batch_size * first.length)))
+    length = max(1, min(steps, CHUNK_TOKENS // (first.batch_size * first.length)))
 
     def fetch(start):
         parts = [pipelines[s].batches(start, min(length, steps - start)) for s in seeds]

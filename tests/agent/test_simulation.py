@@ -161,7 +161,7 @@ def test_hindsight_leaves_bad_episodes_out(family, recipe):
 
 def test_two_processes_play_what_one_plays(family):
     config = SimulationConfig()
-    curation = dataclasses.replace(CURATION, pairs=24)
-    alone = list(simulate_all(family, curation, config))
-    assert list(simulate_all(family, curation, config, processes=2)) == alone
+    recipes = list(plan(family, dataclasses.replace(CURATION, pairs=24)))
+    alone = list(simulate_all(family, recipes, config))
+    assert list(simulate_all(family, recipes, config, processes=2)) == alone
     assert len(alone) == 24

@@ -1,0 +1,185 @@
+"""Measure against a reference in the same run: `python launch/benchmark.py NAME`.
+
+    train_step   FLOP rate of a 3.4M-parameter model's train step / the machine's f32 matrix product
+    sweep        runs an hour of 40 small configurations, together / one by one
+    look_ups     gym look-ups a second, one at a time and batched / the bar
+
+The last line printed is one JSON object: name, value, unit, reference, ratio, device.
+"""
+
+import functools
+import json
+import os
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from tqdm import tqdm
+
+from autollm_jax.data.pipeline import Packed, Pipeline
+from autollm_jax.errors import UserError
+from autollm_jax.gym.experiments import load_experiments
+from autollm_jax.models import transformer
+from autollm_jax.models.transformer import TransformerConfig
+from autollm_jax.sharding.mesh import MeshShape, make_mesh
+from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer
+from autollm_jax.training.state import init_state, state_shardings
+from autollm_jax.training.step import make_train_step, next_token_loss
+from autollm_jax.training.sweep import Run, train_group
+
+DTYPE = flags.DEFINE_enum(
+    "dtype", "bfloat16", ["bfloat16", "float32"], "train_step: what matrix products read."
+)
+REPEATS = flags.DEFINE_integer("repeats", 5, "Timed repetitions, in turn with the reference's.")
+ROOTS = flags.DEFINE_list("roots", ["gym_data"], "look_ups: folders of outcome tables.")
+
+
+def seconds_of(call) -> float:
+    """Time one call to the end of its computation."""
+    began = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - began
+
+
+def train_step() -> dict:
+    """Time a whole train step: forward, backward, clipping, AdamW.
+
+    FLOPs are 6 x parameters x tokens + 12 x layers x batch x T^2 x width. Reference: the f32
+    product of two 4096 x 4096 matrices, which is the fastest that this machine multiplies at.
+    """
+    batch, length, size = 16, 512, 4096
+    model = TransformerConfig(
+        vocab_size=1024,
+        width=256,
+        layers=4,
+        heads=4,
+        kv_heads=4,
+        head_dim=64,
+        mlp_width=688,
+        dtype=DTYPE.value,
+        scan_unroll=4,
+    )
+    mesh = make_mesh(MeshShape())
+    optimizer = make_optimizer(OptimizerConfig(1e-3), 100)
+    init, axes = functools.partial(transformer.init, model), transformer.logical_axes(model)
+    state = init_state(init, axes, optimizer, jax.random.key(0), mesh)
+
+    def loss_fn(params, tokens_BT):
+        logits_BTV = transformer.apply(model, params, tokens_BT[:, :-1])
+        mask_BT = jnp.ones(logits_BTV.shape[:2])
+        return *next_token_loss(logits_BTV, tokens_BT[:, 1:], mask_BT), {}
+
+    shardings = state_shardings(init, axes, optimizer, mesh)
+    step = make_train_step(loss_fn, optimizer, shardings, mesh)
+    tokens_BT = jax.random.randint(jax.random.key(1), (batch, length + 1), 0, model.vocab_size)
+    matrix = jax.random.normal(jax.random.key(2), (size, size))
+    multiply = jax.jit(lambda a: a @ a)
+    rates = {"step": [], "product": []}
+    parameters = transformer.parameter_count(model)
+    attention = 12 * model.layers * batch * length**2 * model.width
+    flops = 6 * parameters * batch * length + attention
+    for repeat in tqdm(range(REPEATS.value + 1), "train_step", unit="repeat", disable=None):
+        product_seconds = seconds_of(lambda: multiply(matrix))
+        began = time.perf_counter()
+        state, metrics = step(state, tokens_BT)
+        jax.block_until_ready(metrics)
+        step_seconds = time.perf_counter() - began
+        if repeat:  # the first one compiles
+            rates["step"].append(flops / step_seconds / 1e9)
+            rates["product"].append(2 * size**3 / product_seconds / 1e9)
+    print(f"{parameters:,} parameters, {batch} x {length} tokens, {model.dtype} operands")
+    print("step:   ", ", ".join(f"{rate:.0f}" for rate in rates["step"]), "GFLOP/s")
+    print("product:", ", ".join(f"{rate:.0f}" for rate in rates["product"]), "GFLOP/s")
+    return measured(rates["step"], "GFLOP/s", rates["product"])
+
+
+def sweep() -> dict:
+    """Time 40 small configurations as one sweep, and some of them one by one.
+
+    One by one is the same code with one run a group on one device, compiled once per batch size
+    (its rates are traced as well); compilation is counted on both sides, in full.
+    """
+    model = TransformerConfig(
+        vocab_size=512, width=16, layers=2, heads=1, kv_heads=1, head_dim=16, mlp_width=40,
+        dtype="bfloat16", scan_unroll=2, attention_block=64,
+    )  # fmt: skip
+    length, tokens, alone = 64, 32_768, 2
+    rates = 2.0 ** np.arange(-9, -1)
+    rng = np.random.default_rng(0)
+    tokens_NT = rng.integers(0, 512, (2048, length + 1)).astype(np.uint16)
+    ones = np.ones_like(tokens_NT)
+    packed = Packed(length, tokens_NT, ones, ones)
+    validation = {"all": Pipeline(packed, 32, seed=1).batch(0)}
+    seconds = {"together": 0.0, "alone": 0.0}
+    for batch_size in tqdm((1, 2, 4, 8, 16), "sweep", unit="batch size", disable=None):
+        train = functools.partial(
+            train_group,
+            model,
+            OptimizerConfig(0.0),
+            steps=tokens // (batch_size * length),
+            pipelines={0: Pipeline(packed, batch_size, 0)},
+            validation=validation,
+        )
+        began = time.perf_counter()
+        train([Run(rate, 0) for rate in rates], mesh=make_mesh(MeshShape()))
+        seconds["together"] += time.perf_counter() - began
+        one_device = make_mesh(MeshShape(), jax.devices()[:1])
+        began = time.perf_counter()
+        for rate in rates[:alone]:
+            train([Run(rate, 0)], mesh=one_device)
+        seconds["alone"] += (time.perf_counter() - began) * len(rates) / alone
+    runs = 5 * len(rates)
+    print(f"{runs} runs of {tokens:,} tokens; one by one is {5 * alone} of them, scaled up")
+    hourly = {name: [3600 * runs / spent] for name, spent in seconds.items()}
+    return measured(hourly["together"], "runs/hour", hourly["alone"])
+
+
+def look_ups() -> dict:
+    """Count look-ups of the gym a second; the bars are 200,000 scalar and 2,000,000 batched."""
+    experiment = load_experiments(ROOTS.value)[0]
+    configs = [dict(config) for config in experiment.configurations] * 200
+    sizes = [len(dimension.choices) for dimension in experiment.space.dimensions]
+    index_ND = np.random.default_rng(0).integers(0, sizes, (1_000_000, len(sizes)))
+    scalar, batched = [], []
+    for _ in range(REPEATS.value):
+        scalar.append(len(configs) / seconds_of(lambda: [experiment.lookup(c) for c in configs]))
+        batched.append(len(index_ND) / seconds_of(lambda: experiment.lookup_many(index_ND)))
+    print(
+        f"batched: {np.median(batched):,.0f} look-ups/s, {np.median(batched) / 2e6:.1f} x the bar"
+    )
+    return measured(scalar, "look-ups/s", [200_000.0])
+
+
+def device_name() -> str:
+    """The accelerator; of a CPU, its cores too."""
+    kind = jax.devices()[0].device_kind
+    return f"{kind}, {os.cpu_count()} cores" if jax.default_backend() == "cpu" else kind
+
+
+def measured(values, unit: str, references) -> dict:
+    """Compare medians."""
+    value, reference = float(np.median(values)), float(np.median(references))
+    return {"value": value, "unit": unit, "reference": reference, "ratio": value / reference}
+
+
+BENCHMARKS = {"train_step": train_step, "sweep": sweep, "look_ups": look_ups}
+
+
+def main(argv):
+    if len(argv) != 2 or argv[1] not in BENCHMARKS:
+        raise UserError(f"name one benchmark to run: {', '.join(BENCHMARKS)}")
+    name = argv[1]
+    if name == "sweep":  # runs are split over devices; elsewhere an operation is, over the cores
+        jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    result = {"name": name, **BENCHMARKS[name](), "device": device_name()}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    try:
+        app.run(main)
+    except UserError as error:
+        sys.exit(f"error: {error}")
