@@ -11,6 +11,7 @@ and never encoded again.
 Letters: B rows, N groups, G members of a group, S slots of the context, J turns.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import time
@@ -90,7 +91,6 @@ def play(
       key: randomness.
       group_size: so many neighbours are copies of one episode, and share the reading of its first
         prompt.
-      mesh: as in `sampler.init_state`.
       rows: the batch's size, a multiple of the group's, filled up with empty rows; the number of
         episodes by default. One size compiles once.
       mesh: as in `sampler.init_state`.
@@ -99,6 +99,11 @@ def play(
       ValueError: if the members of a group are on different experiments.
       UserError: if a first prompt leaves no room in the context.
     """
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        return _play(model, params, tokenizer, config, episodes, seeds, key, group_size, rows, mesh)
+
+
+def _play(model, params, tokenizer, config, episodes, seeds, key, group_size, rows, mesh) -> Played:
     began, outside = time.perf_counter(), 0.0
     stop_id = tokenizer.id_of(prompts.END_OF_TURN)
     first_of_group = episodes[::group_size]
@@ -111,7 +116,7 @@ def play(
     if longest >= config.sampler.context:
         raise UserError(
             f"the policy's context of {config.sampler.context} tokens has no room for a first "
-            f"prompt of {longest}; raise config.agent.context"
+            f"prompt of {longest}; raise config.policy.context"
         )
     transcripts = [[prompts.environment_turn(text)] for text in opening for _ in range(group_size)]
     rewards = [[] for _ in episodes]
@@ -129,7 +134,7 @@ def play(
         active_B &= ~np.asarray(state.truncated_B)
         if not active_B.any():
             break
-        start_B = np.asarray(state.length_B)
+        start_B = np.array(state.length_B)  # a copy: the state's buffers are about to be reused
         state = sampler.generate(
             model,
             params,
@@ -155,8 +160,8 @@ def play(
                 episode.finish()
             else:
                 trial = episode.exec_config(action.config, text)
-                reply = prompts.feedback(trial, episode.tell())
                 if not episode.done:
+                    reply = prompts.feedback(trial, episode.tell())
                     transcripts[row].append(prompts.environment_turn(reply))
                     chunks[row] = encode_turn(tokenizer, reply, opens=False)
             rewards[row].append(sum(episode.rewards[spent:]))

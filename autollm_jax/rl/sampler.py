@@ -14,11 +14,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from autollm_jax.models import transformer
 from autollm_jax.models.transformer import TransformerConfig
-from autollm_jax.sharding.rules import batch_sharding
+from autollm_jax.sharding.rules import constrain, partition_spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,9 +109,22 @@ def init_state(
 
     if mesh is None:
         return jax.jit(make)()
-    shapes = jax.eval_shape(make)
-    shardings = jax.tree.map(lambda leaf: batch_sharding(mesh, leaf.ndim), shapes)
+    shardings = jax.tree_util.tree_map_with_path(
+        lambda path, x: NamedSharding(mesh, partition_spec(_axes(path, x), x.shape, mesh)),
+        jax.eval_shape(make),
+    )
     return jax.jit(make, out_shardings=shardings)()
+
+
+def _axes(path, leaf) -> tuple[str | None, ...]:
+    """Name the logical axes of a leaf of the state."""
+    inner = {"cache": (None, "kv_heads", None), "logits_BV": ("vocab",)}.get(path[0].name)
+    return ("batch", *(inner or (None,) * (leaf.ndim - 1)))
+
+
+def _pin(state: SamplerState) -> SamplerState:
+    """Keep the state's layout on a mesh; another one would compile everything anew."""
+    return jax.tree_util.tree_map_with_path(lambda p, x: constrain(x, *_axes(p, x)), state)
 
 
 def repeat(state: SamplerState, times: int, seeds_B: Sequence[int]) -> SamplerState:
@@ -126,7 +139,7 @@ def repeat(state: SamplerState, times: int, seeds_B: Sequence[int]) -> SamplerSt
 
 @functools.partial(jax.jit, static_argnames="times")
 def _repeat(state, times):
-    return jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=0), state)
+    return _pin(jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=0), state))
 
 
 def append(
@@ -149,7 +162,8 @@ def append(
     Raises:
       ValueError: if there is not one chunk for each row.
     """
-    held_B, truncated_B = np.asarray(state.length_B), np.asarray(state.truncated_B)
+    # Copies, since the state's buffers are about to be reused.
+    held_B, truncated_B = np.array(state.length_B), np.array(state.truncated_B)
     if len(chunks) != len(held_B):
         raise ValueError(f"{len(chunks)} chunks for {len(held_B)} rows")
     left_B = np.array([len(chunk) for chunk in chunks], np.int32)
@@ -183,13 +197,14 @@ def _append(model, params, state, tokens_BC, take_B):
         model, params, tokens_BC, take_B, state.length_B, state.cache, last=True
     )
     rows = jnp.arange(B)[:, None]
-    return dataclasses.replace(
+    state = dataclasses.replace(
         state,
         tokens_BS=state.tokens_BS.at[rows, slots_BC].set(tokens_BC, mode="drop"),
         length_B=state.length_B + take_B,
         logits_BV=jnp.where(take_B[:, None] > 0, logits_BV, state.logits_BV),
         cache=cache,
     )
+    return _pin(state)
 
 
 def generate(
@@ -224,7 +239,8 @@ def generate(
     Raises:
       ValueError: if an active row is empty, so that there is nothing to continue.
     """
-    length_B, truncated_B = np.asarray(state.length_B), np.asarray(state.truncated_B)
+    # Copies, since the state's buffers are about to be reused.
+    length_B, truncated_B = np.array(state.length_B), np.array(state.truncated_B)
     going_B = ~truncated_B if active_B is None else np.asarray(active_B, bool) & ~truncated_B
     if (length_B[going_B] == 0).any():
         raise ValueError("generate: an active row is empty; append its prompt first")
@@ -239,25 +255,27 @@ def generate(
             model, params, state, key, going_B, limit_B, stop_id, 1.0 if greedy else temperature,
             greedy=greedy,
         )  # fmt: skip
-        going_B, length_B = np.asarray(going_B), np.asarray(state.length_B)
+        going_B, length_B = np.array(going_B), np.array(state.length_B)
     return _end_turn(state, took_turn_B & (length_B >= config.context))
 
 
 @functools.partial(jax.jit, donate_argnames="state")
 def _begin_turn(state, going_B, limit_B):
     """Count the turn; its tokens are numbered turn_B - 1."""
-    return dataclasses.replace(
+    state = dataclasses.replace(
         state,
         turn_B=state.turn_B + going_B,
         stopped_B=state.stopped_B & ~going_B,
         truncated_B=state.truncated_B | (going_B & (state.length_B >= limit_B)),
     )
+    return _pin(state)
 
 
 @functools.partial(jax.jit, donate_argnames="state")
 def _end_turn(state, full_B):
     """Flag rows that filled their context before they stopped."""
-    return dataclasses.replace(state, truncated_B=state.truncated_B | (full_B & ~state.stopped_B))
+    truncated_B = state.truncated_B | (full_B & ~state.stopped_B)
+    return _pin(dataclasses.replace(state, truncated_B=truncated_B))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "greedy"), donate_argnames="state")
@@ -302,7 +320,8 @@ def _decode(model, params, state, key, going_B, limit_B, stop_id, temperature, *
         )
         return state, going_B & ~stopped_B & (length_B < limit_B)
 
-    return jax.lax.while_loop(room, step, (state, going_B))
+    state, going_B = jax.lax.while_loop(room, step, (state, going_B))
+    return _pin(state), going_B
 
 
 def _grow(state: SamplerState, needed: int, config: SamplerConfig) -> SamplerState:
@@ -320,4 +339,4 @@ def _pad_cache(state, capacity):
         lambda leaf: jnp.pad(leaf, ((0, 0), (0, capacity - leaf.shape[1]), (0, 0), (0, 0))),
         state.cache,
     )
-    return dataclasses.replace(state, cache=cache)
+    return _pin(dataclasses.replace(state, cache=cache))

@@ -19,6 +19,7 @@ from autollm_jax.rl.grpo import GRPOHyperparameters
 from autollm_jax.rl.logprobs import token_logprobs
 from autollm_jax.rl.loop import GRPOLoopConfig
 from autollm_jax.rl.loop import score as score_batch
+from autollm_jax.sharding.mesh import MeshShape, make_mesh
 
 BUDGET = 3
 KEY = jax.random.key(0)
@@ -249,3 +250,18 @@ def test_rollouts_of_a_step_are_reproducible(model, params, tokenizer, pairs):
 
 def test_synthetic_families_are_what_these_tests_play_on(pairs):
     assert {pair.provenance for pair in pairs} == {synthetic.PROVENANCE}
+
+
+def test_play_on_a_mesh_is_the_same(model, params, tokenizer, pairs, group):
+    mesh = make_mesh(MeshShape(data=2), jax.devices()[:2])
+    episodes = episodes_of(pairs[:2], copies=2)
+    split = play(model, params, tokenizer, episodes, group_size=2, mesh=mesh)
+    np.testing.assert_array_equal(split.state.tokens_BS, group[1].state.tokens_BS)
+
+
+def test_a_second_rollout_on_a_mesh_compiles_nothing(model, params, tokenizer, pairs):
+    mesh = make_mesh(MeshShape(data=2), jax.devices()[:2])
+    for _ in range(2):
+        compiled = sampler._append._cache_size(), sampler._decode._cache_size()
+        play(model, params, tokenizer, episodes_of(pairs[:2], copies=2), group_size=2, mesh=mesh)
+    assert (sampler._append._cache_size(), sampler._decode._cache_size()) == compiled

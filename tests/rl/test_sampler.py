@@ -148,8 +148,7 @@ def test_an_empty_active_row_is_an_error(params):
 
 
 def test_rows_split_over_a_mesh_sample_the_same_tokens(params):
-    devices = jax.devices()[:2] if len(jax.devices()) > 1 else jax.devices()
-    mesh = make_mesh(MeshShape(data=1, fsdp=len(devices)), devices)
+    mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2), jax.devices())
     with jax.set_mesh(mesh):
         split = play(params, [0, 1, 2, 3], mesh=mesh)
     np.testing.assert_array_equal(split.tokens_BS, play(params, [0, 1, 2, 3]).tokens_BS)
