@@ -7,8 +7,9 @@ An agent's turn runs from `<think>` to the end-of-turn symbol, both included.
 
 Every number shown derives from the evidence, the space and the trials so far. The spelling keeps
 numbers between a space and a space or symbol, so that one value is the same tokens wherever it
-stands and can be copied. In lists the key comes before what it stands for: choices are in the
-space's order, experiments nearest first, candidates lowest forecast first.
+stands and can be copied. In lists the key comes before what it stands for. Choices are in the
+space's order, experiments nearest first; candidates are lowest forecast last, so that the best one
+stands right before the agent's turn: a small policy learns to copy over a short, steady distance.
 """
 
 import dataclasses
@@ -171,8 +172,8 @@ def _forecast_lines(observation: Observation, most: int) -> str:
     listed = candidates(observation, most)
     if not listed:
         return f"every configuration is tried{LINE}"
-    lines = "".join(f" {c.label} {percent(c.expected)} at {c.text}{LINE}" for c in listed)
-    rule = "" if observation.trials else ", lowest first"
+    lines = "".join(f" {c.label} {percent(c.expected)} at {c.text}{LINE}" for c in reversed(listed))
+    rule = "" if observation.trials else ", lowest last"
     return f"expected regret{rule}{LIST}{lines}"
 
 
