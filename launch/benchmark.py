@@ -10,15 +10,15 @@ The last line printed is one JSON object: name, value, unit, reference, ratio, d
 import functools
 import json
 import os
-import sys
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
+from autollm_jax import command_line
 from autollm_jax.data.pipeline import Packed, Pipeline
 from autollm_jax.errors import UserError
 from autollm_jax.gym.experiments import load_experiments
@@ -179,7 +179,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    try:
-        app.run(main)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    command_line.run(main)

@@ -10,11 +10,11 @@ Writes ROOT/SOURCE/TASK.parquet and ROOT/SOURCE/TASK.json.
 
 import collections
 import pathlib
-import sys
 import tempfile
 
-from absl import app, flags
+from absl import flags
 
+from autollm_jax import command_line
 from autollm_jax.errors import UserError
 from autollm_jax.gym import tables
 from autollm_jax.sources import SOURCES
@@ -75,14 +75,5 @@ def main(argv: list[str]) -> None:
     import_source(SOURCES[FLAGS.source], FLAGS.path, FLAGS.out)
 
 
-def run(argv: list[str]) -> None:
-    """Call `main`; a user's mistake is one line and exit code 1."""
-    try:
-        main(argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-
-
 if __name__ == "__main__":
-    app.run(run)
+    command_line.run(main)

@@ -1,11 +1,9 @@
 """Run the job of a config: `python launch/main.py --config=configs/gym.py [--stage=NAME] ...`."""
 
-import sys
-
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
-from autollm_jax import stages
+from autollm_jax import command_line, stages
 from autollm_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="The job's config file.")
@@ -25,7 +23,4 @@ def main(argv):
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)
-    try:
-        app.run(main)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    command_line.run(main)
