@@ -56,37 +56,52 @@ class RunOutcome:
     seconds: float
 
 
-def make_group_steps(model: TransformerConfig, optimizer: OptimizerConfig, steps: int, mesh: Mesh):
-    """Compile what a group needs: initialise R runs, advance them K steps, evaluate them.
+def _loss(model: TransformerConfig, params, batch: Batch):
+    logits_BTV = transformer.apply(model, params, batch.tokens_BT)
+    return *next_token_loss(logits_BTV, batch.targets_BT, batch.loss_mask_BT), {}
+
+
+RUNS, WHOLE = PartitionSpec("data"), PartitionSpec()
+
+
+# The programs are kept, since groups of one model share two of the three.
+@functools.lru_cache(maxsize=8)
+def make_init(model: TransformerConfig, optimizer: OptimizerConfig, mesh: Mesh):
+    """Compile init(seeds_R) -> a TrainState with a leading axis R, split over `data`."""
+
+    def init_one(seed):
+        params = transformer.init(model, jax.random.key(seed))
+        # Neither the schedule's length nor the rate is part of an optimizer's state.
+        opt_state = make_optimizer(optimizer, steps=1).init(params)
+        return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
+
+    return jax.jit(
+        jax.shard_map(jax.vmap(init_one), mesh=mesh, in_specs=RUNS, out_specs=RUNS, check_vma=False)
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def make_advance(model: TransformerConfig, optimizer: OptimizerConfig, steps: int, mesh: Mesh):
+    """Compile the training of R runs by K steps.
 
     Args:
       model: the one shape.
       optimizer: all but the learning rate.
-      steps: length of every run.
+      steps: length of every run, for the schedule.
       mesh: its `data` axis splits the runs; R must be a multiple of it.
 
     Returns:
-      init(seeds_R) -> state, a TrainState with a leading axis R;
       advance(state, rates_R, order_R, batch_KSBT) -> (state, losses_KR), state donated, where run
-        r trains on the batches of seed number order_R[r];
-      evaluate(state, batch_EBT) -> (loss_sums_RE, counts_RE).
+        r trains on the batches of seed number order_R[r].
     """
-    # Learning rates are traced, so a run's rate is not part of the program.
-    transformation = functools.partial(make_optimizer, optimizer, steps)
 
-    def loss_fn(params, batch: Batch):
-        logits_BTV = transformer.apply(model, params, batch.tokens_BT)
-        return *next_token_loss(logits_BTV, batch.targets_BT, batch.loss_mask_BT), {}
+    def one_run(state, rate, number, batch_SBT):
+        # The rate is traced, so that it is not part of the program.
+        transformation = make_optimizer(optimizer, steps, rate)
+        batch_BT = jax.tree.map(lambda x: x[number], batch_SBT)
+        return update(functools.partial(_loss, model), transformation, state, batch_BT)
 
-    def init_one(seed):
-        params = transformer.init(model, jax.random.key(seed))
-        return TrainState(jnp.zeros((), jnp.int32), params, transformation().init(params))
-
-    def advance_local(state, rates_R, order_R, batch_KSBT):
-        def one_run(state, rate, number, batch_SBT):
-            batch_BT = jax.tree.map(lambda x: x[number], batch_SBT)
-            return update(loss_fn, transformation(rate), state, batch_BT)
-
+    def advance(state, rates_R, order_R, batch_KSBT):
         def one_step(state, batch_SBT):
             step = jax.vmap(one_run, in_axes=(0, 0, 0, None))
             state, metrics = step(state, rates_R, order_R, batch_SBT)
@@ -94,22 +109,29 @@ def make_group_steps(model: TransformerConfig, optimizer: OptimizerConfig, steps
 
         return jax.lax.scan(one_step, state, batch_KSBT)
 
-    def evaluate_local(params_R, batch_EBT):
+    split = jax.shard_map(
+        advance,
+        mesh=mesh,
+        in_specs=(RUNS, RUNS, RUNS, WHOLE),
+        out_specs=(RUNS, PartitionSpec(None, "data")),
+        check_vma=False,
+    )
+    return jax.jit(split, donate_argnums=0)
+
+
+@functools.lru_cache(maxsize=8)
+def make_evaluate(model: TransformerConfig, mesh: Mesh):
+    """Compile evaluate(params_R, batch_EBT) -> (loss_sums_RE, counts_RE)."""
+
+    def evaluate(params_R, batch_EBT):
         def one_run(params):
-            return jax.lax.map(lambda batch: loss_fn(params, batch)[:2], batch_EBT)
+            return jax.lax.map(lambda batch: _loss(model, params, batch)[:2], batch_EBT)
 
         return jax.vmap(one_run)(params_R)
 
-    runs, whole = PartitionSpec("data"), PartitionSpec()
-    split = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
-    init = split(jax.vmap(init_one), in_specs=runs, out_specs=runs)
-    advance = split(
-        advance_local,
-        in_specs=(runs, runs, runs, whole),
-        out_specs=(runs, PartitionSpec(None, "data")),
+    return jax.jit(
+        jax.shard_map(evaluate, mesh=mesh, in_specs=(RUNS, WHOLE), out_specs=RUNS, check_vma=False)
     )
-    evaluate = split(evaluate_local, in_specs=(runs, whole), out_specs=runs)
-    return jax.jit(init), jax.jit(advance, donate_argnums=0), jax.jit(evaluate)
 
 
 def train_group(
@@ -146,7 +168,9 @@ def train_group(
     devices = mesh.shape["data"]
     padded = list(runs) + [runs[-1]] * (-len(runs) % devices)
     seeds = sorted({run.seed for run in runs})
-    init, advance, evaluate = make_group_steps(model, optimizer, steps, mesh)
+    init = make_init(model, optimizer, mesh)
+    advance = make_advance(model, optimizer, steps, mesh)
+    evaluate = make_evaluate(model, mesh)
     split = NamedSharding(mesh, PartitionSpec("data"))
     rates_R = jax.device_put(np.array([run.learning_rate for run in padded], np.float32), split)
     order_R = jax.device_put(np.array([seeds.index(run.seed) for run in padded], np.int32), split)

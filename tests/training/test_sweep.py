@@ -83,9 +83,9 @@ def test_a_diverged_run_is_an_outcome_and_its_neighbours_are_sound(data, togethe
 
 def test_no_device_speaks_to_another_inside_a_step(data):
     mesh = make_mesh(MeshShape(), jax.devices())
-    init, advance, _ = sweep.make_group_steps(MODEL, OptimizerConfig(0.0), STEPS, mesh)
     seeds_R = np.arange(8, dtype=np.int32)
-    state = jax.eval_shape(init, seeds_R)
+    state = jax.eval_shape(sweep.make_init(MODEL, OptimizerConfig(0.0), mesh), seeds_R)
+    advance = sweep.make_advance(MODEL, OptimizerConfig(0.0), STEPS, mesh)
     batch_BT = data[0][0].batches(0, 2)
     batch_KSBT = jax.tree.map(lambda x: x[:, None], batch_BT)
     program = advance.lower(state, np.ones(8, np.float32), seeds_R * 0, batch_KSBT).compile()
