@@ -262,7 +262,7 @@ def report(job: Job) -> None:
         job.workdir / "report",
         provenance={
             "config": job.config.to_dict(),
-            "tables (SHA-256)": table_hashes(job.job.roots),
+            "tables (SHA-256)": table_hashes(job.roots),
             "code": code_commit(),
             "versions": pretraining.package_versions(),
         },

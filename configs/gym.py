@@ -97,15 +97,16 @@ def get_config(variant: str = "") -> ConfigDict:
     c.grpo.steps = 20
     c.grpo.groups = 8  # pairs a step
     c.grpo.group_size = 8  # episodes a pair
-    c.grpo.minibatch_rows = 16
-    c.grpo.epochs = 1
+    c.grpo.minibatch_rows = 16  # episodes an update sees
+    c.grpo.epochs = 1  # passes over each rollout
     c.grpo.synthetic = 0.25  # share of pairs from the synthetic prior
-    c.grpo.clip_low = 0.2
-    c.grpo.clip_high = 0.28
-    c.grpo.kl_coefficient = 0.01
-    c.grpo.temperature = 1.0
-    c.grpo.normalisation = "std"
-    c.grpo.credit = "turn"
+    c.grpo.clip_low = 0.2  # probability ratios count from 1 - clip_low ...
+    c.grpo.clip_high = 0.28  # ... to 1 + clip_high
+    c.grpo.kl_coefficient = 0.01  # of the divergence from the distilled policy
+    c.grpo.entropy_coefficient = 0.0
+    c.grpo.temperature = 1.0  # of the rollouts
+    c.grpo.normalisation = "std"  # of advantages: std or none
+    c.grpo.credit = "turn"  # a token gets the rewards from its turn on; or episode
     c.grpo.save_every = 5  # steps
     c.grpo.optimizer = optimizer(1e-4, warmup_fraction=0.1, decay="constant", weight_decay=0.0)
 

@@ -26,7 +26,8 @@ def saved(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(3, state_on(make_mesh(MeshShape(1, 8, 1))), {"position": 42})
     checkpoints.wait()
-    return checkpoints
+    checkpoints.close()
+    return Checkpoints(tmp_path)  # as another process would open them
 
 
 def test_another_mesh_restores_the_same_values(saved):
