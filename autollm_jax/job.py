@@ -56,7 +56,7 @@ class Job:
     @property
     def roots(self) -> list[str]:
         """Folders of outcome tables."""
-        return [self.under_workdir(root) for root in self.config.gym.roots]
+        return [self.under_workdir(root) for root in self.config.gym.roots.split(",")]
 
     @property
     def tables_root(self) -> str:
@@ -100,9 +100,9 @@ class Job:
 
     def model(self) -> TransformerConfig:
         """The policy's shape."""
-        fields = self.config.policy.to_dict()
-        del fields["context"]
-        return TransformerConfig(**fields)
+        names = [field.name for field in dataclasses.fields(TransformerConfig)]
+        policy = self.config.policy
+        return TransformerConfig(**{name: policy[name] for name in names if name in policy})
 
     def optimizer(self, stage: ConfigDict):
         """The optimizer of a stage."""

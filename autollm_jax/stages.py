@@ -159,6 +159,7 @@ def simulate(job: Job) -> None:
             job.config.policy.vocab_size,
             job.tokenizer_path,
             user_defined_symbols=prompts.SYMBOLS,
+            split_digits=job.config.policy.split_digits,
         )
 
 

@@ -24,7 +24,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.mesh.cpu_devices = 2  # where the CPU is all there is: devices to split it into
 
     c.gym = ConfigDict()
-    c.gym.roots = ("gym_data",)  # folders of outcome tables; {workdir} is --workdir
+    c.gym.roots = "gym_data"  # folders of outcome tables, comma between; {workdir} is --workdir
     c.gym.budget = 5  # trials of an episode
     c.gym.matching = True  # replace an unmeasured configuration by the nearest measured one
     c.gym.invalid_penalty = 0.05  # regret that an invalid action costs in the reward
@@ -66,18 +66,19 @@ def get_config(variant: str = "") -> ConfigDict:
     c.verify.rows = 5  # random rows of each own table to train again
 
     c.policy = ConfigDict()  # the agent's transformer
-    c.policy.vocab_size = 768  # SentencePiece pieces, trained on the simulated trajectories
+    c.policy.vocab_size = 1024  # SentencePiece pieces, trained on the simulated trajectories
+    c.policy.split_digits = False  # whole numbers may be pieces: turns are a third shorter
     c.policy.width = 128
     c.policy.layers = 4
     c.policy.heads = 4
-    c.policy.kv_heads = 2
+    c.policy.kv_heads = 4
     c.policy.head_dim = 32
-    c.policy.mlp_width = 344
+    c.policy.mlp_width = 352
     c.policy.scan_unroll = 4
     c.policy.context = 768  # tokens of a whole episode
 
     c.curate = ConfigDict()
-    c.curate.distill_pairs = 8000  # (target, evidence) pairs to simulate
+    c.curate.distill_pairs = 6000  # (target, evidence) pairs to simulate
     c.curate.synthetic = 0.5  # share of them from the prior of synthetic landscapes
     c.curate.unchanged = 0.1  # share of the tables' families that are not augmented
 
@@ -86,7 +87,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.simulate.processes = 2
 
     c.distill = ConfigDict()
-    c.distill.steps = 700
+    c.distill.steps = 450
     c.distill.batch_rows = 8
     c.distill.row_length = 1024  # tokens; several episodes share a row
     c.distill.dtype = "bfloat16"
@@ -123,7 +124,7 @@ def shrink(c: ConfigDict) -> None:
     """Make every part of the job small: its figures mean nothing, its parts are all real."""
     g = c.ground_truth
     g.source, g.root = "smoke", "{workdir}/gym_data"
-    c.gym.roots = (g.root,)
+    c.gym.roots = g.root
     for level in ("low", "mid", "high"):
         g[level].widths = {"low": (16, 24), "mid": (32,), "high": ()}[level]
         g[level].layers = 1
