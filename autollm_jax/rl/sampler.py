@@ -33,8 +33,8 @@ class SamplerConfig:
     """
 
     context: int
-    cache_block: int = 128
-    chunk_sizes: tuple[int, ...] = (32, 128)
+    cache_block: int = 256
+    chunk_sizes: tuple[int, ...] = (160,)
 
 
 @jax.tree_util.register_dataclass
