@@ -16,7 +16,7 @@ from autollm_jax.agent import curation, prompts
 from autollm_jax.agent.curation import CurationConfig
 from autollm_jax.agent.distillation import DistillationConfig, distill, encode_conversation, pack
 from autollm_jax.agent.rollout import make_rollout, policy_player
-from autollm_jax.agent.simulation import SimulationConfig, simulate_all
+from autollm_jax.agent.simulation import Researcher, SimulationConfig, simulate_all
 from autollm_jax.baselines import BASELINES
 from autollm_jax.data.tokenizer import train_tokenizer
 from autollm_jax.errors import UserError
@@ -241,7 +241,8 @@ def evaluate_methods(job: Job) -> None:
         rows=job.even(len(job.split.held_out) * len(config.evaluation.seeds)),
         mesh=job.mesh,
     )
-    players = {"agent": agent, **{name: play_method(cls) for name, cls in BASELINES.items()}}
+    baselines = {name: play_method(cls) for name, cls in BASELINES.items()}
+    players = {"agent": agent, "researcher": Researcher(), **baselines}
     evaluate(
         players,
         job.split,

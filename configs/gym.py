@@ -71,14 +71,14 @@ def get_config(variant: str = "") -> ConfigDict:
     c.policy.width = 128
     c.policy.layers = 4
     c.policy.heads = 4
-    c.policy.kv_heads = 4
+    c.policy.kv_heads = 1
     c.policy.head_dim = 32
     c.policy.mlp_width = 352
     c.policy.scan_unroll = 4
     c.policy.context = 768  # tokens of a whole episode
 
     c.curate = ConfigDict()
-    c.curate.distill_pairs = 6000  # (target, evidence) pairs to simulate
+    c.curate.distill_pairs = 4500  # (target, evidence) pairs to simulate
     c.curate.synthetic = 0.5  # share of them from the prior of synthetic landscapes
     c.curate.unchanged = 0.1  # share of the tables' families that are not augmented
 
@@ -87,16 +87,16 @@ def get_config(variant: str = "") -> ConfigDict:
     c.simulate.processes = 2
 
     c.distill = ConfigDict()
-    c.distill.steps = 450
-    c.distill.batch_rows = 8
-    c.distill.row_length = 1024  # tokens; several episodes share a row
+    c.distill.steps = 330
+    c.distill.batch_rows = 12
+    c.distill.row_length = 704  # tokens; short episodes share a row
     c.distill.dtype = "bfloat16"
     c.distill.save_every = 100  # steps
-    c.distill.optimizer = optimizer(2e-3, warmup_fraction=0.05, final_fraction=0.05)
+    c.distill.optimizer = optimizer(3e-3, b2=0.98, weight_decay=0.05)
 
     c.grpo = ConfigDict()
-    c.grpo.steps = 20
-    c.grpo.groups = 8  # pairs a step
+    c.grpo.steps = 12
+    c.grpo.groups = 6  # pairs a step
     c.grpo.group_size = 8  # episodes a pair
     c.grpo.minibatch_rows = 16  # episodes an update sees
     c.grpo.epochs = 1  # passes over each rollout
@@ -108,7 +108,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.grpo.temperature = 1.0  # of the rollouts
     c.grpo.normalisation = "std"  # of advantages: std or none
     c.grpo.credit = "turn"  # a token gets the rewards from its turn on; or episode
-    c.grpo.save_every = 5  # steps
+    c.grpo.save_every = 4  # steps
     c.grpo.optimizer = optimizer(1e-4, warmup_fraction=0.1, decay="constant", weight_decay=0.0)
 
     c.evaluation = ConfigDict()

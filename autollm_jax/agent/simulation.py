@@ -11,10 +11,12 @@ episodes contain moves perturbed on purpose. Those turns are marked `learned=Fal
 
 import concurrent.futures
 import dataclasses
+import hashlib
 import itertools
 import json
 import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -33,6 +35,7 @@ from autollm_jax.gym.environment import Episode, Observation
 from autollm_jax.gym.experiments import Experiment
 
 __all__ = [
+    "Researcher",
     "SimulationConfig",
     "Trajectory",
     "check_claims",
@@ -190,6 +193,28 @@ def _perturb(observation: Observation, random: np.random.Generator) -> str:
         cut = int(random.integers(1, max(len(text) // 2, 2)))
         text = text[:-cut] if kind < 0.9 else text.replace(f'"{space.names[-1]}"', '"x"')
     return _turn("a guess", f"{EXEC}{text}{EXEC_END}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Researcher:
+    """Plays evaluation's games as the simulated researcher (`evaluation.runner.Player`).
+
+    A distilled policy imitates him, so his score tells what of a policy's comes from the forecast
+    in its prompt, and what it learned beyond.
+    """
+
+    @property
+    def identity(self) -> str:
+        """Hash the code that he is made of: changed, he plays again."""
+        digest = hashlib.sha256()
+        for path in sorted(Path(__file__).parent.glob("*.py")):
+            digest.update(path.read_bytes())
+        return digest.hexdigest()
+
+    def __call__(self, games: Sequence) -> None:
+        for game in games:
+            while not game.episode.done:
+                game.episode.exec_config(parse_action(respond(game.episode.tell())).config)
 
 
 def simulate(

@@ -10,13 +10,30 @@ import jax.numpy as jnp
 from autollm_jax.models.product import product
 
 
-def _attend(q_BTKGA, k_BSKA, v_BSKA, visible, dtype):
-    """Score, mask, normalise (in f32) and mix the values."""
-    scale = q_BTKGA.shape[-1] ** -0.5
-    scores_BKGTS = product("BTKGA,BSKA->BKGTS", q_BTKGA * scale, k_BSKA, dtype)
+def _attend(q_BTKGA, k_BKSA, v_BKSA, visible, dtype):
+    """Score, mask, normalise (in f32) and mix the values.
+
+    The query heads that share a key head are laid beside its queries, so that both products are
+    plain matrix products per (B, K), without a change of layout between them.
+    """
+    B, T, K, G, A = q_BTKGA.shape
+    S = k_BKSA.shape[2]
+    q_BKRA = (q_BTKGA * A**-0.5).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, A)
+    scores_BKRS = product("BKRA,BKSA->BKRS", q_BKRA, k_BKSA, dtype)
+    scores_BKGTS = scores_BKRS.reshape(B, K, G, T, S)
     scores_BKGTS = jnp.where(visible, scores_BKGTS, jnp.finfo(jnp.float32).min)
-    weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1)
-    return product("BKGTS,BSKA->BTKGA", weights_BKGTS, v_BSKA, dtype)
+    if T == 1:  # decoding: a copy of the cached values would cost more than the sum saves
+        weights_BKRS = jax.nn.softmax(scores_BKGTS, axis=-1).reshape(B, K, G * T, S)
+        mixed_BKRA = product("BKRS,BKSA->BKRA", weights_BKRS, v_BKSA, dtype)
+    else:
+        # A column of ones beside the values sums the weights in the same matrix product: summed by
+        # itself, and differentiated, a row costs as much again on a CPU.
+        top_BKGT1 = jax.lax.stop_gradient(scores_BKGTS.max(-1, keepdims=True))
+        weights_BKRS = jnp.exp(scores_BKGTS - top_BKGT1).reshape(B, K, G * T, S)
+        v_BKSA = jnp.concatenate([v_BKSA, jnp.ones_like(v_BKSA[..., :1])], axis=-1)
+        mixed_BKRA = product("BKRS,BKSA->BKRA", weights_BKRS, v_BKSA, dtype)
+        mixed_BKRA = mixed_BKRA[..., :A] / mixed_BKRA[..., A:]
+    return mixed_BKRA.reshape(B, K, G, T, A).transpose(0, 3, 1, 2, 4)
 
 
 def causal_attention(q_BTHA, k_BTKA, v_BTKA, segments_BT=None, *, block: int, dtype: str):
@@ -39,6 +56,7 @@ def causal_attention(q_BTHA, k_BTKA, v_BTKA, segments_BT=None, *, block: int, dt
     B, T, H, A = q_BTHA.shape
     K = k_BTKA.shape[2]
     q_BTKGA = q_BTHA.reshape(B, T, K, H // K, A)
+    k_BKTA, v_BKTA = k_BTKA.swapaxes(1, 2), v_BTKA.swapaxes(1, 2)
     parts = []
     for start in range(0, T, block):
         end = min(start + block, T)
@@ -48,7 +66,7 @@ def causal_attention(q_BTHA, k_BTKA, v_BTKA, segments_BT=None, *, block: int, dt
             same = segments_BT[:, start:end, None] == segments_BT[:, None, :end]
             visible = visible & same[:, None, None]
         parts.append(
-            _attend(q_BTKGA[:, start:end], k_BTKA[:, :end], v_BTKA[:, :end], visible, dtype)
+            _attend(q_BTKGA[:, start:end], k_BKTA[:, :, :end], v_BKTA[:, :, :end], visible, dtype)
         )
     mixed = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
     return mixed.reshape(B, T, H, A)
@@ -77,5 +95,6 @@ def cached_attention(q_BTHA, k_BTKA, v_BTKA, positions_BT, valid_BT, cache, *, d
     values = cache["value"].at[rows, slots].set(v_BTKA.astype(cache["value"].dtype), mode="drop")
     visible_BTS = jnp.arange(S)[None, None, :] <= positions_BT[:, :, None]
     q_BTKGA = q_BTHA.reshape(B, T, K, H // K, A)
-    mixed = _attend(q_BTKGA, keys, values, visible_BTS[:, None, None], dtype)
+    visible = visible_BTS[:, None, None]
+    mixed = _attend(q_BTKGA, keys.swapaxes(1, 2), values.swapaxes(1, 2), visible, dtype)
     return mixed.reshape(B, T, H, A), {"key": keys, "value": values}
