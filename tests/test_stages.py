@@ -1,0 +1,53 @@
+import runpy
+
+import pytest
+
+from autollm_jax import stages
+from autollm_jax.errors import UserError
+from autollm_jax.gym.experiments import load_experiments
+from autollm_jax.job import Job
+from autollm_jax.sharding.mesh import MeshShape, make_mesh
+
+get_config = runpy.run_path("configs/gym.py")["get_config"]
+
+
+@pytest.fixture
+def job(tmp_path):
+    return Job(get_config("smoke"), tmp_path, make_mesh(MeshShape()))
+
+
+def test_the_committed_tables_are_those_of_the_default_config(tmp_path):
+    job = Job(get_config(), tmp_path, make_mesh(MeshShape()))
+    stages.ground_truth(job)  # would train for hours, or refuse, if it were not so
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("experiment", load_experiments(["gym_data"]), ids=lambda e: e.name)
+def test_the_optimum_of_a_committed_experiment_is_inside_its_grid(experiment):
+    best = experiment.configurations[experiment.best_row]
+    for dimension in experiment.space.dimensions:
+        assert dimension.choices[0] < best[dimension.name] < dimension.choices[-1]
+
+
+def test_a_stage_that_lacks_an_earlier_one_names_it(job):
+    for stage, earlier in (("simulate", "curate"), ("distill", "simulate"), ("grpo", "curate")):
+        with pytest.raises(UserError, match=f"run --stage={earlier} first"):
+            stages.STAGES[stage](job)
+
+
+def test_a_policy_that_was_not_trained_to_the_end_is_not_scored(job):
+    with pytest.raises(UserError, match="no policy of 10 steps; run --stage=distill first"):
+        job.parameters("distill")
+
+
+def test_workdir_in_a_folder_of_the_config_is_replaced(job):
+    assert job.roots == [f"{job.workdir}/gym_data"] == [job.tables_root]
+
+
+def test_all_runs_every_stage_but_those_on_demand():
+    assert set(stages.STAGES) - set(stages.PIPELINE) == {"verify"}
+
+
+def test_an_unknown_variant_names_the_known_ones():
+    with pytest.raises(ValueError, match="gym.py:big.*:smoke"):
+        get_config("big")
