@@ -123,20 +123,22 @@ def verify(job: Job) -> None:
 def curate(job: Job) -> None:
     """Write which pairs distillation and GRPO learn from."""
     config, training = job.config, job.split.training
-    for name, pairs, synthetic, seed in (
-        ("distill", config.curate.distill_pairs, config.curate.synthetic, 2 * config.seed),
-        (
-            "grpo",
-            config.grpo.steps * config.grpo.groups,
-            config.grpo.synthetic,
-            2 * config.seed + 1,
-        ),
+    steps = config.grpo.steps * config.grpo.groups
+    # A family is costly to make, and its pairs are alike: many for distillation, which sees them in
+    # random order, few for GRPO, whose steps take neighbours.
+    for name, pairs, per_family, synthetic, seed in (
+        ("distill", config.curate.distill_pairs, 16, config.curate.synthetic, 2 * config.seed),
+        ("grpo", steps, 2, config.grpo.synthetic, 2 * config.seed + 1),
     ):
         path = job.pairs_path(name)
         if path.exists():
             continue
         settings = CurationConfig(
-            seed=seed, pairs=pairs, synthetic=synthetic, unchanged=config.curate.unchanged
+            seed=seed,
+            pairs=pairs,
+            synthetic=synthetic,
+            unchanged=config.curate.unchanged,
+            pairs_per_family=per_family,
         )
         lines = [recipe.to_json() + "\n" for recipe in curation.plan(training, settings)]
         write_atomic(path, "".join(lines))

@@ -182,7 +182,9 @@ class Transformer(nn.Module):
 
     def embed(self, tokens_BT):
         """Look tokens up; the rows have unit variance, whatever the width."""
-        x_BTD = jnp.take(self.embedding, tokens_BT, axis=0) * self.config.width**0.5
+        # The table's fsdp shards are gathered first, as every parameter's are where it is used.
+        table = constrain(self.embedding, "vocab", "activation")
+        x_BTD = jnp.take(table, tokens_BT, axis=0) * self.config.width**0.5
         return constrain(x_BTD, "batch", "length", "activation")
 
     def logits(self, x_BTD):

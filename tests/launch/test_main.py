@@ -1,0 +1,97 @@
+"""Bad input to the main job: one line that names the fault, exit code 1, nothing overwritten."""
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+
+def run(workdir, *arguments):
+    return subprocess.run(
+        [sys.executable, "launch/main.py", f"--workdir={workdir}", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def refused(done, *words):
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    for word in words:
+        assert word in line
+    return True
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """A copy of the committed tables, to be damaged."""
+    shutil.copytree("gym_data", tmp_path / "tables")
+    return tmp_path / "tables" / "stdlib_cpu" / "pretraining.parquet"
+
+
+def curate(tmp_path, tables):
+    root = tables.parent.parent
+    done = run(
+        tmp_path / "workdir",
+        "--config=configs/gym.py",
+        "--stage=curate",
+        f"--config.gym.roots={root}",
+    )
+    assert not (tmp_path / "workdir" / "trajectories").exists()
+    return done
+
+
+def test_an_unknown_config_field(tmp_path):
+    done = run(tmp_path / "workdir", "--config=configs/gym.py", "--config.grpo.stepz=3")
+    assert refused(done, "--config.grpo.stepz", "config.grpo has no field 'stepz'", "steps")
+    assert not (tmp_path / "workdir").exists()
+
+
+def test_a_missing_table(tmp_path, tables):
+    tables.unlink()
+    assert refused(curate(tmp_path, tables), "pretraining")
+
+
+def test_a_truncated_table(tmp_path, tables):
+    tables.write_bytes(tables.read_bytes()[:5000])
+    assert refused(curate(tmp_path, tables), str(tables))
+
+
+def test_a_table_with_a_wrong_column(tmp_path, tables):
+    rows = pq.read_table(tables)
+    names = ["los" if name == "loss" else name for name in rows.column_names]
+    pq.write_table(rows.rename_columns(names), tables)
+    assert refused(curate(tmp_path, tables), str(tables), "loss")
+
+
+def test_a_nan_outcome_of_a_run_that_is_said_to_be_ok(tmp_path, tables):
+    rows = pq.read_table(tables)
+    losses = rows["loss"].to_numpy().copy()
+    losses[7] = np.nan
+    pq.write_table(
+        rows.set_column(rows.column_names.index("loss"), "loss", [losses.tolist()]), tables
+    )
+    assert refused(curate(tmp_path, tables), str(tables), "loss")
+
+
+def test_a_work_directory_of_another_config(tmp_path):
+    workdir = tmp_path / "workdir"
+    first = run(workdir, "--config=configs/gym.py", "--stage=curate")
+    assert first.returncode == 0
+    before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+    done = run(workdir, "--config=configs/gym.py", "--stage=curate", "--config.seed=1")
+    assert refused(done, "config.json", "config.seed is 0 there and 1 now", "--workdir")
+    assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
+
+
+def test_help_names_the_flags():
+    done = subprocess.run(
+        [sys.executable, "launch/main.py", "--help"], capture_output=True, text=True
+    )
+    for flag in ("--config", "--workdir", "--stage"):
+        assert flag in done.stdout
