@@ -26,7 +26,7 @@ PLAN = Plan(
     dtype="float32",
     validation_rows=4,
     optimizer=OptimizerConfig(0.0),
-    experiments=(GridExperiment("low", 16, 1, 256, (0.003, 0.03), (2, 4), (0, 1)),),
+    experiments=(GridExperiment("low", 16, 1, 1024, (0.003, 0.03), (2, 4), (0, 1)),),
 )
 
 
