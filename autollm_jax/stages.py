@@ -14,7 +14,7 @@ from tqdm import tqdm
 from autollm_jax import workdir as work_directory
 from autollm_jax.agent import curation, prompts
 from autollm_jax.agent.curation import CurationConfig
-from autollm_jax.agent.distillation import DistillationConfig, distill, encode_conversation, pack
+from autollm_jax.agent.distillation import distill, encode_conversation, pack
 from autollm_jax.agent.rollout import make_rollout, policy_player
 from autollm_jax.agent.simulation import Researcher, SimulationConfig, simulate_all
 from autollm_jax.baselines import BASELINES
@@ -33,6 +33,7 @@ from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.tables import LEVELS, read_table, table_paths, write_table
 from autollm_jax.job import Job
 from autollm_jax.rl.loop import GRPOLoopConfig, train_grpo
+from autollm_jax.training.loop import LoopConfig
 from autollm_jax.training.optimizer import OptimizerConfig
 
 
@@ -178,7 +179,8 @@ def distill_policy(job: Job) -> None:
     ]
     distill(
         dataclasses.replace(job.model(), dtype=config.dtype),
-        DistillationConfig(config.steps, config.batch_rows, save_every=config.save_every),
+        LoopConfig(config.steps, config.microbatches, save_every=config.save_every),
+        config.batch_rows,
         job.optimizer(config),
         pack(conversations, config.row_length, tokenizer.pad_id),
         job.mesh,
@@ -212,6 +214,7 @@ def grpo(job: Job) -> None:
             config.group_size,
             config.minibatch_rows,
             epochs=config.epochs,
+            microbatches=config.microbatches,
             save_every=config.save_every,
         ),
         job.optimizer(config),

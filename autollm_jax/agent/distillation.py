@@ -2,7 +2,7 @@
 
     1. tokens: each turn is encoded by itself, and its loss mask is made there and then
     2. rows: several conversations a row, as segments, so that little is padding
-    3. for every step: a batch by (seed, step), an update, a report, a checkpoint now and then
+    3. steps: `training.loop`, on batches that are a function of (seed, step)
 
 Letters: N rows, B rows of a batch, T tokens.
 """
@@ -10,7 +10,6 @@ Letters: N rows, B rows of a batch, T tokens.
 import dataclasses
 import functools
 import hashlib
-import time
 from collections.abc import Sequence
 
 import jax
@@ -18,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from autollm_jax.agent.prompts import Turn
 from autollm_jax.checkpointing.checkpoints import Checkpoints
@@ -26,10 +24,10 @@ from autollm_jax.errors import UserError
 from autollm_jax.models import transformer
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl.logprobs import token_logprobs
+from autollm_jax.training.loop import LoopConfig, train
 from autollm_jax.training.masked import masked_sum
 from autollm_jax.training.metrics import MetricsWriter
-from autollm_jax.training.state import TrainState, abstract_state, init_state, state_shardings
-from autollm_jax.training.step import make_train_step
+from autollm_jax.training.state import TrainState
 
 
 def encode_turn(tokenizer, text: str, opens: bool) -> list[int]:
@@ -120,27 +118,10 @@ def pack(
     return PackedRows(tokens_NT, segments_NT, positions_NT, loss_mask_NT)
 
 
-@dataclasses.dataclass(frozen=True)
-class DistillationConfig:
-    """How long and in what pieces.
-
-    steps: updates in all.
-    batch_rows: rows an update sees; under a mesh, its data x fsdp axes must divide them.
-    microbatches: pieces that an update's gradient is summed over.
-    save_every: steps between checkpoints.
-    report_every: steps between rows of metrics.
-    """
-
-    steps: int
-    batch_rows: int
-    microbatches: int = 1
-    save_every: int = 100
-    report_every: int = 10
-
-
 def distill(
     model: TransformerConfig,
-    config: DistillationConfig,
+    config: LoopConfig,
+    batch_rows: int,
     optimizer: optax.GradientTransformation,
     rows: PackedRows,
     mesh: Mesh,
@@ -156,6 +137,7 @@ def distill(
     Args:
       model: the policy's shape.
       config: of the loop.
+      batch_rows: rows an update sees; the mesh's data x fsdp axes must divide them.
       optimizer: optax transformation.
       rows: what to learn.
       mesh: parameters and rows are split over it.
@@ -171,73 +153,34 @@ def distill(
     Raises:
       UserError: if the loss stops being finite, or the checkpoint's rows are others than these.
     """
-    init, axes = functools.partial(transformer.init, model), transformer.logical_axes(model)
     init_key, order_key = jax.random.split(key)
-    seed, digest = int(jax.random.bits(order_key)), _digest(rows)
-    first = checkpoints.latest() or 0
-    if first:
-        state, extra = checkpoints.restore(abstract_state(init, axes, optimizer, mesh))
-        if extra["rows"] != digest:
-            raise UserError(
-                f"{checkpoints.directory}: the checkpoint was trained on other trajectories; "
-                "remove it, or use another --workdir"
-            )
-    else:
-        state = init_state(init, axes, optimizer, init_key, mesh)
-        if params is not None:
-            own = jax.tree.map(
-                lambda x, like: jnp.array(jax.device_put(x, like.sharding), copy=True),
-                params,
-                state.params,
-            )
-            state = dataclasses.replace(state, params=own)
-    step_fn = make_train_step(
+    seed = int(jax.random.bits(order_key))
+
+    def batch_of_step(step):
+        return select(rows, batch_order(len(rows.tokens_NT), batch_rows, seed, step))
+
+    trained_already = checkpoints.latest() == config.steps
+    state = train(
+        functools.partial(transformer.init, model),
+        transformer.logical_axes(model),
         functools.partial(imitation_loss, model),
         optimizer,
-        state_shardings(init, axes, optimizer, mesh),
+        batch_of_step,
+        config,
         mesh,
-        config.microbatches,
+        checkpoints,
+        workdir,
+        "distill",
+        init_key,
+        data=_digest(rows),
+        tokens_of=lambda batch: int((batch.segments_NT > 0).sum()),
+        params=params,
     )
-    writer = MetricsWriter(workdir, "distill", first_step=first)
-    bar = tqdm(total=config.steps, initial=first, desc="distill", unit="step", disable=None)
-    tokens, began, waiting = 0, time.perf_counter(), None
-
-    def report(step, metrics, rate):
-        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not np.isfinite(metrics["loss"]):
-            raise UserError(
-                f"distill: the loss is {metrics['loss']} at step {step}; start again with a lower "
-                "config.distill.optimizer.learning_rate"
-            )
-        writer.write(step, {**metrics, "tokens_per_second": rate})
-        bar.set_postfix(loss=f"{metrics['loss']:.3f}", accuracy=f"{metrics['accuracy']:.3f}")
-
-    for step in range(first, config.steps):
-        batch = select(rows, batch_order(len(rows.tokens_NT), config.batch_rows, seed, step))
-        state, metrics = step_fn(state, batch)
-        # Metrics are read one step late, while the next step is under way.
-        if waiting is not None:
-            report(*waiting)
-            waiting = None
-        tokens += int((batch.segments_NT > 0).sum())
-        done = step + 1
-        if done % config.report_every == 0 or done == config.steps:
-            rate = tokens / (time.perf_counter() - began)
-            waiting = (step, metrics, rate)
-            tokens, began = 0, time.perf_counter()
-        if done % config.save_every == 0 or done == config.steps:
-            if waiting is None:
-                waiting = (step, metrics, 0.0)
-            report(*waiting)  # nothing broken is saved
-            waiting = None
-            checkpoints.save(done, state, {"rows": digest, "position": done})
-        bar.update()
-    if validation is not None and first < config.steps:
-        scores = score(model, state.params, validation, config.batch_rows, mesh)
+    if validation is not None and not trained_already:
+        scores = score(model, state.params, validation, batch_rows, mesh)
+        writer = MetricsWriter(workdir, "distill", first_step=config.steps)
         writer.write(config.steps, {f"validation_{name}": v for name, v in scores.items()})
-    bar.close()
-    writer.close()
-    checkpoints.wait()
+        writer.close()
     return state
 
 

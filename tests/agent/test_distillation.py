@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from autollm_jax.agent.distillation import (
-    DistillationConfig,
     PackedRows,
     batch_order,
     distill,
@@ -21,6 +20,7 @@ from autollm_jax.checkpointing.checkpoints import Checkpoints
 from autollm_jax.errors import UserError
 from autollm_jax.models import transformer
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
+from autollm_jax.training.loop import LoopConfig
 from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer
 
 MODEL = transformer.TransformerConfig(
@@ -160,9 +160,9 @@ def test_every_epoch_sees_each_row_once_in_another_order():
 def train(path, steps, rows=None, **more):
     rows = pack(conversations(40), 32, pad_id=0) if rows is None else rows
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, decay="constant"), 100)
-    config = DistillationConfig(steps=steps, batch_rows=4, save_every=10, report_every=5)
+    config = LoopConfig(steps=steps, save_every=10, report_every=5)
     return distill(
-        MODEL, config, optimizer, rows, mesh(), Checkpoints(path / "checkpoints"), path,
+        MODEL, config, 4, optimizer, rows, mesh(), Checkpoints(path / "checkpoints"), path,
         jax.random.key(0), **more,
     )  # fmt: skip
 
@@ -199,7 +199,7 @@ def test_interrupted_equals_uninterrupted(whole_run, tmp_path):
 
 
 def test_a_checkpoint_of_other_rows_is_a_users_error(whole_run):
-    with pytest.raises(UserError, match="trained on other trajectories"):
+    with pytest.raises(UserError, match="trained on other data"):
         train(whole_run[0], 70, rows=pack(conversations(41), 32, pad_id=0))
 
 
