@@ -1,7 +1,14 @@
 """The main job: learn to configure pre-training runs from cheap ones, score on dearer ones.
 
-python launch/main.py --config=configs/gym.py
-python launch/main.py --config=configs/gym.py:smoke
+    python launch/main.py --config=configs/gym.py
+
+On 2 CPU cores: 6 min 31 s, 2.9 GB. Expect 2 to 5 % invalid calls of GRPO's sampled episodes, and
+the agent, greedy, at a mean regret of .093 / .067 / .000 after 1 / 3 / 5 trials on the two held-out
+experiments, without an invalid call.
+
+    python launch/main.py --config=configs/gym.py:smoke
+
+The same job with every part of it small: about a minute; its figures mean nothing.
 """
 
 from ml_collections import ConfigDict
