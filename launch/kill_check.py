@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
         duration = time.monotonic() - began
         print(f"undisturbed: {duration:.0f} s")
         rng = random.Random(SEED.value)
-        # Between two kills a rerun gets its share of the whole, and some time to start Python again:
+        # Between two kills a rerun gets its share of the whole, and time to start Python again:
         # half of what a rerun takes that finds everything done.
         began = time.monotonic()
         started(calm, log).wait()
