@@ -25,7 +25,9 @@ def claim(workdir, config: dict, scoring: bool) -> None:
     """
     path = Path(workdir) / "config.json"
     config = json.loads(json.dumps(config))
-    if not path.exists():
+    # A first run that stopped at a mistake in its config left nothing to protect.
+    nothing_yet = not path.exists() or list(path.parent.iterdir()) == [path]
+    if nothing_yet:
         write_json_atomic(path, config)
         return
     try:

@@ -10,7 +10,9 @@ CONFIG = {"seed": 0, "gym": {"roots": ["a"]}, "evaluation": {"seeds": [0]}, "pro
 
 @pytest.fixture
 def claimed(tmp_path):
+    """A work directory in which something has been done."""
     workdir.claim(tmp_path, CONFIG, scoring=False)
+    (tmp_path / "trajectories").mkdir()
     return tmp_path
 
 
@@ -42,7 +44,13 @@ def test_a_field_that_one_config_lacks_is_a_difference(claimed):
         workdir.claim(claimed, CONFIG | {"grpo": 1}, scoring=False)
 
 
-def test_a_damaged_config_is_named(tmp_path):
-    (tmp_path / "config.json").write_text("{")
+def test_a_damaged_config_is_named(claimed):
+    (claimed / "config.json").write_text("{")
     with pytest.raises(UserError, match="config.json: not JSON"):
-        workdir.claim(tmp_path, CONFIG, scoring=False)
+        workdir.claim(claimed, CONFIG, scoring=False)
+
+
+def test_a_directory_in_which_nothing_was_done_takes_another_config(tmp_path):
+    for seed in (0, 1):
+        workdir.claim(tmp_path, CONFIG | {"seed": seed}, scoring=False)
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
