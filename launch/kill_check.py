@@ -28,6 +28,16 @@ FOLDER = flags.DEFINE_string(
     "folder", None, "Where the two work directories go (default: a new one)."
 )
 
+# What a stage leaves as soon as it has begun, or the one before as it ends.
+MARKS = {
+    "ground_truth": "config.json",
+    "simulate": "trajectories",
+    "distill": "checkpoints/distill",
+    "grpo": "checkpoints/grpo",
+    "evaluate": "evaluation",
+}
+POLL = 0.05  # seconds
+
 MAIN = pathlib.Path(__file__).with_name("main.py")
 
 
@@ -39,15 +49,35 @@ def started(workdir: pathlib.Path, log) -> subprocess.Popen:
     return subprocess.Popen(command(workdir), stdout=log, stderr=subprocess.STDOUT)
 
 
-def where(workdir: pathlib.Path) -> str:
-    """Name the last thing that the job had begun."""
-    begun = [p.name for p in workdir.iterdir()] if workdir.exists() else []
-    if "evaluation" in begun:
-        return "evaluate or report"
-    checkpoints = workdir / "checkpoints"
-    if checkpoints.exists():
-        return "grpo" if (checkpoints / "grpo").exists() else "distill"
-    return "curate or simulate" if "trajectories" in begun else "ground_truth or before"
+def stage_of(workdir: pathlib.Path) -> str:
+    """Name the last stage that has begun, by what it leaves."""
+    for stage, mark in reversed(MARKS.items()):
+        if (workdir / mark).exists():
+            return stage
+    return next(iter(MARKS))
+
+
+def watch(process: subprocess.Popen, workdir: pathlib.Path) -> dict[str, float]:
+    """Wait for the end and return the seconds that each stage took."""
+    seconds = dict.fromkeys(MARKS, 0.0)
+    while process.poll() is None:
+        time.sleep(POLL)
+        seconds[stage_of(workdir)] += POLL
+    return seconds
+
+
+def kill_in(process: subprocess.Popen, workdir: pathlib.Path, stage: str, delay: float) -> str:
+    """Kill a process `delay` seconds after a stage has begun, and say where that was."""
+    stages, left = list(MARKS), delay
+    while process.poll() is None:
+        time.sleep(POLL)
+        if stages.index(stage_of(workdir)) >= stages.index(stage):
+            left -= POLL
+        if left <= 0:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return f"killed in {stage_of(workdir)}"
+    return f"ended before its kill in {stage}"
 
 
 def metrics_of(workdir: pathlib.Path) -> list[dict]:
@@ -64,28 +94,19 @@ def main(argv: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     calm, disturbed = folder / "undisturbed", folder / "disturbed"
     with open(folder / "log.txt", "w") as log:
-        began = time.monotonic()
-        if started(calm, log).wait():
+        process = started(calm, log)
+        seconds = watch(process, calm)
+        if process.returncode:
             raise UserError(f"{folder / 'log.txt'}: the undisturbed run failed; see its end")
-        duration = time.monotonic() - began
-        print(f"undisturbed: {duration:.0f} s")
+        print("undisturbed: " + ", ".join(f"{name} {s:.0f} s" for name, s in seconds.items()))
         rng = random.Random(SEED.value)
-        # Between two kills a rerun gets its share of the whole, and time to start Python again:
-        # half of what a rerun takes that finds everything done.
-        began = time.monotonic()
-        started(calm, log).wait()
-        start_up = 0.5 * (time.monotonic() - began)
-        moments = sorted(rng.uniform(0, duration) for _ in range(KILLS.value))
-        for last, moment in zip([0.0, *moments], moments, strict=False):
-            process = started(disturbed, log)
-            try:
-                process.wait(moment - last + start_up)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                print(f"killed at {moment:.0f} s of {duration:.0f}: {where(disturbed)}")
-                continue
-            print(f"ended before its kill at {moment:.0f} s")
+        # Stages in turn, so that every one is met; the moment within it is random.
+        for number in range(KILLS.value):
+            stage = list(MARKS)[number * len(MARKS) // KILLS.value]
+            delay = rng.uniform(0, seconds[stage])
+            print(
+                f"after {delay:.1f} s: {kill_in(started(disturbed, log), disturbed, stage, delay)}"
+            )
         if started(disturbed, log).wait():
             raise UserError(f"{folder / 'log.txt'}: the run after the kills failed; see its end")
     results = [(w / "evaluation" / "results.parquet").read_bytes() for w in (calm, disturbed)]
