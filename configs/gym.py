@@ -2,7 +2,7 @@
 
     python launch/main.py --config=configs/gym.py
 
-On 2 CPU cores: 6 min 31 s, 2.9 GB. Expect 2 to 5 % invalid calls of GRPO's sampled episodes, and
+On 2 CPU cores: 6 min 32 s, 2.8 GB. Expect 2 to 5 % invalid calls of GRPO's sampled episodes, and
 the agent, greedy, at a mean regret of .093 / .067 / .000 after 1 / 3 / 5 trials on the two held-out
 experiments, without an invalid call.
 
