@@ -141,7 +141,8 @@ class Episode:
             answer = dict(self.experiment.configurations[row])
             message = ""
             if matched:
-                message = f"not in the table; the nearest measured is {describe_config(answer)}"
+                short = describe_config(self.experiment.space.shorten(answer))
+                message = f"not in the table; the nearest measured is {short}"
             outcome, status, regret, minmax = measured
             trial = Trial(number, proposed, answer, outcome, status, True, matched, message)
         self._trials.append(trial)
@@ -187,8 +188,11 @@ class Episode:
 
 
 def describe_config(config: Mapping) -> str:
-    """Write a configuration in a line, numbers with four significant digits."""
-    return ", ".join(
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in config.items()
-    )
+    """Write a configuration in a line, numbers with four significant digits, no zero weights."""
+    return ", ".join(f"{name} {_describe(value)}" for name, value in config.items())
+
+
+def _describe(value) -> str:
+    if isinstance(value, Mapping):
+        return f"({describe_config({name: part for name, part in value.items() if part})})"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -6,29 +6,19 @@ the only way to an outcome is a trial (`environment.Episode.exec_config`).
 
 import dataclasses
 import functools
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from autollm_jax.errors import UserError
 from autollm_jax.gym import tables
+from autollm_jax.gym.cells import Cells, Match
 from autollm_jax.gym.outcomes import HeldOutError as HeldOutError
 from autollm_jax.gym.outcomes import Measured, Outcomes, SealedOutcomes
 from autollm_jax.gym.spaces import InvalidConfiguration, Space
-
-# A simplex's weights are continuous, so "the same cell" needs a distance in unit coordinates.
-SIMPLEX_SAME = 1e-3
-_CODE_SEED = 2605_11518
-
-
-class Match(NamedTuple):
-    """A measured row, and whether it stands in for a configuration that was not measured."""
-
-    row: int
-    matched: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +39,13 @@ class Experiment:
       source, task, name: together its `id`, "source/task/name".
       context: what is fixed, by name (model kind, width, tokens, ...).
       fidelity: how expensive one run is.
-      space: the configurations that may be proposed.
       objective_metric: the outcome's name.
       minimize: whether lower outcomes are better.
       default: the configuration a practitioner would take untuned; `default_origin` says why.
-      configurations: which cells were measured, R of them (open: not an outcome).
+      cells: the space, and which of its configurations were measured (open: not an outcome).
       record: the outcomes, or their seal.
+      limit: `{"quantity": "parameters", "at_most": NUMBER}`; over it a run is `infeasible`.
+      parameters_R: the parameters of each configuration [R], known before any run (open), or None.
     """
 
     source: str
@@ -62,32 +53,44 @@ class Experiment:
     name: str
     context: Mapping
     fidelity: Fidelity
-    space: Space
     objective_metric: str
     minimize: bool
     default: dict
     default_origin: str
-    configurations: tuple[dict, ...] = dataclasses.field(repr=False)
+    cells: Cells = dataclasses.field(repr=False)
     record: Outcomes | SealedOutcomes = dataclasses.field(repr=False)
+    limit: Mapping | None = None
+    parameters_R: np.ndarray | None = dataclasses.field(default=None, repr=False)
 
     @property
     def id(self) -> str:
         return f"{self.source}/{self.task}/{self.name}"
 
-    @functools.cached_property
+    @property
+    def space(self) -> Space:
+        """The configurations that may be proposed."""
+        return self.cells.space
+
+    @property
+    def configurations(self) -> tuple[dict, ...]:
+        """The measured configurations, R of them."""
+        return self.cells.configurations
+
+    @property
     def units_RD(self) -> np.ndarray:
         """The measured configurations' unit coordinates [R, D']."""
-        units_RD = np.stack([self.space.to_unit(config) for config in self.configurations])
-        units_RD.setflags(write=False)
-        return units_RD
+        return self.cells.units_RD
 
     @functools.cached_property
-    def _row_by_key(self) -> dict:
-        return {self.space.key_of(config): row for row, config in enumerate(self.configurations)}
+    def feasible_R(self) -> np.ndarray:
+        """Whether each configuration is within the limit [R]: arithmetic, so open when sealed."""
+        if self.limit is None:
+            return np.ones(len(self.cells), bool)
+        return self.parameters_R <= self.limit["at_most"]
 
     def nearest_row(self, unit_D: np.ndarray) -> int:
         """Return the measured row nearest to the unit coordinates [D'] (the first of equals)."""
-        return int(np.argmin(((self.units_RD - unit_D) ** 2).sum(axis=1)))
+        return self.cells.nearest_row(unit_D)
 
     def match(self, config) -> Match:
         """Find the measured row that stands for `config`: itself, or the nearest measured one.
@@ -95,18 +98,7 @@ class Experiment:
         Raises:
           InvalidConfiguration: there is nothing to match (wrong names, non-numbers, nan, inf).
         """
-        try:
-            row = self._row_by_key.get(self.space.key_of(self.space.validate(config)))
-            if row is not None:
-                return Match(row, False)
-            valid = True
-        except InvalidConfiguration:
-            valid = False
-        unit_D = self.space.to_unit(config)
-        row = self.nearest_row(unit_D)
-        simplex = any(dimension.kind == "simplex" for dimension in self.space.dimensions)
-        same = np.abs(self.units_RD[row] - unit_D).max() < SIMPLEX_SAME
-        return Match(row, not (valid and simplex and same))
+        return self.cells.match(config)
 
     @property
     def is_sealed(self) -> bool:
@@ -173,9 +165,10 @@ class Experiment:
         return self.record.regret_minmax(outcome, status)
 
     @functools.cached_property
-    def _outcome_by_key(self) -> dict:
-        outcomes = self.outcomes_R.tolist()
-        return {key: outcomes[row] for key, row in self._row_by_key.items()}
+    def _found_outcomes(self) -> tuple[list[float], np.ndarray]:
+        """Outcomes by what `Cells.find` returns, as a list and as an array."""
+        array = np.append(self.outcomes_R, math.nan)
+        return array.tolist(), array
 
     def lookup(self, config: Mapping) -> float:
         """Return the outcome of `config`, nan where it was not measured; no matching.
@@ -184,40 +177,7 @@ class Experiment:
           InvalidConfiguration: `config` is not in the space.
           HeldOutError: the experiment is sealed.
         """
-        outcome_by_key = self._outcome_by_key
-        try:
-            if len(config) == len(self.space.dimensions):
-                return outcome_by_key[self.space.key_of(config)]
-        except (KeyError, TypeError):
-            pass  # not spelt as in the table: take the slow way
-        return outcome_by_key.get(self.space.key_of(self.space.validate(config)), math.nan)
-
-    @functools.cached_property
-    def _lookup_index(self) -> tuple:
-        """Sorted hash codes of the measured cells, for spaces far too large for a dense array."""
-        if any(dimension.kind == "simplex" for dimension in self.space.dimensions):
-            raise ValueError(f"{self.id} has a simplex: its cells have no choice indices")
-        sizes_D = np.array([len(dimension.choices) for dimension in self.space.dimensions])
-        index_RD = np.array(
-            [
-                [d.choices.index(c[d.name]) for d in self.space.dimensions]
-                for c in self.configurations
-            ]
-        )
-        cells = math.prod(sizes_D.tolist())
-        if cells <= 1 << 20:
-            weights_D = np.cumprod([1, *sizes_D[:0:-1]])[::-1]
-            dense = np.full(cells, math.nan)
-            dense[index_RD @ weights_D] = self.outcomes_R
-            return sizes_D, weights_D, None, None, dense
-        random = np.random.default_rng(_CODE_SEED)
-        while True:
-            weights_D = random.integers(1, 2**63, len(sizes_D), dtype=np.int64) | 1
-            code_R = index_RD @ weights_D  # wraps around, as a hash may
-            order_R = np.argsort(code_R, kind="stable")
-            code_R = code_R[order_R]
-            if (code_R[1:] != code_R[:-1]).all():
-                return sizes_D, weights_D, code_R, index_RD[order_R], self.outcomes_R[order_R]
+        return self._found_outcomes[0][self.cells.find(config)]
 
     def lookup_many(self, index_ND: np.ndarray) -> np.ndarray:
         """Return the outcomes of N configurations given as choice indices per dimension.
@@ -232,25 +192,7 @@ class Experiment:
           IndexError: an index is no choice's, or the array has another number of columns.
           HeldOutError: the experiment is sealed.
         """
-        sizes_D, weights_D, code_R, index_RD, outcomes = self._lookup_index
-        index_ND = np.asarray(index_ND)
-        if (
-            index_ND.ndim != 2
-            or index_ND.shape[1] != len(sizes_D)
-            or index_ND.dtype.kind not in "iu"
-        ):
-            raise IndexError(f"expected integers of shape [N, {len(sizes_D)}]")
-        # Column by column: numpy is several times slower along a short last axis.
-        code_N = np.zeros(len(index_ND), np.int64)
-        for d, (size, weight) in enumerate(zip(sizes_D.tolist(), weights_D.tolist(), strict=True)):
-            index_N = index_ND[:, d]
-            if len(index_N) and (index_N.min() < 0 or index_N.max() >= size):
-                raise IndexError(f"{self.space.names[d]} has the indices 0 to {size - 1}")
-            code_N += index_N.astype(np.int64) * weight
-        if code_R is None:
-            return outcomes[code_N]
-        row_N = np.minimum(np.searchsorted(code_R, code_N), len(code_R) - 1)
-        return np.where((index_RD[row_N] == index_ND).all(axis=1), outcomes[row_N], math.nan)
+        return self._found_outcomes[1][self.cells.find_many(index_ND)]
 
 
 def make_experiment(
@@ -267,6 +209,8 @@ def make_experiment(
     context: Mapping | None = None,
     status: Sequence[str] | None = None,
     seconds: Sequence[float] | None = None,
+    parameters: Sequence[float] | None = None,
+    limit: Mapping | None = None,
     objective_metric: str = "loss",
     minimize: bool = True,
 ) -> Experiment:
@@ -277,23 +221,55 @@ def make_experiment(
 
     Raises:
       InvalidConfiguration: a configuration or the default is not in the space.
-      UserError: no run is ok, so that nothing can be scored.
+      UserError: no run is ok, so that nothing can be scored, or the parameters do not fit.
     """
-    runs = len(configurations)
-    status = ["ok"] * runs if status is None else list(status)
-    seconds = [math.nan] * runs if seconds is None else list(seconds)
-    groups: dict = {}
-    for config, *run in zip(configurations, outcomes, status, seconds, strict=True):
-        config = space.validate(config)
-        groups.setdefault(space.key_of(config), (config, []))[1].append(run)
-    cells, outcome_R, status_R, seconds_R, squares, freedom = [], [], [], [], 0.0, 0
-    for config, members in groups.values():
+    cells, row_N = Cells.pool(space, [space.validate(config) for config in configurations])
+    runs = {
+        "outcomes": outcomes,
+        "status": ["ok"] * len(row_N) if status is None else status,
+        "seconds": [math.nan] * len(row_N) if seconds is None else seconds,
+        "parameters": parameters,
+    }
+    return _from_cells(
+        cells,
+        row_N,
+        runs,
+        source=source,
+        task=task,
+        name=name,
+        context=dict(context or {}),
+        fidelity=fidelity,
+        objective_metric=objective_metric,
+        minimize=minimize,
+        default=default,
+        default_origin=default_origin,
+        limit=None if limit is None else dict(limit),
+    )
+
+
+def _from_cells(cells: Cells, row_N: np.ndarray, runs: Mapping, **fields) -> Experiment:
+    """Make an experiment from N runs, given by column, of which each is at a row of `cells`."""
+    where = f"experiment {fields['source']}/{fields['task']}/{fields['name']}"
+    columns = (runs[column] for column in ("outcomes", "status", "seconds"))
+    return Experiment(
+        cells=cells,
+        record=_pool_outcomes(cells, row_N, *columns, fields["minimize"], where),
+        parameters_R=_pool_parameters(cells, row_N, runs["parameters"], fields["limit"], where),
+        **fields | {"default": cells.space.validate(fields["default"])},
+    )
+
+
+def _pool_outcomes(cells, row_N, outcomes, status, seconds, minimize, where) -> Outcomes:
+    members_R = [[] for _ in cells.configurations]
+    for row, *run in zip(row_N.tolist(), outcomes, status, seconds, strict=True):
+        members_R[row].append(run)
+    outcome_R, status_R, seconds_R, squares, freedom = [], [], [], 0.0, 0
+    for members in members_R:
         statuses = [run[1] for run in members]
         state = next((s for s in ("diverged", "infeasible") if s in statuses), "ok")
         values = [_float(run[0]) for run in members if run[1] == state]
         values = [value for value in values if math.isfinite(value)]
         times = [_float(run[2]) for run in members if math.isfinite(_float(run[2]))]
-        cells.append(config)
         status_R.append(state)
         outcome_R.append(float(np.mean(values)) if values else math.nan)
         seconds_R.append(float(np.mean(times)) if times else math.nan)
@@ -301,26 +277,24 @@ def make_experiment(
             squares += float(np.var(values)) * len(values)
             freedom += len(values) - 1
     if not any(s == "ok" and math.isfinite(y) for s, y in zip(status_R, outcome_R, strict=True)):
-        raise UserError(
-            f"experiment {source}/{task}/{name}: no run is ok; at least one must be, to be scored"
-        )
+        raise UserError(f"{where}: no run is ok; at least one must be, to be scored")
     noise = math.sqrt(squares / freedom) if freedom else math.nan
-    return Experiment(
-        source=source,
-        task=task,
-        name=name,
-        context=dict(context or {}),
-        fidelity=fidelity,
-        space=space,
-        objective_metric=objective_metric,
-        minimize=minimize,
-        default=space.validate(default),
-        default_origin=default_origin,
-        configurations=tuple(cells),
-        record=Outcomes(
-            np.array(outcome_R), np.array(status_R), np.array(seconds_R), noise, minimize
-        ),
-    )
+    arrays = np.array(outcome_R), np.array(status_R), np.array(seconds_R)
+    return Outcomes(*arrays, noise, minimize)
+
+
+def _pool_parameters(cells, row_N, parameters, limit, where) -> np.ndarray | None:
+    if parameters is None:
+        if limit is not None:
+            raise UserError(f"{where}: has a limit, so every run needs its `parameters`")
+        return None
+    parameters_N = np.array([_float(value) for value in parameters])
+    parameters_R = np.full(len(cells), math.nan)
+    parameters_R[row_N] = parameters_N
+    if not (parameters_R[row_N] == parameters_N).all():  # a nan is refused here too
+        raise UserError(f"{where}: a configuration's `parameters` differ between runs, or are nan")
+    parameters_R.setflags(write=False)
+    return parameters_R
 
 
 def _float(value) -> float:
@@ -330,45 +304,60 @@ def _float(value) -> float:
 def table_experiments(table: tables.Table) -> list[Experiment]:
     """Make the experiments of one table, those without rows left out (a sweep may be under way).
 
+    Experiments with the same space and the same configurations share one `Cells`.
+
     Raises:
       UserError: a row's configuration is not in its experiment's space, or no run is ok.
     """
-    rows_of: dict[str, list] = {}
-    for number, row in enumerate(table.rows.to_pylist(), start=1):
-        rows_of.setdefault(row["experiment"], []).append((number, row))
+    rows_of: dict[str, list[int]] = {}
+    for row, name in enumerate(table.rows["experiment"].to_pylist()):
+        rows_of.setdefault(name, []).append(row)
+    spaces: dict[str, Space] = {}
+    pooled: dict[tuple, tuple] = {}
     experiments = []
     for name, rows in rows_of.items():
         entry = table.meta["experiments"][name]
-        space = Space.from_json(entry["space"])
-        metric, goal = entry["objective"]["metric"], entry["objective"]["goal"]
-        configurations = []
-        for number, row in rows:
-            try:
-                configurations.append(space.validate(tables.row_config(space, row)))
-            except InvalidConfiguration as error:
-                raise UserError(
-                    f"{table.source}/{table.task}.parquet: row {number} (experiment {name}): "
-                    f"{error}"
-                ) from error
+        taken = table.rows.take(rows)
+        spelt = json.dumps(entry["space"])
+        space = spaces.setdefault(spelt, Space.from_json(entry["space"]))
+        written = tables.row_values(space, taken)
+        key = (spelt, *written)
+        if key not in pooled:
+            places = [f"row {row + 1} (experiment {name})" for row in rows]
+            pooled[key] = Cells.pool(space, _validated(table, space, written, places))
+        metric = entry["objective"]["metric"]
+        known = "parameters" in taken.column_names and not taken["parameters"].null_count
+        columns = {"outcomes": metric, "status": "status", "seconds": "seconds"}
+        runs = {key: taken[column].to_pylist() for key, column in columns.items()}
+        runs["parameters"] = taken["parameters"].to_pylist() if known else None
         experiments.append(
-            make_experiment(
+            _from_cells(
+                *pooled[key],
+                runs,
                 source=table.source,
                 task=table.task,
                 name=name,
-                space=space,
+                context=entry["context"],
                 fidelity=Fidelity(**{k: entry["fidelity"][k] for k in Fidelity.__annotations__}),
-                configurations=configurations,
-                outcomes=[row[metric] for _, row in rows],
+                objective_metric=metric,
+                minimize=entry["objective"]["goal"] == "minimize",
                 default=entry["default"],
                 default_origin=entry["default_origin"],
-                context=entry["context"],
-                status=[row["status"] for _, row in rows],
-                seconds=[row["seconds"] for _, row in rows],
-                objective_metric=metric,
-                minimize=goal == "minimize",
+                limit=entry.get("limit"),
             )
         )
     return experiments
+
+
+def _validated(table, space: Space, written: Sequence[tuple], places: Sequence[str]) -> list[dict]:
+    configurations = []
+    for values, place in zip(written, places, strict=True):
+        try:
+            configurations.append(space.validate(tables.row_config(space, values)))
+        except InvalidConfiguration as error:
+            where = f"{table.source}/{table.task}.parquet"
+            raise UserError(f"{where}: {place}: {error}") from error
+    return configurations
 
 
 def load_experiments(

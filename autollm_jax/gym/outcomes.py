@@ -100,6 +100,8 @@ class Outcomes:
 
     def measured(self, row: int) -> Measured:
         outcome, status = float(self.outcomes_R[row]), str(self.status_R[row])
+        if math.isnan(outcome):
+            outcome = math.nan  # one object, so that two trials without an outcome compare equal
         return Measured(
             outcome, status, self.regret(outcome, status), self.regret_minmax(outcome, status)
         )

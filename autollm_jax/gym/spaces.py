@@ -10,6 +10,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from autollm_jax.gym.groups import (
+    UNUSED,
+    Group,
+    groups_from_json,
+    groups_to_json,
+    numbered_groups,
+)
+
 KINDS = ("ordinal", "log-ordinal", "categorical", "simplex")
 
 # A proposed number this close to a choice is that choice: Step Law spells one learning rate in
@@ -198,14 +206,40 @@ class Dimension:
 
 @dataclasses.dataclass(frozen=True)
 class Space:
-    """An ordered set of dimensions. A configuration is a dict with one value per dimension."""
+    """An ordered set of dimensions. A configuration is a dict with one value per dimension.
+
+    Attributes:
+      dimensions: in order.
+      groups: stem -> dimensions that a configuration may give once, as the stem. Dimensions named
+        STEM.1, STEM.2, ... are a group without being listed here.
+    """
 
     dimensions: tuple[Dimension, ...]
+    groups: Mapping[str, Group] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self):
         object.__setattr__(self, "dimensions", tuple(self.dimensions))
         if not self.dimensions or len(set(self.names)) != len(self.dimensions):
             raise ValueError("a space needs dimensions, each with a name of its own")
+        object.__setattr__(self, "groups", numbered_groups(self.names) | dict(self.groups))
+        for group in self.groups.values():
+            self._check_group(group)
+
+    def _check_group(self, group: Group) -> None:
+        where, members = f"group {group.name}", group.members
+        if group.name in self.names or not members or len(set(members)) != len(members):
+            raise ValueError(f"{where}: needs members, each once, and a name of its own")
+        for name in (*members, *((group.count,) if group.count else ())):
+            if name not in self.names:
+                raise ValueError(f"{where}: there is no dimension {name}")
+        if group.count is None:
+            return
+        if group.count in members or not self[group.count].is_numeric:
+            raise ValueError(f"{where}: its count must be a numeric dimension outside it")
+        for place, member in enumerate(members):
+            sometimes_unused = place >= self[group.count].choices[0]
+            if sometimes_unused and UNUSED not in self[member].choices:
+                raise ValueError(f"{where}: {member} needs the choice {UNUSED}, for no such layer")
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
@@ -219,29 +253,78 @@ class Space:
     def __getitem__(self, name: str) -> Dimension:
         return self.dimensions[self.names.index(name)]
 
-    def _check_names(self, config) -> None:
+    def _spelt_out(self, config) -> Mapping:
+        """Return `config` with a value for each dimension and nothing else, shorthand written out.
+
+        Raises:
+          InvalidConfiguration: a name is missing or unknown.
+        """
         if type(config) is not dict and not isinstance(config, Mapping):
             raise InvalidConfiguration(
-                f"a configuration maps {', '.join(self.names)} to values; this is {_show(config)}"
+                f"a configuration maps {self._accepted} to values; this is {_show(config)}"
             )
+        if any(map(config.__contains__, self.groups)):
+            config = dict(config)
+            for group in self.groups.values():
+                group.expand(config)
         if len(config) == len(self.names) and all(map(config.__contains__, self.names)):
-            return
+            return config
         missing = [name for name in self.names if name not in config]
-        unknown = [name for name in config if name not in self.names]
-        if missing or unknown:
-            problem = (
-                f"{missing[0]} is missing" if missing else f"no such name: {_show(unknown[0])}"
-            )
-            raise InvalidConfiguration(f"{problem}; accepted are exactly {', '.join(self.names)}")
+        problem = f"{missing[0]} is missing" if missing else None
+        for name in config:
+            if name not in self.names and not problem:
+                problem = f"no such name: {_show(name)}"
+        raise InvalidConfiguration(f"{problem}; accepted are exactly {self._accepted}")
+
+    @functools.cached_property
+    def _accepted(self) -> str:
+        """The names, a group's by its stem and its ends."""
+        ends = {
+            group.members[0]: f"{group.name} (or {group.members[0]} to {group.members[-1]})"
+            for group in self.groups.values()
+        }
+        inner = {member for group in self.groups.values() for member in group.members[1:]}
+        return ", ".join(ends.get(name, name) for name in self.names if name not in inner)
 
     def validate(self, config) -> dict:
         """Return `config` in canonical form: this space's order, every value one of its choices.
 
+        A group may be given by its stem, for all its members that are not given by themselves.
+
         Raises:
-          InvalidConfiguration: a name is missing or unknown, or a value is no choice.
+          InvalidConfiguration: a name is missing or unknown, a value is no choice, or a group has
+            other members in use than its count says.
         """
-        self._check_names(config)
-        return {d.name: d.canonical(config[d.name]) for d in self.dimensions}
+        config = self._spelt_out(config)
+        canonical = {d.name: d.canonical(config[d.name]) for d in self.dimensions}
+        for group, place, member in self._counted_members:
+            used = place < canonical[group.count]
+            if (canonical[member] != UNUSED) != used:
+                others = [choice for choice in self[member].choices if choice != UNUSED]
+                raise InvalidConfiguration(
+                    f"{member} is {canonical[member]}, but {group.count} is "
+                    f"{canonical[group.count]}; accepted are "
+                    f"{', '.join(map(str, others if used else [UNUSED]))}"
+                )
+        return canonical
+
+    @functools.cached_property
+    def _counted_members(self) -> list[tuple[Group, int, str]]:
+        """Members of groups with a count, which can be unused, and their places."""
+        return [
+            (group, place, member)
+            for group in self.groups.values()
+            if group.count
+            for place, member in enumerate(group.members)
+            if UNUSED in self[member].choices
+        ]
+
+    def shorten(self, config: Mapping) -> dict:
+        """Return the shorthand: each group by its stem if all members in use agree."""
+        short = dict(config)
+        for group in self.groups.values():
+            short = group.shorten(short)
+        return short
 
     def to_unit(self, config) -> np.ndarray:
         """Return `config`'s coordinates in the unit cube [D'].
@@ -249,7 +332,7 @@ class Space:
         Raises:
           InvalidConfiguration: it has no place there (wrong names, non-numbers, nan, infinities).
         """
-        self._check_names(config)
+        config = self._spelt_out(config)
         return np.concatenate([d.to_unit(config[d.name]) for d in self.dimensions])
 
     def from_unit(self, unit: np.ndarray) -> dict:
@@ -259,7 +342,13 @@ class Space:
             raise InvalidConfiguration(f"expected {self.width} finite unit coordinates")
         ends = np.cumsum([d.width for d in self.dimensions])[:-1]
         parts = np.split(unit, ends)
-        return {d.name: d.from_unit(p) for d, p in zip(self.dimensions, parts, strict=True)}
+        config = {d.name: d.from_unit(p) for d, p in zip(self.dimensions, parts, strict=True)}
+        for group, place, member in self._counted_members:
+            if place >= config[group.count]:
+                config[member] = UNUSED
+            elif config[member] == UNUSED:
+                config[member] = min((c for c in self[member].choices if c != UNUSED), key=abs)
+        return config
 
     @functools.cached_property
     def key_of(self):
@@ -278,12 +367,11 @@ class Space:
         return key
 
     def to_json(self) -> dict:
-        return {
-            "dimensions": [
-                {"name": d.name, "kind": d.kind, "choices": list(d.choices)}
-                for d in self.dimensions
-            ]
-        }
+        dimensions = [
+            {"name": d.name, "kind": d.kind, "choices": list(d.choices)} for d in self.dimensions
+        ]
+        groups = {"groups": groups_to_json(self.groups)} if self.groups else {}
+        return {"dimensions": dimensions} | groups
 
     @classmethod
     def from_json(cls, value) -> "Space":
@@ -306,4 +394,4 @@ class Space:
             if not isinstance(entry["name"], str) or not scalar:
                 raise ValueError("a dimension has a text as name and a list of values as choices")
             made.append(Dimension(entry["name"], entry["kind"], tuple(choices)))
-        return cls(tuple(made))
+        return cls(tuple(made), groups_from_json(value.get("groups", {})))

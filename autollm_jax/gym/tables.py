@@ -50,15 +50,20 @@ def config_columns(dimension: Dimension) -> list[str]:
     return [f"config.{dimension.name}"]
 
 
-def row_config(space: Space, row: Mapping) -> dict:
-    """Collect a row's `config.*` values into one configuration, as written."""
-    config = {}
+def row_values(space: Space, rows: pa.Table) -> list[tuple]:
+    """Return what each row's `config.*` columns hold, in the space's order."""
+    columns = [column for d in space.dimensions for column in config_columns(d)]
+    return list(zip(*(rows[column].to_pylist() for column in columns), strict=True))
+
+
+def row_config(space: Space, values: Sequence) -> dict:
+    """Make one configuration, as written, of one of `row_values`."""
+    config, rest = {}, iter(values)
     for dimension in space.dimensions:
-        values = [row[column] for column in config_columns(dimension)]
         if dimension.kind == "simplex":
-            config[dimension.name] = dict(zip(dimension.choices, values, strict=True))
+            config[dimension.name] = {component: next(rest) for component in dimension.choices}
         else:
-            config[dimension.name] = values[0]
+            config[dimension.name] = next(rest)
     return config
 
 
@@ -196,6 +201,7 @@ def _check_meta(meta, where: str) -> None:
         _field(objective, "metric", str, at)
         _one_of(objective, "goal", GOALS, at)
         _field(entry, "default_origin", str, at)
+        _check_limit(entry, at)
         try:
             space = Space.from_json(_field(entry, "space", dict, at))
             space.validate(_field(entry, "default", dict, at))
@@ -203,6 +209,15 @@ def _check_meta(meta, where: str) -> None:
             raise UserError(f"{at}: the default configuration is invalid: {error}") from error
         except ValueError as error:
             raise UserError(f"{at}: field `space`: {error}") from error
+
+
+def _check_limit(entry: dict, where: str) -> None:
+    if "limit" not in entry:
+        return
+    limit, where = _field(entry, "limit", dict, where), f"{where}: field `limit`"
+    _one_of(limit, "quantity", ("parameters",), where)
+    if not 0 < _field(limit, "at_most", (int, float), where) < 1e300 or len(limit) != 2:
+        raise UserError(f"{where}: accepted are `quantity` and a positive number as `at_most`")
 
 
 def _check_name(name: str, key: str, where: str) -> None:
@@ -250,10 +265,12 @@ def _check_rows(meta: dict, rows: pa.Table, where: str) -> None:
                     f"{file} are {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
                 )
     present = set(pc.unique(rows["experiment"]).to_pylist())
-    needed = {}
+    needed = {"parameters": "number"} if "parameters" in rows.column_names else {}
     for name, entry in meta["experiments"].items():
         if name in present:
             needed[entry["objective"]["metric"]] = "number"
+            if "limit" in entry:
+                needed["parameters"] = "number"
             for dimension in Space.from_json(entry["space"]).dimensions:
                 kind = "text or number" if dimension.kind == "categorical" else "number"
                 needed |= dict.fromkeys(config_columns(dimension), kind)
@@ -270,7 +287,11 @@ def _check_outcomes(meta: dict, rows: pa.Table, where: str) -> None:
     names = rows["experiment"].to_pylist()
     statuses = rows["status"].to_pylist()
     metric_of = {name: e["objective"]["metric"] for name, e in meta["experiments"].items()}
+    limit_of = {
+        name: e["limit"]["at_most"] for name, e in meta["experiments"].items() if "limit" in e
+    }
     values_of = {metric: rows[metric].to_pylist() for metric in {metric_of[name] for name in names}}
+    sizes = rows["parameters"].to_pylist() if "parameters" in rows.column_names else None
     for row, (name, status) in enumerate(zip(names, statuses, strict=True)):
         outcome = values_of[metric_of[name]][row]
         if status == "ok" and (outcome is None or not math.isfinite(outcome)):
@@ -278,3 +299,22 @@ def _check_outcomes(meta: dict, rows: pa.Table, where: str) -> None:
                 f"{where}: `{metric_of[name]}` is {outcome} in row {row + 1} (experiment {name}), "
                 "whose status is ok; accepted is a finite number, or another status"
             )
+        if name in limit_of and (
+            problem := _infeasibility_problem(sizes[row], limit_of[name], status, outcome)
+        ):
+            raise UserError(f"{where}: row {row + 1} (experiment {name}): {problem}")
+
+
+def _infeasibility_problem(size, at_most: float, status: str, outcome) -> str | None:
+    """Say how a row's status or outcome disagrees with its experiment's limit."""
+    if size is None or not 0 <= size < math.inf:
+        return f"`parameters` is {size}; accepted is a number, 0 or more"
+    over = size > at_most
+    if over != (status == "infeasible"):
+        return (
+            f"status is {status}, but its {size:.12g} parameters are "
+            f"{'over' if over else 'within'} the limit of {at_most:.12g}"
+        )
+    if over and outcome is not None and not math.isnan(outcome):
+        return f"is infeasible and has the outcome {outcome}; accepted is none"
+    return None

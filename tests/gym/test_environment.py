@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from autollm_jax.gym.environment import Episode, EpisodeOver, Trial
+from autollm_jax.gym.environment import Episode, EpisodeOver, Trial, describe_config
 from autollm_jax.gym.experiments import HeldOutError
 
 BEST = {"learning_rate": 0.001, "batch_size": 32}  # loss 0, regret 0
@@ -38,6 +38,12 @@ def test_an_off_grid_trial_is_matched_and_says_so(episode):
     assert trial.message == "not in the table; the nearest measured is learning_rate 0.001, " + (
         "batch_size 32"
     )
+
+
+def test_a_configuration_in_a_line_leaves_zero_weights_out():
+    config = {"lr": 0.00123456, "layers": 3, "mixture": {"web": 0.25, "code": 0.75, "law": 0.0}}
+    line = "lr 0.001235, layers 3, mixture (web 0.25, code 0.75)"
+    assert describe_config(config) == line
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from autollm_jax.gym import gymnasium_env
+from autollm_jax.gym.groups import Group
+from autollm_jax.gym.spaces import Dimension, Space
 
 ADDRESS = "autollm_jax.gym.gymnasium_env:AutoLLM/Configure-v0"
 
@@ -53,6 +55,54 @@ def test_a_nan_action_is_an_invalid_trial(env):
     assert info["trial"].status == "invalid" and reward == pytest.approx(-0.05)
     assert observation["made"].tolist() == [1, 0, 0]
     assert env.observation_space.contains(observation)
+
+
+@pytest.fixture
+def mixed(make):
+    """An experiment of every kind of dimension, half of it over a limit, a third diverged."""
+    space = Space(
+        (
+            Dimension("layers", "ordinal", (1, 2)),
+            Dimension("heads.1", "ordinal", (2, 4)),
+            Dimension("heads.2", "ordinal", (0, 2, 4)),
+            Dimension("optimizer", "categorical", ("adam", "sgd")),
+            Dimension("mixture", "simplex", ("web", "code")),
+        ),
+        {"heads": Group("heads", ("heads.1", "heads.2"), "layers")},
+    )
+    cells = [
+        {"layers": layers, "heads": 4, "optimizer": o, "mixture": {"web": w, "code": 1 - w}}
+        for layers in (1, 2)
+        for o in ("adam", "sgd")
+        for w in (0.2, 0.8)
+    ]
+    return make(
+        space=space,
+        configurations=cells,
+        default=cells[0],
+        status=["ok", "diverged", "ok", "ok"] + ["infeasible"] * 4,
+        outcomes=[1.0, None, 3.0, 2.0] + [None] * 4,
+        parameters=[1, 1, 1, 1, 2, 2, 2, 2],
+        limit={"quantity": "parameters", "at_most": 1},
+    )
+
+
+def test_every_kind_of_dimension_and_status_plays(mixed):
+    env = gymnasium.make(ADDRESS, experiment=mixed.sealed(), budget=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(env.unwrapped)
+    env.reset(seed=0)
+    for row in range(8):
+        observation, *_, info = env.step(mixed.units_RD[row].astype(np.float32))
+        assert info["trial"].config == mixed.configurations[row]
+        assert env.observation_space.contains(observation)
+    assert observation["succeeded"].tolist() == [1, 0, 1, 1, 0, 0, 0, 0]
+    # Random actions are answered by the nearest measured configuration, always.
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    for _ in range(8):
+        assert env.step(env.action_space.sample())[-1]["trial"].valid
 
 
 def test_reset_begins_anew(env):

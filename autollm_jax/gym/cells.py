@@ -1,0 +1,160 @@
+"""The measured cells of an experiment: which configurations were run, and where they lie.
+
+Nothing here is an outcome, so experiments with the same rows (other objectives, other limits) share
+one `Cells`, and it is open on a sealed experiment.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from autollm_jax.gym.spaces import InvalidConfiguration, Space
+
+# A simplex's weights are continuous, so "the same cell" needs a distance in unit coordinates.
+SIMPLEX_SAME = 1e-3
+# Spaces up to this size are looked up in a dense array.
+_MOST_DENSE = 1 << 20
+_CODE_SEED = 2605_11518
+
+
+class Match(NamedTuple):
+    """A measured row, and whether it stands in for a configuration that was not measured."""
+
+    row: int
+    matched: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cells:
+    """The configurations of a space that were measured, R of them, each once, in canonical form."""
+
+    space: Space
+    configurations: tuple[dict, ...] = dataclasses.field(repr=False)
+
+    @classmethod
+    def pool(cls, space: Space, configurations: Sequence[Mapping]) -> tuple["Cells", np.ndarray]:
+        """Collect the cells of N runs, whose configurations are in canonical form.
+
+        Returns:
+          The cells, in the order of their first runs, and each run's row among them [N].
+        """
+        rows: dict = {}
+        cells, row_N = [], []
+        for config in configurations:
+            row = rows.setdefault(space.key_of(config), len(cells))
+            if row == len(cells):
+                cells.append(dict(config))
+            row_N.append(row)
+        return cls(space, tuple(cells)), np.array(row_N, int)
+
+    def __len__(self) -> int:
+        return len(self.configurations)
+
+    @functools.cached_property
+    def units_RD(self) -> np.ndarray:
+        """The unit coordinates [R, D']."""
+        units_RD = np.stack([self.space.to_unit(config) for config in self.configurations])
+        units_RD.setflags(write=False)
+        return units_RD
+
+    @functools.cached_property
+    def _row_by_key(self) -> dict:
+        return {self.space.key_of(config): row for row, config in enumerate(self.configurations)}
+
+    def nearest_row(self, unit_D: np.ndarray) -> int:
+        """Return the row nearest to the unit coordinates [D'] (the first of equals)."""
+        return int(np.argmin(((self.units_RD - unit_D) ** 2).sum(axis=1)))
+
+    def match(self, config) -> Match:
+        """Find the row that stands for `config`: itself, or the nearest measured one.
+
+        Raises:
+          InvalidConfiguration: there is nothing to match (wrong names, non-numbers, nan, inf).
+        """
+        try:
+            row = self._row_by_key.get(self.space.key_of(self.space.validate(config)))
+            if row is not None:
+                return Match(row, False)
+            valid = True
+        except InvalidConfiguration:
+            valid = False
+        unit_D = self.space.to_unit(config)
+        row = self.nearest_row(unit_D)
+        simplex = any(dimension.kind == "simplex" for dimension in self.space.dimensions)
+        same = np.abs(self.units_RD[row] - unit_D).max() < SIMPLEX_SAME
+        return Match(row, not (valid and simplex and same))
+
+    def find(self, config: Mapping) -> int:
+        """Return the row of `config`, R where it was not measured; no matching.
+
+        Raises:
+          InvalidConfiguration: `config` is not in the space.
+        """
+        rows, space = self._row_by_key, self.space
+        try:
+            if len(config) == len(space.dimensions):
+                return rows[space.key_of(config)]
+        except (KeyError, TypeError):
+            pass  # not spelt as in the table: take the slow way
+        return rows.get(space.key_of(space.validate(config)), len(self))
+
+    @functools.cached_property
+    def _index(self) -> tuple:
+        """Rows in a dense array, or sorted hash codes for spaces far too large for one."""
+        dimensions = self.space.dimensions
+        if any(dimension.kind == "simplex" for dimension in dimensions):
+            raise ValueError("cells of a space with a simplex have no choice indices")
+        sizes_D = np.array([len(dimension.choices) for dimension in dimensions])
+        index_RD = np.array(
+            [[d.choices.index(c[d.name]) for d in dimensions] for c in self.configurations]
+        )
+        cells = math.prod(sizes_D.tolist())
+        if cells <= _MOST_DENSE:
+            weights_D = np.cumprod([1, *sizes_D[:0:-1]])[::-1]
+            dense = np.full(cells, len(self), np.int32)
+            dense[index_RD @ weights_D] = np.arange(len(self))
+            return sizes_D, weights_D, None, None, dense
+        random = np.random.default_rng(_CODE_SEED)
+        while True:
+            weights_D = random.integers(1, 2**63, len(sizes_D), dtype=np.int64) | 1
+            code_R = index_RD @ weights_D  # wraps around, as a hash may
+            order_R = np.argsort(code_R, kind="stable")
+            code_R = code_R[order_R]
+            if (code_R[1:] != code_R[:-1]).all():
+                return sizes_D, weights_D, code_R, index_RD[order_R], order_R
+
+    def find_many(self, index_ND: np.ndarray) -> np.ndarray:
+        """Return the rows of N configurations given as choice indices per dimension.
+
+        Args:
+          index_ND: integers; column d counts into `space.dimensions[d].choices`.
+
+        Returns:
+          [N] rows, R where not measured.
+
+        Raises:
+          IndexError: an index is no choice's, or the array has another number of columns.
+        """
+        sizes_D, weights_D, code_R, index_RD, rows = self._index
+        index_ND = np.asarray(index_ND)
+        if (
+            index_ND.ndim != 2
+            or index_ND.shape[1] != len(sizes_D)
+            or index_ND.dtype.kind not in "iu"
+        ):
+            raise IndexError(f"expected integers of shape [N, {len(sizes_D)}]")
+        # Column by column: numpy is several times slower along a short last axis.
+        code_N = np.zeros(len(index_ND), np.int64)
+        for d, (size, weight) in enumerate(zip(sizes_D.tolist(), weights_D.tolist(), strict=True)):
+            index_N = index_ND[:, d]
+            if len(index_N) and (index_N.min() < 0 or index_N.max() >= size):
+                raise IndexError(f"{self.space.names[d]} has the indices 0 to {size - 1}")
+            code_N += index_N.astype(np.int64) * weight
+        if code_R is None:
+            return rows[code_N]
+        place_N = np.minimum(np.searchsorted(code_R, code_N), len(code_R) - 1)
+        return np.where((index_RD[place_N] == index_ND).all(axis=1), rows[place_N], len(self))
