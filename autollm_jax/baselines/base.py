@@ -55,27 +55,39 @@ def fidelity_distance(a: Experiment, b: Experiment) -> float:
 
 
 def relevant_evidence(problem: Problem) -> tuple[Experiment, ...]:
-    """Return the evidence that speaks of the target's own objective, nearest in fidelity first.
+    """Return the evidence that speaks of the target's own objective, nearest first.
 
     A source may hold several objectives (validation losses of different domains); where some of
-    the evidence shares the target's, the rest is left aside. Ties in fidelity go to the
-    experiment whose context agrees with the target's in more fields.
+    the evidence shares the target's, the rest is left aside. Nearest are those on the same named
+    thing (problem, backbone), then in fidelity, then in how much a limit leaves, then those whose
+    context agrees in more fields.
     """
     target = problem.experiment
     same = [e for e in problem.evidence if e.objective_metric == target.objective_metric]
 
     def key(experiment):
         shared = sum(experiment.context.get(k) == v for k, v in target.context.items())
-        return fidelity_distance(experiment, target), -shared, experiment.id
+        feasible = abs(experiment.feasible_R.mean() - target.feasible_R.mean())
+        distance = fidelity_distance(experiment, target)
+        return named_differences(experiment, target), distance, feasible, -shared, experiment.id
 
     return tuple(sorted(same or problem.evidence, key=key))
 
 
+def named_differences(a: Experiment, b: Experiment) -> int:
+    """Count the context's texts (problem, corpus, backbone) in which two experiments differ."""
+    names = {k for e in (a, b) for k, v in e.context.items() if isinstance(v, str)}
+    return sum(a.context.get(name) != b.context.get(name) for name in names)
+
+
 class Candidates:
-    """The target's measured cells, which of them were tried, and where they lie.
+    """The target's measured cells within its limit, which were tried, and where they lie.
+
+    Whether a configuration is within the limit is known before any run, so that no method is
+    offered one that is not.
 
     Attributes:
-      units_RD: coordinates of the cells in the target's own scale (see coordinates.py).
+      units_RD: coordinates of all cells in the target's own scale (see coordinates.py).
     """
 
     def __init__(self, experiment: Experiment):
@@ -83,13 +95,14 @@ class Candidates:
         self.units_RD = coordinates.project(
             experiment.configurations, experiment.space, experiment.space
         )
+        self._feasible = np.flatnonzero(experiment.feasible_R)
         self._tried_R = np.zeros(len(self.units_RD), bool)
 
     @property
     def untried(self) -> np.ndarray:
-        """Return the rows that were not tried; all of them again once none is left."""
-        rows = np.flatnonzero(~self._tried_R)
-        return rows if len(rows) else np.arange(len(self._tried_R))
+        """Return the feasible rows that were not tried; all of them again once none is left."""
+        rows = self._feasible[~self._tried_R[self._feasible]]
+        return rows if len(rows) else self._feasible
 
     def take(self, row: int) -> dict:
         """Mark a row as tried and return its configuration."""
@@ -105,11 +118,11 @@ class Candidates:
         return row
 
     def row_of(self, config: dict) -> int:
-        """Return the measured row nearest to a configuration."""
+        """Return the feasible row nearest to a configuration."""
         return self.nearest(coordinates.project([config], *[self.experiment.space] * 2)[0])
 
     def nearest(self, unit_D: np.ndarray, untried: bool = False) -> int:
-        """Return the row nearest to a point, among all rows or only those that were not tried."""
-        rows = self.untried if untried else np.arange(len(self.units_RD))
+        """Return the feasible row nearest to a point, of all or of those that were not tried."""
+        rows = self.untried if untried else self._feasible
         distance = ((self.units_RD[rows] - unit_D) ** 2).sum(-1)
         return int(rows[np.argmin(distance)])

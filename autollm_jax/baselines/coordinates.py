@@ -3,38 +3,59 @@
 Spaces shift between fidelities: a learning-rate window slides, a model gets deeper. A numeric value
 keeps its meaning across experiments, so it is placed on the target's scale and may fall outside
 [0, 1]; only where the two ranges share nothing (10 to 12 layers against 22 to 24) does its place
-within its own range stand for it.
+within its own range stand for it. Per-layer dimensions (a group) are one thing with a mean and a
+tilt, so that models of other depths can be compared.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from numbers import Real
 
 import numpy as np
 
+from autollm_jax.gym.groups import UNUSED, Group
 from autollm_jax.gym.spaces import Dimension, Space
 
 # What a dimension that an experiment does not have says about the target's: nothing.
 NEUTRAL = 0.5
+GROUP_WIDTH = 2  # a group's mean, and how much its later members exceed its earlier ones
 
 
-def width(dimension: Dimension) -> int:
-    """Return how many coordinates a dimension takes."""
-    return len(dimension.choices) if dimension.kind in ("categorical", "simplex") else 1
+def axes(space: Space) -> list[Dimension | Group]:
+    """Return the space's dimensions in order, a group standing where its first member does."""
+    group_of = {member: group for group in space.groups.values() for member in group.members}
+    found: list[Dimension | Group] = []
+    for dimension in space.dimensions:
+        group = group_of.get(dimension.name)
+        if group is None:
+            found.append(dimension)
+        elif dimension.name == group.members[0]:
+            found.append(group)
+    return found
 
 
-def is_numeric(dimension: Dimension) -> bool:
-    """Return whether a dimension is one number on a scale."""
-    return dimension.kind in ("ordinal", "log-ordinal") and all(
-        isinstance(c, Real) and not isinstance(c, bool) for c in dimension.choices
+def width(axis: Dimension | Group) -> int:
+    """Return how many coordinates an axis takes."""
+    if isinstance(axis, Group):
+        return GROUP_WIDTH
+    return len(axis.choices) if axis.kind in ("categorical", "simplex") else 1
+
+
+def is_numeric(axis: Dimension | Group) -> bool:
+    """Return whether an axis is a number (or a group's two) on a scale."""
+    if isinstance(axis, Group):
+        return True
+    return axis.kind in ("ordinal", "log-ordinal") and all(
+        isinstance(c, Real) and not isinstance(c, bool) for c in axis.choices
     )
 
 
 def columns(space: Space) -> dict[str, slice]:
-    """Return each dimension's coordinate columns, by name."""
+    """Return each axis' coordinate columns, by name."""
     spans, start = {}, 0
-    for dimension in space.dimensions:
-        spans[dimension.name] = slice(start, start + width(dimension))
-        start += width(dimension)
+    for axis in axes(space):
+        spans[axis.name] = slice(start, start + width(axis))
+        start += width(axis)
     return spans
 
 
@@ -48,18 +69,42 @@ def project(configs: Sequence[dict], source: Space, target: Space) -> np.ndarray
 
     Returns:
       [N, D'] coordinates: one a numeric dimension (0 and 1 are the target's extreme choices, values
-      outside them lie outside), one a choice for a categorical, one a component for a simplex.
+      outside them lie outside), two a group, one a choice for a categorical, one a component for a
+      simplex.
     """
-    sources = {d.name: d for d in source.dimensions}
+    sources = {axis.name: axis for axis in axes(source)}
     parts = []
-    for dimension in target.dimensions:
-        origin = sources.get(dimension.name)
-        if origin is None:
-            parts.append(np.full((len(configs), width(dimension)), NEUTRAL))
+    for axis in axes(target):
+        origin = sources.get(axis.name)
+        if origin is None or isinstance(origin, Group) != isinstance(axis, Group):
+            parts.append(np.full((len(configs), width(axis)), NEUTRAL))
+        elif isinstance(axis, Group):
+            members = [[config[m] for m in origin.members] for config in configs]
+            scales = source[origin.members[0]], target[axis.members[0]]
+            parts.append(_project_group(np.array(members, float), *scales))
         else:
-            values = [config.get(dimension.name) for config in configs]
-            parts.append(_project_dimension(values, origin, dimension))
+            values = [config.get(axis.name) for config in configs]
+            parts.append(_project_dimension(values, origin, axis))
     return np.concatenate(parts, axis=1) if parts else np.zeros((len(configs), 0))
+
+
+def _project_group(values_NM: np.ndarray, source: Dimension, target: Dimension) -> np.ndarray:
+    used_NM = values_NM != UNUSED
+    low, high = _common_range(_used(source), _used(target), np.asarray)
+    unit_NM = np.where(used_NM, (values_NM - low) / max(high - low, 1e-12), 0.0)
+    # A member's place among those used, from -1 (the first) to 1 (the last).
+    count_N1 = np.maximum(used_NM.sum(1, keepdims=True), 1)
+    place_NM = 2 * (np.cumsum(used_NM, axis=1) - 1) / np.maximum(count_N1 - 1, 1) - 1
+    place_NM = np.where(used_NM, place_NM, 0.0)
+    mean_N = unit_NM.sum(1) / count_N1[:, 0]
+    tilt_N = (unit_NM * place_NM).sum(1) / count_N1[:, 0]
+    return np.stack([mean_N, NEUTRAL + tilt_N], axis=1)
+
+
+def _used(member: Dimension) -> Dimension:
+    """Drop the choice that stands for "no such layer"."""
+    choices = tuple(c for c in member.choices if c != UNUSED)
+    return dataclasses.replace(member, choices=choices or member.choices)
 
 
 def _project_dimension(values: list, source: Dimension, target: Dimension) -> np.ndarray:
@@ -74,17 +119,19 @@ def _project_dimension(values: list, source: Dimension, target: Dimension) -> np
         )
     if is_numeric(target) and is_numeric(source):
         scale = np.log if target.kind == "log-ordinal" else np.asarray
-        source_range, target_range = _range(source, scale), _range(target, scale)
-        overlap = source_range[0] <= target_range[1] and target_range[0] <= source_range[1]
-        low, high = target_range if overlap else source_range
-        # A value that this configuration lacks (a layer that it does not have) says nothing.
-        known = np.array([isinstance(v, Real) for v in values], bool)
-        numbers = np.array([float(v) if k else 1.0 for v, k in zip(values, known, strict=True)])
-        unit = (scale(numbers) - low) / (high - low) if high > low else np.full(len(values), 0.5)
-        return np.where(known, unit, NEUTRAL)[:, None]
+        low, high = _common_range(source, target, scale)
+        numbers = scale(np.array(values, float))
+        unit = (numbers - low) / (high - low) if high > low else np.full(len(values), 0.5)
+        return unit[:, None]
     # Words in an order: their place in their own order.
     place = {c: i / max(len(source.choices) - 1, 1) for i, c in enumerate(source.choices)}
     return np.array([[place.get(v, NEUTRAL)] for v in values], float).reshape(len(values), 1)
+
+
+def _common_range(source: Dimension, target: Dimension, scale) -> tuple[float, float]:
+    """Return the target's range where the source's meets it, else the source's own."""
+    own, wanted = _range(source, scale), _range(target, scale)
+    return wanted if own[0] <= wanted[1] and wanted[0] <= own[1] else own
 
 
 def _range(dimension: Dimension, scale) -> tuple[float, float]:

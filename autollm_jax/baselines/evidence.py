@@ -37,7 +37,7 @@ def gather(problem: Problem, limit: int) -> Evidence:
     Args:
       problem: the target and its evidence.
       limit: greatest number of rows; an experiment with more than its share gives every second,
-        third, … of its rows in order of outcome, so that its best is among them.
+        third, … of its feasible rows in order of outcome, so that its best is among them.
 
     Returns:
       The rows, nearest experiment first.
@@ -47,7 +47,9 @@ def gather(problem: Problem, limit: int) -> Evidence:
     points, fidelities, scores, experiments = [], [], [], []
     for index, experiment in enumerate(evidence):
         regrets_R = np.asarray(experiment.regrets_R, float)
+        # What a limit excludes was not run: it is no bad outcome.
         order = np.argsort(regrets_R, kind="stable")
+        order = order[np.asarray(experiment.feasible_R)[order]]
         rows = order[:: -(-len(order) // max(limit // len(evidence), 1))]
         configs = [experiment.configurations[r] for r in rows]
         points.append(coordinates.project(configs, experiment.space, target.space))

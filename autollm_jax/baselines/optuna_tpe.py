@@ -8,6 +8,7 @@ from optuna.trial import TrialState, create_trial
 from autollm_jax.baselines import coordinates
 from autollm_jax.baselines.base import Candidates, Problem, draw_seed
 from autollm_jax.baselines.evidence import TargetScale, gather
+from autollm_jax.gym.spaces import Dimension
 
 # TPE models a tenth of its trials as good, yet never more than 25: with more evidence than this
 # the good ones would be but the very best cell or two of each experiment.
@@ -36,7 +37,10 @@ class OptunaTPE:
         evidence = gather(problem, EVIDENCE_ROWS)
         self._warm = len(evidence) > 0
         points_ND = np.concatenate([self._candidates.units_RD, evidence.points_ND])
-        self._space = _distributions(problem.experiment.space, points_ND)
+        space = problem.experiment.space
+        self._space = _distributions(space, points_ND)
+        spans = coordinates.columns(space)
+        self._mixtures = [spans[d.name] for d in space.dimensions if d.kind == "simplex"]
         # Optuna logs every trial to stderr; a library's user did not ask for that.
         level = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -96,6 +100,9 @@ class OptunaTPE:
                 point_D[columns.start + value] = 1.0
             else:
                 point_D[columns] = value
+        for columns in self._mixtures:
+            # Weights are drawn one by one; only their shares mean anything.
+            point_D[columns] /= max(point_D[columns].sum(), 1e-12)
         return point_D
 
 
@@ -103,10 +110,10 @@ def _distributions(space, points_ND: np.ndarray) -> dict:
     """Return one distribution a number and one a category, named START:STOP by their columns."""
     distributions = {}
     spans = coordinates.columns(space)
-    for dimension in space.dimensions:
-        span = spans[dimension.name]
-        if dimension.kind == "categorical":
-            choices = tuple(range(len(dimension.choices)))
+    for axis in coordinates.axes(space):
+        span = spans[axis.name]
+        if isinstance(axis, Dimension) and axis.kind == "categorical":
+            choices = tuple(range(len(axis.choices)))
             distributions[f"{span.start}:{span.stop}"] = CategoricalDistribution(choices)
             continue
         for column in range(span.start, span.stop):

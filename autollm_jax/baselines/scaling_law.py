@@ -22,8 +22,9 @@ class ScalingLaw:
     linear function of log parameters and log tokens, fitted by least squares on the optima of the
     evidence. This is the form of the laws of Kaplan et al. (arXiv 2001.08361) and of Step Law
     (arXiv 2503.04715). Where the evidence does not determine a slope, the least one around the mean
-    is taken. Dimensions without a scale (categories, mixtures) keep the evidence's mean optimum.
-    Trials are the cells nearest to the prediction, in order of distance.
+    is taken. Where nothing has a scale to extrapolate on (categories, mixtures) the method falls
+    back on the mean of the evidence's optima. Trials are the cells nearest to the prediction, in
+    order of distance; under a limit, those within it.
     """
 
     def __init__(self, problem: Problem, seed: int):
@@ -60,10 +61,10 @@ def predict_optimum(problem: Problem) -> np.ndarray:
     fidelities_EF = np.stack([log_fidelity(e) for e in evidence])
     law_D = extrapolate(fidelities_EF, optima_ED, log_fidelity(target))
     mean_D = optima_ED.mean(0)
-    for dimension in target.space.dimensions:
-        columns = coordinates.columns(target.space)[dimension.name]
-        if coordinates.is_numeric(dimension):
-            mean_D[columns] = law_D[columns]
+    spans = coordinates.columns(target.space)
+    for axis in coordinates.axes(target.space):
+        if coordinates.is_numeric(axis):
+            mean_D[spans[axis.name]] = law_D[spans[axis.name]]
     # Beyond the window the nearest cell is on its edge; the other dimensions must not pay for it.
     return np.clip(mean_D, 0.0, 1.0)
 
