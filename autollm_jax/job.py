@@ -82,7 +82,8 @@ class Job:
     @functools.cached_property
     def split(self) -> Split:
         """Training experiments, and held-out ones, sealed."""
-        return split(load_experiments(self.roots), self.config.protocol)
+        experiments = load_experiments(self.roots, self.config.gym.tasks)
+        return split(experiments, self.config.protocol)
 
     def pairs(self, name: str) -> list[Recipe]:
         """Read curation's pairs for distillation ("distill") or GRPO ("grpo")."""

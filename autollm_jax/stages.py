@@ -1,6 +1,6 @@
 """The stages of a job, in order; each resumes where the work directory stands.
 
-ground_truth  train the grids of our own outcome tables
+ground_truth  train what our own outcome tables are made of
 verify        (on demand) train random rows of them again and compare
 """
 
@@ -23,18 +23,23 @@ from autollm_jax.errors import UserError
 from autollm_jax.evaluation.report import write_report
 from autollm_jax.evaluation.runner import evaluate, play_method, table_hashes
 from autollm_jax.files import write_atomic
-from autollm_jax.ground_truth import pretraining
 from autollm_jax.ground_truth.ledger import Ledger
-from autollm_jax.ground_truth.pretraining import GridExperiment, Plan
-from autollm_jax.ground_truth.provenance import code_commit
+from autollm_jax.ground_truth.produce import (
+    missing_runs,
+    produce,
+    table_meta,
+    table_rows,
+    write_own_table,
+)
+from autollm_jax.ground_truth.provenance import code_commit, package_versions
+from autollm_jax.ground_truth.tasks import make_plan
 from autollm_jax.ground_truth.verify import incomparable
 from autollm_jax.ground_truth.verify import verify as verify_rows
 from autollm_jax.gym.environment import Episode
-from autollm_jax.gym.tables import LEVELS, read_table, table_paths, write_table
+from autollm_jax.gym.tables import read_table, table_paths
 from autollm_jax.job import Job
 from autollm_jax.rl.loop import GRPOLoopConfig, train_grpo
 from autollm_jax.training.loop import LoopConfig
-from autollm_jax.training.optimizer import OptimizerConfig
 
 
 def run(config: ConfigDict, workdir: str, stage: str) -> None:
@@ -50,75 +55,77 @@ def run(config: ConfigDict, workdir: str, stage: str) -> None:
         STAGES[name](job)
 
 
-def plan_of(config: ConfigDict) -> Plan:
-    """Read the ground-truth plan out of the config."""
-    g = config.ground_truth
-    experiments = tuple(
-        GridExperiment(
-            level,
-            width,
-            g[level].layers,
-            tokens,
-            tuple(g[level].learning_rates),
-            tuple(g[level].batch_sizes),
-            tuple(g[level].seeds),
-        )
-        for level in LEVELS
-        for width in g[level].widths
-        for tokens in g[level].tokens
-    )
-    return Plan(
-        source=g.source,
-        corpus=g.corpus,
-        vocab_size=g.vocab_size,
-        sequence_length=g.sequence_length,
-        head_dim=g.head_dim,
-        dtype=g.dtype,
-        validation_rows=g.validation_rows,
-        optimizer=OptimizerConfig(**g.optimizer),
-        experiments=experiments,
-    )
-
-
 def ground_truth(job: Job) -> None:
-    """Train what the table lacks, then write it; a table made by this config is left alone."""
-    config, plan = job.config.ground_truth, plan_of(job.config)
-    path, _ = table_paths(job.tables_root, plan.source, pretraining.TASK)
-    if path.exists():
-        table = read_table(path)
-        if table.meta.get("plan_digest") == plan.digest():
-            print(f"ground_truth: {path} is complete, {table.rows.num_rows} rows")
-            return
-        raise UserError(
-            f"{path}: made by another config.ground_truth; give --config.ground_truth.root=DIR "
-            "or --config.ground_truth.source=NAME for a new table, or remove this one"
-        )
-    materials = pretraining.load_materials(plan, job.cache)
-    ledger = Ledger(job.workdir / "ground_truth" / plan.digest()[:12])
-    pretraining.produce(
-        plan, materials, ledger, job.mesh, checkpoint_seconds=config.checkpoint_seconds
-    )
-    command = "python launch/main.py --config=configs/gym.py --stage=ground_truth"
-    meta = pretraining.table_meta(plan, materials, command)
-    written = write_table(job.tables_root, meta, pretraining.table_rows(plan, ledger))
-    print(f"ground_truth: wrote {written}")
+    """Train what the own tables lack, then write them; one made by this config is left alone.
+
+    A process that trains a share of the runs leaves the table to the one that finds them all done.
+    """
+    config = job.config.ground_truth.to_dict()
+    for task in job.config.gym.tasks:
+        plan = make_plan(config, task)
+        path, _ = table_paths(job.tables_root, plan.source, task)
+        if path.exists():
+            table = read_table(path)
+            if table.meta.get("plan_digest") == plan.digest():
+                print(f"ground_truth: {path} is complete, {table.rows.num_rows} rows")
+                continue
+            raise UserError(
+                f"{path}: made by another config.ground_truth; give "
+                "--config.ground_truth.root=DIR or --config.ground_truth.source=NAME for a new "
+                "table, or remove this one"
+            )
+        trainer = plan.make_trainer(plan.setup, job.cache)
+        ledger = Ledger(job.workdir / "ground_truth" / plan.setup_digest()[:12])
+        seconds, share = config["checkpoint_seconds"], _share(config["share"])
+        produce(plan, trainer, ledger, job.mesh, checkpoint_seconds=seconds, share=share)
+        missing = missing_runs(plan, ledger)
+        if missing:
+            print(f"ground_truth: {task}: {len(missing)} runs are left to the other shares")
+            continue
+        command = f"python launch/main.py --config=configs/{task}.py --stage=ground_truth"
+        meta = table_meta(plan, trainer, command)
+        written = write_own_table(job.tables_root, meta, table_rows(plan, ledger))
+        print(f"ground_truth: wrote {written}")
+
+
+def _share(text: str) -> tuple[int, int]:
+    """Read "i/n"."""
+    parts = text.split("/")
+    if len(parts) == 2 and all(part.isdecimal() for part in parts):
+        index, count = map(int, parts)
+        if index < count:
+            return index, count
+    raise UserError(f"config.ground_truth.share={text!r}: accepted is i/n with 0 <= i < n")
 
 
 def verify(job: Job) -> None:
-    """Train random rows of the own table again and print each deviation."""
-    plan = plan_of(job.config)
-    table = read_table(table_paths(job.tables_root, plan.source, pretraining.TASK)[0])
-    materials = pretraining.load_materials(plan, job.cache)
-    difference = incomparable(table, materials)
-    if difference:
-        print(f"verify: losses cannot be compared on this machine: {difference}")
-        return
-    rows, seed = job.config.verify.rows, job.config.seed
-    deviations = verify_rows(table, plan, materials, job.mesh, rows=rows, seed=seed)
-    for deviation in deviations:
-        print(deviation)
-    largest = max(abs(d.repeated - d.recorded) for d in deviations)
-    print(f"verify: {len(deviations)} rows trained again, largest deviation {largest:.1e}")
+    """Train random rows of the own tables again and print each deviation.
+
+    Raises:
+      UserError: a row came out differently.
+    """
+    config, failures = job.config.ground_truth.to_dict(), []
+    for task in job.config.gym.tasks:
+        plan = make_plan(config, task)
+        table = read_table(table_paths(job.tables_root, plan.source, task)[0])
+        trainer = plan.make_trainer(plan.setup, job.cache)
+        difference = incomparable(table, trainer)
+        if difference:
+            print(f"verify: {task}: cannot be compared on this machine: {difference}")
+            continue
+        rows, seed = job.config.verify.rows, job.config.seed
+        deviations = verify_rows(table, plan, trainer, job.mesh, rows=rows, seed=seed)
+        for deviation in deviations:
+            print(deviation)
+        largest = max(deviation.size for deviation in deviations)
+        print(
+            f"verify: {task}: {len(deviations)} rows trained again, largest deviation "
+            f"{largest:.1e}, tolerance {plan.tolerance:.1e}"
+        )
+        if largest > plan.tolerance:
+            failures.append(task)
+    if failures:
+        raise UserError(f"verify: rows of {', '.join(failures)} came out differently (see above)")
 
 
 def curate(job: Job) -> None:
@@ -271,7 +278,7 @@ def report(job: Job) -> None:
             "config": job.config.to_dict(),
             "tables (SHA-256)": table_hashes(job.roots),
             "code": code_commit(),
-            "versions": pretraining.package_versions(),
+            "versions": package_versions(),
         },
     )
     print(f"{'mean regret after':22}" + "".join(f"{k + ' trials':>12}" for k in ("1", "3", "5")))

@@ -11,8 +11,12 @@ experiments, without an invalid call.
 The same job with every part of it small: about a minute; its figures mean nothing.
 """
 
+import runpy
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
+TASKS = ("architecture", "data_mixture", "pretraining")
 VARIANTS = ("", "smoke")
 
 
@@ -32,6 +36,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     c.gym = ConfigDict()
     c.gym.roots = "gym_data"  # folders of outcome tables, comma between; {workdir} is --workdir
+    c.gym.tasks = TASKS  # of the tables found there, and of our own
     c.gym.budget = 5  # trials of an episode
     c.gym.matching = True  # replace an unmeasured configuration by the nearest measured one
     c.gym.invalid_penalty = 0.05  # regret that an invalid action costs in the reward
@@ -39,35 +44,17 @@ def get_config(variant: str = "") -> ConfigDict:
     c.ground_truth = g = ConfigDict()
     g.root = "gym_data"  # where the tables are written
     g.source = "stdlib_cpu"  # their source's name
-    g.corpus = "stdlib"  # or tfds:NAME[/CONFIG]
-    g.vocab_size = 512
-    g.sequence_length = 64  # tokens
-    g.head_dim = 16
-    g.dtype = "bfloat16"  # what matrix products read
-    g.validation_rows = 128  # sequences of each domain
-    g.checkpoint_seconds = 60.0  # between checkpoints of a sweep group
-    g.optimizer = optimizer(decay="cosine", warmup_fraction=0.1, final_fraction=0.1)
-    g.low = ConfigDict()
-    g.low.widths = (16, 24)
-    g.low.layers = 2
-    g.low.tokens = (65_536, 131_072)
-    g.low.learning_rates = grid(-9, -2)
-    g.low.batch_sizes = (1, 2, 4, 8, 16)  # sequences
-    g.low.seeds = (0, 1)
-    g.mid = ConfigDict()
-    g.mid.widths = (32,)
-    g.mid.layers = 2
-    g.mid.tokens = (131_072, 262_144)
-    g.mid.learning_rates = grid(-10, -3)
-    g.mid.batch_sizes = (1, 2, 4, 8, 16)
-    g.mid.seeds = (0,)
-    g.high = ConfigDict()
-    g.high.widths = (48,)
-    g.high.layers = 2
-    g.high.tokens = (196_608, 393_216)
-    g.high.learning_rates = grid(-10, -3)
-    g.high.batch_sizes = (1, 2, 4, 8, 16)
-    g.high.seeds = (0,)
+    g.share = "0/1"  # i/n: this process trains every n-th group of runs from the i-th on
+    g.checkpoint_seconds = 60.0  # between checkpoints of a group of runs
+    g.language_model = m = ConfigDict()  # what the runs of three tasks have in common
+    m.corpus = "stdlib"  # or tfds:NAME[/CONFIG]
+    m.vocab_size = 512
+    m.sequence_length = 64  # tokens
+    m.dtype = "float32"  # what matrix products read; bfloat16's rounding grows into 1e-2 nats
+    m.validation_rows = 128  # sequences of each domain
+    m.optimizer = optimizer(decay="cosine", warmup_fraction=0.1, final_fraction=0.1)
+    for task in TASKS:  # their grids
+        g[task] = neighbour(task)["ground_truth"]()
 
     c.verify = ConfigDict()
     c.verify.rows = 5  # random rows of each own table to train again
@@ -134,14 +121,9 @@ def shrink(c: ConfigDict) -> None:
     g = c.ground_truth
     g.source, g.root = "smoke", "{workdir}/gym_data"
     c.gym.roots = g.root
-    for level in ("low", "mid", "high"):
-        g[level].widths = {"low": (16, 24), "mid": (32,), "high": ()}[level]
-        g[level].layers = 1
-        g[level].tokens = (2048,)
-        g[level].learning_rates = grid(-7, -4)
-        g[level].batch_sizes = (2, 4)
-        g[level].seeds = (0,)
-    g.validation_rows = 8
+    g.language_model.validation_rows = 8
+    for task in TASKS:
+        neighbour(task)["shrink"](g[task])
     c.policy.update({"width": 32, "layers": 2, "mlp_width": 64, "head_dim": 16, "heads": 2})
     c.policy.update({"kv_heads": 1, "scan_unroll": 2})
     c.curate.distill_pairs = 100
@@ -149,6 +131,11 @@ def shrink(c: ConfigDict) -> None:
     c.distill.update({"steps": 10, "batch_rows": 4, "save_every": 5})
     c.grpo.update({"steps": 2, "groups": 2, "group_size": 4, "minibatch_rows": 8, "save_every": 1})
     c.evaluation.seeds = (0, 1)
+
+
+def neighbour(name: str) -> dict:
+    """Run the config file beside this one; configs are files, not a package."""
+    return runpy.run_path(str(Path(__file__).with_name(f"{name}.py")))
 
 
 def optimizer(learning_rate: float = 0.0, **changes) -> ConfigDict:
@@ -166,8 +153,3 @@ def optimizer(learning_rate: float = 0.0, **changes) -> ConfigDict:
     c.clip_norm = 1.0  # 0 is no clipping
     c.update(changes)
     return c
-
-
-def grid(first: int, last: int) -> tuple[float, ...]:
-    """Powers of two, both ends included."""
-    return tuple(2.0**k for k in range(first, last + 1))

@@ -1,10 +1,11 @@
 """Corpora by name: text in domains, each split into training and validation documents.
 
-`stdlib` is the running interpreter's own standard library: four kinds of text on every machine,
+`stdlib` is the running interpreter's own standard library: six kinds of text on every machine,
 without a download. `tfds:NAME[/CONFIG]` is any text data set of tensorflow-datasets.
 """
 
 import ast
+import dis
 import functools
 import importlib.metadata
 import importlib.util
@@ -13,7 +14,9 @@ import os
 import platform
 import pydoc_data.topics
 import sysconfig
-from collections.abc import Mapping
+import types
+import unicodedata
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from autollm_jax.data.corpus import Corpus, digest, make_corpus
@@ -27,6 +30,9 @@ _TEST_FOLDERS = {"test", "tests", "idle_test"}
 # Not text that anyone wrote: the topics are a domain of their own, the codecs are generated tables,
 # and the others name the machine, which would make the content hash differ between machines.
 _SKIPPED = ("pydoc_data/", "encodings/", "config-", "_sysconfigdata", "sitecustomize", "usercustom")
+# Of the domains that a program writes, so much: there is no end to them.
+_GENERATED_BYTES = 1_000_000
+_NAME_BLOCK = 256  # code points whose names make a document
 # Distributions that strip the library's tests leave less than this.
 _FEW_TEST_BYTES = 1_000_000
 _PACKAGES_WITH_TESTS = ("numpy", "scipy", "pyarrow")
@@ -73,10 +79,10 @@ def _load_stdlib_once(max_bytes: int) -> Corpus:
 def read_stdlib(
     root: Path, packages: Mapping[str, Path], topics: Mapping[str, str], *, max_bytes: int
 ) -> Corpus:
-    """Read a standard library as four domains.
+    """Read a standard library as six domains.
 
-    A module serves either `library_code` or `docstrings`, by a hash of its path, so that the
-    domains share no text.
+    A module serves either `library_code`, or `docstrings` and (its code alone) `bytecode`, by a
+    hash of its path, so that the domains share no text.
 
     Args:
       root: The folder of the standard library.
@@ -113,7 +119,10 @@ def read_stdlib(
     code = {p: f for p, f in library.items() if not p.startswith(_SKIPPED)}
     documented = {p: f for p, f in code.items() if int(digest(f"half {p}")[:2], 16) % 2}
     code = {p: f for p, f in code.items() if p not in documented}
+    generated = min(max_bytes, _GENERATED_BYTES)
     domains = {
+        "bytecode": _bytecode(documented, generated),
+        "character_names": _cap(_character_names(), generated),
         "docstrings": _cap(_docstrings(documented), max_bytes),
         "language_reference": _cap(_without_repeats(topics), max_bytes),
         "library_code": _read_some(code, max_bytes),
@@ -180,6 +189,54 @@ def _cap(texts: Mapping[str, str], max_bytes: int) -> dict[str, str]:
             kept[key] = texts[key]
             total += size
     return kept
+
+
+def _bytecode(files: Mapping[str, Path], max_bytes: int) -> dict[str, str]:
+    """Return modules' compiled code as text, one instruction a line, up to `max_bytes`."""
+    texts, total = {}, 0
+    for path in sorted(files, key=digest):
+        try:
+            source = files[path].read_bytes().decode("utf-8")
+            code = compile(source, path, "exec", dont_inherit=True, optimize=2)
+        except (UnicodeDecodeError, SyntaxError, ValueError):
+            continue
+        text = "\n".join(_instructions(code)) + "\n"
+        size = len(text.encode("utf-8", "ignore"))
+        if total + size <= max_bytes:
+            texts[path] = text.encode("utf-8", "ignore").decode("utf-8")
+            total += size
+        if total > 0.95 * max_bytes:
+            break
+    return texts
+
+
+def _instructions(code: types.CodeType) -> Iterator[str]:
+    """Yield a line for each instruction, functions after the body that defines them."""
+    yield f"code {code.co_name}"
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("CACHE", "EXTENDED_ARG"):
+            continue
+        argument = instruction.argrepr
+        if isinstance(instruction.argval, types.CodeType):  # its address would differ each time
+            argument = f"code {instruction.argval.co_name}"
+        elif isinstance(instruction.argval, frozenset):  # its order differs between processes
+            argument = f"set of {len(instruction.argval)}"
+        yield f"  {instruction.opname} {argument}".rstrip()
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _instructions(constant)
+
+
+def _character_names() -> dict[str, str]:
+    """Return the names of Unicode's characters, a block of code points a document."""
+    documents = {}
+    for block in range(0, 0x20000, _NAME_BLOCK):
+        names = [unicodedata.name(chr(point), "") for point in range(block, block + _NAME_BLOCK)]
+        # Ideographs are named by their number.
+        names = [name for name in names if name and "IDEOGRAPH-" not in name]
+        if names:
+            documents[f"U+{block:05X}"] = "\n".join(names) + "\n"
+    return documents
 
 
 def _docstrings(files: Mapping[str, Path]) -> dict[str, str]:

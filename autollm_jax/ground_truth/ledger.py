@@ -8,7 +8,7 @@ from autollm_jax.files import write_json_atomic
 
 
 class Ledger:
-    """Outcomes of a sweep under `FOLDER/EXPERIMENT/RUN.json`.
+    """Outcomes of a sweep under `FOLDER/runs/RUN.json`.
 
     A sweep that is killed finds here what is done; shares of it trained elsewhere can be copied
     together, since no two runs write one file.
@@ -17,28 +17,28 @@ class Ledger:
     def __init__(self, folder):
         self.folder = Path(folder)
 
-    def path(self, experiment: str, run: str) -> Path:
-        return self.folder / experiment / f"{run}.json"
+    def path(self, run: str) -> Path:
+        return self.folder / "runs" / f"{run}.json"
 
-    def record(self, experiment: str, run: str, row: dict) -> None:
-        """Write a run's row."""
-        write_json_atomic(self.path(experiment, run), row)
+    def record(self, run: str, entry: dict) -> None:
+        """Write how a run ended."""
+        write_json_atomic(self.path(run), entry)
 
-    def read(self, experiment: str, run: str) -> dict | None:
-        """Return a run's row, or None if it has not been done.
+    def read(self, run: str) -> dict | None:
+        """Return how a run ended, or None if it has not been done.
 
         Raises:
           UserError: the file is not a JSON object.
         """
-        path = self.path(experiment, run)
+        path = self.path(run)
         if not path.exists():
             return None
         try:
-            row = json.loads(path.read_text())
+            entry = json.loads(path.read_text())
         except ValueError as error:
             raise UserError(
                 f"{path}: not JSON ({error}); delete it to train that run again"
             ) from error
-        if not isinstance(row, dict):
+        if not isinstance(entry, dict):
             raise UserError(f"{path}: not a JSON object; delete it to train that run again")
-        return row
+        return entry

@@ -1,8 +1,14 @@
-"""What made a row: the code's commit."""
+"""What made a row: the code's commit, the packages, the device."""
 
 import functools
+import importlib.metadata
+import platform
 import subprocess
 from pathlib import Path
+
+import jax
+
+_PACKAGES = ("jax", "flax", "optax")
 
 
 @functools.cache
@@ -24,3 +30,16 @@ def code_commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return commit + ("+changes" if changed else "")
+
+
+@functools.cache
+def device_kind() -> str:
+    """Return the accelerator's name; of a CPU the architecture, whose losses agree."""
+    device = jax.devices()[0]
+    return platform.machine() if device.platform == "cpu" else device.device_kind
+
+
+@functools.cache
+def package_versions() -> str:
+    """Name the packages that a loss depends on."""
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)

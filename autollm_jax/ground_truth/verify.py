@@ -1,38 +1,44 @@
 """Train rows of an own table again and compare."""
 
 import dataclasses
+import math
 
 import numpy as np
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from autollm_jax.errors import UserError
-from autollm_jax.ground_truth.pretraining import Materials, Plan, train_runs
+from autollm_jax.ground_truth.plan import Plan, Trainer
 from autollm_jax.gym.tables import Table
-from autollm_jax.training.sweep import Run
 
 
 @dataclasses.dataclass(frozen=True)
 class Deviation:
-    """A row trained again: what the table says, and what came out (nats per token)."""
+    """A run trained again: what the table says of `metric`, and what came out."""
 
-    experiment: str
-    learning_rate: float
-    batch_size: int
-    seed: int
+    run: str
+    metric: str
     recorded: float
     repeated: float
 
+    @property
+    def size(self) -> float:
+        """How far apart they are; two that both have no number are the same."""
+        if math.isnan(self.recorded) and math.isnan(self.repeated):
+            return 0.0
+        gap = abs(self.repeated - self.recorded)
+        return math.inf if math.isnan(gap) else gap
+
     def __str__(self) -> str:
         return (
-            f"{self.experiment} learning_rate={self.learning_rate:.3g} "
-            f"batch_size={self.batch_size} seed={self.seed}: recorded {self.recorded:.6f}, "
-            f"repeated {self.repeated:.6f}, deviation {self.repeated - self.recorded:+.1e}"
+            f"{self.run}: {self.metric} recorded {self.recorded:.6f}, repeated "
+            f"{self.repeated:.6f}, deviation {self.repeated - self.recorded:+.1e}"
         )
 
 
-def incomparable(table: Table, materials: Materials) -> str | None:
-    """Say why losses trained here cannot equal the table's, or return None if they can."""
-    recorded, here = table.meta["provenance"], materials.provenance()
+def incomparable(table: Table, trainer: Trainer) -> str | None:
+    """Say why outcomes made here cannot equal the table's, or return None if they can."""
+    recorded, here = table.meta["provenance"], trainer.provenance()
     for field, value in here.items():
         if recorded.get(field) != value:
             return f"{field} was {recorded.get(field)}, here it is {value}"
@@ -40,16 +46,16 @@ def incomparable(table: Table, materials: Materials) -> str | None:
 
 
 def verify(
-    table: Table, plan: Plan, materials: Materials, mesh: Mesh, *, rows: int, seed: int
+    table: Table, plan: Plan, trainer: Trainer, mesh: Mesh, *, rows: int, seed: int
 ) -> list[Deviation]:
-    """Train `rows` random rows again, one by one.
+    """Train random rows again, one after another.
 
     Args:
       table: the project's own.
       plan: what it was made by.
-      materials: corpus, vocabulary and rows of this machine.
+      trainer: the plan's.
       mesh: as for a sweep.
-      rows: how many; all of them at most.
+      rows: how many; all of the measured ones at most.
       seed: which.
 
     Raises:
@@ -60,18 +66,24 @@ def verify(
             f"{table.source}/{table.task}: the table was made by another config.ground_truth; "
             "verify with the config that stands in its JSON under `plan`"
         )
-    experiments = {e.name: e for e in plan.experiments}
-    chosen = np.random.default_rng(seed).permutation(table.rows.num_rows)[:rows]
+    group_of = {run.name: runs for runs in plan.groups() for run in runs}
+    measured = [row for row in table.rows.to_pylist() if row["status"] != "infeasible"]
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(measured))[:rows])
     deviations = []
-    for row in table.rows.take(np.sort(chosen)).to_pylist():
-        experiment = experiments[row["experiment"]]
-        run = Run(row["config.learning_rate"], row["seed"])
-        batch_size = row["config.batch_size"]
-        (outcome,) = train_runs(plan, experiment, batch_size, [run], materials, mesh)
-        repeated = float(np.mean(list(outcome.losses.values())))
+    for number in tqdm(chosen, f"verify {plan.task}", unit="row", dynamic_ncols=True):
+        row = measured[number]
+        group = group_of[row["run"]]
+        (run,) = (member for member in group if member.name == row["run"])
+        # As many copies as its group had runs: in a program of another size it would round
+        # differently, and training at too high a rate makes much of that.
+        outcome = trainer.train([run] * len(group), mesh)[0]
+        recorded = row[plan.metric]
         deviations.append(
             Deviation(
-                experiment.name, run.learning_rate, batch_size, run.seed, row["loss"], repeated
+                run.name,
+                plan.metric,
+                float("nan") if recorded is None else recorded,
+                outcome.metrics[plan.metric],
             )
         )
     return deviations

@@ -28,18 +28,19 @@ class OptimizerConfig:
             raise ValueError(f"decay={self.decay!r} must be one of {', '.join(DECAYS)}")
 
 
-def schedule_shape(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """The schedule of a run of `steps` steps, with peak 1.
+def schedule_shape(config: OptimizerConfig, steps) -> optax.Schedule:
+    """The schedule of a run of `steps` steps (a number, or a traced one), with peak 1.
 
     `wsd` (warm-up, stable, decay: arXiv 2404.06395) stays at the peak until its last
     `decay_fraction`, then falls linearly.
     """
-    warmup = max(1, round(config.warmup_fraction * steps))
+    steps = jnp.asarray(steps, jnp.float32)
+    warmup = jnp.maximum(1.0, jnp.round(config.warmup_fraction * steps))
 
     def shape(step):
         step = jnp.asarray(step, jnp.float32)
         rise = (step + 1) / warmup
-        left = jnp.clip((steps - step) / max(1, steps - warmup), 0.0, 1.0)
+        left = jnp.clip((steps - step) / jnp.maximum(1.0, steps - warmup), 0.0, 1.0)
         if config.decay == "constant":
             fall = jnp.ones_like(step)
         elif config.decay == "linear":
@@ -47,19 +48,21 @@ def schedule_shape(config: OptimizerConfig, steps: int) -> optax.Schedule:
         elif config.decay == "cosine":
             fall = 0.5 * (1 - jnp.cos(jnp.pi * left))
         else:
-            fall = jnp.clip((steps - step) / max(1.0, config.decay_fraction * steps), 0.0, 1.0)
+            fall = jnp.clip(
+                (steps - step) / jnp.maximum(1.0, config.decay_fraction * steps), 0.0, 1.0
+            )
         fall = config.final_fraction + (1 - config.final_fraction) * fall
         return jnp.minimum(rise, fall)
 
     return shape
 
 
-def make_optimizer(config: OptimizerConfig, steps: int, learning_rate=None):
+def make_optimizer(config: OptimizerConfig, steps, learning_rate=None):
     """Make the optax transformation for a run of `steps` steps.
 
     Args:
       config: the hyperparameters.
-      steps: the run's length, which the schedule needs.
+      steps: the run's length, which the schedule needs; a sweep may trace it.
       learning_rate: a peak that replaces the config's; a traced scalar lets a sweep vmap over it.
 
     Returns:

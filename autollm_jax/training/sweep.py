@@ -1,7 +1,8 @@
 """Sweeps: many training runs of one shape at once.
 
 1. Runs that share every shape (model, batch size, number of steps) form a group; what differs
-   between them (learning rate, seed) is an array with one entry per run, R of them.
+   between them (learning rate, seed, stream of batches) is an array with one entry per run, R of
+   them. Groups of one model and batch size share a program, whatever their number of steps.
 2. One step is `update` vmapped over the runs; `shard_map` splits the runs over the mesh's `data`
    axis, so that devices never speak to each other inside a step.
 3. A chunk of K steps is one `lax.scan`, and its batches are fetched while the last chunk computes.
@@ -13,7 +14,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -34,10 +35,17 @@ CHUNK_TOKENS = 16_384
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What differs between the runs of a group: peak learning rate; seed of init and data."""
+    """What differs between the runs of a group.
+
+    Attributes:
+      learning_rate: the peak.
+      seed: of the initial parameters.
+      stream: which of the group's pipelines it trains on.
+    """
 
     learning_rate: float
     seed: int
+    stream: Hashable = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,36 +83,39 @@ def make_init(model: TransformerConfig, optimizer: OptimizerConfig, mesh: Mesh):
         opt_state = make_optimizer(optimizer, steps=1).init(params)
         return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
 
-    return jax.jit(
-        jax.shard_map(jax.vmap(init_one), mesh=mesh, in_specs=RUNS, out_specs=RUNS, check_vma=False)
+    split = jax.shard_map(
+        jax.vmap(init_one), mesh=mesh, in_specs=RUNS, out_specs=RUNS, check_vma=False
     )
+    # It runs once, so that on a CPU optimising it costs more than it saves.
+    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(split, compiler_options=quick)
 
 
 @functools.lru_cache(maxsize=8)
-def make_advance(model: TransformerConfig, optimizer: OptimizerConfig, steps: int, mesh: Mesh):
-    """Compile the training of R runs by K steps.
+def make_advance(model: TransformerConfig, optimizer: OptimizerConfig, mesh: Mesh):
+    """Compile the training of R runs by K of their steps.
 
     Args:
       model: the one shape.
       optimizer: all but the learning rate.
-      steps: length of every run, for the schedule.
       mesh: its `data` axis splits the runs; R must be a multiple of it.
 
     Returns:
-      advance(state, rates_R, order_R, batch_KSBT) -> (state, losses_KR), state donated, where run
-        r trains on the batches of seed number order_R[r].
+      advance(state, rates_R, order_R, steps, batch_KSBT) -> (state, losses_KR), state donated,
+        where run r trains on the batches of stream number order_R[r], and `steps` is the length of
+        every run, for the schedule.
     """
 
-    def one_run(state, rate, number, batch_SBT):
-        # The rate is traced, so that it is not part of the program.
+    def one_run(state, rate, number, steps, batch_SBT):
+        # Rate and length are traced, so that they are no part of the program.
         transformation = make_optimizer(optimizer, steps, rate)
         batch_BT = jax.tree.map(lambda x: x[number], batch_SBT)
         return update(functools.partial(_loss, model), transformation, state, batch_BT)
 
-    def advance(state, rates_R, order_R, batch_KSBT):
+    def advance(state, rates_R, order_R, steps, batch_KSBT):
         def one_step(state, batch_SBT):
-            step = jax.vmap(one_run, in_axes=(0, 0, 0, None))
-            state, metrics = step(state, rates_R, order_R, batch_SBT)
+            step = jax.vmap(one_run, in_axes=(0, 0, 0, None, None))
+            state, metrics = step(state, rates_R, order_R, steps, batch_SBT)
             return state, metrics["loss"]
 
         return jax.lax.scan(one_step, state, batch_KSBT)
@@ -112,7 +123,7 @@ def make_advance(model: TransformerConfig, optimizer: OptimizerConfig, steps: in
     split = jax.shard_map(
         advance,
         mesh=mesh,
-        in_specs=(RUNS, RUNS, RUNS, WHOLE),
+        in_specs=(RUNS, RUNS, RUNS, WHOLE, WHOLE),
         out_specs=(RUNS, PartitionSpec(None, "data")),
         check_vma=False,
     )
@@ -140,7 +151,7 @@ def train_group(
     runs: Sequence[Run],
     *,
     steps: int,
-    pipelines: Mapping[int, Pipeline],
+    pipelines: Mapping[Hashable, Pipeline],
     validation: Mapping[str, Batch],
     mesh: Mesh,
     checkpoints: Checkpoints | None = None,
@@ -154,7 +165,7 @@ def train_group(
       optimizer: all but their learning rates.
       runs: R of them.
       steps: updates each run does.
-      pipelines: training batches by seed, all of one batch size.
+      pipelines: training batches by stream, all of one batch size.
       validation: one batch [B, T] a domain.
       mesh: the runs are split over its `data` axis.
       checkpoints: where to save on the way and to go on from; None saves nothing.
@@ -167,13 +178,15 @@ def train_group(
     # The last run fills up the devices: it is computed again and dropped.
     devices = mesh.shape["data"]
     padded = list(runs) + [runs[-1]] * (-len(runs) % devices)
-    seeds = sorted({run.seed for run in runs})
+    streams = list(dict.fromkeys(run.stream for run in runs))
     init = make_init(model, optimizer, mesh)
-    advance = make_advance(model, optimizer, steps, mesh)
+    advance = make_advance(model, optimizer, mesh)
     evaluate = make_evaluate(model, mesh)
     split = NamedSharding(mesh, PartitionSpec("data"))
     rates_R = jax.device_put(np.array([run.learning_rate for run in padded], np.float32), split)
-    order_R = jax.device_put(np.array([seeds.index(run.seed) for run in padded], np.int32), split)
+    order_R = jax.device_put(
+        np.array([streams.index(run.stream) for run in padded], np.int32), split
+    )
     seeds_R = jax.device_put(np.array([run.seed for run in padded], np.int32), split)
 
     # Restore, or start afresh.
@@ -189,17 +202,17 @@ def train_group(
     else:
         state = init(seeds_R)
 
-    first = pipelines[seeds[0]]
+    first = pipelines[streams[0]]
     length = max(1, min(steps, CHUNK_TOKENS // (first.batch_size * first.length)))
 
     def fetch(start):
-        parts = [pipelines[s].batches(start, min(length, steps - start)) for s in seeds]
+        parts = [pipelines[s].batches(start, min(length, steps - start)) for s in streams]
         return jax.tree.map(lambda *x: np.stack(x, axis=1), *parts)
 
     started = saved = time.monotonic()
     batch_KSBT = fetch(step) if step < steps else None
     while step < steps:
-        state, losses_KR = advance(state, rates_R, order_R, batch_KSBT)
+        state, losses_KR = advance(state, rates_R, order_R, np.int32(steps), batch_KSBT)
         step += losses_KR.shape[0]
         batch_KSBT = fetch(step) if step < steps else None
         jax.block_until_ready(losses_KR)

@@ -1,0 +1,135 @@
+"""The task data_mixture: shares of the domains, one experiment per model, budget and objective."""
+
+import numpy as np
+
+from autollm_jax.ground_truth.language_model import (
+    LOSS_UNIT,
+    LanguageModelRun,
+    LanguageModelSetup,
+    LanguageModelTrainer,
+)
+from autollm_jax.ground_truth.plan import Cell, Plan
+from autollm_jax.gym.spaces import Dimension, Space
+
+TASK = "data_mixture"
+DEFAULT_ORIGIN = "the domains' natural shares of the corpus, what no weighting would give"
+
+
+def mixtures(natural: dict[str, float], count: int, seed: int) -> list[dict[str, float]]:
+    """Draw mixtures in whole percents: the natural one, the uniform one, then random ones.
+
+    A random one is Dirichlet distributed around a point between the natural and the uniform
+    mixture, with a concentration between 1 and 30 (log-uniform): from nearly one domain to nearly
+    that point, as RegMix draws them (arXiv 2407.01492, section 3.1, with its own constants).
+
+    Args:
+      natural: share of each domain.
+      count: how many.
+      seed: the same seed draws the same ones; a longer list begins with the shorter one.
+    """
+    rng = np.random.default_rng(seed)
+    domains = list(natural)
+    uniform = np.full(len(domains), 1 / len(domains))
+    shares = np.array(list(natural.values()))
+    drawn = [shares, uniform]
+    while len(drawn) < count:
+        centre = uniform + rng.uniform() * (shares - uniform)
+        concentration = 30.0 ** rng.uniform() * len(domains)
+        drawn.append(rng.dirichlet(concentration * centre))
+    return [dict(zip(domains, _whole_percents(weights), strict=True)) for weights in drawn[:count]]
+
+
+def _whole_percents(weights: np.ndarray) -> list[float]:
+    """Round to percents that sum to 100, by largest remainder."""
+    percents = np.floor(100 * weights)
+    order = np.argsort(percents - 100 * weights, kind="stable")
+    percents[order[: 100 - int(percents.sum())]] += 1
+    return (percents / 100).tolist()
+
+
+def plan(
+    source: str,
+    setup: LanguageModelSetup,
+    levels: dict,
+    natural: dict[str, float],
+    head_dim: int,
+    batch_size: int,
+) -> Plan:
+    """Make the plan: the mixtures of a level are trained on each of its token budgets.
+
+    An experiment is a model, a token budget and an objective (the mean loss over all domains, or
+    one domain's); experiments that differ in the objective alone share their runs.
+
+    Args:
+      source: the table's.
+      setup: what all runs have in common.
+      levels: by level: widths, layers, tokens, mixtures (how many), own (so many of them are no
+        other level's), learning_rate, second_seed_every (of so many mixtures one is
+        trained with a second seed).
+      natural: each domain's share of the corpus.
+      head_dim: of the multi-head attention; the MLP is 8/3 as wide as the model.
+      batch_size: sequences.
+    """
+    domains = list(natural)
+    space = Space((Dimension("mixture", "simplex", tuple(domains)),))
+    objectives = {"mean": "loss", **{domain: f"loss.{domain}" for domain in domains}}
+    experiments, cells = {}, []
+    for number, (level, grid) in enumerate(levels.items()):
+        shared = mixtures(natural, grid["mixtures"] - grid["own"], seed=0)
+        own = mixtures(natural, grid["own"] + 2, seed=1 + number)[2:]
+        for width in grid["widths"]:
+            for tokens in grid["tokens"]:
+                stem = f"w{width}_l{grid['layers']}_d{tokens // 1024}k"
+                heads = max(1, width // head_dim)
+                runs = []
+                for index, mixture in enumerate(shared + own):
+                    for seed in (0, 1) if index % grid["second_seed_every"] == 0 else (0,):
+                        run = LanguageModelRun(
+                            width, grid["layers"], heads, heads, 8 * round(width / 3), tokens,
+                            batch_size, grid["learning_rate"], seed,
+                            tuple(mixture.items()),
+                        )  # fmt: skip
+                        runs.append((mixture, run))
+                for objective, metric in objectives.items():
+                    name = f"{stem}_{objective}"
+                    cells += [Cell(name, {"mixture": mixture}, run) for mixture, run in runs]
+                    parameters = setup.non_embedding_parameters(run)
+                    experiments[name] = {
+                        "context": {
+                            "model": "dense",
+                            "corpus": setup.corpus,
+                            "objective": objective,
+                            "non_embedding_parameters": parameters,
+                            "tokens": tokens,
+                            "width": width,
+                            "layers": grid["layers"],
+                        },
+                        "fidelity": {
+                            "level": level,
+                            "parameters": parameters,
+                            "tokens": tokens,
+                            "flops": setup.flops(run),
+                        },
+                        "space": space.to_json(),
+                        "objective": {"metric": metric, "goal": "minimize"},
+                        "default": {"mixture": shared[0]},
+                        "default_origin": DEFAULT_ORIGIN,
+                    }
+    return Plan(
+        source=source,
+        task=TASK,
+        setup=setup,
+        experiments=experiments,
+        cells=tuple(cells),
+        metric="loss",
+        tolerance=1e-4,
+        units={
+            "config.mixture": "share of the sequences drawn from each domain",
+            "loss": LOSS_UNIT,
+            **{
+                f"loss.{domain}": f"validation cross-entropy on {domain}, nats per token"
+                for domain in domains
+            },
+        },
+        make_trainer=LanguageModelTrainer.make,
+    )

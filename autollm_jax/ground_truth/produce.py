@@ -1,0 +1,147 @@
+"""Train the runs of a plan, and collect them in its table."""
+
+import dataclasses
+import math
+import shutil
+from pathlib import Path
+
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from autollm_jax.checkpointing.checkpoints import Checkpoints
+from autollm_jax.errors import UserError
+from autollm_jax.ground_truth.ledger import Ledger
+from autollm_jax.ground_truth.plan import Cell, Measurement, Plan, Run, Trainer
+from autollm_jax.ground_truth.provenance import code_commit, device_kind, package_versions
+from autollm_jax.gym.experiments import table_experiments
+from autollm_jax.gym.tables import FORMAT, read_table, write_table
+
+
+def produce(
+    plan: Plan,
+    trainer: Trainer,
+    ledger: Ledger,
+    mesh: Mesh,
+    *,
+    checkpoint_seconds: float,
+    share: tuple[int, int] = (0, 1),
+) -> None:
+    """Train every run of the plan that the ledger does not have yet, group by group.
+
+    Args:
+      plan: what to train.
+      trainer: the plan's.
+      ledger: what has been trained; every run's outcome is a file of its own.
+      mesh: the runs of a group are split over its `data` axis.
+      checkpoint_seconds: how often a group under way is saved.
+      share: (i, n) trains every n-th group from the i-th on, so that n processes without any
+        coordination make one table; their ledgers may be one folder, or be copied together.
+    """
+    index, count = share
+    groups = plan.groups()[index::count]
+    total = sum(trainer.steps(runs[0]) for runs in groups)
+    with tqdm(total=total, desc=f"{plan.task} runs", unit="step", dynamic_ncols=True) as bar:
+        for runs in groups:
+            bar.set_postfix_str(runs[0].group, refresh=False)
+            if all(ledger.read(run.name) is not None for run in runs):
+                bar.update(trainer.steps(runs[0]))
+                continue
+            folder = ledger.folder / "checkpoints" / runs[0].name
+            checkpoints = Checkpoints(folder, keep=1)
+            measured = trainer.train(
+                runs,
+                mesh,
+                checkpoints=checkpoints,
+                checkpoint_seconds=checkpoint_seconds,
+                on_steps=bar.update,
+            )
+            for run, measurement in zip(runs, measured, strict=True):
+                ledger.record(run.name, _entry(measurement))
+            checkpoints.close()
+            shutil.rmtree(folder)
+
+
+def _entry(measurement: Measurement) -> dict:
+    return {
+        **dataclasses.asdict(measurement),
+        "commit": code_commit(),
+        "versions": package_versions(),
+        "device": device_kind(),
+    }
+
+
+def missing_runs(plan: Plan, ledger: Ledger) -> list[Run]:
+    """Return the runs that the ledger does not have."""
+    return [run for runs in plan.groups() for run in runs if ledger.read(run.name) is None]
+
+
+def table_rows(plan: Plan, ledger: Ledger) -> list[dict]:
+    """Collect the plan's rows from the ledger, in the plan's order.
+
+    Raises:
+      UserError: a run is missing.
+    """
+    return [_row(cell, ledger) for cell in plan.cells]
+
+
+def _row(cell: Cell, ledger: Ledger) -> dict:
+    entry = ledger.read(cell.run.name)
+    if entry is None:
+        raise UserError(
+            f"{ledger.path(cell.run.name)}: this run has not been trained; run "
+            "--stage=ground_truth again"
+        )
+    config = {}
+    for name, value in cell.config.items():
+        if isinstance(value, dict):
+            config |= {f"config.{name}.{component}": weight for component, weight in value.items()}
+        else:
+            config[f"config.{name}"] = value
+    nothing = dict.fromkeys(entry["metrics"])
+    return {
+        "experiment": cell.experiment,
+        **config,
+        **(nothing if cell.infeasible else entry["metrics"]),
+        **cell.extra,
+        "flops": entry["flops"],
+        "seconds": entry["seconds"],
+        "seed": cell.run.seed,
+        "status": "infeasible" if cell.infeasible else entry["status"],
+        "run": cell.run.name,
+        "commit": entry["commit"],
+        "versions": entry["versions"],
+        "device": entry["device"],
+    }
+
+
+def table_meta(plan: Plan, trainer: Trainer, command: str) -> dict:
+    """Describe the table in JSON: what the experiments are, and what made them."""
+    return {
+        "format": FORMAT,
+        "source": plan.source,
+        "task": plan.task,
+        "licence": "the same as this project's",
+        "upstream": {"address": "this project's own runs", "commit": code_commit(), "files": {}},
+        "command": command,
+        "plan": dataclasses.asdict(plan.setup),
+        "plan_digest": plan.digest(),
+        "provenance": trainer.provenance(),
+        "units": {
+            **plan.units,
+            "flops": "training FLOPs of the run",
+            "seconds": "wall-clock seconds of the run's group divided by its runs",
+            "run": "the run behind the row; rows of several experiments may share one",
+        },
+        "experiments": dict(plan.experiments),
+    }
+
+
+def write_own_table(root, meta: dict, rows: list[dict]) -> Path:
+    """Write a table, with each experiment's noise floor in its description."""
+    table = read_table(write_table(root, meta, rows))
+    experiments = dict(meta["experiments"])
+    for experiment in table_experiments(table):
+        # The standard deviation over repeated seeds, pooled over the configurations.
+        floor = experiment.noise if math.isfinite(experiment.noise) else None
+        experiments[experiment.name] = experiments[experiment.name] | {"noise_floor": floor}
+    return write_table(root, meta | {"experiments": experiments}, table.rows)

@@ -1,0 +1,58 @@
+"""The task data_mixture: shares of six domains, by model size, budget and objective.
+
+    python launch/main.py --config=configs/data_mixture.py --stage=ground_truth
+
+trains what the table lacks. Without `--stage` it is the main job on this task alone.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Return the main job's config, on this task alone."""
+    c = runpy.run_path(str(Path(__file__).with_name("gym.py")))["get_config"](variant)
+    c.gym.tasks = ("data_mixture",)
+    return c
+
+
+def ground_truth() -> ConfigDict:
+    """The grids of the own table."""
+    g = ConfigDict()
+    # Shares of bytes in the standard library of CPython 3.11, as autollm_jax/data reads it.
+    g.natural = ConfigDict()
+    g.natural.bytecode = 0.08
+    g.natural.character_names = 0.09
+    g.natural.docstrings = 0.08
+    g.natural.language_reference = 0.04
+    g.natural.library_code = 0.36
+    g.natural.test_code = 0.35
+    g.head_dim = 8
+    g.batch_size = 8  # sequences
+    g.low = level(widths=(16,), tokens=(32_768, 65_536), learning_rate=2.0**-5)
+    g.mid = level(widths=(24,), tokens=(65_536, 98_304), learning_rate=2.0**-5)
+    g.high = level(widths=(32,), tokens=(98_304, 131_072), learning_rate=2.0**-5.5)
+    return g
+
+
+def level(widths, tokens, learning_rate) -> ConfigDict:
+    """50 mixtures, half of them shared with the other levels."""
+    c = ConfigDict()
+    c.widths = widths
+    c.layers = 2
+    c.tokens = tokens
+    c.mixtures = 50
+    c.own = 25  # mixtures that no other level has
+    c.learning_rate = learning_rate
+    c.second_seed_every = 5  # of so many mixtures one is trained with a second seed
+    return c
+
+
+def shrink(g: ConfigDict) -> None:
+    """Make it small, for the smoke test."""
+    for name, width in (("low", 16), ("mid", 24)):
+        g[name].update({"widths": (width,), "tokens": (2048,), "layers": 1})
+        g[name].update({"mixtures": 6, "own": 3})
+    del g.high

@@ -1,0 +1,48 @@
+"""The task pretraining: learning rate x batch size, by model size and token count.
+
+    python launch/main.py --config=configs/pretraining.py --stage=ground_truth
+
+trains what the table lacks. Without `--stage` it is the main job on this task alone.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Return the main job's config, on this task alone."""
+    c = runpy.run_path(str(Path(__file__).with_name("gym.py")))["get_config"](variant)
+    c.gym.tasks = ("pretraining",)
+    return c
+
+
+def ground_truth() -> ConfigDict:
+    """The grids of the own table."""
+    g = ConfigDict()
+    g.head_dim = 8
+    g.low = level(widths=(16, 24), tokens=(32_768, 65_536), first=-9)
+    g.mid = level(widths=(32,), tokens=(65_536, 131_072), first=-9.5)
+    g.high = level(widths=(40,), tokens=(98_304, 163_840), first=-10)
+    return g
+
+
+def level(widths, tokens, first) -> ConfigDict:
+    """15 learning rates, half an octave apart from 2^first on, x 7 batch sizes."""
+    c = ConfigDict()
+    c.widths = widths
+    c.layers = 2
+    c.tokens = tokens
+    c.learning_rates = tuple(2.0 ** (first + k / 2) for k in range(15))
+    c.batch_sizes = (1, 2, 4, 8, 16, 32, 64)  # sequences
+    c.second_seed_every = 5  # of so many cells one is trained with a second seed
+    return c
+
+
+def shrink(g: ConfigDict) -> None:
+    """Make it small, for the smoke test."""
+    for name, width in (("low", 16), ("mid", 24)):
+        g[name].update({"widths": (width,), "tokens": (2048,), "layers": 1, "batch_sizes": (4,)})
+        g[name].learning_rates = (2.0**-7, 2.0**-6, 2.0**-5, 2.0**-4)
+    del g.high
