@@ -5,7 +5,6 @@ experiment per (N, D) of the dense file and per (moe_name, D) of the other. Eith
 any part of its rows, is read as well.
 """
 
-import csv
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 from autollm_jax.errors import UserError
 from autollm_jax.gym.spaces import Dimension, Space
 from autollm_jax.gym.tables import FORMAT
+from autollm_jax.sources.csv_file import number, read_csv
 from autollm_jax.sources.download import sha256_of
 from autollm_jax.sources.source import Source, Tables
 
@@ -162,30 +162,20 @@ def _find_files(path: Path) -> list[Path]:
 
 
 def _read_file(path: Path) -> list[dict]:
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            header = reader.fieldnames or []
-            is_moe = any(mark in header for mark in MOE_MARKS)
-            needed = [*NUMBERS, METRIC_COLUMN, *(("moe_name", "Na") if is_moe else ())]
-            missing = [column for column in needed if column not in header]
-            if missing:
-                raise UserError(
-                    f"{path}: column `{missing[0]}` is missing; a Step Law file has the columns "
-                    f"{', '.join(needed)}"
-                )
-            return [_parse(row, is_moe, f"{path}: line {reader.line_num}") for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a readable CSV file: {error}") from error
+    header, rows = read_csv(path, (*NUMBERS, METRIC_COLUMN), "Step Law")
+    is_moe = any(mark in header for mark in MOE_MARKS)
+    for column in ("moe_name", "Na") if is_moe else ():
+        if column not in header:
+            raise UserError(
+                f"{path}: column `{column}` is missing; a Step Law mixture-of-experts file has it"
+            )
+    return [_parse(row, is_moe, where) for where, row in rows]
 
 
 def _parse(row: dict, is_moe: bool, where: str) -> dict:
-    if None in row or None in row.values():
-        problem = "more" if None in row else "fewer"
-        raise UserError(f"{where}: has {problem} fields than the header (a truncated file?)")
     parsed = {}
     for column in (*NUMBERS, *(("Na",) if is_moe else ())):
-        value = _number(row[column], column, where)
+        value = number(row[column], column, where)
         if not (value > 0 and math.isfinite(value)):
             raise UserError(f"{where}: `{column}` is {row[column]}; accepted is a positive number")
         parsed[column] = value
@@ -201,16 +191,9 @@ def _parse(row: dict, is_moe: bool, where: str) -> dict:
         "D": int(parsed["D"]),
         "learning_rate": snap_learning_rate(parsed["lr"]),
         "batch_size": max(int(round(parsed["bs"])), 1),
-        "loss": _number(text, METRIC_COLUMN, where) if text else math.nan,
+        "loss": number(text, METRIC_COLUMN, where) if text else math.nan,
         "upstream": row,
     }
-
-
-def _number(text: str, column: str, where: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise UserError(f"{where}: `{column}` is {text!r}; accepted is a number") from None
 
 
 def _name(group: tuple, exact: bool = False) -> str:
@@ -292,11 +275,11 @@ def _constant(runs: Sequence[dict], columns: Mapping[str, str]) -> dict:
         values = {run["upstream"].get(column) for run in runs}
         text = values.pop() if len(values) == 1 else None
         try:
-            number = float(text or "nan")
+            value = float(text or "nan")
         except ValueError:
             continue
-        if math.isfinite(number):
-            context[name] = int(number) if number == int(number) else number
+        if math.isfinite(value):
+            context[name] = int(value) if value == int(value) else value
     return context
 
 

@@ -1,0 +1,99 @@
+"""Reading upstream CSV files: one clear line for whatever is not as published."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from autollm_jax.errors import UserError
+
+# The largest upstream CSV file has under one megabyte.
+MOST_BYTES = 64 << 20
+OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+
+
+def read_csv(path: Path, columns: Sequence[str], kind: str) -> tuple[list[str], list[tuple]]:
+    """Read a CSV file with a header: UTF-8, with or without a mark, any line ends.
+
+    Args:
+      path: the file.
+      columns: the columns it must have.
+      kind: what the messages call such a file.
+
+    Returns:
+      The header, and per row what messages call it ("FILE: line 3") and its fields by column.
+
+    Raises:
+      UserError: it is no such file, or was truncated within a line.
+    """
+    text = _text(path)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    rows = []
+    try:
+        header = [name.strip() for name in reader.fieldnames or []]
+        _check_header(path, header, columns, kind)
+        reader.fieldnames = header
+        for row in reader:
+            where = f"{path}: line {reader.line_num}"
+            if None in row or None in row.values():
+                problem = "more" if None in row else "fewer"
+                raise UserError(f"{where}: has {problem} fields than the header (truncated?)")
+            rows.append((where, row))
+    except csv.Error as error:
+        raise UserError(f"{path}: not a readable CSV file: {error}") from error
+    if not text.endswith(("\n", "\r")):
+        raise UserError(
+            f"{path}: its last line has no line end, so it may be truncated; accepted is a whole "
+            "last line"
+        )
+    return header, rows
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise UserError(f"{path}: has over {MOST_BYTES >> 20} MiB; accepted is a CSV file")
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: not a readable CSV file: {error}") from error
+    try:
+        # UTF-16 without a mark decodes as UTF-8, with zeros in between.
+        if b"\0" not in data:
+            return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        pass
+    raise UserError(f"{path}: not a readable CSV file: not UTF-8 text; accepted is UTF-8")
+
+
+def _check_header(path: Path, header: list[str], columns: Sequence[str], kind: str) -> None:
+    missing = [column for column in columns if column not in header]
+    if not missing and len(set(header)) == len(header):
+        return
+    for delimiter, name in OTHER_DELIMITERS.items():
+        if len(header) == 1 and delimiter in header[0]:
+            raise UserError(f"{path}: its fields are separated by {name}; accepted are commas")
+    if missing:
+        raise UserError(
+            f"{path}: column `{missing[0]}` is missing; a {kind} file has the columns "
+            f"{', '.join(columns)}"
+        )
+    twice = next(name for name in header if header.count(name) > 1)
+    raise UserError(f"{path}: column `{twice}` comes twice; accepted is once")
+
+
+def number(text: str, column: str, where: str) -> float:
+    """Return the number that a field holds, nan and infinities included."""
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"{where}: `{column}` is {text!r}; accepted is a number") from None
+
+
+def finite_number(text: str, column: str, where: str, least: float = -math.inf) -> float:
+    """Return the finite number, `least` or more, that a field holds."""
+    value = number(text, column, where)
+    if not math.isfinite(value) or value < least:
+        accepted = "finite number" if least == -math.inf else f"finite number, {least:g} or more"
+        raise UserError(f"{where}: `{column}` is {text}; accepted is a {accepted}")
+    return value
