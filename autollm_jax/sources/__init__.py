@@ -1,8 +1,8 @@
 """One module per public table, each a reader of the upstream file as published."""
 
-from autollm_jax.sources import admire, regmix, steplaw
+from autollm_jax.sources import admire, hwgpt, regmix, steplaw
 from autollm_jax.sources.source import Source
 
 SOURCES: dict[str, Source] = {
-    module.SOURCE.name: module.SOURCE for module in (steplaw, regmix, admire)
+    module.SOURCE.name: module.SOURCE for module in (steplaw, hwgpt, regmix, admire)
 }
