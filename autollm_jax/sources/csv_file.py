@@ -75,7 +75,7 @@ def _check_header(path: Path, header: list[str], columns: Sequence[str], kind: s
             raise UserError(f"{path}: its fields are separated by {name}; accepted are commas")
     if missing:
         raise UserError(
-            f"{path}: column `{missing[0]}` is missing; a {kind} file has the columns "
+            f"{path}: column `{missing[0]}` is missing; {kind} files have the columns "
             f"{', '.join(columns)}"
         )
     twice = next(name for name in header if header.count(name) > 1)
