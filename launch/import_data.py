@@ -1,15 +1,18 @@
-"""Import a public table as outcome tables.
+"""Import public tables as outcome tables.
 
     python launch/import_data.py --source=steplaw --out=ROOT
     python launch/import_data.py --source=steplaw --path=FILE_OR_DIR --out=ROOT
+    python launch/import_data.py --source=all [--path=DIR] --out=ROOT
 
 Without --path the upstream files are downloaded at a pinned commit and their SHA-256 is checked.
 With --path they are read from a file or a folder, as published; other rows, or fewer, are fine.
+`all` imports every source, with --path from DIR/SOURCE; where one fails it goes on to the next.
 Writes ROOT/SOURCE/TASK.parquet and ROOT/SOURCE/TASK.json.
 """
 
 import collections
 import pathlib
+import sys
 import tempfile
 
 from absl import flags
@@ -18,11 +21,14 @@ from autollm_jax import command_line
 from autollm_jax.errors import UserError
 from autollm_jax.gym import tables
 from autollm_jax.sources import SOURCES
-from autollm_jax.sources.download import download
+from autollm_jax.sources.download import DownloadError, download
 from autollm_jax.sources.source import Source, Tables
 
+# Where the messages propose to place files that could not be downloaded.
+BY_HAND = "downloads"
+
 FLAGS = flags.FLAGS
-flags.DEFINE_string("source", None, f"Table to import: {', '.join(SOURCES)}.")
+flags.DEFINE_string("source", None, f"Table to import: {', '.join(SOURCES)}, or all.")
 flags.DEFINE_string("path", None, "File or folder as published; downloaded where not given.")
 flags.DEFINE_string("out", None, "Folder of outcome tables to write into.")
 
@@ -45,6 +51,34 @@ def import_source(source: Source, path: str | None, out: str) -> None:
     _summarise(source, imported)
 
 
+def import_all(path: str | None, out: str) -> None:
+    """Import every source, from `path`/SOURCE where given; what fails is said and passed over.
+
+    Raises:
+      UserError: a source was not imported.
+    """
+    failed = []
+    for source in SOURCES.values():
+        try:
+            import_source(source, None if path is None else f"{path}/{source.name}", out)
+        except DownloadError as error:
+            failed.append(source.name)
+            folder = f"{BY_HAND}/{source.name}"
+            command = f"python launch/import_data.py --source={source.name} --path={folder}"
+            for file in source.files:
+                print(
+                    f"error: {source.name}: cannot be downloaded ({error.reason}); place "
+                    f"{source.file_address(file)} as {folder}/{pathlib.Path(file).name}, then: "
+                    f"{command} --out={out}",
+                    file=sys.stderr,
+                )
+        except UserError as error:
+            failed.append(source.name)
+            print(f"error: {source.name}: {error}", file=sys.stderr)
+    if failed:
+        raise UserError(f"--source=all: not imported: {', '.join(failed)}; the reasons are above")
+
+
 def _summarise(source: Source, imported: Tables) -> None:
     pinned = set(source.files.values())
     for meta, rows in imported:
@@ -55,11 +89,12 @@ def _summarise(source: Source, imported: Tables) -> None:
         shown = ", ".join(f"{levels[level]} {level}" for level in tables.LEVELS if levels[level])
         status = collections.Counter(row["status"] for row in rows)
         print(
-            f"{meta['task']}: {len(meta['experiments'])} experiments ({shown}), {len(rows)} rows: "
+            f"{meta['source']}/{meta['task']}: {len(meta['experiments'])} experiments ({shown}), "
+            f"{len(rows)} rows: "
             + ", ".join(f"{status[name]} {name}" for name in tables.STATUSES if status[name])
         )
         if meta.get("left_out"):
-            print(f"left out, no run being ok: {', '.join(meta['left_out'])}")
+            print(f"left out, without an outcome: {', '.join(meta['left_out'])}")
 
 
 def main(argv: list[str]) -> None:
@@ -68,11 +103,14 @@ def main(argv: list[str]) -> None:
     if FLAGS.source is None and FLAGS.path is None and FLAGS.out is None:
         print(__doc__ + f"\nSources: {', '.join(SOURCES)}.")
         raise UserError("--source and --out are missing")
-    if FLAGS.source not in SOURCES:
-        raise UserError(f"--source is {FLAGS.source!r}; accepted are {', '.join(SOURCES)}")
+    if FLAGS.source != "all" and FLAGS.source not in SOURCES:
+        raise UserError(f"--source is {FLAGS.source!r}; accepted are {', '.join(SOURCES)}, all")
     if not FLAGS.out:
         raise UserError("--out is missing; accepted is the folder of outcome tables to write into")
-    import_source(SOURCES[FLAGS.source], FLAGS.path, FLAGS.out)
+    if FLAGS.source == "all":
+        import_all(FLAGS.path, FLAGS.out)
+    else:
+        import_source(SOURCES[FLAGS.source], FLAGS.path, FLAGS.out)
 
 
 if __name__ == "__main__":

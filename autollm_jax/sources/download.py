@@ -11,8 +11,16 @@ import tqdm
 from autollm_jax.errors import UserError
 from autollm_jax.sources.source import Source
 
-TIMEOUT_SECONDS = 60
+TIMEOUT_SECONDS = 20
 CHUNK_BYTES = 1 << 16
+
+
+class DownloadError(UserError):
+    """The connection failed; `reason` says how, and all files of the source are to be fetched."""
+
+    def __init__(self, line: str, reason: str):
+        super().__init__(line)
+        self.reason = reason
 
 
 def sha256_of(path: Path) -> str:
@@ -25,8 +33,8 @@ def download(source: Source, folder: Path) -> None:
     """Fetch all of a source's files into `folder`, showing progress.
 
     Raises:
-      UserError: no connection (the line names the files to fetch by hand), or a file's SHA-256 is
-        not the pinned one.
+      DownloadError: no connection (the line names the files to fetch by hand).
+      UserError: a file's SHA-256 is not the pinned one.
     """
     for file, expected in source.files.items():
         address, path = source.file_address(file), folder / Path(file).name
@@ -35,9 +43,11 @@ def download(source: Source, folder: Path) -> None:
         # Of what http.client and urllib raise, only these are failures of the connection.
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             wanted = " and ".join(source.file_address(name) for name in source.files)
-            raise UserError(
-                f"{address}: cannot be downloaded ({' '.join(str(error).split())}); fetch {wanted} "
-                "by hand into a folder and give it as --path=FOLDER"
+            reason = " ".join(str(error).split())
+            raise DownloadError(
+                f"{address}: cannot be downloaded ({reason}); fetch {wanted} "
+                "by hand into a folder and give it as --path=FOLDER",
+                reason,
             ) from error
         found = sha256_of(path)
         if found != expected:

@@ -2,11 +2,13 @@ import os
 import pathlib
 import subprocess
 import sys
+import zipfile
 
 import pytest
 
 import autollm_jax
 from autollm_jax.gym.experiments import load_experiments
+from autollm_jax.sources import SOURCES
 
 ROOT = pathlib.Path(autollm_jax.__file__).parents[1]
 CSV = """h,ffnh,numh,numl,lr,bs,ti,loss,smooth loss,exp_name,D,N,D/N
@@ -68,6 +70,52 @@ def test_a_bad_file_leaves_the_old_table(tmp_path):
     path.write_text(CSV[:-30])
     assert import_data(*arguments).returncode == 1
     assert {p: p.read_bytes() for p in (tmp_path / "steplaw").iterdir()} == before
+
+
+def test_all_reads_each_source_from_its_folder_and_passes_over_what_fails(tmp_path):
+    (tmp_path / "steplaw").mkdir()
+    (tmp_path / "steplaw" / "dense_lr_bs_loss.csv").write_text(CSV)
+    (tmp_path / "regmix").mkdir()
+    (tmp_path / "regmix" / "test_mixture_60m.csv").write_text("index,loss\n")
+    done = import_data("--source=all", f"--path={tmp_path}", f"--out={tmp_path / 'roots'}")
+    assert done.returncode == 1
+    assert "steplaw/pretraining: 2 experiments (1 low, 1 mid), 4 rows" in done.stdout
+    assert all(f"licence: {source.licence}" in done.stdout for source in SOURCES.values())
+    lines = done.stderr.splitlines()
+    assert [line.split(": ")[1] for line in lines] == ["hwgpt", "regmix", "admire", "--source=all"]
+    assert "test_pile_loss_60M.csv is not beside it" in lines[1]
+    assert lines[3].endswith("not imported: hwgpt, regmix, admire; the reasons are above")
+    assert [p.name for p in (tmp_path / "roots").iterdir()] == ["steplaw"]
+
+
+def test_all_without_a_connection_names_every_file_to_place_by_hand(tmp_path):
+    out = tmp_path / "roots"
+    done = import_data("--source=all", f"--out={out}")
+    assert done.returncode == 1 and not out.exists()
+    *lines, last = done.stderr.splitlines()
+    wanted = [(source, file) for source in SOURCES.values() for file in source.files]
+    assert len(lines) == len(wanted) == 14 and "not imported: " in last
+    for line, (source, file) in zip(lines, wanted, strict=True):
+        place = f"downloads/{source.name}/{file.rpartition('/')[2]}"
+        assert f"place {source.file_address(file)} as {place}, then: " in line
+        command = f"--source={source.name} --path=downloads/{source.name} --out={out}"
+        assert line.endswith(f"python launch/import_data.py {command}")
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_hostile_or_damaged_file_executes_and_writes_nothing(tmp_path, source):
+    trace = tmp_path / "executed"
+    hostile = f"cposix\nsystem\n(S'touch {trace}'\ntR.".encode()
+    for file in SOURCES[source].files:
+        path = tmp_path / "files" / pathlib.Path(file).name
+        path.parent.mkdir(exist_ok=True)
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("perplexity/data.pkl", hostile)
+    out = tmp_path / "roots"
+    done = import_data(f"--source={source}", f"--path={tmp_path / 'files'}", f"--out={out}")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: {tmp_path / 'files'}")
+    assert not trace.exists() and not out.exists()
 
 
 def test_without_arguments_it_says_how_it_is_used():
