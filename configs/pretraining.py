@@ -22,9 +22,9 @@ def ground_truth() -> ConfigDict:
     """The grids of the own table."""
     g = ConfigDict()
     g.head_dim = 8
-    g.low = level(widths=(16, 24), tokens=(32_768, 65_536), first=-9)
-    g.mid = level(widths=(32,), tokens=(65_536, 131_072), first=-9.5)
-    g.high = level(widths=(40,), tokens=(98_304, 163_840), first=-10)
+    g.low = level(widths=(16, 24), tokens=(65_536, 131_072), first=-9)
+    g.mid = level(widths=(32,), tokens=(131_072, 196_608), first=-9.5)
+    g.high = level(widths=(40,), tokens=(163_840, 229_376), first=-10)
     return g
 
 

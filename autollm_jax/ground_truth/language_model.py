@@ -98,11 +98,17 @@ class LanguageModelRun:
     mixture: tuple[tuple[str, float], ...] | None = None
 
     @property
+    def model(self) -> str:
+        """Name the model by its shape."""
+        return f"w{self.width}_l{self.layers}_h{self.heads}_k{self.kv_heads}_f{self.mlp_width}"
+
+    @property
+    def program(self) -> str:
+        return f"{self.model}_b{self.batch_size}"
+
+    @property
     def group(self) -> str:
-        return (
-            f"w{self.width}_l{self.layers}_h{self.heads}_k{self.kv_heads}_f{self.mlp_width}"
-            f"_d{self.tokens // 1024}k_b{self.batch_size}"
-        )
+        return f"{self.model}_d{self.tokens // 1024}k_b{self.batch_size}"
 
     @property
     def name(self) -> str:

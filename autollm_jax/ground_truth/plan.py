@@ -7,6 +7,7 @@ share every shape, so that they are trained together.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -30,6 +31,10 @@ class Run(Protocol):
     @property
     def group(self) -> str:
         """Return the name that the runs of its shapes and length share."""
+
+    @property
+    def program(self) -> str:
+        """Return the name that runs share whose groups, if equally large, share a program."""
 
     @property
     def seed(self) -> int:
@@ -137,18 +142,27 @@ class Plan:
         return _digest(dataclasses.asdict(self.setup))
 
     def groups(self) -> list[tuple[Run, ...]]:
-        """Return the distinct runs, those that are trained together side by side."""
-        shapes: dict[str, dict[str, Run]] = {}
+        """Return the distinct runs, those that are trained together side by side.
+
+        Groups of one program follow each other, so that it is compiled once.
+        """
+        programs: dict[str, dict[str, dict[str, Run]]] = {}
         for cell in self.cells:
+            shapes = programs.setdefault(cell.run.program, {})
             shapes.setdefault(cell.run.group, {})[cell.run.name] = cell.run
         groups = []
-        for members in map(tuple, map(dict.values, shapes.values())):
-            pieces = -(-len(members) // RUNS_TOGETHER)
-            groups += [
-                members[i * len(members) // pieces : (i + 1) * len(members) // pieces]
-                for i in range(pieces)
-            ]
+        for members in [members for shapes in programs.values() for members in shapes.values()]:
+            runs, pieces = tuple(members.values()), -(-len(members) // RUNS_TOGETHER)
+            ends = [number * len(runs) // pieces for number in range(pieces + 1)]
+            groups += [runs[a:b] for a, b in itertools.pairwise(ends)]
         return groups
+
+    def share(self, index: int, count: int) -> list[tuple[Run, ...]]:
+        """Return the groups of every `count`-th program from the `index`-th on."""
+        groups = self.groups()
+        programs = list(dict.fromkeys(runs[0].program for runs in groups))
+        mine = set(programs[index::count])
+        return [runs for runs in groups if runs[0].program in mine]
 
 
 def _digest(content) -> str:

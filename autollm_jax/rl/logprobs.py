@@ -23,8 +23,8 @@ def token_logprobs(
       tokens_BT: token ids.
       segments_BT: tokens see only their own segment; 0 is padding.
       positions_BT: position of each token in its own sequence.
-      temperature: logits are divided by it, as the sampler divides them; 0, where the sampler is
-        greedy, leaves them as they are.
+      temperature: logits are divided by it, as the sampler divides them (a sweep may trace it); 0,
+        where the sampler is greedy, leaves them as they are.
 
     Returns:
       logprobs_BT and entropy_BT (nats), f32, aligned with the tokens: entry t is that of token t.
@@ -33,7 +33,7 @@ def token_logprobs(
     logits_BTV = transformer.apply(
         model, params, tokens_BT[:, :-1], positions_BT[:, :-1], segments_BT[:, :-1]
     )
-    logits_BTV = logits_BTV / (temperature if temperature > 0 else 1.0)
+    logits_BTV = logits_BTV / jnp.where(temperature > 0, temperature, 1.0)
     log_total_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
     chosen_BT = jnp.take_along_axis(logits_BTV, tokens_BT[:, 1:, None], axis=-1)[..., 0]
     probs_BTV = jnp.exp(logits_BTV - log_total_BT[..., None])

@@ -139,7 +139,7 @@ def train_grpo(
     shardings = state_shardings(init, axes, optimizer, mesh)
     reference_params = jax.device_put(reference_params, shardings.params)
     step_fn = make_train_step(
-        functools.partial(_loss, model, hp), optimizer, shardings, mesh, config.microbatches
+        functools.partial(policy_loss, model, hp), optimizer, shardings, mesh, config.microbatches
     )
     reference_fn = _make_reference(model, hp, mesh)
 
@@ -266,7 +266,8 @@ def _start(params, optimizer, shardings: TrainState, mesh: Mesh) -> TrainState:
     return TrainState(jax.device_put(jnp.zeros((), jnp.int32), shardings.step), copy, opt_state)
 
 
-def _loss(model, hp, params, batch: UpdateBatch):
+def policy_loss(model: TransformerConfig, hp: GRPOHyperparameters, params, batch: UpdateBatch):
+    """Compute GRPO's loss of a minibatch: summed over its sampled tokens, their count, metrics."""
     logprobs_BT, entropy_BT = token_logprobs(
         model, params, batch.tokens_BT, batch.segments_BT, batch.positions_BT, hp.temperature
     )

@@ -89,23 +89,9 @@ def init_state(
       mesh: where given, rows are split over its `data` and `fsdp` axes, whose product must divide
         them. Call `append` and `generate` under `jax.set_mesh(mesh)` then.
     """
-    B, S = len(seeds_B), config.context
-    cache_length = min(config.cache_block, S)
 
     def make():
-        zeros_B = jnp.zeros((B,), jnp.int32)
-        return SamplerState(
-            tokens_BS=jnp.zeros((B, S), jnp.int32),
-            turns_BS=jnp.full((B, S), -1, jnp.int32),
-            logprobs_BS=jnp.zeros((B, S), jnp.float32),
-            length_B=zeros_B,
-            turn_B=zeros_B,
-            stopped_B=zeros_B > 0,
-            truncated_B=zeros_B > 0,
-            seeds_B=jnp.asarray(np.asarray(seeds_B, np.uint32)),
-            logits_BV=jnp.zeros((B, model.vocab_size), jnp.float32),
-            cache=transformer.init_cache(model, B, cache_length),
-        )
+        return empty(model, config, jnp.asarray(np.asarray(seeds_B, np.uint32)))
 
     if mesh is None:
         return jax.jit(make)()
@@ -114,6 +100,68 @@ def init_state(
         jax.eval_shape(make),
     )
     return jax.jit(make, out_shardings=shardings)()
+
+
+def empty(model: TransformerConfig, config: SamplerConfig, seeds_B: jax.Array) -> SamplerState:
+    """Make empty conversations inside a traced function; `init_state` is for everyone else."""
+    B, S = len(seeds_B), config.context
+    zeros_B = jnp.zeros((B,), jnp.int32)
+    return SamplerState(
+        tokens_BS=jnp.zeros((B, S), jnp.int32),
+        turns_BS=jnp.full((B, S), -1, jnp.int32),
+        logprobs_BS=jnp.zeros((B, S), jnp.float32),
+        length_B=zeros_B,
+        turn_B=zeros_B,
+        stopped_B=zeros_B > 0,
+        truncated_B=zeros_B > 0,
+        seeds_B=seeds_B,
+        logits_BV=jnp.zeros((B, model.vocab_size), jnp.float32),
+        cache=transformer.init_cache(model, B, min(config.cache_block, S)),
+    )
+
+
+def single_turn(
+    model: TransformerConfig,
+    params,
+    config: SamplerConfig,
+    seeds_B: jax.Array,
+    key: jax.Array,
+    prompt_BC: jax.Array,
+    prompt_length_B: jax.Array,
+    *,
+    stop_id: int,
+    max_new_tokens: int,
+    temperature,
+    greedy: bool,
+) -> SamplerState:
+    """Answer prompts in one turn each, all of it traced: a sweep maps it over runs.
+
+    The parts are those of `append` and `generate`, which grow the cache between compiled calls;
+    here it has its full length from the start.
+
+    Args:
+      model: the policy's shape.
+      params: the policy's parameters.
+      config: `context` has to hold prompt and answer, and is the cache's length.
+      seeds_B: one number a row.
+      key: randomness, as in `generate`.
+      prompt_BC: token ids, of which row b's first prompt_length_B[b] are real.
+      prompt_length_B: at least 1.
+      stop_id: the token that ends the turn.
+      max_new_tokens: the most tokens of the turn.
+      temperature: may be traced; it has no effect where `greedy`.
+      greedy: take the likeliest token.
+    """
+    whole = dataclasses.replace(config, cache_block=config.context)
+    state = _append(model, params, empty(model, whole, seeds_B), prompt_BC, prompt_length_B)
+    limit_B = jnp.minimum(prompt_length_B + max_new_tokens, config.context)
+    going_B = jnp.ones(len(seeds_B), bool)
+    state = _begin_turn(state, going_B, limit_B)
+    temperature = 1.0 if greedy else temperature
+    state, _ = _decode(
+        model, params, state, key, going_B, limit_B, stop_id, temperature, greedy=greedy
+    )
+    return _end_turn(state, state.length_B >= config.context)
 
 
 def _axes(path, leaf) -> tuple[str | None, ...]:

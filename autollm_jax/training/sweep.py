@@ -145,19 +145,18 @@ def make_evaluate(model: TransformerConfig, mesh: Mesh):
     )
 
 
-def train_group(
+def train_states(
     model: TransformerConfig,
     optimizer: OptimizerConfig,
     runs: Sequence[Run],
     *,
     steps: int,
     pipelines: Mapping[Hashable, Pipeline],
-    validation: Mapping[str, Batch],
     mesh: Mesh,
     checkpoints: Checkpoints | None = None,
     checkpoint_seconds: float = 60.0,
     on_steps: Callable[[int], None] = lambda count: None,
-) -> list[RunOutcome]:
+) -> tuple[TrainState, float]:
     """Train the runs of one group together.
 
     Args:
@@ -166,14 +165,14 @@ def train_group(
       runs: R of them.
       steps: updates each run does.
       pipelines: training batches by stream, all of one batch size.
-      validation: one batch [B, T] a domain.
       mesh: the runs are split over its `data` axis.
       checkpoints: where to save on the way and to go on from; None saves nothing.
       checkpoint_seconds: how often.
       on_steps: told how many steps were done, for a progress bar.
 
     Returns:
-      The outcomes, in the order of `runs`.
+      The state after the last step, with a leading axis of R (filled up to a multiple of the mesh's
+      `data` axis with copies of the last run), and the wall-clock seconds spent.
     """
     # The last run fills up the devices: it is computed again and dropped.
     devices = mesh.shape["data"]
@@ -181,7 +180,6 @@ def train_group(
     streams = list(dict.fromkeys(run.stream for run in runs))
     init = make_init(model, optimizer, mesh)
     advance = make_advance(model, optimizer, mesh)
-    evaluate = make_evaluate(model, mesh)
     split = NamedSharding(mesh, PartitionSpec("data"))
     rates_R = jax.device_put(np.array([run.learning_rate for run in padded], np.float32), split)
     order_R = jax.device_put(
@@ -221,14 +219,43 @@ def train_group(
             spent = seconds + time.monotonic() - started
             checkpoints.save(step, state, {"step": step, "seconds": spent})
             saved = time.monotonic()
-
-    batch_EBT = jax.tree.map(lambda *x: np.stack(x), *validation.values())
-    sums_RE, counts_RE = jax.device_get(evaluate(state.params, batch_EBT))
+    jax.block_until_ready(state)
     seconds += time.monotonic() - started
     if checkpoints is not None and checkpoints.latest() != step:
         # Outcomes are written one by one: a kill between two of them finds the group finished.
         checkpoints.save(step, state, {"step": step, "seconds": seconds})
         checkpoints.wait()
+    return state, seconds
+
+
+def train_group(
+    model: TransformerConfig,
+    optimizer: OptimizerConfig,
+    runs: Sequence[Run],
+    *,
+    validation: Mapping[str, Batch],
+    mesh: Mesh,
+    **options,
+) -> list[RunOutcome]:
+    """Train the runs of one group together, and evaluate them.
+
+    Args:
+      model: their model.
+      optimizer: all but their learning rates.
+      runs: R of them.
+      validation: one batch [B, T] a domain.
+      mesh: the runs are split over its `data` axis.
+      **options: go to `train_states`.
+
+    Returns:
+      The outcomes, in the order of `runs`.
+    """
+    state, seconds = train_states(model, optimizer, runs, mesh=mesh, **options)
+    began = time.monotonic()
+    batch_EBT = jax.tree.map(lambda *x: np.stack(x), *validation.values())
+    evaluate = make_evaluate(model, mesh)
+    sums_RE, counts_RE = jax.device_get(evaluate(state.params, batch_EBT))
+    seconds += time.monotonic() - began
     outcomes = []
     for run, losses_E in zip(runs, sums_RE / counts_RE, strict=False):  # without the filling
         losses_E = np.where(np.isfinite(losses_E), losses_E, np.nan).tolist()

@@ -1,0 +1,323 @@
+"""The task grpo: reinforcement learning of small language models on verifiable problems.
+
+The backbones are pre-trained here, on problems with answers, and stop while they still fail at many
+of them; GRPO (the code that trains the agent, autollm_jax/rl) then tunes them on answers that are
+right or wrong.
+"""
+
+import dataclasses
+import hashlib
+import io
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from autollm_jax.checkpointing.checkpoints import Checkpoints
+from autollm_jax.data.pipeline import Packed, Pipeline
+from autollm_jax.files import write_atomic
+from autollm_jax.ground_truth.plan import Cell, Measurement, Plan
+from autollm_jax.ground_truth.provenance import device_kind
+from autollm_jax.gym.spaces import Dimension, Space
+from autollm_jax.models.transformer import TransformerConfig, parameter_count, parameter_shapes
+from autollm_jax.rl.problems import HELD_OUT, STOP, VOCAB_SIZE, ProblemSet, encode, problem_set
+from autollm_jax.rl.sweep import GRPORun, GRPOSweepConfig, evaluate_policies, train_grpo_group
+from autollm_jax.training import sweep
+from autollm_jax.training.optimizer import OptimizerConfig
+
+TASK = "grpo"
+KINDS = {
+    "learning_rate": "log-ordinal",
+    "kl_coefficient": "ordinal",
+    "group_size": "log-ordinal",
+    "clip_range": "ordinal",
+    "temperature": "ordinal",
+}
+DEFAULTS = {"kl_coefficient": 0.0, "group_size": 8, "clip_range": 0.2, "temperature": 1.0}
+DEFAULT_ORIGIN = (
+    "TRL's GRPOConfig (beta 0, 8 generations, epsilon 0.2, temperature 1), at the nearest choices "
+    "of the grid; its learning rate of 1e-6 is for models of billions of parameters, so the "
+    "grid's middle one stands for it"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class GRPOSetup:
+    """What all runs of a plan have in common.
+
+    Attributes:
+      dtype: what matrix products read.
+      backbone_batch: problems of a pre-training batch.
+      backbone_optimizer: of the pre-training.
+      optimizer: of GRPO, all but the peak learning rate.
+      rollout_rows: answers of a rollout; its problems are these over the group size.
+      minibatch_rows: answers an update sees.
+      epochs: passes over each rollout.
+    """
+
+    dtype: str
+    backbone_batch: int
+    backbone_optimizer: OptimizerConfig
+    optimizer: OptimizerConfig
+    rollout_rows: int
+    minibatch_rows: int
+    epochs: int
+
+    def model(self, run: "ProblemRun") -> TransformerConfig:
+        """Return the policy that a run tunes: multi-head attention, MLP ratio 4."""
+        return TransformerConfig(
+            vocab_size=VOCAB_SIZE,
+            width=run.width,
+            layers=run.layers,
+            heads=run.heads,
+            kv_heads=run.heads,
+            head_dim=run.width // run.heads,
+            mlp_width=4 * run.width,
+            dtype=self.dtype,
+            scan_unroll=run.layers,
+        )
+
+    def sweep(self, run: "ProblemRun") -> GRPOSweepConfig:
+        """Return what the runs of one group share."""
+        return GRPOSweepConfig(
+            run.steps, self.rollout_rows, run.group_size, self.minibatch_rows, self.epochs
+        )
+
+    def tokens(self, run: "ProblemRun") -> int:
+        """Count the tokens of a run's rollouts, prompts and padding included."""
+        problems = problem_set(run.problems)
+        context = problems.longest_prompt + problems.longest_answer
+        return run.steps * self.rollout_rows * context
+
+    def flops(self, run: "ProblemRun") -> float:
+        """Count a run's FLOPs.
+
+        2 x parameters a token for the rollout and as much for the reference, 6 for each epoch of
+        updates; attention is left out (contexts are shorter than the width).
+        """
+        parameters = parameter_count(self.model(run))
+        return float((4 + 6 * self.epochs) * parameters * self.tokens(run))
+
+
+@dataclasses.dataclass(frozen=True)
+class ProblemRun:
+    """One GRPO run: its problems, its backbone and its hyperparameters."""
+
+    problems: str
+    width: int
+    layers: int
+    heads: int
+    backbone_steps: int  # of pre-training
+    steps: int  # rollouts
+    learning_rate: float
+    kl_coefficient: float
+    group_size: int
+    clip_range: float
+    temperature: float
+    seed: int
+
+    @property
+    def backbone(self) -> str:
+        """Name the pre-trained model."""
+        return f"{self.problems}_w{self.width}_l{self.layers}_h{self.heads}_p{self.backbone_steps}"
+
+    @property
+    def program(self) -> str:
+        return f"{self.problems}_w{self.width}_l{self.layers}_h{self.heads}"
+
+    @property
+    def group(self) -> str:
+        return f"{self.backbone}_s{self.steps}_g{self.group_size}"
+
+    @property
+    def name(self) -> str:
+        return (
+            f"{self.group}_lr{self.learning_rate:.3e}_kl{self.kl_coefficient:g}"
+            f"_c{self.clip_range:g}_t{self.temperature:g}_s{self.seed}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class GRPOTrainer:
+    """Trains groups of GRPO runs, on backbones that are trained at first use and kept."""
+
+    setup: GRPOSetup
+    cache_dir: Path
+
+    @classmethod
+    def make(cls, setup: GRPOSetup, cache_dir) -> "GRPOTrainer":
+        """Make the trainer; nothing is trained yet."""
+        return cls(setup, Path(cache_dir))
+
+    def provenance(self) -> dict:
+        """Return what an outcome depends on besides the plan; the same here: comparable ones."""
+        content = {
+            name: [list(map(dataclasses.astuple, part)) for part in (made.training, made.held_out)]
+            for name, made in ((n, problem_set(n)) for n in ("arithmetic", "countdown"))
+        }
+        text = json.dumps(content, sort_keys=True)
+        problems = hashlib.sha256(text.encode()).hexdigest()
+        return {"problems_hash": problems, "device": device_kind()}
+
+    def steps(self, run: ProblemRun) -> int:
+        """Count rollouts."""
+        return run.steps
+
+    def train(
+        self,
+        runs: Sequence[ProblemRun],
+        mesh: Mesh,
+        *,
+        checkpoints: Checkpoints | None = None,
+        checkpoint_seconds: float = 60.0,
+        on_steps: Callable[[int], None] = lambda count: None,
+    ) -> list[Measurement]:
+        """Train runs of one group together."""
+        first = runs[0]
+        model, problems = self.setup.model(first), problem_set(first.problems)
+        backbone, before = self.backbone(first, mesh)
+        names = [field.name for field in dataclasses.fields(GRPORun)]
+        success_R, seconds = train_grpo_group(
+            model,
+            self.setup.optimizer,
+            backbone,
+            problems,
+            [GRPORun(**{name: getattr(run, name) for name in names}) for run in runs],
+            self.setup.sweep(first),
+            mesh,
+            checkpoints=checkpoints,
+            checkpoint_seconds=checkpoint_seconds,
+            on_steps=on_steps,
+        )
+        return [
+            Measurement(
+                metrics={"success_rate": float(success), "success_before": before},
+                status="ok",
+                flops=self.setup.flops(run),
+                seconds=seconds / len(runs),
+            )
+            for run, success in zip(runs, success_R, strict=True)
+        ]
+
+    def backbone(self, run: ProblemRun, mesh: Mesh):
+        """Pre-train a run's backbone, or load it; return its parameters and its success rate."""
+        key = json.dumps([run.backbone, dataclasses.asdict(self.setup)], sort_keys=True)
+        name = f"backbone-{run.backbone}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.npz"
+        path, model = self.cache_dir / name, self.setup.model(run)
+        problems = problem_set(run.problems)
+        structure = jax.tree.structure(parameter_shapes(model))
+        if not path.exists():
+            runs = [sweep.Run(self.setup.backbone_optimizer.learning_rate, 0)]
+            state, _ = sweep.train_states(
+                model,
+                self.setup.backbone_optimizer,
+                runs,
+                steps=run.backbone_steps,
+                pipelines={0: Pipeline(_rows(problems), self.setup.backbone_batch, 0)},
+                mesh=mesh,
+            )
+            leaves = [np.asarray(leaf[0]) for leaf in jax.tree.leaves(state.params)]
+            file = io.BytesIO()
+            np.savez(file, *leaves)
+            write_atomic(path, file.getvalue())
+        with np.load(path, allow_pickle=False) as arrays:
+            leaves = [arrays[f"arr_{number}"] for number in range(len(arrays.files))]
+        params = jax.tree.unflatten(structure, leaves)
+        copies = jax.tree.map(lambda x: np.stack([x] * mesh.shape["data"]), params)
+        before = evaluate_policies(model, copies, problems, mesh.shape["data"], mesh)
+        return params, float(before[0])
+
+
+def _rows(problems: ProblemSet) -> Packed:
+    """Lay out training problems with their answers, one a row, as the input pipeline reads them."""
+    length = problems.longest_prompt + problems.longest_answer
+    tokens_NT = np.zeros((len(problems.training), length + 1), np.uint16)
+    segments_NT = np.zeros_like(tokens_NT)
+    for row, problem in enumerate(problems.training):
+        ids = encode(problem.prompt + problem.answer + STOP)
+        tokens_NT[row, : len(ids)] = ids
+        segments_NT[row, : len(ids)] = 1
+    positions_NT = np.where(segments_NT > 0, np.arange(length + 1), 0).astype(np.uint16)
+    return Packed(length, tokens_NT, segments_NT, positions_NT)
+
+
+def plan(source: str, setup: GRPOSetup, levels: dict, choices: dict) -> Plan:
+    """Make the plan: the whole grid of hyperparameters, for each backbone of each level.
+
+    Args:
+      source: the table's.
+      setup: what all runs have in common.
+      levels: by level: problems, width, layers, heads, backbone_steps (by problems), steps,
+        learning_rates, second_seed_every (of so many configurations one has a second seed).
+      choices: of the other hyperparameters.
+    """
+    experiments, cells = {}, []
+    for level, grid in levels.items():
+        values = {name: tuple(choices.get(name, grid.get("learning_rates"))) for name in KINDS}
+        space = Space(tuple(Dimension(name, kind, values[name]) for name, kind in KINDS.items()))
+        default = {
+            name: values[name][int(np.abs(np.array(values[name]) - DEFAULTS[name]).argmin())]
+            if name in DEFAULTS
+            else values[name][len(values[name]) // 2]
+            for name in KINDS
+        }
+        for problems in grid["problems"]:
+            name = f"{problems}_w{grid['width']}_s{grid['steps']}"
+            for index, combination in enumerate(itertools.product(*values.values())):
+                config = dict(zip(KINDS, combination, strict=True))
+                for seed in (0, 1) if index % grid["second_seed_every"] == 0 else (0,):
+                    run = ProblemRun(
+                        problems=problems,
+                        width=grid["width"],
+                        layers=grid["layers"],
+                        heads=grid["heads"],
+                        backbone_steps=grid["backbone_steps"][problems],
+                        steps=grid["steps"],
+                        seed=seed,
+                        **config,
+                    )
+                    cells.append(Cell(name, config, run))
+            parameters = parameter_count(setup.model(run))
+            experiments[name] = {
+                "context": {
+                    "problems": problems,
+                    "backbone_steps": run.backbone_steps,
+                    "width": run.width,
+                    "layers": run.layers,
+                    "steps": run.steps,
+                    "rollout_rows": setup.rollout_rows,
+                },
+                "fidelity": {
+                    "level": level,
+                    "parameters": parameters,
+                    "tokens": setup.tokens(run),
+                    "flops": setup.flops(run),
+                },
+                "space": space.to_json(),
+                "objective": {"metric": "success_rate", "goal": "maximize"},
+                "default": default,
+                "default_origin": DEFAULT_ORIGIN,
+            }
+    return Plan(
+        source=source,
+        task=TASK,
+        setup=setup,
+        experiments=experiments,
+        cells=tuple(cells),
+        metric="success_rate",
+        tolerance=1 / HELD_OUT,
+        units={
+            "config.learning_rate": "peak learning rate of AdamW",
+            "config.kl_coefficient": "weight of the divergence from the backbone",
+            "config.group_size": f"answers a problem, of {setup.rollout_rows} a rollout",
+            "config.clip_range": "probability ratios count from 1 - this to 1 + this",
+            "config.temperature": "of the rollouts",
+            "success_rate": f"share of {HELD_OUT} held-out problems solved by greedy decoding",
+            "success_before": "the same, of the backbone",
+        },
+        make_trainer=GRPOTrainer.make,
+    )
