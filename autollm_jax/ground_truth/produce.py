@@ -34,8 +34,9 @@ def produce(
       ledger: what has been trained; every run's outcome is a file of its own.
       mesh: the runs of a group are split over its `data` axis.
       checkpoint_seconds: how often a group under way is saved.
-      share: (i, n) trains the groups of every n-th program from the i-th on, so that n processes without any
-        coordination make one table; their ledgers may be one folder, or be copied together.
+      share: (i, n) trains the groups of every n-th program from the i-th on, so that n processes
+        without any coordination make one table; their ledgers may be one folder, or be copied
+        together.
     """
     groups = plan.share(*share)
     total = sum(trainer.steps(runs[0]) for runs in groups)

@@ -221,8 +221,13 @@ def parameter_shapes(config: TransformerConfig):
 
 
 def parameter_count(config: TransformerConfig) -> int:
-    """Number of parameters, embeddings included."""
-    return sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(config)))
+    """Count the parameters, embeddings included; a formula, since plans ask for thousands."""
+    c = config
+    attention = 2 * c.width * c.head_dim * (c.heads + c.kv_heads)
+    norms = 2 * c.width + (2 * c.head_dim if c.qk_norm else 0)
+    layer = attention + 3 * c.width * c.mlp_width + norms
+    tables = 1 if c.tied_embeddings else 2
+    return tables * c.vocab_size * c.width + c.layers * layer + c.width
 
 
 def apply(config: TransformerConfig, params, tokens_BT, positions_BT=None, segments_BT=None):

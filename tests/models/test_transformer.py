@@ -144,3 +144,12 @@ def test_kernels_start_with_variance_one_over_fan_in():
 def test_impossible_shapes_are_refused(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
         dataclasses.replace(TINY, **changes)
+
+
+@pytest.mark.parametrize("changes", [{}, {"qk_norm": False}, {"tied_embeddings": False}])
+def test_the_formula_counts_the_parameters_that_init_makes(changes):
+    config = TransformerConfig(
+        vocab_size=64, width=24, layers=3, heads=4, kv_heads=2, head_dim=6, mlp_width=40, **changes
+    )
+    shapes = jax.tree.leaves(transformer.parameter_shapes(config))
+    assert transformer.parameter_count(config) == sum(leaf.size for leaf in shapes)
