@@ -94,7 +94,7 @@ def _summarise(source: Source, imported: Tables) -> None:
             + ", ".join(f"{status[name]} {name}" for name in tables.STATUSES if status[name])
         )
         if meta.get("left_out"):
-            print(f"left out, without an outcome: {', '.join(meta['left_out'])}")
+            print(f"left out: {', '.join(meta['left_out'])}")
 
 
 def main(argv: list[str]) -> None:

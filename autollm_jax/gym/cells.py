@@ -66,8 +66,12 @@ class Cells:
         return {self.space.key_of(config): row for row, config in enumerate(self.configurations)}
 
     def nearest_row(self, unit_D: np.ndarray) -> int:
-        """Return the row nearest to the unit coordinates [D'] (the first of equals)."""
-        return int(np.argmin(((self.units_RD - unit_D) ** 2).sum(axis=1)))
+        """Return the row nearest to the unit coordinates [D'] (the first of equals).
+
+        A group counts as one dimension: its members' squared distances are averaged.
+        """
+        squares_RD = (self.units_RD - unit_D) ** 2 * self.space.distance_weights_D
+        return int(np.argmin(squares_RD.sum(axis=1)))
 
     def match(self, config) -> Match:
         """Find the row that stands for `config`: itself, or the nearest measured one.
@@ -94,13 +98,18 @@ class Cells:
         Raises:
           InvalidConfiguration: `config` is not in the space.
         """
-        rows, space = self._row_by_key, self.space
+        rows, key_of, width = self._finder
         try:
-            if len(config) == len(space.dimensions):
-                return rows[space.key_of(config)]
+            if len(config) == width:
+                return rows[key_of(config)]
         except (KeyError, TypeError):
             pass  # not spelt as in the table: take the slow way
-        return rows.get(space.key_of(space.validate(config)), len(self))
+        return rows.get(key_of(self.space.validate(config)), len(self))
+
+    @functools.cached_property
+    def _finder(self) -> tuple:
+        """What `find` needs, at hand."""
+        return self._row_by_key, self.space.key_of, len(self.space.dimensions)
 
     @functools.cached_property
     def _index(self) -> tuple:

@@ -26,6 +26,27 @@ class Group:
     members: tuple[str, ...]
     count: str | None = None
 
+    def check(self, dimensions: Mapping) -> None:
+        """Refuse a group that does not fit a space's dimensions, given by name.
+
+        Raises:
+          ValueError: a member or the count is missing, or a member that can be unused lacks 0.
+        """
+        where, members = f"group {self.name}", self.members
+        if self.name in dimensions or not members or len(set(members)) != len(members):
+            raise ValueError(f"{where}: needs members, each once, and a name of its own")
+        for name in (*members, *((self.count,) if self.count else ())):
+            if name not in dimensions:
+                raise ValueError(f"{where}: there is no dimension {name}")
+        if self.count is None:
+            return
+        if self.count in members or not dimensions[self.count].is_numeric:
+            raise ValueError(f"{where}: its count must be a numeric dimension outside it")
+        for place, member in enumerate(members):
+            sometimes_unused = place >= dimensions[self.count].choices[0]
+            if sometimes_unused and UNUSED not in dimensions[member].choices:
+                raise ValueError(f"{where}: {member} needs the choice {UNUSED}, for no such layer")
+
     def used(self, config: Mapping) -> int:
         """Return how many members `config` uses; all where its count is no number."""
         number = config.get(self.count)

@@ -222,24 +222,9 @@ class Space:
         if not self.dimensions or len(set(self.names)) != len(self.dimensions):
             raise ValueError("a space needs dimensions, each with a name of its own")
         object.__setattr__(self, "groups", numbered_groups(self.names) | dict(self.groups))
+        by_name = {dimension.name: dimension for dimension in self.dimensions}
         for group in self.groups.values():
-            self._check_group(group)
-
-    def _check_group(self, group: Group) -> None:
-        where, members = f"group {group.name}", group.members
-        if group.name in self.names or not members or len(set(members)) != len(members):
-            raise ValueError(f"{where}: needs members, each once, and a name of its own")
-        for name in (*members, *((group.count,) if group.count else ())):
-            if name not in self.names:
-                raise ValueError(f"{where}: there is no dimension {name}")
-        if group.count is None:
-            return
-        if group.count in members or not self[group.count].is_numeric:
-            raise ValueError(f"{where}: its count must be a numeric dimension outside it")
-        for place, member in enumerate(members):
-            sometimes_unused = place >= self[group.count].choices[0]
-            if sometimes_unused and UNUSED not in self[member].choices:
-                raise ValueError(f"{where}: {member} needs the choice {UNUSED}, for no such layer")
+            group.check(by_name)
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
@@ -334,6 +319,15 @@ class Space:
         """
         config = self._spelt_out(config)
         return np.concatenate([d.to_unit(config[d.name]) for d in self.dimensions])
+
+    @functools.cached_property
+    def distance_weights_D(self) -> np.ndarray:
+        """What each unit coordinate's square counts in a distance [D']: a group counts as one.
+
+        Or else two dozen layers would outweigh the width that they all share.
+        """
+        share = {m: 1 / len(g.members) for g in self.groups.values() for m in g.members}
+        return np.concatenate([np.full(d.width, share.get(d.name, 1.0)) for d in self.dimensions])
 
     def from_unit(self, unit: np.ndarray) -> dict:
         """Return the configuration whose choices are nearest to the unit coordinates [D']."""

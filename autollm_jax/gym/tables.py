@@ -3,7 +3,9 @@
 The Parquet file has one row per run: `experiment`, one `config.NAME` column per dimension
 (`config.NAME.COMPONENT` for a simplex), metric columns, `flops`, `seconds`, `seed`, `status`, and
 whatever else its maker records. The JSON file describes the experiments: context, fidelity, space,
-objective, default. Nothing is ever unpickled.
+objective, default, and where there is one a limit, `{"quantity": "parameters", "at_most": NUMBER}`;
+the rows then have a column `parameters`, and those over it are `infeasible` and have no outcome.
+Nothing is ever unpickled.
 """
 
 import dataclasses

@@ -55,7 +55,8 @@ LOW_BELOW, HIGH_ABOVE = 1e9, 5e9
 
 UNITS = {
     "config.mixture": "fraction of the training examples; upstream's ratios, normalised",
-    "metric.mean": "average of all benchmarks, upstream's `metric_avg_id+ood`; higher is better",
+    "metric.mean": "upstream's `metric_avg_id+ood` as published (at 0.5B it is not quite the plain "
+    "average of the 17 benchmarks); higher is better",
     "metric.mean_id": "average of the 10 in-distribution benchmarks; higher is better",
     "metric.mean_ood": "average of the 7 out-of-distribution benchmarks; higher is better",
     "metric.BENCHMARK": "score, 0 to 1; higher is better",
@@ -151,8 +152,8 @@ def _checked(model: str, where: str) -> str:
     return model
 
 
-def _parameters(model: str) -> float:
-    return float(SIZE.search(model)[1]) * 1e9
+def _parameters(model: str) -> int:
+    return int(float(SIZE.search(model)[1]) * 1e9)
 
 
 def _by_size(item: tuple) -> tuple:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from autollm_jax.gym.cells import Cells
 from autollm_jax.gym.groups import Group
 from autollm_jax.gym.spaces import Dimension, InvalidConfiguration, Space
 
@@ -73,6 +74,17 @@ def test_a_shorthand_off_the_grid_is_no_crash(layers):
     short = {"layers": layers, "mlp_ratio": 4, "bias": True}
     with pytest.raises(InvalidConfiguration):
         SPACE.validate(short)
+
+
+def test_a_group_counts_as_one_dimension_where_the_nearest_is_sought():
+    layers = [Dimension(f"heads.{i}", "ordinal", (4, 8, 12)) for i in range(1, 10)]
+    space = Space((Dimension("width", "ordinal", (64, 128, 192)), *layers))
+    cells, _ = Cells.pool(
+        space, [space.validate({"width": width, "heads": h}) for width, h in ((64, 8), (192, 12))]
+    )
+    # Per layer the second is nearer, by 9 x 1/4 against 1; as one dimension it is not.
+    assert cells.match({"width": 64, "heads": 12}) == (0, True)
+    assert space.distance_weights_D.tolist() == [1.0] + [1 / 9] * 9
 
 
 def test_any_unit_coordinates_give_a_valid_configuration():
