@@ -255,6 +255,8 @@ class Space:
         if len(config) == len(self.names) and all(map(config.__contains__, self.names)):
             return config
         missing = [name for name in self.names if name not in config]
+        # A group of which there is nothing is missing as a whole.
+        missing = [g.name for g in self.groups.values() if {*g.members} <= {*missing}] or missing
         problem = f"{missing[0]} is missing" if missing else None
         for name in config:
             if name not in self.names and not problem:

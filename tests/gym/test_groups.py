@@ -58,9 +58,10 @@ def test_shortening_inverts_where_the_members_in_use_agree():
         ({"layers": None, "mlp_ratio": 4, "bias": True}, "layers is None, not a number"),
         (
             {"layers": 3, "bias": True},
-            r"mlp_ratio.1 is missing; accepted are exactly layers, mlp_ratio \(or mlp_ratio.1 to "
+            r"mlp_ratio is missing; accepted are exactly layers, mlp_ratio \(or mlp_ratio.1 to "
             r"mlp_ratio.3\), bias$",
         ),
+        ({"layers": 3, "mlp_ratio.1": 2, "bias": True}, "mlp_ratio.2 is missing"),
         ({"layers": 1, "mlp_ratio": 4, "bias": True, "x": 1}, "no such name: 'x'"),
     ],
 )

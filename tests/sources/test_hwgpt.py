@@ -70,6 +70,13 @@ def test_the_predictor_is_the_published_network(write):
     np.testing.assert_allclose(read.perplexities(architectures), hidden[0], rtol=1e-12)
 
 
+def test_tensors_in_another_order_change_nothing(write):
+    architectures = predictor.uniform_architectures(SCALES["s"])[::50]
+    expected = predictor.read_predictor(write()).perplexities(architectures)
+    read = predictor.read_predictor(write(arrays=dict(reversed(weights().items()))))
+    np.testing.assert_array_equal(read.perplexities(architectures), expected)
+
+
 def test_parameters_of_gpt2s_architecture():
     # GPT-2 small has 124.4M with its 50,257 tokens and learned positions; this has neither.
     gpt2 = predictor.Architecture(768, (4,) * 12, (12,) * 12, True)

@@ -1,9 +1,7 @@
 import math
-import pathlib
 
 import pytest
 
-import autollm_jax
 from autollm_jax.errors import UserError
 from autollm_jax.gym import tables
 from autollm_jax.gym.experiments import load_experiments
@@ -16,7 +14,6 @@ MOE_HEADER = (
     "D,D/N,total_time,Na/N,moe_name"
 )
 LOW, MID, HIGH = 214663680, 429260800, 536872960
-PUBLISHED = pathlib.Path(autollm_jax.__file__).parents[2] / "shared" / "data" / "steplaw"
 
 
 def dense(lr="0.001953", bs=64, loss="2.5", n=LOW, d=4000000000):
@@ -249,9 +246,8 @@ def test_the_source_is_registered_under_its_name():
     )
 
 
-@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published table is not beside this clone")
-def test_the_published_table_imports_as_described(tmp_path):
-    experiments = load(PUBLISHED, tmp_path)
+def test_the_published_table_imports_as_described(published, tmp_path):
+    experiments = load(published("steplaw"), tmp_path)
     levels = {
         level: [e for e in experiments if e.fidelity.level == level] for level in tables.LEVELS
     }
