@@ -7,11 +7,16 @@ is caught too.
 
 import dataclasses
 import re
+from collections.abc import Mapping
 
 import numpy as np
 
 from autollm_jax.agent import prompts, spelling
+from autollm_jax.agent.surfaces import effects
+from autollm_jax.baselines import coordinates
 from autollm_jax.gym.environment import Observation
+from autollm_jax.gym.groups import Group
+from autollm_jax.gym.spaces import Dimension, Space
 
 _NAME = r"([A-Za-z_][\w.-]*)"
 _DIRECTIONS = {"rises with": 1, "falls with": -1, "flat in": 0}
@@ -47,8 +52,7 @@ def _nearest(observation, values):
     other = seen.nearest[0]
     sign = 1.0 if other.minimize else -1.0
     loss_R = np.where(other.status_R == "ok", sign * other.outcomes_R, np.inf)
-    best = other.configurations[int(np.nanargmin(loss_R))]
-    return values.strip() == spelling.spell_config(other.space, best)
+    return values.strip() == spelling.spell_row(other.cells, int(np.nanargmin(loss_R)))
 
 
 def _compare(observation, word, what):
@@ -84,21 +88,37 @@ def _law(observation, name, by_parameters, by_tokens, value, side):
     )
 
 
+def _equal_size(observation):
+    """The effects are those at equal size: the most relevant table has a limit."""
+    seen = prompts.view(observation)
+    return bool(seen.nearest) and seen.nearest[0].limit is not None
+
+
+def _effect(observation, name, way):
+    """More of this has this effect in the most relevant table."""
+    seen = prompts.view(observation)
+    if not seen.nearest:
+        return False
+    percents = {effect.name: effect.percent for effect in effects(seen.nearest[0])}
+    return (percents.get(name, 0) < 0) if way == "helps" else (percents.get(name, 0) > 0)
+
+
+def _listed(observation, label):
+    """Return the row that the prompt lists under a label."""
+    return {c.label: c.row for c in prompts.candidates(observation)}.get(label)
+
+
 def _lowest(observation, label, share, values):
-    """The cell with this label has this forecast, and no untried cell has a lower one."""
-    target = observation.experiment
+    """The cell with this label has this forecast, and no cell that may be offered a lower one."""
+    cells = observation.experiment.cells
     expected_R = prompts.view(observation).expected_regrets(observation.trials)
-    listed = {c.label: c.row for c in prompts.candidates(observation)}
-    rows = [
-        row
-        for row, config in enumerate(target.configurations)
-        if spelling.spell_config(target.space, config) == values.strip()
-    ]
-    lowest = prompts.rounded(float(expected_R.min()))
+    row = _listed(observation, label)
+    brief = [r for r in np.flatnonzero(np.isfinite(expected_R)) if prompts.is_brief(cells, int(r))]
+    lowest = prompts.rounded(float(expected_R[brief].min()))
     return (
-        len(rows) == 1
-        and listed.get(label) == rows[0]
-        and prompts.rounded(float(expected_R[rows[0]])) == lowest
+        row is not None
+        and values in (None, spelling.spell_row(cells, row))
+        and prompts.rounded(float(expected_R[row])) == lowest
         and prompts.percent(lowest) == share
     )
 
@@ -110,28 +130,50 @@ def _verdict(observation, words):
     return prompts.verdict(observation.trials[-1], observation) == words
 
 
-def _beside_best(observation, values, moves):
-    """The cell named lies so beside the best one so far."""
-    best = prompts.best_trial(observation.experiment, observation.trials)
-    if best is None:
+def _beside_best(observation, label, moves):
+    """The cell with this label lies so beside the best one so far."""
+    target = observation.experiment
+    best, row = prompts.best_trial(target, observation.trials), _listed(observation, label)
+    if best is None or row is None:
         return False
-    space = observation.experiment.space
-    for config in observation.experiment.configurations:
-        if spelling.spell_config(space, config) == values.strip():
-            return directions(space, best.config, config) == moves.strip()
-    return False
+    return directions(target.space, best.config, target.configurations[row]) == moves.strip()
 
 
-def directions(space, start, end) -> str:
-    """Say how a configuration lies beside another: lower learning_rate, higher batch_size."""
-    words = []
-    for d in space.dimensions:
-        a, b = start[d.name], end[d.name]
+MOST_DIRECTIONS = 2  # where more dimensions differ, the farthest in unit coordinates are named
+
+
+def directions(space: Space, start: Mapping, end: Mapping) -> str:
+    """Say how a configuration lies beside another: lower learning_rate and higher batch_size.
+
+    Of a mixture, the component that gains most is named; of a group, its mean.
+    """
+    moves = []
+    for axis in coordinates.axes(space):
+        names = axis.members if isinstance(axis, Group) else (axis.name,)
+        a, b = ([config[name] for name in names] for config in (start, end))
         if a == b:
             continue
-        word = ("higher" if b > a else "lower") if d.is_numeric else "other"
-        words.append(f"{word} {d.name}")
-    return " and ".join(words)
+        if not isinstance(axis, Group) and axis.kind == "simplex":
+            moves.append((np.inf, _mixture_moves(axis, a[0], b[0])))
+        elif not coordinates.is_numeric(axis):
+            moves.append((1.0, f"other {axis.name}"))
+        elif sum(a) != sum(b):
+            away = sum(
+                abs(float(space[name].to_unit(y)[0] - space[name].to_unit(x)[0]))
+                for name, x, y in zip(names, a, b, strict=True)
+            )
+            moves.append((away / len(names), f"{_word(sum(a), sum(b))} {axis.name}"))
+    farthest = sorted(moves, key=lambda move: -move[0])[:MOST_DIRECTIONS]
+    return " and ".join(words for move in moves if move in farthest for words in move[1:])
+
+
+def _word(start: float, end: float) -> str:
+    return "higher" if end > start else "lower"
+
+
+def _mixture_moves(dimension: Dimension, start: Mapping, end: Mapping) -> str:
+    short = spelling.short_names(dimension)
+    return f"higher {short[max(dimension.choices, key=lambda c: end[c] - start[c])]}"
 
 
 _TREND = "(rises with|falls with|flat in)"
@@ -143,7 +185,9 @@ _PATTERNS = (
         rf"{_NAME} {_TREND} parameters, {_TREND} tokens, law (\S+) and safer (lower|higher|either)",
         _law,
     ),
-    (rf"lowest ([A-Z]) (\S+%) at {_CELL}(?= with |$)", _lowest),
+    (r"more (\S+) (helps|hurts)", _effect),
+    (r"at equal size", _equal_size),
+    (rf"lowest ([A-Z]) (\S+%)(?: at {_CELL})?(?= with |$)", _lowest),
     (r"^(first|better|worse|diverged|infeasible|invalid)\b", _verdict),
-    (rf"lowest [A-Z] \S+% at {_CELL} with ((?:lower|higher|other) .*)$", _beside_best),
+    (r"lowest ([A-Z]) .*? with ((?:lower|higher|other) .*)$", _beside_best),
 )

@@ -1,30 +1,31 @@
 """Curation: which targets, with which cheaper experiments as evidence, a policy learns from.
 
 Pairs come from families. A family is the training tables of one task and source as they are, a
-changed copy of them (augmentation: sub-grids, shifted axes, noise), or a draw from the synthetic
+changed copy of them (`augmentation`), or a draw from the synthetic
 prior. Within a family each experiment is a target with cheaper ones as evidence, all or some.
 
 A pair is written as its `Recipe`, one JSON line, from which it is built again bit by bit.
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from autollm_jax.agent import synthetic
+from autollm_jax.agent.augmentation import (
+    CHEAPER_COPIES,
+    applicable,
+    augment,
+    needs_copies,
+)
+from autollm_jax.agent.synthetic_kinds import sample_family
 from autollm_jax.errors import UserError
-from autollm_jax.gym.experiments import Experiment, Fidelity, make_experiment
-from autollm_jax.gym.spaces import Dimension, Space
+from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.splits import evidence_for
 
-AUGMENTATIONS = ("sub-grid", "shifted axes", "noise")
 TABLES = "tables"
-
-NOISE_FLOOR = 0.02  # of median - optimum, where no repeats tell the noise
-LEAST_CELLS, LEAST_CHOICES = 12, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +128,9 @@ def plan(training: Sequence[Experiment], config: CurationConfig) -> Iterator[Rec
       UserError: there is no family that a pair could come from.
     """
     groups = _groups(training)
-    groups = {k: v for k, v in groups.items() if any(evidence_for(t, v) for t in v)}
+    groups = {
+        k: v for k, v in groups.items() if needs_copies(v) or any(evidence_for(t, v) for t in v)
+    }
     if not groups and config.synthetic <= 0:
         raise UserError(
             "curation: no training experiment has a cheaper one of its task and source, and "
@@ -144,10 +147,13 @@ def plan(training: Sequence[Experiment], config: CurationConfig) -> Iterator[Rec
         else:
             # The sources take turns, so that a small table is not drowned by a large one.
             kind, (source, task) = TABLES, names[family % len(names)]
-            changes = ()
+            tables, changes = groups[source, task], ()
             if random.random() >= config.unchanged:
-                kept = random.random(len(AUGMENTATIONS)) < 0.75
-                changes = tuple(c for c, k in zip(AUGMENTATIONS, kept, strict=True) if k)
+                options = applicable(tables)
+                kept = random.random(len(options)) < 0.75
+                changes = tuple(c for c, k in zip(options, kept, strict=True) if k)
+            if needs_copies(tables):
+                changes += (CHEAPER_COPIES,)
         experiments = _family(training, kind, source, task, seed, changes)
         cheaper = _cheaper(experiments)
         targets = [t for t, e in enumerate(cheaper) if e]
@@ -213,151 +219,10 @@ def _family(training, kind, source, task, seed, changes) -> list[Experiment]:
         while len(_FAMILIES) >= _MOST_FAMILIES:
             del _FAMILIES[next(iter(_FAMILIES))]
         if kind == synthetic.PROVENANCE:
-            made = synthetic.sample_family(seed)
+            made = sample_family(seed)
         elif changes:
             made = augment(tables, changes, seed)
         else:
             made = tables
         _FAMILIES[key] = (made, tables)
     return _FAMILIES[key][0]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Shift:
-    """One relabelling of units for a whole family."""
-
-    maps: dict  # per numeric dimension, from old choices to new ones
-    parameters: float
-    tokens: float
-    outcome: float
-
-
-def augment(
-    experiments: Sequence[Experiment], changes: Sequence[str], seed: int
-) -> list[Experiment]:
-    """Make changed copies of one family's experiments.
-
-    Args:
-      experiments: open, of one task and source.
-      changes: some of `AUGMENTATIONS`. `shifted axes` multiplies learning rates, batch sizes,
-        parameters, tokens and losses each by one factor for the whole family, which is a change of
-        units; `sub-grid` drops choices of each experiment; `noise` adds its noise floor anew.
-      seed: the same seed gives the same copies.
-    """
-    unknown = sorted(set(changes) - set(AUGMENTATIONS))
-    if unknown:
-        raise ValueError(f"no augmentation {unknown[0]!r}; there are {', '.join(AUGMENTATIONS)}")
-    random = np.random.default_rng([seed, 503])
-    names = experiments[0].space.names
-    factors = {name: 2.0 ** random.uniform(-2.5, 2.5) for name in names}
-    parameters, tokens = (2.0 ** random.uniform(-3, 3, 2)).tolist()
-    outcome = random.uniform(0.5, 1.5)
-    if "shifted axes" not in changes:
-        factors, parameters, tokens, outcome = dict.fromkeys(names, 1.0), 1.0, 1.0, 1.0
-    numeric = [d.name for d in experiments[0].space.dimensions if d.is_numeric]
-    maps = {name: _relabelling(experiments, name, factors[name]) for name in numeric}
-    shift = _Shift(maps, parameters, tokens, outcome)
-    return [_changed(e, changes, shift, seed, random) for e in experiments]
-
-
-def _relabelling(experiments: Sequence[Experiment], name: str, factor: float) -> dict:
-    """Map a dimension's choices, of all experiments, to new ones; integers stay integers."""
-    dimensions = [e.space[name] for e in experiments]
-    old = sorted({c for d in dimensions for c in d.choices}) if dimensions[0].is_numeric else []
-    if dimensions[0].kind != "log-ordinal" or factor == 1.0:
-        return {c: c for c in old}
-    if not all(isinstance(c, int) for c in old):
-        return {c: c * factor for c in old}
-    # The power of two nearest to the factor that keeps the choices whole.
-    power = 2.0 ** round(np.log2(factor))
-    while any(c * power != int(c * power) for c in old):
-        power *= 2.0
-    return {c: int(c * power) for c in old}
-
-
-def _changed(experiment, changes, shift: _Shift, seed: int, random) -> Experiment:
-    space = experiment.space
-    maps = shift.maps
-    kept_R = np.ones(len(experiment.configurations), bool)
-    kept = {d.name: d.choices for d in space.dimensions}
-    if "sub-grid" in changes:
-        kept, kept_R = _sub_grid(experiment, random)
-    outcomes_R = np.array(experiment.outcomes_R)
-    if "noise" in changes:
-        floor = experiment.noise
-        if not np.isfinite(floor) or floor <= 0:
-            floor = NOISE_FLOOR * abs(experiment.median - experiment.optimum)
-        outcomes_R = outcomes_R + random.normal(0.0, floor, len(outcomes_R))
-    # Only the differences are stretched: a loss keeps its usual place.
-    outcomes_R = experiment.optimum + (outcomes_R - experiment.optimum) * shift.outcome
-    new_space = Space(
-        tuple(
-            Dimension(d.name, d.kind, tuple(maps[d.name][c] for c in kept[d.name]))
-            if d.is_numeric
-            else d
-            for d in space.dimensions
-        )
-    )
-
-    def moved(config):
-        return {n: maps[n][v] if n in maps else v for n, v in config.items()}
-
-    def nearest(name, value):
-        choices = kept[name]
-        if value in choices or name not in maps:
-            return value
-        return min(
-            choices, key=lambda c: abs(np.log(c / value)) if c > 0 < value else abs(c - value)
-        )
-
-    default = {n: nearest(n, v) for n, v in experiment.default.items()}
-    rows = np.flatnonzero(kept_R)
-    parameters = experiment.fidelity.parameters * shift.parameters
-    tokens = experiment.fidelity.tokens * shift.tokens
-    flops = experiment.fidelity.flops * shift.parameters * shift.tokens
-    mark = hashlib.sha256(f"{seed} {' '.join(changes)}".encode()).hexdigest()[:8]
-    return make_experiment(
-        source=experiment.source,
-        task=experiment.task,
-        name=f"{experiment.name}+{mark}",
-        space=new_space,
-        fidelity=Fidelity(experiment.fidelity.level, parameters, tokens, flops),
-        configurations=[moved(experiment.configurations[r]) for r in rows],
-        outcomes=outcomes_R[rows].tolist(),
-        default=moved(default),
-        default_origin=experiment.default_origin,
-        context={**experiment.context, "augmentation": ", ".join(changes)},
-        status=experiment.status_R[rows].tolist(),
-        objective_metric=experiment.objective_metric,
-        minimize=experiment.minimize,
-    )
-
-
-def _sub_grid(experiment: Experiment, random):
-    """Drop ends and single choices of the numeric dimensions; return what is kept."""
-    space = experiment.space
-    ok_R = experiment.status_R == "ok"
-    for _ in range(8):
-        kept = {}
-        for d in space.dimensions:
-            kept[d.name] = d.choices
-            if not d.is_numeric or len(d.choices) <= LEAST_CHOICES:
-                continue
-            cut = random.integers(0, max(len(d.choices) // 3, 1) + 1, 2)
-            middle = d.choices[cut[0] : len(d.choices) - cut[1]]
-            drop = random.choice([0.0, 0.15, 0.3])
-            thinned = tuple(c for c in middle if random.random() >= drop)
-            if len(thinned) >= LEAST_CHOICES:
-                kept[d.name] = thinned
-        sets = {
-            n: set(c)
-            for n, c in kept.items()
-            if all(not isinstance(v, dict) for v in c) and space[n].kind != "simplex"
-        }
-        kept_R = np.array(
-            [all(c[n] in s for n, s in sets.items()) for c in experiment.configurations]
-        )
-        # Most kept cells must work, or a middling outcome would mean nothing.
-        if kept_R.sum() >= LEAST_CELLS and ok_R[kept_R].mean() > 0.55:
-            return kept, kept_R
-    return {d.name: d.choices for d in space.dimensions}, np.ones(len(ok_R), bool)

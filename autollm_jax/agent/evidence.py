@@ -33,7 +33,6 @@ SCALE_ERROR = 0.15
 CAP = 2.5  # regrets are cut here before smoothing: far away, only "bad" matters
 GOOD = 0.5  # cells of less regret count towards the centre
 SMOOTHING_OCTAVES = 1.2
-SMOOTHING_UNIT = 0.35  # times the root of the number of unit coordinates
 SMOOTHING_NOISE = 0.06
 MOST_ROWS = 400
 
@@ -63,10 +62,8 @@ def value_at(dimension, coordinate: float) -> float:
 
 
 def coordinates_RD(experiment: Experiment) -> np.ndarray:
-    """Return the measured cells' coordinates [R, D]: octaves, or unit coordinates."""
+    """Return the measured cells' coordinates [R, D] (see `coordinate`)."""
     dimensions = experiment.space.dimensions
-    if not is_shiftable(experiment.space):
-        return np.asarray(experiment.units_RD)
     places = [{c: coordinate(d, c) for c in d.choices} for d in dimensions]
     return np.array(
         [
@@ -96,7 +93,7 @@ class Landscape:
       centre_D: the middle of the good cells, in coordinates.
       scale: median - optimum, in the objective's units: one unit of regret.
       rows_RD: the cells' coordinates around the centre.
-      quadratic: coefficients of the mean; None where there is none.
+      quadratic: coefficients of the mean.
       weights_R: of the cells' kernels.
       length: of the kernel.
     """
@@ -104,7 +101,7 @@ class Landscape:
     centre_D: np.ndarray
     scale: float
     rows_RD: np.ndarray
-    quadratic: np.ndarray | None
+    quadratic: np.ndarray
     weights_R: np.ndarray
     length: float
 
@@ -116,9 +113,7 @@ class Landscape:
         return self._finish(kernel_XR @ self.weights_R, list(x_XD.T))
 
     def _finish(self, residual_X: np.ndarray, columns_D: Sequence[np.ndarray]) -> np.ndarray:
-        mean = 0.5
-        if self.quadratic is not None:
-            mean = np.clip(_polynomial(self.quadratic, columns_D), 0.0, CAP)
+        mean = np.clip(_polynomial(self.quadratic, columns_D), 0.0, CAP)
         return np.clip(mean + residual_X, -0.3, CAP)
 
     def on_grid(self, axes: Sequence[np.ndarray]) -> np.ndarray:
@@ -182,22 +177,17 @@ def _fit_landscape(experiment: Experiment) -> Landscape:
     if len(x_RD) > MOST_ROWS:
         kept = np.sort(np.argsort(regret_R, kind="stable")[:MOST_ROWS])
         x_RD, regret_R = x_RD[kept], regret_R[kept]
-    shiftable = is_shiftable(experiment.space)
     weight_R = np.clip(1.0 - regret_R / GOOD, 0.0, None) ** 4
-    centre_D = weight_R @ x_RD / weight_R.sum() if shiftable else np.zeros(x_RD.shape[1])
+    centre_D = weight_R @ x_RD / weight_R.sum()
     x_RD = x_RD - centre_D
     regret_R = np.minimum(regret_R, CAP)
     scale = max(abs(experiment.median - experiment.optimum), 1e-12)
-    if shiftable:
-        near_R = regret_R < 1.2
-        features = _quadratic(x_RD)
-        gram = features[near_R].T @ features[near_R] + 0.0025 * np.eye(features.shape[1])
-        quadratic = np.linalg.solve(gram, features[near_R].T @ regret_R[near_R])
-        mean_R = np.clip(features @ quadratic, 0.0, CAP)
-        length = SMOOTHING_OCTAVES
-    else:
-        quadratic, mean_R = None, 0.5
-        length = SMOOTHING_UNIT * math.sqrt(x_RD.shape[1])
+    near_R = regret_R < 1.2
+    features = _quadratic(x_RD)
+    gram = features[near_R].T @ features[near_R] + 0.0025 * np.eye(features.shape[1])
+    quadratic = np.linalg.solve(gram, features[near_R].T @ regret_R[near_R])
+    mean_R = np.clip(features @ quadratic, 0.0, CAP)
+    length = SMOOTHING_OCTAVES
     kernel_RR = np.ones((len(x_RD), len(x_RD)))
     for row_R in x_RD.T:
         kernel_RR *= _kernel(row_R, row_R, length)
@@ -265,11 +255,8 @@ def nearest_first(evidence: Sequence[Experiment], target: Experiment) -> list[Ex
 
 
 def usable(evidence: Sequence[Experiment], target: Experiment) -> tuple[Experiment, ...]:
-    """Keep the evidence over the same dimension names and kinds as the target's."""
+    """Keep the evidence over the target's dimensions, of its objective where there is any."""
     wanted = [(d.name, d.kind) for d in target.space.dimensions]
-    width = target.space.width
-    return tuple(
-        e
-        for e in evidence
-        if [(d.name, d.kind) for d in e.space.dimensions] == wanted and e.space.width == width
-    )
+    alike = [e for e in evidence if [(d.name, d.kind) for d in e.space.dimensions] == wanted]
+    same = [e for e in alike if e.objective_metric == target.objective_metric]
+    return tuple(same or alike)

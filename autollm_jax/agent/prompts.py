@@ -7,23 +7,44 @@ An agent's turn runs from `<think>` to the end-of-turn symbol, both included.
 
 Every number shown derives from the evidence, the space and the trials so far. The spelling keeps
 numbers between a space and a space or symbol, so that one value is the same tokens wherever it
-stands and can be copied. In lists the key comes before what it stands for. Choices are in the
-space's order, experiments nearest first; candidates are lowest forecast last, so that the best one
-stands right before the agent's turn: a small policy learns to copy over a short, steady distance.
+stands and can be copied; a mixture is spelled as in the action's JSON for the same reason. In lists
+the key comes before what it stands for. Choices are in the space's order, experiments nearest
+first; candidates are lowest forecast last, so that the best one stands right before the agent's
+turn: a small policy learns to copy over a short, steady distance.
+
+What is left out is chosen by rules: of a mixture the lightest components (`spelling.mixture`), of
+the effects (and a mixture's components) the smallest, of the law the flattest dimensions, of the
+cheap experiments the least relevant (`describe`), of the configurations those whose per-layer
+values differ, which are not offered. Where configurations are long (`is_long`), fewer are offered,
+and a trial is named by its number.
 """
 
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 
 from autollm_jax.agent import parsing
+from autollm_jax.agent.base_forecast import BaseForecast
 from autollm_jax.agent.evidence import value_at
-from autollm_jax.agent.forecast import Forecast, forecast, step_costs
-from autollm_jax.agent.spelling import choice_names, short, significant, size, spell_config
+from autollm_jax.agent.forecast import forecast
+from autollm_jax.agent.shifted_forecast import step_costs
+from autollm_jax.agent.spelling import (
+    choice_names,
+    short,
+    short_names,
+    significant,
+    size,
+    spell_row,
+)
+from autollm_jax.agent.surfaces import Effect, effects
+from autollm_jax.baselines.coordinates import axes
+from autollm_jax.gym.cells import Cells
 from autollm_jax.gym.environment import Observation, Trial
 from autollm_jax.gym.experiments import Experiment
-from autollm_jax.gym.spaces import Dimension
+from autollm_jax.gym.groups import UNUSED, Group
+from autollm_jax.gym.spaces import Dimension, Space
 
 END_OF_TURN = parsing.END_OF_TURN
 LINE = ";\n"
@@ -43,6 +64,8 @@ SYMBOLS = (
     '":',
     ',"',
     "}" + parsing.EXEC_END,
+    "}}" + parsing.EXEC_END,
+    "}" + LINE,
     LINE,
     LIST,
     *(f"e-{power}" for power in range(1, 10)),
@@ -52,6 +75,11 @@ SYMBOLS = (
     # The words of the tasks, which SentencePiece would cut at the underscore.
     "learning_rate",
     "batch_size",
+    "kl_coefficient",
+    "group_size",
+    "clip_range",
+    "mlp_ratio",
+    "kv_heads",
 )
 
 TASK_NOTES = {
@@ -62,10 +90,16 @@ TASK_NOTES = {
 }
 
 EVIDENCE_LINES = 5
+LONG_EVIDENCE_LINES = 2  # where configurations are long
 CANDIDATES = 4
+LONG_CANDIDATES = (3, 2)  # where configurations are long: at first, after the first trial
+LAW_LINES = 2
+EFFECTS = 3
+MOST_PARTS = 8
 LABELS = "ABCDEFGHIJ"
-PROMPT_TOKENS = 300
-LONGEST_MESSAGE = 100
+PROMPT_TOKENS = 330
+LONGEST_MESSAGE = 80
+LONGEST_NAME = 24
 # Where training experiments come from is no business of a player.
 HIDDEN_CONTEXT = ("provenance", "augmentation")
 LOG_FACTOR = 2  # the step whose cost is shown, for log-ordinal dimensions
@@ -100,9 +134,15 @@ def render(turns: Sequence[Turn]) -> str:
     return "".join(turn.text for turn in turns)
 
 
-def view(observation: Observation) -> Forecast:
+def view(observation: Observation) -> BaseForecast:
     """Return the forecast that this observation's texts quote."""
     return forecast(observation.experiment, observation.evidence)
+
+
+@functools.lru_cache(maxsize=4096)
+def is_long(space: Space) -> bool:
+    """Tell whether configurations take more than a few words: mixtures, three values and more."""
+    return len(axes(space)) > 2 or any(d.kind == "simplex" for d in space.dimensions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,47 +174,77 @@ def percent(expected: float) -> str:
     return f"{100 * expected:.1f}%" if expected < 0.0995 else f"{100 * expected:.0f}%"
 
 
-def candidates(observation: Observation, most: int = CANDIDATES) -> tuple[Candidate, ...]:
+def candidates(observation: Observation, most: int | None = None) -> tuple[Candidate, ...]:
     """List cells worth trying next, the lowest forecast first.
 
-    They are the `most` untried cells of the lowest forecast; before the first trial also the cell
-    nearest to the law, and the one nearest to the nearest cheap experiment's best.
+    They are the `most` untried cells of the lowest forecast that can be spelled briefly; before the
+    first trial also the cell nearest to the law, and the one nearest to the most relevant cheap
+    experiment's best.
 
     Args:
       observation: what is known.
-      most: how many cells the forecast chooses.
+      most: how many cells the forecast chooses; `offered` by default.
     """
-    target, seen = observation.experiment, view(observation)
+    most = offered(observation) if most is None else most
+    seen = view(observation)
     expected_R = seen.expected_regrets(observation.trials)
-    order = expected_R.argsort(kind="stable")[:most]
-    rows = [int(row) for row in order if math.isfinite(expected_R[row])]
-    if not observation.trials:
-        if seen.centre_row is not None:
-            rows.append(seen.centre_row)
-        if seen.nearest:
-            best = seen.nearest[0].configurations[seen.nearest[0].best_row]
-            rows.append(target.match(best).row)
-        else:
-            rows.append(target.match(target.default).row)
+    rows = _lowest(seen.target.cells, expected_R, most)
+    if not observation.trials and rows:
+        rows += [row for row in (seen.centre_row, seen.counterpart) if row is not None]
+        rows = [row for row in rows if is_brief(seen.target.cells, row)]
     rows = sorted(set(rows), key=lambda row: (expected_R[row], row))
     return tuple(
-        Candidate(
-            label,
-            rounded(float(expected_R[row])),
-            row,
-            spell_config(target.space, target.configurations[row]),
-        )
+        Candidate(label, rounded(float(expected_R[row])), row, spell_row(seen.target.cells, row))
         for label, row in zip(LABELS, rows, strict=False)
     )
+
+
+def _lowest(cells: Cells, expected_R, most: int) -> list[int]:
+    """Return the `most` rows of the lowest finite forecast that are spelled briefly."""
+    rows: list[int] = []
+    for row in expected_R.argsort(kind="stable").tolist():
+        if len(rows) == most or not math.isfinite(expected_R[row]):
+            break
+        if is_brief(cells, row):
+            rows.append(row)
+    return rows
+
+
+@functools.lru_cache(maxsize=256)
+def brief_rows(cells: Cells) -> frozenset[int]:
+    """Return the rows whose per-layer values agree, to be spelled once; all where none has."""
+    most = len(axes(cells.space))
+    rows = (r for r, c in enumerate(cells.configurations) if len(cells.space.shorten(c)) <= most)
+    return frozenset(rows) or frozenset(range(len(cells)))
+
+
+def is_brief(cells: Cells, row: int) -> bool:
+    """Tell whether a measured configuration can be spelled briefly."""
+    return row in brief_rows(cells)
+
+
+def offered(observation: Observation) -> int:
+    """Return how many cells the forecast chooses for this state's list."""
+    if is_long(observation.experiment.space):
+        return LONG_CANDIDATES[bool(observation.trials)]
+    return CANDIDATES
 
 
 def _forecast_lines(observation: Observation, most: int) -> str:
     listed = candidates(observation, most)
     if not listed:
         return f"every configuration is tried{LINE}"
-    lines = "".join(f" {c.label} {percent(c.expected)} at {c.text}{LINE}" for c in reversed(listed))
+    lines = "".join(
+        f" {c.label} {percent(c.expected)}{_size(observation.experiment, c.row)} at {c.text}{LINE}"
+        for c in reversed(listed)
+    )
     rule = "" if observation.trials else ", lowest last"
     return f"expected regret{rule}{LIST}{lines}"
+
+
+def _size(experiment: Experiment, row: int) -> str:
+    """Spell a configuration's parameters where there is a limit to them."""
+    return "" if experiment.limit is None else f" {short(experiment.parameters_R[row])}"
 
 
 def slope_text(slope: float) -> str:
@@ -187,7 +257,7 @@ def law_value(dimension: Dimension, value: float) -> str:
     return significant(value, 2)
 
 
-def law_values(seen: Forecast) -> list[str]:
+def law_values(seen: BaseForecast) -> list[str]:
     """Spell the law's prediction for the target, per dimension."""
     dimensions = seen.target.space.dimensions
     return [
@@ -197,29 +267,84 @@ def law_values(seen: Forecast) -> list[str]:
 
 
 @functools.lru_cache(maxsize=256)
-def step_percent(seen: Forecast) -> tuple[tuple[int, int], ...]:
+def step_percent(seen: BaseForecast) -> tuple[tuple[int, int], ...]:
     """Return what a step below and above the centre costs per dimension, in percent of regret."""
     costs_D2 = step_costs(seen.nearest)
     return tuple((round(100 * low), round(100 * high)) for low, high in costs_D2.tolist())
 
 
-def _choices_line(dimension: Dimension, shortened: bool) -> str:
+def law_dimensions(seen: BaseForecast) -> list[int]:
+    """Return the dimensions whose law is stated: those in which a step costs most, in order."""
+    cost_D = [low + high for low, high in step_percent(seen)]
+    return sorted(sorted(range(len(cost_D)), key=lambda d: -cost_D[d])[:LAW_LINES])
+
+
+def shown_effects(seen: BaseForecast) -> tuple[Effect, ...]:
+    """Return the largest effects in the most relevant table; where a law speaks, none are shown."""
+    if seen.law is not None or not seen.nearest:
+        return ()
+    return tuple(e for e in effects(seen.nearest[0]) if e.percent)[:EFFECTS]
+
+
+def _parts(seen: BaseForecast, dimension: Dimension) -> list[str]:
+    """Name the components that move the outcome most in the evidence, in the space's order."""
+    names = list(short_names(dimension).values())
+    if not seen.nearest:
+        return names[:MOST_PARTS]
+    ranked = [e.name for e in effects(seen.nearest[0]) if e.name in names][:MOST_PARTS]
+    return [name for name in names if name in ranked]
+
+
+def _choices_line(seen: BaseForecast, axis: Dimension | Group, shortened: bool) -> str:
+    space = seen.target.space
+    dimension = space[axis.members[0]] if isinstance(axis, Group) else axis
     if dimension.kind == "simplex":
-        return f"{dimension.name}: weights of {' '.join(map(str, dimension.choices))}{LINE}"
+        parts = _parts(seen, dimension)
+        more = len(dimension.choices) - len(parts)
+        rest = f" and {more} more" if more else ""
+        return f"{axis.name}: percent of {' '.join(parts)}{rest}{LINE}"
     names = list(choice_names(dimension).values())
+    if isinstance(axis, Group):
+        names = [n for c, n in choice_names(dimension).items() if c != UNUSED]
     if shortened and len(names) > 6:
-        return f"{dimension.name}: {names[0]} to {names[-1]} in {len(names)} steps{LINE}"
-    return f"{dimension.name}: {' '.join(names)}{LINE}"
+        return f"{axis.name}: {names[0]} to {names[-1]} in {len(names)} steps{LINE}"
+    return f"{axis.name}: {' '.join(names)}{LINE}"
 
 
-def _context(target: Experiment) -> str:
-    """Spell what is fixed and has a name; numbers of the context are left to the fidelity."""
+def _fidelity(experiment: Experiment) -> str:
+    """Spell parameters and tokens, where they are known (not 0)."""
+    numbers = {"parameters": experiment.fidelity.parameters, "tokens": experiment.fidelity.tokens}
+    return "".join(f" {short(number)} {what}" for what, number in numbers.items() if number)
+
+
+def _context(observation: Observation) -> str:
+    """Spell two of what is fixed and has a name: first where cheap experiments differ in it.
+
+    Numbers of the context are left to the fidelity.
+    """
+    target = observation.experiment
     names = [
-        f" {key} {_plain(value)}"
+        (all(e.context.get(key) == value for e in observation.evidence), f" {key} {_plain(value)}")
         for key, value in target.context.items()
-        if isinstance(value, str) and key not in HIDDEN_CONTEXT and len(value) <= 24
+        if isinstance(value, str)
+        and key not in HIDDEN_CONTEXT
+        and len(value) <= LONGEST_NAME
+        and value not in target.objective_metric
     ]
-    return "".join(names[:2])
+    names.sort(key=lambda named: named[0])
+    limit = "" if target.limit is None else f" limit {short(target.limit['at_most'])}"
+    return "".join(text for _, text in names[:2]) + limit
+
+
+def _evidence_line(other: Experiment, target: Experiment) -> str:
+    objective = "" if other.objective_metric == target.objective_metric else f" {_metric(other)}"
+    limit = "" if other.limit is None else f" limit {short(other.limit['at_most'])}"
+    where = spell_row(other.cells, other.best_row)
+    return f" {size(other.fidelity)}{objective}{limit} at {where}{LINE}"
+
+
+def _metric(experiment: Experiment) -> str:
+    return _plain(experiment.objective_metric)[:LONGEST_NAME]
 
 
 def _describe(observation: Observation, lines: int, most: int, shortened: bool) -> str:
@@ -228,33 +353,43 @@ def _describe(observation: Observation, lines: int, most: int, shortened: bool) 
     goal = "minimize" if target.minimize else "maximize"
     note = TASK_NOTES.get(target.task, "one run tries a configuration")
     parts = [
-        f"task {target.task}: {note}. {goal} {target.objective_metric} "
+        f"task {target.task}: {note}. {goal} {_metric(target)} "
         f"in {observation.budget_left} trials{LINE}",
-        f"target: {short(target.fidelity.parameters)} parameters "
-        f"{short(target.fidelity.tokens)} tokens{_context(target)}{LINE}",
-        *(_choices_line(d, shortened) for d in space.dimensions),
-        f"default: {spell_config(space, target.default)}{LINE}",
+        f"target:{_fidelity(target)}{_context(observation)}{LINE}",
+        *(_choices_line(seen, axis, shortened) for axis in axes(space)),
+        f"default: {spell_row(target.cells, target.match(target.default).row)}{LINE}",
     ]
     if seen.nearest:
         parts.append(f"best of cheap experiments, nearest first{LIST}")
-        for other in seen.nearest[:lines]:
-            best = other.configurations[other.best_row]
-            parts.append(f" {size(other.fidelity)} at {spell_config(other.space, best)}{LINE}")
+        parts += [_evidence_line(e, target) for e in seen.nearest if _has_brief_best(e)][:lines]
     else:
         parts.append(f"no cheap experiments{LINE}")
     if seen.law is not None:
-        for d, value, (size_slope, token_slope) in zip(
-            space.dimensions, law_values(seen), seen.law.slopes_D2.tolist(), strict=True
-        ):
+        for d in law_dimensions(seen):
+            size_slope, token_slope = seen.law.slopes_D2[d]
             parts.append(
-                f"law for {d.name} {value} as parameters ^ {slope_text(size_slope)} "
-                f"tokens ^ {slope_text(token_slope)}{LINE}"
+                f"law for {space.names[d]} {law_values(seen)[d]} as parameters ^ "
+                f"{slope_text(size_slope)} tokens ^ {slope_text(token_slope)}{LINE}"
             )
         parts.append(f"cost in percent of a factor {LOG_FACTOR} off{LIST}")
-        for d, (low, high) in zip(space.dimensions, step_percent(seen), strict=True):
-            parts.append(f" {d.name} lower {low} higher {high}{LINE}")
+        for d in law_dimensions(seen):
+            low, high = step_percent(seen)[d]
+            parts.append(f" {space.names[d]} lower {low} higher {high}{LINE}")
+    if shown_effects(seen):
+        equal = "" if seen.nearest[0].limit is None else " at equal size"
+        parts.append(f"more in the nearest{equal}, percent of regret{LIST}")
+        parts += [f" {effect_text(e)} {abs(e.percent)}{LINE}" for e in shown_effects(seen)]
     parts.append(_forecast_lines(observation, most))
     return "".join(parts)
+
+
+def effect_text(effect: Effect) -> str:
+    """Say in words which way an effect goes: github helps."""
+    return f"{effect.name} {'helps' if effect.percent < 0 else 'hurts'}"
+
+
+def _has_brief_best(experiment: Experiment) -> bool:
+    return is_brief(experiment.cells, experiment.best_row)
 
 
 def describe(
@@ -266,25 +401,42 @@ def describe(
 
     Args:
       observation: the state before the first trial.
-      count: counts a text's tokens; None leaves the length alone.
-      limit: the most tokens. Over it, cheap experiments are dropped from the list, the farthest in
-        log fidelity first; then long lists of choices are written as their ends; then fewer
-        candidates are listed.
+      count: counts a text's tokens; an upper estimate by default.
+      limit: the most tokens. Over it, cheap experiments are dropped from the list, the least
+        relevant first; then long lists of choices are written as their ends; then fewer candidates
+        are listed.
     """
     text = ""
-    plans = [(lines, CANDIDATES, False) for lines in range(EVIDENCE_LINES, 0, -1)]
-    plans += [(1, CANDIDATES, True), (1, 2, True), (1, 1, True)]
+    count = estimate if count is None else count
+    evidence = LONG_EVIDENCE_LINES if is_long(observation.experiment.space) else EVIDENCE_LINES
+    most = offered(observation)
+    plans = [(lines, most, False) for lines in range(evidence, 0, -1)]
+    plans += [(1, most, True), (1, 2, True), (1, 1, True)]
     for lines, most, shortened in plans:
         text = _describe(observation, lines, most, shortened)
-        if count is None or count(text) <= limit:
+        if count(text) <= limit:
             break
     return text
 
 
+def estimate(text: str) -> int:
+    """Estimate how many tokens a text takes, before there is a vocabulary: rather too many.
+
+    A symbol is one, a number one for every two digits, a word one for every four letters.
+    """
+    return len(_PIECES.findall(text))
+
+
+_PIECES = re.compile(
+    "|".join(map(re.escape, sorted(SYMBOLS, key=len, reverse=True)))
+    + r"|[0-9]{1,2}|[A-Za-z]{1,4}|[^\sA-Za-z0-9]"
+)
+
+
 @functools.lru_cache(maxsize=4096)
-def _decimals(seen: Forecast) -> int:
+def _decimals(seen: BaseForecast) -> int:
     """Choose a precision for outcomes: about a hundredth of one unit of regret."""
-    unit = seen.law.scale if seen.law is not None else 0.01
+    unit = seen.unit if seen.nearest else 0.01
     return min(max(math.ceil(-math.log10(max(unit, 1e-9) / 100)), 0), 8)
 
 
@@ -323,26 +475,32 @@ def feedback(trial: Trial, observation: Observation) -> str:
       trial: the latest trial.
       observation: the state after it.
     """
-    target = observation.experiment
-    decimals = _decimals(view(observation))
+    target, seen = observation.experiment, view(observation)
+    decimals, metric = _decimals(seen), _plain(target.objective_metric.partition(".")[0])
     said = verdict(trial, observation)
     before = best_trial(target, observation.trials[: trial.number - 1])
+    long = is_long(target.space)
     if not trial.valid:
         outcome = f"invalid. {_plain(trial.message)}"
     else:
-        where = spell_config(target.space, trial.config)
+        # What the agent itself has just said need not be repeated where it is long.
+        row = seen.row_of(trial)
+        where = "" if long and not trial.matched else f"{spell_row(target.cells, row)} "
         if trial.matched:
-            where = f"not measured, nearest is {where}"
+            brief = is_brief(target.cells, row)
+            where = f"not measured, nearest is {where if brief else 'another '}"
         if trial.status == "ok" and math.isfinite(trial.outcome):
-            outcome = f"{where} gives {target.objective_metric} {trial.outcome:.{decimals}f} {said}"
+            outcome = f"{where}gives {metric} {trial.outcome:.{decimals}f} {said}"
             if before is not None:
                 outcome += f" by {abs(trial.outcome - before.outcome):.{decimals}f}"
         else:
-            outcome = f"{where} gives no {target.objective_metric} {said}"
+            outcome = f"{where}gives no {metric} {said}"
     best = best_trial(target, observation.trials)
-    where = "none" if best is None else spell_config(target.space, best.config)
+    where = "none"
+    if best is not None:
+        where = f"trial {best.number}" if long else spell_row(target.cells, seen.row_of(best))
     parts = [f"trial {trial.number} {outcome}{LINE}"]
     parts.append(f"best {where} and {observation.budget_left} left{LINE}")
     if observation.budget_left:
-        parts.append(_forecast_lines(observation, CANDIDATES))
+        parts.append(_forecast_lines(observation, offered(observation)))
     return "".join(parts)

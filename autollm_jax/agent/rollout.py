@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from autollm_jax.agent import prompts
 from autollm_jax.agent.distillation import encode_turn
-from autollm_jax.agent.parsing import parse_action
+from autollm_jax.agent.playing import act
 from autollm_jax.agent.prompts import Turn
 from autollm_jax.errors import UserError
 from autollm_jax.gym.environment import Episode
@@ -155,15 +155,11 @@ def _play(model, params, tokenizer, config, episodes, seeds, key, group_size, ro
             text = tokenizer.decode(tokens_BS[row, start_B[row] : end_B[row]].tolist())
             transcripts[row].append(prompts.agent_turn(text))
             spent = len(episode.rewards)
-            action = parse_action(text)
-            if action.finished:
-                episode.finish()
-            else:
-                trial = episode.exec_config(action.config, text)
-                if not episode.done:
-                    reply = prompts.feedback(trial, episode.tell())
-                    transcripts[row].append(prompts.environment_turn(reply))
-                    chunks[row] = encode_turn(tokenizer, reply, opens=False)
+            trial = act(episode, text)
+            if not episode.done:
+                reply = prompts.feedback(trial, episode.tell())
+                transcripts[row].append(prompts.environment_turn(reply))
+                chunks[row] = encode_turn(tokenizer, reply, opens=False)
             rewards[row].append(sum(episode.rewards[spent:]))
             active_B[row] = not episode.done
         outside += time.perf_counter() - entered

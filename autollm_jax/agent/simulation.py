@@ -2,8 +2,9 @@
 
 He plays through the real `Episode`, so he knows of the target only what he has tried. His rule can
 be read off the text alone: before the first trial he states the nearest cheap experiment's best,
-the law and the safer sides; then, each time, he tries the listed configuration of the lowest
-forecast. `claims.check_claims` checks every statement against the tables.
+the law and the safer sides, or where no law speaks what helps and what hurts; then, each time, he
+tries the listed configuration of the lowest forecast. `claims.check_claims` checks every statement
+against the tables.
 
 So that a policy also learns to go on from worse states than the researcher would reach, some
 episodes contain moves perturbed on purpose. Those turns are marked `learned=False`.
@@ -15,6 +16,7 @@ import hashlib
 import itertools
 import json
 import multiprocessing
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -29,8 +31,8 @@ from autollm_jax.agent.parsing import (
     EXEC_END,
     THINK,
     THINK_END,
-    parse_action,
 )
+from autollm_jax.agent.playing import act
 from autollm_jax.gym.environment import Episode, Observation
 from autollm_jax.gym.experiments import Experiment
 
@@ -110,41 +112,37 @@ class Trajectory:
 def respond(observation: Observation) -> str:
     """Write the researcher's turn: a function of what is visible, without chance."""
     listed = prompts.candidates(observation)
-    space = observation.experiment.space
     if not listed:
         return f'{THINK}all tried{THINK_END}{EXEC}{{"{DONE_KEY}": true}}{EXEC_END}' + (
             prompts.END_OF_TURN
         )
     pick = listed[0]
-    config = observation.experiment.configurations[pick.row]
-    if observation.trials:
-        think = _refine(observation, pick, config)
-    else:
-        think = f"{_extrapolate(observation)}{_choice(pick)}"
-    return _turn(think, spelling.exec_part(space, config))
+    think = _refine(observation, pick) if observation.trials else _extrapolate(observation, pick)
+    return _turn(think, spelling.exec_part(observation.experiment.cells, pick.row))
 
 
 def _turn(think: str, exec_text: str) -> str:
     return f"{THINK}{think}{THINK_END}{exec_text}{prompts.END_OF_TURN}"
 
 
-def _extrapolate(observation: Observation) -> str:
-    """State what the evidence shows: the nearest experiment, the law, the safer sides."""
+def _extrapolate(observation: Observation, pick: prompts.Candidate) -> str:
+    """State what the evidence shows, the law or the effects, and choose."""
     seen = prompts.view(observation)
     target = observation.experiment
     sentences = []
     if seen.nearest:
         other = seen.nearest[0]
-        best = spelling.spell_config(other.space, other.configurations[other.best_row])
+        best = spelling.spell_row(other.cells, other.best_row)
         more_p = comparison(target.fidelity.parameters, other.fidelity.parameters)
         more_t = comparison(target.fidelity.tokens, other.fidelity.tokens)
-        sentences.append(
-            f"nearest best at {best} and target has {more_p} parameters, {more_t} tokens"
-        )
+        at = "" if prompts.is_long(target.space) else f"nearest best at {best} and "
+        tokens = f", {more_t} tokens" if target.fidelity.tokens else ""
+        sentences.append(f"{at}target has {more_p} parameters{tokens}")
     if seen.law is not None:
         words = {1: "rises with", -1: "falls with", 0: "flat in"}
         values = prompts.law_values(seen)
-        for d, name in enumerate(target.space.names):
+        for d in prompts.law_dimensions(seen):
+            name = target.space.names[d]
             signs = [int(np.sign(float(prompts.slope_text(s)))) for s in seen.law.slopes_D2[d]]
             low, high = prompts.step_percent(seen)[d]
             side = "lower" if low < high else "higher" if high < low else "either"
@@ -152,19 +150,26 @@ def _extrapolate(observation: Observation) -> str:
                 f"{name} {words[signs[0]]} parameters, {words[signs[1]]} tokens, "
                 f"law {values[d]} and safer {side}"
             )
-    return "".join(f"{sentence}. " for sentence in sentences)
+    effects = prompts.shown_effects(seen)
+    if effects:
+        equal = "" if seen.nearest[0].limit is None else "at equal size "
+        sentences.append(equal + ", ".join(f"more {prompts.effect_text(e)}" for e in effects))
+    return "".join(f"{sentence}. " for sentence in sentences) + _choice(observation, pick)
 
 
-def _choice(pick: prompts.Candidate) -> str:
-    return f"lowest {pick.label} {prompts.percent(pick.expected)} at {pick.text}"
+def _choice(observation: Observation, pick: prompts.Candidate) -> str:
+    # A long configuration is spelled once, in the action that follows.
+    at = "" if prompts.is_long(observation.experiment.space) else f" at {pick.text}"
+    return f"lowest {pick.label} {prompts.percent(pick.expected)}{at}"
 
 
-def _refine(observation: Observation, pick: prompts.Candidate, config) -> str:
+def _refine(observation: Observation, pick: prompts.Candidate) -> str:
+    target = observation.experiment
     said = prompts.verdict(observation.trials[-1], observation)
-    best = prompts.best_trial(observation.experiment, observation.trials)
-    think = f"{said}. {_choice(pick)}"
+    best = prompts.best_trial(target, observation.trials)
+    think = f"{said}. {_choice(observation, pick)}"
     if best is not None:
-        moves = directions(observation.experiment.space, best.config, config)
+        moves = directions(target.space, best.config, target.configurations[pick.row])
         think += f" with {moves}" if moves else ""
     return think
 
@@ -172,23 +177,24 @@ def _refine(observation: Observation, pick: prompts.Candidate, config) -> str:
 def _perturb(observation: Observation, random: np.random.Generator) -> str:
     """Write a turn that the researcher would not: another cell, an unmeasured or a broken one."""
     target = observation.experiment
-    space = target.space
+    cells, space = target.cells, target.space
     kind = random.random()
-    config = dict(target.configurations[int(random.integers(len(target.configurations)))])
+    row = int(random.integers(len(cells)))
     if kind < 0.6:
         listed = prompts.candidates(observation, 8)
-        if listed and kind < 0.3:
-            config = target.configurations[listed[int(random.integers(len(listed)))].row]
-        return _turn("a guess", spelling.exec_part(space, config))
-    text = spelling.config_json(space, config)
+        # What cannot be spelled briefly is not tried either.
+        if listed and (kind < 0.3 or not prompts.is_brief(cells, row)):
+            row = listed[int(random.integers(len(listed)))].row
+        return _turn("a guess", spelling.exec_part(cells, row))
+    if not prompts.is_brief(cells, row):
+        row = target.match(target.default).row
+    text = spelling.row_json(cells, row)
     if kind < 0.8:
-        first = next((d for d in space.dimensions if d.is_numeric), None)
-        if first is not None:
-            off = spelling.spell_number(float(config[first.name]) * float(random.uniform(1.1, 3)))
-            text = text.replace(
-                f'"{first.name}": {spelling.spell(first, config[first.name])}',
-                f'"{first.name}": {off}',
-            )
+        # Another number for the first that is there: a weight, a rate, a width.
+        number = re.search(r": ([0-9][0-9.e-]*)", text)
+        if number is not None:
+            off = spelling.spell_number(float(number.group(1)) * float(random.uniform(1.1, 3)))
+            text = text[: number.start(1)] + off + text[number.end(1) :]
     else:
         cut = int(random.integers(1, max(len(text) // 2, 2)))
         text = text[:-cut] if kind < 0.9 else text.replace(f'"{space.names[-1]}"', '"x"')
@@ -214,7 +220,7 @@ class Researcher:
     def __call__(self, games: Sequence) -> None:
         for game in games:
             while not game.episode.done:
-                game.episode.exec_config(parse_action(respond(game.episode.tell())).config)
+                act(game.episode, respond(game.episode.tell()))
 
 
 def simulate(
@@ -238,11 +244,7 @@ def simulate(
         perturbed = random.random() < moves
         text = _perturb(observation, random) if perturbed else respond(observation)
         turns.append(prompts.agent_turn(text, learned=not perturbed))
-        action = parse_action(text)
-        if action.finished:
-            episode.finish()
-            break
-        trial = episode.exec_config(action.config, action.error)
+        trial = act(episode, text)
         if episode.done:
             break
         observation = episode.tell()

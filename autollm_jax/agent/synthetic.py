@@ -1,9 +1,9 @@
-"""A prior over families of experiments: made-up laws and bowls to learn the craft from.
+"""A prior over families of experiments, first part: made-up laws and bowls to learn from.
 
 A policy that saw only a few real tables would learn their optima by heart. Families drawn from a
 broad prior make it learn to read evidence instead, as prior-data fitted networks do (arXiv
 2112.10510). Whatever comes from here is marked `synthetic prior`; none of it is ever scored in a
-report.
+report. `synthetic_kinds.py` has mixtures, architectures and many dimensions, and draws the kind.
 """
 
 import dataclasses
@@ -47,13 +47,8 @@ USUAL = ("learning_rate", "batch_size")
 RATIOS = (math.sqrt(2), math.sqrt(2), 2.0, 2.0, 10 ** (1 / 3), 10 ** (1 / 4), 1.5)
 
 
-def sample_family(seed: int) -> list[Experiment]:
-    """Draw one family: experiments of several fidelities over one law and one kind of bowl.
-
-    Args:
-      seed: the same seed gives the same family.
-    """
-    random = np.random.default_rng([seed, 211210510])
+def sample_bowls(random: np.random.Generator, seed: int) -> list[Experiment]:
+    """Draw one family: experiments of several fidelities over one law and one kind of bowl."""
     names = _names(random)
     law = [_Law.draw(random, DIMENSIONS[name]) for name in names]
     bowl = _Bowl.draw(random, len(names))

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from autollm_jax.agent import evidence
-from autollm_jax.agent.forecast import Forecast, forecast
+from autollm_jax.agent.forecast import forecast
+from autollm_jax.agent.shifted_forecast import ShiftedForecast
 from autollm_jax.gym.environment import Episode
 
 
@@ -50,7 +51,7 @@ def test_nearest_first_goes_by_log_fidelity(family):
 
 
 def test_the_forecast_before_trials_prefers_the_good_half(family):
-    seen = Forecast(family[3], family[:3])
+    seen = ShiftedForecast(family[3], family[:3])
     expected_R = seen.expected_regrets(())
     assert np.corrcoef(expected_R, family[3].regrets_R)[0, 1] > 0.8
 
@@ -91,8 +92,9 @@ def test_invalid_trials_teach_nothing(family):
 
 
 def test_a_forecast_of_a_sealed_target_is_that_of_the_open_one(family):
-    sealed = Forecast(family[3].sealed(), family[:3]).expected_regrets(())
-    np.testing.assert_array_equal(sealed, Forecast(family[3], family[:3]).expected_regrets(()))
+    sealed = ShiftedForecast(family[3].sealed(), family[:3]).expected_regrets(())
+    opened = ShiftedForecast(family[3], family[:3]).expected_regrets(())
+    np.testing.assert_array_equal(sealed, opened)
 
 
 def test_forecasts_of_equal_names_but_other_tables_are_not_mixed_up(bowl):

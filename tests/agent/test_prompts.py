@@ -48,8 +48,9 @@ def test_every_choice_reads_back_as_itself():
 def test_every_cell_of_an_action_reads_back_as_itself(family):
     experiment = family[0]
     for config in experiment.configurations:
-        action = parse_action(spelling.exec_part(experiment.space, config))
-        assert experiment.match(action.config) == (experiment.configurations.index(config), False)
+        row = experiment.configurations.index(config)
+        action = parse_action(spelling.exec_part(experiment.cells, row))
+        assert experiment.match(action.config) == (row, False)
 
 
 def test_a_value_is_spelled_the_same_in_the_list_the_forecast_and_the_action(episode):
@@ -57,10 +58,9 @@ def test_a_value_is_spelled_the_same_in_the_list_the_forecast_and_the_action(epi
     text = prompts.describe(observation)
     listed = re.search(r"^learning_rate: (.*);$", text, re.M).group(1).split()
     for candidate in prompts.candidates(observation):
-        config = observation.experiment.configurations[candidate.row]
         rate, _ = candidate.text.split()
         assert rate in listed
-        assert f'": {rate},"' in spelling.exec_part(observation.experiment.space, config)
+        assert f'": {rate},"' in spelling.exec_part(observation.experiment.cells, candidate.row)
 
 
 def test_the_first_turn_names_task_target_choices_evidence_law_and_budget(episode):
@@ -170,10 +170,11 @@ def test_a_mixture_and_a_categorical_are_described_and_read_back():
         for name, size in (("small", 1e6), ("large", 1e8))
     ]  # fmt: skip
     observation = Episode(made[1], made[:1], 2).tell()
-    assert "web 0.75 code 0.25 adam" in prompts.describe(observation)
+    assert '{"web": 75,"code": 25} "adam"' in prompts.describe(observation)
     best = min(prompts.candidates(observation), key=lambda c: c.expected)
-    action = parse_action(spelling.exec_part(space, cells[best.row]))
-    assert made[1].match(action.config).row == made[1].best_row
+    action = parse_action(spelling.exec_part(made[1].cells, best.row))
+    config = spelling.read_config(made[1].cells, action.config)
+    assert made[1].match(config) == (made[1].best_row, False)
 
 
 def test_candidates_are_labelled_from_the_lowest_forecast_on(episode):

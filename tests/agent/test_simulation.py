@@ -8,6 +8,7 @@ from autollm_jax.agent import prompts
 from autollm_jax.agent.claims import check_claims
 from autollm_jax.agent.curation import CurationConfig, Pair, build, plan
 from autollm_jax.agent.parsing import parse_action
+from autollm_jax.agent.playing import act
 from autollm_jax.agent.simulation import (
     SimulationConfig,
     Trajectory,
@@ -15,6 +16,7 @@ from autollm_jax.agent.simulation import (
     simulate,
     simulate_all,
 )
+from autollm_jax.agent.spelling import read_config
 from autollm_jax.gym.environment import Episode
 
 CURATION = CurationConfig(pairs=90, pairs_per_family=6)
@@ -26,9 +28,7 @@ def _states(pair, trajectory, budget=5):
     for turn in trajectory.turns:
         if turn.role == "agent":
             yield turn, episode.tell()
-            action = parse_action(turn.text)
-            if not action.finished:
-                episode.exec_config(action.config, action.error)
+            act(episode, turn.text)
 
 
 def _checked(pairs):
@@ -108,7 +108,8 @@ def test_the_choice_is_the_lowest_forecast_on_the_list(played):
             action = parse_action(turn.text)
             if turn.learned and not action.finished:
                 lowest = min(listed, key=lambda c: c.expected)
-                assert pair.target.match(action.config) == (lowest.row, False)
+                config = read_config(pair.target.cells, action.config)
+                assert pair.target.match(config) == (lowest.row, False)
 
 
 def test_the_researcher_beats_chance_by_far(family, recipe):
