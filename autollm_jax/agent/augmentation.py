@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from autollm_jax.agent.evidence import is_shiftable
-from autollm_jax.agent.prompts import is_brief
+from autollm_jax.agent.listing import is_brief
 from autollm_jax.agent.synthetic_kinds import part_names
 from autollm_jax.gym.experiments import Experiment, Fidelity, make_experiment
 from autollm_jax.gym.spaces import Dimension, Space
@@ -128,7 +128,8 @@ def _some_objectives(experiments, random) -> list[Experiment]:
 def _mixed(experiments, random) -> list[np.ndarray]:
     """Average each objective with another one of the same cells, by the same share everywhere."""
     metrics = sorted({e.objective_metric for e in experiments})
-    partners = dict(zip(metrics, random.permutation(metrics).tolist(), strict=True))
+    order = random.permutation(metrics).tolist()
+    partners = dict(zip(order, order[1:] + order[:1], strict=True))
     share = random.uniform(0.5, 1.0)
     by_place = {(id(e.cells), e.fidelity, e.objective_metric): e for e in experiments}
     mixed = []

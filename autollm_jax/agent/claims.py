@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from autollm_jax.agent import prompts, spelling
+from autollm_jax.agent import listing, prompts, spelling, statements
 from autollm_jax.agent.surfaces import effects
 from autollm_jax.baselines import coordinates
 from autollm_jax.gym.environment import Observation
@@ -46,7 +46,7 @@ def check_claims(think: str, observation: Observation) -> list[Claim]:
 
 def _nearest(observation, values):
     """The values are the best cell of the usable table nearest in fidelity."""
-    seen = prompts.view(observation)
+    seen = listing.view(observation)
     if not seen.nearest:
         return False
     other = seen.nearest[0]
@@ -57,7 +57,7 @@ def _nearest(observation, values):
 
 def _compare(observation, word, what):
     """The target has more, fewer or as many parameters or tokens as the nearest table."""
-    seen = prompts.view(observation)
+    seen = listing.view(observation)
     if not seen.nearest:
         return False
     return word == comparison(
@@ -74,29 +74,29 @@ def comparison(number: float, other: float) -> str:
 
 def _law(observation, name, by_parameters, by_tokens, value, side):
     """The law's exponents have these signs, it predicts this value, and this side costs less."""
-    seen = prompts.view(observation)
+    seen = listing.view(observation)
     names = observation.experiment.space.names
     if seen.law is None or name not in names:
         return False
     d = names.index(name)
-    low, high = prompts.step_percent(seen)[d]
-    signs = [np.sign(float(prompts.slope_text(slope))) for slope in seen.law.slopes_D2[d]]
+    low, high = statements.step_percent(seen)[d]
+    signs = [np.sign(float(statements.slope_text(slope))) for slope in seen.law.slopes_D2[d]]
     return (
         signs == [_DIRECTIONS[by_parameters], _DIRECTIONS[by_tokens]]
-        and prompts.law_values(seen)[d] == value
+        and statements.law_values(seen)[d] == value
         and {"lower": low < high, "higher": high < low, "either": low == high}[side]
     )
 
 
 def _equal_size(observation):
     """The effects are those at equal size: the most relevant table has a limit."""
-    seen = prompts.view(observation)
+    seen = listing.view(observation)
     return bool(seen.nearest) and seen.nearest[0].limit is not None
 
 
 def _effect(observation, name, way):
     """More of this has this effect in the most relevant table."""
-    seen = prompts.view(observation)
+    seen = listing.view(observation)
     if not seen.nearest:
         return False
     percents = {effect.name: effect.percent for effect in effects(seen.nearest[0])}
@@ -105,21 +105,21 @@ def _effect(observation, name, way):
 
 def _listed(observation, label):
     """Return the row that the prompt lists under a label."""
-    return {c.label: c.row for c in prompts.candidates(observation)}.get(label)
+    return {c.label: c.row for c in listing.candidates(observation)}.get(label)
 
 
 def _lowest(observation, label, share, values):
     """The cell with this label has this forecast, and no cell that may be offered a lower one."""
     cells = observation.experiment.cells
-    expected_R = prompts.view(observation).expected_regrets(observation.trials)
+    expected_R = listing.view(observation).expected_regrets(observation.trials)
     row = _listed(observation, label)
-    brief = [r for r in np.flatnonzero(np.isfinite(expected_R)) if prompts.is_brief(cells, int(r))]
-    lowest = prompts.rounded(float(expected_R[brief].min()))
+    brief = [r for r in np.flatnonzero(np.isfinite(expected_R)) if listing.is_brief(cells, int(r))]
+    lowest = listing.rounded(float(expected_R[brief].min()))
     return (
         row is not None
         and values in (None, spelling.spell_row(cells, row))
-        and prompts.rounded(float(expected_R[row])) == lowest
-        and prompts.percent(lowest) == share
+        and listing.rounded(float(expected_R[row])) == lowest
+        and listing.percent(lowest) == share
     )
 
 

@@ -25,26 +25,14 @@ import math
 import re
 from collections.abc import Callable, Sequence
 
-from autollm_jax.agent import parsing
+from autollm_jax.agent import listing, parsing, statements
 from autollm_jax.agent.base_forecast import BaseForecast
-from autollm_jax.agent.evidence import value_at
-from autollm_jax.agent.forecast import forecast
-from autollm_jax.agent.shifted_forecast import step_costs
-from autollm_jax.agent.spelling import (
-    choice_names,
-    short,
-    short_names,
-    significant,
-    size,
-    spell_row,
-)
-from autollm_jax.agent.surfaces import Effect, effects
+from autollm_jax.agent.spelling import choice_names, short, size, spell_row
 from autollm_jax.baselines.coordinates import axes
-from autollm_jax.gym.cells import Cells
 from autollm_jax.gym.environment import Observation, Trial
 from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.groups import UNUSED, Group
-from autollm_jax.gym.spaces import Dimension, Space
+from autollm_jax.gym.spaces import Dimension
 
 END_OF_TURN = parsing.END_OF_TURN
 LINE = ";\n"
@@ -91,12 +79,6 @@ TASK_NOTES = {
 
 EVIDENCE_LINES = 5
 LONG_EVIDENCE_LINES = 2  # where configurations are long
-CANDIDATES = 4
-LONG_CANDIDATES = (3, 2)  # where configurations are long: at first, after the first trial
-LAW_LINES = 2
-EFFECTS = 3
-MOST_PARTS = 8
-LABELS = "ABCDEFGHIJ"
 PROMPT_TOKENS = 330
 LONGEST_MESSAGE = 80
 LONGEST_NAME = 24
@@ -134,108 +116,13 @@ def render(turns: Sequence[Turn]) -> str:
     return "".join(turn.text for turn in turns)
 
 
-def view(observation: Observation) -> BaseForecast:
-    """Return the forecast that this observation's texts quote."""
-    return forecast(observation.experiment, observation.evidence)
-
-
-@functools.lru_cache(maxsize=4096)
-def is_long(space: Space) -> bool:
-    """Tell whether configurations take more than a few words: mixtures, three values and more."""
-    return len(axes(space)) > 2 or any(d.kind == "simplex" for d in space.dimensions)
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """A configuration that the environment lists.
-
-    Attributes:
-      label: a letter, by which a policy can point at it.
-      expected: its forecast, rounded as it is shown.
-      row: of the target's configurations.
-      text: the configuration, spelled.
-    """
-
-    label: str
-    expected: float
-    row: int
-    text: str
-
-
-def rounded(expected: float) -> float:
-    """Round a forecast as it is shown: to fifths of a percent below a tenth, to percent above."""
-    if expected < 0.0990:
-        return round(500 * expected) / 500
-    return round(100 * expected) / 100
-
-
-def percent(expected: float) -> str:
-    """Spell a rounded forecast: 3.4%, 24%."""
-    return f"{100 * expected:.1f}%" if expected < 0.0995 else f"{100 * expected:.0f}%"
-
-
-def candidates(observation: Observation, most: int | None = None) -> tuple[Candidate, ...]:
-    """List cells worth trying next, the lowest forecast first.
-
-    They are the `most` untried cells of the lowest forecast that can be spelled briefly; before the
-    first trial also the cell nearest to the law, and the one nearest to the most relevant cheap
-    experiment's best.
-
-    Args:
-      observation: what is known.
-      most: how many cells the forecast chooses; `offered` by default.
-    """
-    most = offered(observation) if most is None else most
-    seen = view(observation)
-    expected_R = seen.expected_regrets(observation.trials)
-    rows = _lowest(seen.target.cells, expected_R, most)
-    if not observation.trials and rows:
-        rows += [row for row in (seen.centre_row, seen.counterpart) if row is not None]
-        rows = [row for row in rows if is_brief(seen.target.cells, row)]
-    rows = sorted(set(rows), key=lambda row: (expected_R[row], row))
-    return tuple(
-        Candidate(label, rounded(float(expected_R[row])), row, spell_row(seen.target.cells, row))
-        for label, row in zip(LABELS, rows, strict=False)
-    )
-
-
-def _lowest(cells: Cells, expected_R, most: int) -> list[int]:
-    """Return the `most` rows of the lowest finite forecast that are spelled briefly."""
-    rows: list[int] = []
-    for row in expected_R.argsort(kind="stable").tolist():
-        if len(rows) == most or not math.isfinite(expected_R[row]):
-            break
-        if is_brief(cells, row):
-            rows.append(row)
-    return rows
-
-
-@functools.lru_cache(maxsize=256)
-def brief_rows(cells: Cells) -> frozenset[int]:
-    """Return the rows whose per-layer values agree, to be spelled once; all where none has."""
-    most = len(axes(cells.space))
-    rows = (r for r, c in enumerate(cells.configurations) if len(cells.space.shorten(c)) <= most)
-    return frozenset(rows) or frozenset(range(len(cells)))
-
-
-def is_brief(cells: Cells, row: int) -> bool:
-    """Tell whether a measured configuration can be spelled briefly."""
-    return row in brief_rows(cells)
-
-
-def offered(observation: Observation) -> int:
-    """Return how many cells the forecast chooses for this state's list."""
-    if is_long(observation.experiment.space):
-        return LONG_CANDIDATES[bool(observation.trials)]
-    return CANDIDATES
-
-
 def _forecast_lines(observation: Observation, most: int) -> str:
-    listed = candidates(observation, most)
+    listed = listing.candidates(observation, most)
     if not listed:
         return f"every configuration is tried{LINE}"
+    target = observation.experiment
     lines = "".join(
-        f" {c.label} {percent(c.expected)}{_size(observation.experiment, c.row)} at {c.text}{LINE}"
+        f" {c.label} {listing.percent(c.expected)}{_size(target, c.row)} at {c.text}{LINE}"
         for c in reversed(listed)
     )
     rule = "" if observation.trials else ", lowest last"
@@ -247,59 +134,11 @@ def _size(experiment: Experiment, row: int) -> str:
     return "" if experiment.limit is None else f" {short(experiment.parameters_R[row])}"
 
 
-def slope_text(slope: float) -> str:
-    """Spell an exponent with one decimal; zero has no sign."""
-    return f"{slope + 0.0:.1f}".replace("-0.0", "0.0")
-
-
-def law_value(dimension: Dimension, value: float) -> str:
-    """Spell a value that the law predicts: two significant digits, not one of the choices."""
-    return significant(value, 2)
-
-
-def law_values(seen: BaseForecast) -> list[str]:
-    """Spell the law's prediction for the target, per dimension."""
-    dimensions = seen.target.space.dimensions
-    return [
-        law_value(d, value_at(d, float(c)))
-        for d, c in zip(dimensions, seen.law.centre_D, strict=True)
-    ]
-
-
-@functools.lru_cache(maxsize=256)
-def step_percent(seen: BaseForecast) -> tuple[tuple[int, int], ...]:
-    """Return what a step below and above the centre costs per dimension, in percent of regret."""
-    costs_D2 = step_costs(seen.nearest)
-    return tuple((round(100 * low), round(100 * high)) for low, high in costs_D2.tolist())
-
-
-def law_dimensions(seen: BaseForecast) -> list[int]:
-    """Return the dimensions whose law is stated: those in which a step costs most, in order."""
-    cost_D = [low + high for low, high in step_percent(seen)]
-    return sorted(sorted(range(len(cost_D)), key=lambda d: -cost_D[d])[:LAW_LINES])
-
-
-def shown_effects(seen: BaseForecast) -> tuple[Effect, ...]:
-    """Return the largest effects in the most relevant table; where a law speaks, none are shown."""
-    if seen.law is not None or not seen.nearest:
-        return ()
-    return tuple(e for e in effects(seen.nearest[0]) if e.percent)[:EFFECTS]
-
-
-def _parts(seen: BaseForecast, dimension: Dimension) -> list[str]:
-    """Name the components that move the outcome most in the evidence, in the space's order."""
-    names = list(short_names(dimension).values())
-    if not seen.nearest:
-        return names[:MOST_PARTS]
-    ranked = [e.name for e in effects(seen.nearest[0]) if e.name in names][:MOST_PARTS]
-    return [name for name in names if name in ranked]
-
-
 def _choices_line(seen: BaseForecast, axis: Dimension | Group, shortened: bool) -> str:
     space = seen.target.space
     dimension = space[axis.members[0]] if isinstance(axis, Group) else axis
     if dimension.kind == "simplex":
-        parts = _parts(seen, dimension)
+        parts = statements.moving_parts(seen, dimension)
         more = len(dimension.choices) - len(parts)
         rest = f" and {more} more" if more else ""
         return f"{axis.name}: percent of {' '.join(parts)}{rest}{LINE}"
@@ -348,7 +187,7 @@ def _metric(experiment: Experiment) -> str:
 
 
 def _describe(observation: Observation, lines: int, most: int, shortened: bool) -> str:
-    target, seen = observation.experiment, view(observation)
+    target, seen = observation.experiment, listing.view(observation)
     space = target.space
     goal = "minimize" if target.minimize else "maximize"
     note = TASK_NOTES.get(target.task, "one run tries a configuration")
@@ -365,31 +204,29 @@ def _describe(observation: Observation, lines: int, most: int, shortened: bool) 
     else:
         parts.append(f"no cheap experiments{LINE}")
     if seen.law is not None:
-        for d in law_dimensions(seen):
-            size_slope, token_slope = seen.law.slopes_D2[d]
+        for d in statements.law_dimensions(seen):
+            by_size, by_tokens = map(statements.slope_text, seen.law.slopes_D2[d])
             parts.append(
-                f"law for {space.names[d]} {law_values(seen)[d]} as parameters ^ "
-                f"{slope_text(size_slope)} tokens ^ {slope_text(token_slope)}{LINE}"
+                f"law for {space.names[d]} {statements.law_values(seen)[d]} as parameters ^ "
+                f"{by_size} tokens ^ {by_tokens}{LINE}"
             )
         parts.append(f"cost in percent of a factor {LOG_FACTOR} off{LIST}")
-        for d in law_dimensions(seen):
-            low, high = step_percent(seen)[d]
+        for d in statements.law_dimensions(seen):
+            low, high = statements.step_percent(seen)[d]
             parts.append(f" {space.names[d]} lower {low} higher {high}{LINE}")
-    if shown_effects(seen):
+    if statements.shown_effects(seen):
         equal = "" if seen.nearest[0].limit is None else " at equal size"
         parts.append(f"more in the nearest{equal}, percent of regret{LIST}")
-        parts += [f" {effect_text(e)} {abs(e.percent)}{LINE}" for e in shown_effects(seen)]
+        parts += [
+            f" {statements.effect_text(e)} {abs(e.percent)}{LINE}"
+            for e in statements.shown_effects(seen)
+        ]
     parts.append(_forecast_lines(observation, most))
     return "".join(parts)
 
 
-def effect_text(effect: Effect) -> str:
-    """Say in words which way an effect goes: github helps."""
-    return f"{effect.name} {'helps' if effect.percent < 0 else 'hurts'}"
-
-
 def _has_brief_best(experiment: Experiment) -> bool:
-    return is_brief(experiment.cells, experiment.best_row)
+    return listing.is_brief(experiment.cells, experiment.best_row)
 
 
 def describe(
@@ -408,8 +245,10 @@ def describe(
     """
     text = ""
     count = estimate if count is None else count
-    evidence = LONG_EVIDENCE_LINES if is_long(observation.experiment.space) else EVIDENCE_LINES
-    most = offered(observation)
+    evidence = (
+        LONG_EVIDENCE_LINES if listing.is_long(observation.experiment.space) else EVIDENCE_LINES
+    )
+    most = listing.offered(observation)
     plans = [(lines, most, False) for lines in range(evidence, 0, -1)]
     plans += [(1, most, True), (1, 2, True), (1, 1, True)]
     for lines, most, shortened in plans:
@@ -475,11 +314,11 @@ def feedback(trial: Trial, observation: Observation) -> str:
       trial: the latest trial.
       observation: the state after it.
     """
-    target, seen = observation.experiment, view(observation)
+    target, seen = observation.experiment, listing.view(observation)
     decimals, metric = _decimals(seen), _plain(target.objective_metric.partition(".")[0])
     said = verdict(trial, observation)
     before = best_trial(target, observation.trials[: trial.number - 1])
-    long = is_long(target.space)
+    long = listing.is_long(target.space)
     if not trial.valid:
         outcome = f"invalid. {_plain(trial.message)}"
     else:
@@ -487,7 +326,7 @@ def feedback(trial: Trial, observation: Observation) -> str:
         row = seen.row_of(trial)
         where = "" if long and not trial.matched else f"{spell_row(target.cells, row)} "
         if trial.matched:
-            brief = is_brief(target.cells, row)
+            brief = listing.is_brief(target.cells, row)
             where = f"not measured, nearest is {where if brief else 'another '}"
         if trial.status == "ok" and math.isfinite(trial.outcome):
             outcome = f"{where}gives {metric} {trial.outcome:.{decimals}f} {said}"
@@ -502,5 +341,5 @@ def feedback(trial: Trial, observation: Observation) -> str:
     parts = [f"trial {trial.number} {outcome}{LINE}"]
     parts.append(f"best {where} and {observation.budget_left} left{LINE}")
     if observation.budget_left:
-        parts.append(_forecast_lines(observation, offered(observation)))
+        parts.append(_forecast_lines(observation, listing.offered(observation)))
     return "".join(parts)

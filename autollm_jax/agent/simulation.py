@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autollm_jax.agent import prompts, spelling
+from autollm_jax.agent import listing, prompts, spelling, statements
 from autollm_jax.agent.claims import check_claims, comparison, directions
 from autollm_jax.agent.curation import Pair, Recipe, build
 from autollm_jax.agent.parsing import (
@@ -111,7 +111,7 @@ class Trajectory:
 
 def respond(observation: Observation) -> str:
     """Write the researcher's turn: a function of what is visible, without chance."""
-    listed = prompts.candidates(observation)
+    listed = listing.candidates(observation)
     if not listed:
         return f'{THINK}all tried{THINK_END}{EXEC}{{"{DONE_KEY}": true}}{EXEC_END}' + (
             prompts.END_OF_TURN
@@ -125,9 +125,9 @@ def _turn(think: str, exec_text: str) -> str:
     return f"{THINK}{think}{THINK_END}{exec_text}{prompts.END_OF_TURN}"
 
 
-def _extrapolate(observation: Observation, pick: prompts.Candidate) -> str:
+def _extrapolate(observation: Observation, pick: listing.Candidate) -> str:
     """State what the evidence shows, the law or the effects, and choose."""
-    seen = prompts.view(observation)
+    seen = listing.view(observation)
     target = observation.experiment
     sentences = []
     if seen.nearest:
@@ -135,35 +135,35 @@ def _extrapolate(observation: Observation, pick: prompts.Candidate) -> str:
         best = spelling.spell_row(other.cells, other.best_row)
         more_p = comparison(target.fidelity.parameters, other.fidelity.parameters)
         more_t = comparison(target.fidelity.tokens, other.fidelity.tokens)
-        at = "" if prompts.is_long(target.space) else f"nearest best at {best} and "
+        at = "" if listing.is_long(target.space) else f"nearest best at {best} and "
         tokens = f", {more_t} tokens" if target.fidelity.tokens else ""
         sentences.append(f"{at}target has {more_p} parameters{tokens}")
     if seen.law is not None:
         words = {1: "rises with", -1: "falls with", 0: "flat in"}
-        values = prompts.law_values(seen)
-        for d in prompts.law_dimensions(seen):
+        values = statements.law_values(seen)
+        for d in statements.law_dimensions(seen):
             name = target.space.names[d]
-            signs = [int(np.sign(float(prompts.slope_text(s)))) for s in seen.law.slopes_D2[d]]
-            low, high = prompts.step_percent(seen)[d]
+            signs = [int(np.sign(float(statements.slope_text(s)))) for s in seen.law.slopes_D2[d]]
+            low, high = statements.step_percent(seen)[d]
             side = "lower" if low < high else "higher" if high < low else "either"
             sentences.append(
                 f"{name} {words[signs[0]]} parameters, {words[signs[1]]} tokens, "
                 f"law {values[d]} and safer {side}"
             )
-    effects = prompts.shown_effects(seen)
+    effects = statements.shown_effects(seen)
     if effects:
         equal = "" if seen.nearest[0].limit is None else "at equal size "
-        sentences.append(equal + ", ".join(f"more {prompts.effect_text(e)}" for e in effects))
+        sentences.append(equal + ", ".join(f"more {statements.effect_text(e)}" for e in effects))
     return "".join(f"{sentence}. " for sentence in sentences) + _choice(observation, pick)
 
 
-def _choice(observation: Observation, pick: prompts.Candidate) -> str:
+def _choice(observation: Observation, pick: listing.Candidate) -> str:
     # A long configuration is spelled once, in the action that follows.
-    at = "" if prompts.is_long(observation.experiment.space) else f" at {pick.text}"
-    return f"lowest {pick.label} {prompts.percent(pick.expected)}{at}"
+    at = "" if listing.is_long(observation.experiment.space) else f" at {pick.text}"
+    return f"lowest {pick.label} {listing.percent(pick.expected)}{at}"
 
 
-def _refine(observation: Observation, pick: prompts.Candidate) -> str:
+def _refine(observation: Observation, pick: listing.Candidate) -> str:
     target = observation.experiment
     said = prompts.verdict(observation.trials[-1], observation)
     best = prompts.best_trial(target, observation.trials)
@@ -181,12 +181,12 @@ def _perturb(observation: Observation, random: np.random.Generator) -> str:
     kind = random.random()
     row = int(random.integers(len(cells)))
     if kind < 0.6:
-        listed = prompts.candidates(observation, 8)
+        listed = listing.candidates(observation, 8)
         # What cannot be spelled briefly is not tried either.
-        if listed and (kind < 0.3 or not prompts.is_brief(cells, row)):
+        if listed and (kind < 0.3 or not listing.is_brief(cells, row)):
             row = listed[int(random.integers(len(listed)))].row
         return _turn("a guess", spelling.exec_part(cells, row))
-    if not prompts.is_brief(cells, row):
+    if not listing.is_brief(cells, row):
         row = target.match(target.default).row
     text = spelling.row_json(cells, row)
     if kind < 0.8:

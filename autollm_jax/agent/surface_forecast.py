@@ -144,11 +144,14 @@ class SurfaceForecast(BaseForecast):
         return self._draws_SM + gap_ST @ gain_TM, float(likelihood)
 
     def _failed(self, seen) -> np.ndarray:
-        """Return the draws, raised around trials of which none was ok."""
+        """Return the draws, raised around trials of which none was ok.
+
+        Only differences count, so that what a cell shares with the average one is taken off.
+        """
         draws_SM = self._draws_SM
         for place_, _ in seen:
-            variance = self._covariance_MM[place_, place_] + JITTER
-            near_M = self._covariance_MM[place_] / variance
+            near_M = self._covariance_MM[place_] - self._covariance_MM[place_].mean()
+            near_M = near_M / (near_M[place_] + JITTER)
             floor_S = draws_SM.min(axis=1) + FAILED
             draws_SM = draws_SM + np.outer(np.maximum(floor_S - draws_SM[:, place_], 0.0), near_M)
         return draws_SM

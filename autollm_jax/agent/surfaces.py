@@ -27,6 +27,7 @@ RELEVANCE = 0.75  # exponent from a coordinate's share of the variance to its sq
 # Share of the unexplained variance that is the configuration's own and not the run's noise: it is
 # found again where the same configuration is run at another fidelity.
 PERSISTENT = 0.5
+EFFECT_RIDGE = 0.005  # little, for sizes go with the dimensions that make them
 CAP = 2.5  # regrets above this say only "bad"
 MOST_ROWS = 300
 SAME = 1e-3  # coordinates this close are the same configuration
@@ -276,7 +277,7 @@ def effects(experiment: Experiment) -> tuple[Effect, ...]:
     x_ND = x_ND - x_ND.mean(0)
     deviation_D = x_ND.std(0)
     x_ND = x_ND / np.where(deviation_D > 1e-9, deviation_D, np.inf)
-    gram = x_ND.T @ x_ND + 0.05 * len(rows) * np.eye(x_ND.shape[1])
+    gram = x_ND.T @ x_ND + EFFECT_RIDGE * len(rows) * np.eye(x_ND.shape[1])
     slopes_D = np.linalg.solve(gram, x_ND.T @ (regret_N - regret_N.mean()))
     found = [
         Effect(name, int(np.clip(round(200 * slope), -99, 99)))

@@ -1,5 +1,8 @@
 """Small families of experiments that the agent's tests share."""
 
+import dataclasses
+import itertools
+
 import numpy as np
 import pytest
 
@@ -79,3 +82,99 @@ def scores():
 @pytest.fixture
 def recipe():
     return Recipe("tables", "made", "pretraining", 0, (), 0, (), 0)
+
+
+def _make(task: str, name: str, size: float, space: Space, cells, outcomes, **fields) -> Experiment:
+    return make_experiment(
+        source="made", task=task, name=name, space=space,
+        fidelity=Fidelity("low", size, 1e9, 6e9 * size),
+        configurations=cells, outcomes=list(outcomes), default_origin="the tests",
+        **{"default": cells[0], **fields},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def mixtures():
+    """Two objectives at two sizes over the same 90 mixtures; the dearer "code" loss comes last."""
+    names = ("general_web", "source_code", "math_papers", "wiki", "old_books")
+    weights_RC = np.random.default_rng(0).dirichlet(np.full(5, 0.5), 90)
+    space = Space((Dimension("mixture", "simplex", names),))
+    cells = [{"mixture": dict(zip(names, w.tolist(), strict=True))} for w in weights_RC]
+    made = []
+    for size, drift in ((1e6, 0.0), (1e8, 0.15)):
+        for part, objective in ((0, "web"), (1, "code")):
+            use_R = weights_RC[:, part] + 0.2 * weights_RC[:, 2] + drift * weights_RC[:, 3]
+            loss_R = (0.05 + use_R) ** -0.4
+            made.append(
+                _make("data_mixture", f"{objective}-{size:.0e}", size, space, cells, loss_R,
+                      objective_metric=f"loss.{objective}", context={"objective": objective})
+            )  # fmt: skip
+    return made
+
+
+@pytest.fixture(scope="session")
+def architectures():
+    """Two limits at two scales; the dearer scale has other widths and more layers."""
+    made = []
+    for scale, size in (((32, 48, 64), 1e5), ((64, 96, 128), 1e6)):
+        layers = (2, 3, 4) if size < 1e6 else (5, 6, 7)
+        space = Space(
+            (
+                Dimension("width", "ordinal", scale),
+                Dimension("layers", "ordinal", layers),
+                *(Dimension(f"mlp_ratio.{n}", "ordinal", (2, 4)) for n in (1, 2)),
+                Dimension("bias", "categorical", (True, False)),
+            )
+        )
+        cells = [
+            {"width": w, "layers": depth, "mlp_ratio.1": a, "mlp_ratio.2": b, "bias": bias}
+            for w in scale for depth in layers for a in (2, 4) for b in (2, 4)
+            for bias in (True, False)
+        ]  # fmt: skip
+        parameters_R = np.array(
+            [
+                c["width"] ** 2 * c["layers"] * (4 + c["mlp_ratio.1"] + c["mlp_ratio.2"])
+                for c in cells
+            ],
+            float,
+        )
+        shape_R = np.array([np.log(c["width"] / c["layers"]) for c in cells])
+        bias_R = np.array([0.01 * c["bias"] for c in cells])
+        loss_R = (parameters_R / parameters_R.mean()) ** -0.3 + 0.1 * shape_R + bias_R
+        shared = _make("architecture", "whole", size, space, cells, loss_R).cells
+        for share in (0.4, 0.8):
+            limit = float(np.quantile(parameters_R, share))
+            over_R = parameters_R > limit
+            experiment = _make(
+                "architecture", f"{size:.0e}-{share}", size, space, cells,
+                np.where(over_R, np.nan, loss_R), status=np.where(over_R, "infeasible", "ok"),
+                limit={"quantity": "parameters", "at_most": limit}, parameters=parameters_R,
+            )  # fmt: skip
+            made.append(dataclasses.replace(experiment, cells=shared))
+    return made
+
+
+@pytest.fixture(scope="session")
+def tunings():
+    """Success rates over five dimensions at two sizes, to be maximised."""
+    space = Space(
+        (
+            Dimension("learning_rate", "log-ordinal", (1e-4, 2e-4, 4e-4, 8e-4)),
+            Dimension("kl_coefficient", "ordinal", (0.0, 0.01, 0.1)),
+            Dimension("group_size", "log-ordinal", (4, 8)),
+            Dimension("clip_range", "ordinal", (0.1, 0.2)),
+            Dimension("temperature", "ordinal", (0.7, 1.0, 1.3)),
+        )
+    )
+    grid = itertools.product(*(d.choices for d in space.dimensions))
+    cells = [dict(zip(space.names, values, strict=True)) for values in grid]
+    made = []
+    for size, best in ((1e5, 2.5e-4), (1e6, 2e-4)):
+        away_R = np.array([np.log2(c["learning_rate"] / best) ** 2 + abs(c["temperature"] - 1)
+                           for c in cells])  # fmt: skip
+        made.append(
+            _make("grpo", f"arithmetic-{size:.0e}", size, space, cells, 0.9 / (1 + away_R),
+                  objective_metric="success_rate", minimize=False, default=cells[20],
+                  context={"problem": "arithmetic"})
+        )  # fmt: skip
+    return made

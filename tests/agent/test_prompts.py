@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from autollm_jax.agent import prompts, spelling
+from autollm_jax.agent import listing, prompts, spelling, statements
 from autollm_jax.agent.parsing import parse_action
 from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.experiments import Fidelity, make_experiment
@@ -57,7 +57,7 @@ def test_a_value_is_spelled_the_same_in_the_list_the_forecast_and_the_action(epi
     observation = episode.tell()
     text = prompts.describe(observation)
     listed = re.search(r"^learning_rate: (.*);$", text, re.M).group(1).split()
-    for candidate in prompts.candidates(observation):
+    for candidate in listing.candidates(observation):
         rate, _ = candidate.text.split()
         assert rate in listed
         assert f'": {rate},"' in spelling.exec_part(observation.experiment.cells, candidate.row)
@@ -73,8 +73,8 @@ def test_the_first_turn_names_task_target_choices_evidence_law_and_budget(episod
 
 def test_the_law_continues_the_evidence(episode):
     # The made family has lr ~ parameters^-0.5 and batch ~ tokens^0.5.
-    seen = prompts.view(episode.tell())
-    rate, batch = (float(value) for value in prompts.law_values(seen))
+    seen = listing.view(episode.tell())
+    rate, batch = (float(value) for value in statements.law_values(seen))
     assert rate == pytest.approx(2.0**-9, rel=0.35)
     assert batch == pytest.approx(181, rel=0.35)
 
@@ -82,7 +82,7 @@ def test_the_law_continues_the_evidence(episode):
 def test_a_score_that_should_be_high_is_maximized(scores):
     observation = Episode(scores[-1], tuple(scores[:-1]), 2).tell()
     assert "maximize score" in prompts.describe(observation)
-    best = min(prompts.candidates(observation), key=lambda c: c.expected)
+    best = min(listing.candidates(observation), key=lambda c: c.expected)
     assert scores[-1].regrets_R[best.row] < 0.3
 
 
@@ -144,7 +144,7 @@ def test_without_evidence_the_default_is_the_start(family):
     observation = Episode(family[0], (), 2).tell()
     text = prompts.describe(observation)
     assert "no cheap experiments" in text
-    rows = [c.row for c in prompts.candidates(observation)]
+    rows = [c.row for c in listing.candidates(observation)]
     assert family[0].match(family[0].default).row in rows
 
 
@@ -171,21 +171,21 @@ def test_a_mixture_and_a_categorical_are_described_and_read_back():
     ]  # fmt: skip
     observation = Episode(made[1], made[:1], 2).tell()
     assert '{"web": 75,"code": 25} "adam"' in prompts.describe(observation)
-    best = min(prompts.candidates(observation), key=lambda c: c.expected)
+    best = min(listing.candidates(observation), key=lambda c: c.expected)
     action = parse_action(spelling.exec_part(made[1].cells, best.row))
     config = spelling.read_config(made[1].cells, action.config)
     assert made[1].match(config) == (made[1].best_row, False)
 
 
 def test_candidates_are_labelled_from_the_lowest_forecast_on(episode):
-    listed = prompts.candidates(episode.tell())
+    listed = listing.candidates(episode.tell())
     assert "".join(c.label for c in listed) == "ABCDEFGH"[: len(listed)]
     assert [c.expected for c in listed] == sorted(c.expected for c in listed)
 
 
 def test_the_law_and_the_nearest_experiment_have_their_say_before_the_first_trial(episode):
     observation = episode.tell()
-    rows = {c.row for c in prompts.candidates(observation, 1)}
-    seen = prompts.view(observation)
+    rows = {c.row for c in listing.candidates(observation, 1)}
+    seen = listing.view(observation)
     best = seen.nearest[0].configurations[seen.nearest[0].best_row]
     assert {seen.centre_row, episode.experiment.match(best).row} <= rows

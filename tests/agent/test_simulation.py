@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from autollm_jax.agent import prompts
+from autollm_jax.agent import listing, prompts
 from autollm_jax.agent.claims import check_claims
 from autollm_jax.agent.curation import CurationConfig, Pair, build, plan
 from autollm_jax.agent.parsing import parse_action
@@ -104,7 +104,7 @@ def test_the_researcher_knows_only_what_he_tried(family, recipe):
 def test_the_choice_is_the_lowest_forecast_on_the_list(played):
     for pair, trajectory in played[:40]:
         for turn, observation in _states(pair, trajectory):
-            listed = prompts.candidates(observation)
+            listed = listing.candidates(observation)
             action = parse_action(turn.text)
             if turn.learned and not action.finished:
                 lowest = min(listed, key=lambda c: c.expected)

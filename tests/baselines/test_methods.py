@@ -5,8 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from autollm_jax.baselines import BASELINES, Problem
+from autollm_jax.baselines import BASELINES, Problem, coordinates
 from autollm_jax.gym.environment import Episode
+from autollm_jax.gym.experiments import Fidelity, make_experiment
+from autollm_jax.gym.groups import Group
+from autollm_jax.gym.spaces import Dimension, Space
 
 from .conftest import bowl, mixed
 
@@ -90,3 +93,52 @@ def test_maximisation_is_minimisation_mirrored(method, evidence, target):
 def test_configurations_are_plain_json(method, problem):
     config = BASELINES[method](problem, 0).ask()
     assert json.loads(json.dumps(config)) == config
+
+
+def limited(level="low", parameters=1e6):
+    """Make an experiment with a group of layers, two thirds of whose cells are over a limit."""
+    widths = (32, 64, 128) if level == "low" else (64, 128, 256)
+    space = Space(
+        (
+            Dimension("width", "ordinal", widths),
+            Dimension("layers", "ordinal", (2, 3)),
+            *(Dimension(f"mlp.{n}", "ordinal", (0, 2, 4)) for n in (1, 2, 3)),
+        ),
+        {"mlp": Group("mlp", ("mlp.1", "mlp.2", "mlp.3"), "layers")},
+    )
+    cells = [
+        {"width": w, "layers": depth, "mlp.1": a, "mlp.2": b, "mlp.3": c if depth == 3 else 0}
+        for w in widths for depth in (2, 3) for a in (2, 4) for b in (2, 4) for c in (2, 4)
+    ]  # fmt: skip
+    sizes = np.array(
+        [c["width"] * (c["mlp.1"] + c["mlp.2"] + c["mlp.3"] + c["layers"]) for c in cells], float
+    )
+    limit = float(np.quantile(sizes, 0.35))
+    return make_experiment(
+        source="test", task="architecture", name=f"limited-{level}", space=space,
+        fidelity=Fidelity(level, parameters, 1e9, 6e9 * parameters), configurations=cells,
+        outcomes=np.where(sizes > limit, np.nan, 1 / sizes), default=cells[0],
+        default_origin="the tests", status=np.where(sizes > limit, "infeasible", "ok"),
+        limit={"quantity": "parameters", "at_most": limit}, parameters=sizes,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_feasible_cells_are_tried_and_then_again(method):
+    target = limited("mid", 1e7)
+    assert 0 < target.feasible_R.sum() < 0.5 * len(target.configurations)
+    trials = play(method, target, (limited(),), budget=8).trials
+    assert {t.status for t in trials} == {"ok"} and len({json.dumps(t.config) for t in trials}) == 8
+
+
+def test_a_group_is_its_mean_and_its_tilt():
+    space = limited().space
+    base = {"width": 32, "layers": 3}
+    configs = [
+        base | {"mlp.1": 2, "mlp.2": 2, "mlp.3": 2},
+        base | {"mlp.1": 2, "mlp.2": 2, "mlp.3": 4},
+        base | {"layers": 2, "mlp.1": 4, "mlp.2": 4, "mlp.3": 0},
+    ]
+    mean_N, tilt_N = coordinates.project(configs, space, space)[:, 2:].T
+    assert mean_N == pytest.approx([0, 1 / 3, 1])
+    assert tilt_N[0] == pytest.approx(0.5) and tilt_N[1] > 0.6

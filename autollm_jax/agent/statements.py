@@ -1,0 +1,67 @@
+"""What texts state of the evidence: the law's values and slopes, what a step costs, what helps."""
+
+import functools
+
+from autollm_jax.agent.base_forecast import BaseForecast
+from autollm_jax.agent.evidence import value_at
+from autollm_jax.agent.shifted_forecast import step_costs
+from autollm_jax.agent.spelling import short_names, significant
+from autollm_jax.agent.surfaces import Effect, effects
+from autollm_jax.gym.spaces import Dimension
+
+LAW_LINES = 2
+EFFECTS = 3
+MOST_PARTS = 8
+
+
+def slope_text(slope: float) -> str:
+    """Spell an exponent with one decimal; zero has no sign."""
+    return f"{slope + 0.0:.1f}".replace("-0.0", "0.0")
+
+
+def law_value(dimension: Dimension, value: float) -> str:
+    """Spell a value that the law predicts: two significant digits, not one of the choices."""
+    return significant(value, 2)
+
+
+def law_values(seen: BaseForecast) -> list[str]:
+    """Spell the law's prediction for the target, per dimension."""
+    dimensions = seen.target.space.dimensions
+    return [
+        law_value(d, value_at(d, float(c)))
+        for d, c in zip(dimensions, seen.law.centre_D, strict=True)
+    ]
+
+
+@functools.lru_cache(maxsize=256)
+def step_percent(seen: BaseForecast) -> tuple[tuple[int, int], ...]:
+    """Return what a step below and above the centre costs per dimension, in percent of regret."""
+    costs_D2 = step_costs(seen.nearest)
+    return tuple((round(100 * low), round(100 * high)) for low, high in costs_D2.tolist())
+
+
+def law_dimensions(seen: BaseForecast) -> list[int]:
+    """Return the dimensions whose law is stated: those in which a step costs most, in order."""
+    cost_D = [low + high for low, high in step_percent(seen)]
+    return sorted(sorted(range(len(cost_D)), key=lambda d: -cost_D[d])[:LAW_LINES])
+
+
+def shown_effects(seen: BaseForecast) -> tuple[Effect, ...]:
+    """Return the largest effects in the most relevant table; where a law speaks, none are shown."""
+    if seen.law is not None or not seen.nearest:
+        return ()
+    return tuple(e for e in effects(seen.nearest[0]) if e.percent)[:EFFECTS]
+
+
+def moving_parts(seen: BaseForecast, dimension: Dimension) -> list[str]:
+    """Name the components that move the outcome most in the evidence, in the space's order."""
+    names = list(short_names(dimension).values())
+    if not seen.nearest:
+        return names[:MOST_PARTS]
+    ranked = [e.name for e in effects(seen.nearest[0]) if e.name in names][:MOST_PARTS]
+    return [name for name in names if name in ranked]
+
+
+def effect_text(effect: Effect) -> str:
+    """Say in words which way an effect goes: github helps."""
+    return f"{effect.name} {'helps' if effect.percent < 0 else 'hurts'}"
