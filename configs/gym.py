@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-TASKS = ("architecture", "data_mixture", "pretraining")
+TASKS = ("architecture", "data_mixture", "grpo", "pretraining")
 VARIANTS = ("", "smoke")
 
 

@@ -1,0 +1,105 @@
+import runpy
+from pathlib import Path
+
+import pytest
+
+from autollm_jax.errors import UserError
+from autollm_jax.ground_truth.data_mixture import mixtures
+from autollm_jax.ground_truth.tasks import TASKS, make_plan
+from autollm_jax.gym.spaces import Space
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture(scope="module")
+def config():
+    return runpy.run_path(str(CONFIGS / "gym.py"))["get_config"]().ground_truth.to_dict()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_shipped_plan_is_as_large_as_promised(config, task):
+    plan = make_plan(config, task)
+    fewest = 48 if task == "data_mixture" else 100
+    levels = {}
+    for name, entry in plan.experiments.items():
+        levels.setdefault(entry["fidelity"]["level"], []).append(name)
+        seeds = [c.run.seed for c in plan.cells if c.experiment == name]
+        configurations = seeds.count(0)
+        assert configurations >= fewest
+        assert len(seeds) - configurations >= configurations / 5
+    assert set(levels) == {"low", "mid", "high"}
+    assert min(map(len, levels.values())) >= 2
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_cell_and_default_is_in_its_space(config, task):
+    plan = make_plan(config, task)
+    spaces = {name: Space.from_json(entry["space"]) for name, entry in plan.experiments.items()}
+    for cell in plan.cells:
+        spaces[cell.experiment].validate(cell.config)
+    for name, entry in plan.experiments.items():
+        default = spaces[name].validate(entry["default"])
+        assert len(entry["default_origin"]) > 20
+        limit = entry.get("limit")
+        (cell, *_) = [
+            c
+            for c in plan.cells
+            if c.experiment == name and spaces[name].validate(c.config) == default
+        ]
+        assert limit is None or cell.extra["parameters"] <= limit["at_most"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_groups_hold_each_run_once_and_are_small(config, task):
+    plan = make_plan(config, task)
+    groups = plan.groups()
+    names = [run.name for runs in groups for run in runs]
+    assert len(names) == len(set(names)) and set(names) == {c.run.name for c in plan.cells}
+    assert max(map(len, groups)) <= 20
+    assert all(len({run.group for run in runs}) == 1 for runs in groups)
+
+
+def test_groups_of_one_program_are_neighbours(config):
+    programs = [runs[0].program for runs in make_plan(config, "architecture").groups()]
+    changes = sum(a != b for a, b in zip(programs, programs[1:], strict=False))
+    assert changes == len(set(programs)) - 1
+
+
+def test_the_task_configs_name_their_task():
+    for task in TASKS:
+        config = runpy.run_path(str(CONFIGS / f"{task}.py"))["get_config"]()
+        assert config.gym.tasks == (task,)
+
+
+def test_an_unknown_task_is_refused(config):
+    with pytest.raises(UserError, match="no task 'cooking'.*architecture"):
+        make_plan(config, "cooking")
+
+
+def test_levels_share_some_mixtures_and_not_others(mixture_plan):
+    def of(level):
+        name = {"low": "w16_l1_d0k_mean", "mid": "w16_l1_d1k_mean"}[level]
+        cells = [c for c in mixture_plan.cells if c.experiment == name]
+        return {tuple(c.config["mixture"].values()) for c in cells}
+
+    assert len(of("low")) == len(of("mid")) == 6
+    assert len(of("low") & of("mid")) == 4
+
+
+def test_mixtures_are_whole_percents_that_sum_to_one():
+    natural = {"a": 0.5, "b": 0.3, "c": 0.1, "d": 0.06, "e": 0.04}
+    drawn = mixtures(natural, 40, seed=3)
+    assert drawn[0] == natural
+    assert len({tuple(m.values()) for m in drawn}) == 40
+    for mixture in drawn:
+        percents = [100 * weight for weight in mixture.values()]
+        assert sum(percents) == pytest.approx(100, abs=1e-9)
+        assert all(p == pytest.approx(round(p), abs=1e-9) for p in percents)
+
+
+def test_each_objective_is_an_experiment_of_its_own(mixture_plan):
+    metrics = {
+        entry["context"]["objective"]: entry["objective"]["metric"]
+        for entry in mixture_plan.experiments.values()
+    }
+    assert metrics["mean"] == "loss" and metrics["cats"] == "loss.cats" and len(metrics) == 6
