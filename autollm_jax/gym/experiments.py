@@ -134,7 +134,7 @@ class Experiment:
 
     @property
     def noise(self) -> float:
-        """Standard deviation over repeated seeds, pooled; nan where nothing was repeated."""
+        """Noise floor: deviation between seeds up to the median; nan where nothing was repeated."""
         return self.record.noise
 
     @property
@@ -148,7 +148,7 @@ class Experiment:
 
     @property
     def median(self) -> float:
-        """The middling outcome, m: over all rows, those not ok counted as infinitely bad."""
+        """The middling outcome, m: of what could be run, diverged counted as infinitely bad."""
         return self.record.median
 
     @property
@@ -263,7 +263,7 @@ def _pool_outcomes(cells, row_N, outcomes, status, seconds, minimize, where) -> 
     members_R = [[] for _ in cells.configurations]
     for row, *run in zip(row_N.tolist(), outcomes, status, seconds, strict=True):
         members_R[row].append(run)
-    outcome_R, status_R, seconds_R, squares, freedom = [], [], [], 0.0, 0
+    outcome_R, status_R, seconds_R, squares_R, freedom_R = [], [], [], [], []
     for members in members_R:
         statuses = [run[1] for run in members]
         state = next((s for s in ("diverged", "infeasible") if s in statuses), "ok")
@@ -273,14 +273,13 @@ def _pool_outcomes(cells, row_N, outcomes, status, seconds, minimize, where) -> 
         status_R.append(state)
         outcome_R.append(float(np.mean(values)) if values else math.nan)
         seconds_R.append(float(np.mean(times)) if times else math.nan)
-        if state == "ok" and len(values) > 1:
-            squares += float(np.var(values)) * len(values)
-            freedom += len(values) - 1
+        repeated = state == "ok" and len(values) > 1
+        squares_R.append(float(np.var(values)) * len(values) if repeated else 0.0)
+        freedom_R.append(len(values) - 1 if repeated else 0)
     if not any(s == "ok" and math.isfinite(y) for s, y in zip(status_R, outcome_R, strict=True)):
         raise UserError(f"{where}: no run is ok; at least one must be, to be scored")
-    noise = math.sqrt(squares / freedom) if freedom else math.nan
-    arrays = np.array(outcome_R), np.array(status_R), np.array(seconds_R)
-    return Outcomes(*arrays, noise, minimize)
+    columns = (outcome_R, status_R, seconds_R, squares_R, freedom_R)
+    return Outcomes(*map(np.array, columns), minimize)
 
 
 def _pool_parameters(cells, row_N, parameters, limit, where) -> np.ndarray | None:

@@ -29,14 +29,16 @@ class Outcomes:
       outcomes_R: the objective in its own units, nan where none was measured.
       status_R: `ok`, `diverged` or `infeasible`.
       seconds_R: duration, nan where not recorded.
-      noise: standard deviation over repeated seeds, pooled; nan without repeats.
+      squares_R, freedom_R: over a configuration's repeated seeds, the squared deviations from their
+        mean and one less than their number.
       minimize: whether lower outcomes are better.
     """
 
     outcomes_R: np.ndarray
     status_R: np.ndarray
     seconds_R: np.ndarray
-    noise: float
+    squares_R: np.ndarray
+    freedom_R: np.ndarray
     minimize: bool
 
     def __post_init__(self):
@@ -63,11 +65,23 @@ class Outcomes:
 
     @functools.cached_property
     def median(self) -> float:
-        """The middling outcome, over all rows; the worst ok outcome where most rows are not ok."""
-        loss = np.median(self._losses_R)
+        """The middling outcome of what could be run; the worst ok one where most runs diverged."""
+        losses = self._losses_R[self.status_R != "infeasible"]
+        loss = np.median(losses)
         if not np.isfinite(loss):
-            loss = self._losses_R[np.isfinite(self._losses_R)].max()
+            loss = losses[np.isfinite(losses)].max()
         return float(self._sign * loss)
+
+    @functools.cached_property
+    def noise(self) -> float:
+        """The noise floor: standard deviation over repeated seeds, pooled; nan without repeats.
+
+        Of the configurations up to the median alone: regrets are told apart there, and runs far
+        from the optimum are noisier.
+        """
+        good_R = self._losses_R <= self._sign * self.median
+        freedom = self.freedom_R[good_R].sum()
+        return math.sqrt(self.squares_R[good_R].sum() / freedom) if freedom else math.nan
 
     @functools.cached_property
     def worst(self) -> float:

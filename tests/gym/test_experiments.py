@@ -32,8 +32,14 @@ def test_a_diverged_run_scores_one_and_counts_as_infinite_in_the_median(make):
 
 
 def test_where_most_runs_failed_the_worst_ok_run_is_the_middling_one(make):
-    experiment = make(outcomes=range(12), status=["ok"] * 3 + ["infeasible"] * 9)
+    experiment = make(outcomes=range(12), status=["ok"] * 3 + ["diverged"] * 9)
     np.testing.assert_allclose(experiment.regrets_R[:4], [0, 0.5, 1, 1])
+
+
+def test_infeasible_cells_do_not_move_the_middling_outcome(make):
+    experiment = make(outcomes=range(12), status=["ok"] * 3 + ["infeasible"] * 9)
+    np.testing.assert_allclose(experiment.regrets_R[:4], [0, 1, 1, 1])
+    assert experiment.median == 1.0
 
 
 def test_minmax_regret_spans_finite_losses_of_diverged_runs(make):
@@ -55,11 +61,16 @@ def test_repeated_runs_are_pooled(make):
     cells = [{"learning_rate": 0.001, "batch_size": 32}] * 2 + [
         {"learning_rate": 0.002, "batch_size": 32}
     ] * 2
-    experiment = make(configurations=cells, outcomes=[1.0, 3.0, 5.0, 5.0], seconds=[2, 4, None, 1])
-    np.testing.assert_allclose(experiment.outcomes_R, [2.0, 5.0])
+    experiment = make(configurations=cells, outcomes=[1.0, 3.0, 2.0, 2.0], seconds=[2, 4, None, 1])
+    np.testing.assert_allclose(experiment.outcomes_R, [2.0, 2.0])
     np.testing.assert_allclose(experiment.seconds_R, [3.0, 1.0])
     # Pooled over two cells with one degree of freedom each: sqrt((2 + 0) / 2).
     np.testing.assert_allclose(experiment.noise, 1.0)
+
+
+def test_noise_beyond_the_median_is_not_counted(make):
+    cells = [{"learning_rate": rate, "batch_size": 32} for rate in (0.001, 0.001, 0.002, 0.002)]
+    assert make(configurations=cells, outcomes=[1.0, 1.0, 5.0, 9.0]).noise == 0.0
 
 
 def test_a_configuration_diverged_if_one_of_its_runs_did(make):
