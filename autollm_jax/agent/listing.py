@@ -93,7 +93,7 @@ def _lowest(cells: Cells, expected_R, most: int) -> list[int]:
     return rows
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=128)
 def brief_rows(cells: Cells) -> frozenset[int]:
     """Return the rows whose per-layer values agree, to be spelled once; all where none has."""
     most = len(axes(cells.space))

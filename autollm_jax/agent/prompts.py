@@ -20,7 +20,6 @@ and a trial is named by its number.
 """
 
 import dataclasses
-import functools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -79,7 +78,7 @@ TASK_NOTES = {
 
 EVIDENCE_LINES = 5
 LONG_EVIDENCE_LINES = 2  # where configurations are long
-PROMPT_TOKENS = 330
+PROMPT_TOKENS = 360
 LONGEST_MESSAGE = 80
 LONGEST_NAME = 24
 # Where training experiments come from is no business of a player.
@@ -272,7 +271,6 @@ _PIECES = re.compile(
 )
 
 
-@functools.lru_cache(maxsize=4096)
 def _decimals(seen: BaseForecast) -> int:
     """Choose a precision for outcomes: about a hundredth of one unit of regret."""
     unit = seen.unit if seen.nearest else 0.01

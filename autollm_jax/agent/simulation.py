@@ -33,6 +33,7 @@ from autollm_jax.agent.parsing import (
     THINK_END,
 )
 from autollm_jax.agent.playing import act
+from autollm_jax.baselines import coordinates
 from autollm_jax.gym.environment import Episode, Observation
 from autollm_jax.gym.experiments import Experiment
 
@@ -213,8 +214,9 @@ class Researcher:
     def identity(self) -> str:
         """Hash the code that he is made of: changed, he plays again."""
         digest = hashlib.sha256()
-        for path in sorted(Path(__file__).parent.glob("*.py")):
-            digest.update(path.read_bytes())
+        for folder in (Path(__file__).parent, Path(coordinates.__file__).parent):
+            for path in sorted(folder.glob("*.py")):
+                digest.update(path.read_bytes())
         return digest.hexdigest()
 
     def __call__(self, games: Sequence) -> None:

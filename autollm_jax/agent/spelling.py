@@ -121,7 +121,7 @@ def _percents(cells: Cells, name: str) -> np.ndarray:
     return np.round(100 * cells.units_RD[:, start : start + width]).astype(int)
 
 
-@functools.lru_cache(maxsize=65536)
+@functools.lru_cache(maxsize=8192)
 def mixture(cells: Cells, name: str, row: int) -> tuple[tuple[str, int], ...]:
     """Return what of a measured mixture is spelled: its heaviest components, in whole percents.
 
@@ -163,13 +163,13 @@ def _texts(cells: Cells, row: int) -> dict[str, str]:
     return texts
 
 
-@functools.lru_cache(maxsize=65536)
+@functools.lru_cache(maxsize=8192)
 def spell_row(cells: Cells, row: int) -> str:
     """Spell a measured configuration as its values in the space's order: 1.4e-3 128."""
     return " ".join(_texts(cells, row).values())
 
 
-@functools.lru_cache(maxsize=65536)
+@functools.lru_cache(maxsize=8192)
 def row_json(cells: Cells, row: int) -> str:
     """Spell a measured configuration as an action's JSON; `,"` is a symbol, so without a space."""
     return "{" + ",".join(f'"{name}": {text}' for name, text in _texts(cells, row).items()) + "}"

@@ -33,7 +33,7 @@ def law_values(seen: BaseForecast) -> list[str]:
     ]
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def step_percent(seen: BaseForecast) -> tuple[tuple[int, int], ...]:
     """Return what a step below and above the centre costs per dimension, in percent of regret."""
     costs_D2 = step_costs(seen.nearest)

@@ -48,7 +48,7 @@ def relevance(experiment: Experiment, target: Experiment) -> tuple:
     )
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=128)
 def _projected(cells: Cells, onto: Cells) -> np.ndarray:
     """Place cells on another space's scale [R, D']; weights as their roots.
 
@@ -260,7 +260,7 @@ class Effect:
     percent: int
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=128)
 def effects(experiment: Experiment) -> tuple[Effect, ...]:
     """Read off a table what more of each thing does, the largest effect first.
 

@@ -105,10 +105,11 @@ def mixtures():
         for part, objective in ((0, "web"), (1, "code")):
             use_R = weights_RC[:, part] + 0.2 * weights_RC[:, 2] + drift * weights_RC[:, 3]
             loss_R = (0.05 + use_R) ** -0.4
-            made.append(
-                _make("data_mixture", f"{objective}-{size:.0e}", size, space, cells, loss_R,
-                      objective_metric=f"loss.{objective}", context={"objective": objective})
+            experiment = _make(
+                "data_mixture", f"{objective}-{size:.0e}", size, space, cells, loss_R,
+                objective_metric=f"loss.{objective}", context={"objective": objective},
             )  # fmt: skip
+            made.append(dataclasses.replace(experiment, cells=(made or [experiment])[0].cells))
     return made
 
 
