@@ -30,6 +30,7 @@ CHEAPER_COPIES = "cheaper copies"
 NOISE_FLOOR = 0.02  # of median - optimum, where no repeats tell the noise
 LEAST_CELLS, LEAST_CHOICES = 12, 3
 MOST_CELLS = 120  # of an augmented table
+OTHER_ROWS = 0.3  # share of augmented tables that keep rows of their own
 MOST_OBJECTIVES = 3  # of an augmented family
 COPY_DRIFT = (0.1, 0.6)  # of a cheaper copy's landscape, in deviations
 
@@ -108,10 +109,12 @@ def augment(
     outcomes = [np.array(e.outcomes_R) for e in experiments]
     if "mixed objectives" in changes:
         outcomes = _mixed(experiments, random)
+    rows_of: dict = {}
     made = [
-        _changed(e, y_R, changes, shift, seed, random)
+        _changed(e, y_R, changes, shift, seed, random, rows_of)
         for e, y_R in zip(experiments, outcomes, strict=True)
     ]
+    made = _sharing_cells(made)
     if CHEAPER_COPIES in changes:
         made += [_cheaper_copy(e, random) for e in made]
     return made
@@ -161,13 +164,32 @@ def _relabelling(experiments: Sequence[Experiment], name: str, factor: float) ->
     return {c: int(c * power) for c in old}
 
 
-def _changed(experiment, outcomes_R, changes, shift: _Shift, seed: int, random) -> Experiment:
+def _sharing_cells(experiments: Sequence[Experiment]) -> list[Experiment]:
+    """Let experiments over the same rows share their cells, as those read from a table do."""
+    cells: dict = {}
+    shared = []
+    for experiment in experiments:
+        keys = tuple(map(experiment.space.key_of, experiment.configurations))
+        same = cells.setdefault((experiment.space, keys), experiment.cells)
+        shared.append(dataclasses.replace(experiment, cells=same))
+    return shared
+
+
+def _changed(
+    experiment, outcomes_R, changes, shift: _Shift, seed: int, random, rows_of: dict
+) -> Experiment:
     kept_R = np.ones(len(experiment.configurations), bool)
     kept = {d.name: d.choices for d in experiment.space.dimensions}
     if "sub-grid" in changes and is_shiftable(experiment.space):
         kept, kept_R = _sub_grid(experiment, random)
     elif not is_shiftable(experiment.space):
-        kept_R = _sub_rows(experiment, "sub-grid" in changes, random)
+        # Often the same rows wherever the same cells were run, as in tables that share mixtures.
+        if id(experiment.cells) not in rows_of or random.random() < OTHER_ROWS:
+            drop = "sub-grid" in changes
+            rows_of[id(experiment.cells)] = _sub_rows(experiment, drop, random)
+        kept_R = rows_of[id(experiment.cells)].copy()
+        if not (experiment.status_R[kept_R] == "ok").any():
+            kept_R[experiment.best_row] = True
     if "noise" in changes:
         floor = experiment.noise
         if not np.isfinite(floor) or floor <= 0:
@@ -248,8 +270,6 @@ def _sub_rows(experiment: Experiment, drop: bool, random) -> np.ndarray:
     order = np.argsort(np.where(brief_R, 0.0, 1.0) + random.random(count), kind="stable")
     kept_R = np.zeros(count, bool)
     kept_R[order[:most]] = True
-    # Without a run that is ok there would be nothing to score.
-    kept_R[experiment.best_row] = True
     return kept_R
 
 

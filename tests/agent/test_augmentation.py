@@ -54,6 +54,14 @@ def test_mixed_objectives_lie_between_two(mixtures):
         assert not np.allclose(new.outcomes_R, old.outcomes_R)
 
 
+def test_copies_of_tables_that_share_rows_share_them_still(mixtures):
+    shared = []
+    for seed in range(6):
+        changed = augment(mixtures, ["sub-grid", "noise"], seed)
+        shared.append(len({id(e.cells) for e in changed}))
+    assert min(shared) == 1 < max(shared)
+
+
 def test_copies_stand_in_where_nothing_is_cheaper(mixtures, family):
     same_cost = mixtures[2:]
     assert needs_copies(same_cost) and not needs_copies(mixtures) and not needs_copies(family[:1])
