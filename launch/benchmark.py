@@ -1,17 +1,20 @@
 """Measure against a reference in the same run: `python launch/benchmark.py NAME`.
 
     train_step   FLOP rate of a 3.4M-parameter model's train step / the machine's f32 matrix product
-    sweep        runs an hour of 40 small configurations, together / one by one
+    sweep        runs an hour of 40 small configurations of mixed shapes, together / one by one
     look_ups     gym look-ups a second, one at a time and batched / the bar
 
 The last line printed is one JSON object: name, value, unit, reference, ratio, device.
 """
 
 import collections
+import dataclasses
 import functools
 import json
 import os
+import tempfile
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +25,22 @@ from tqdm import tqdm
 from autollm_jax import command_line
 from autollm_jax.data.pipeline import Packed, Pipeline
 from autollm_jax.errors import UserError
+from autollm_jax.ground_truth.grpo import GRPOSetup, GRPOTrainer, ProblemRun
+from autollm_jax.ground_truth.language_model import (
+    LanguageModelRun,
+    LanguageModelSetup,
+    LanguageModelTrainer,
+)
+from autollm_jax.ground_truth.plan import group_runs
 from autollm_jax.gym.experiments import load_experiments
 from autollm_jax.models import transformer
 from autollm_jax.models.transformer import TransformerConfig
+from autollm_jax.rl import sweep as rl_sweep
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
+from autollm_jax.training import sweep as training_sweep
 from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from autollm_jax.training.state import init_state, state_shardings
 from autollm_jax.training.step import make_train_step, next_token_loss
-from autollm_jax.training.sweep import Run, train_group
 
 DTYPE = flags.DEFINE_enum(
     "dtype", "bfloat16", ["bfloat16", "float32"], "train_step: what matrix products read."
@@ -98,53 +109,79 @@ def train_step() -> dict:
 
 
 def sweep() -> dict:
-    """Time 40 small configurations as one sweep, and some of them one by one.
+    """Time 40 small runs of mixed shapes as one sweep, and some of them one by one.
 
-    One by one, each run is a job of its own on the same devices' cores, compiling its own step, as
-    40 calls of a training script would; starting Python 40 times is not counted. What remains
-    without any compilation is printed as well.
+    16 architectures and budgets, 16 learning rates at two batch sizes, 8 of GRPO at two group
+    sizes: grouped as the ground truth is. One by one, each run is a job of its own on the same
+    devices' cores, compiling its own step, as 40 calls of a training script would; starting Python
+    40 times is not counted. What remains without any compilation is printed as well.
     """
-    model = TransformerConfig(
-        vocab_size=512, width=16, layers=2, heads=1, kv_heads=1, head_dim=16, mlp_width=40,
-        dtype="bfloat16", scan_unroll=2, attention_block=64,
-    )  # fmt: skip
-    length, tokens, alone = 64, 65_536, 2
-    rates = 2.0 ** np.arange(-9, -1)
+    length = 64
+    adamw = OptimizerConfig(0.0)
+    setup = LanguageModelSetup("random", 512, length, "float32", 32, adamw)
     tokens_NT = np.random.default_rng(0).integers(0, 512, (2048, length + 1)).astype(np.uint16)
     ones = np.ones_like(tokens_NT)
     packed = Packed(length, tokens_NT, ones, ones)
     validation = {"all": Pipeline(packed, 32, seed=1).batch(0)}
+    language = LanguageModelTrainer(setup, None, None, {"all": packed}, validation)
+    base = LanguageModelRun(
+        width=16, layers=2, heads=2, kv_heads=2, mlp_width=40, tokens=32_768, batch_size=8,
+        learning_rate=0.03, seed=0,
+    )  # fmt: skip
+    grid = [
+        dataclasses.replace(base, layers=layers, mlp_width=mlp, tokens=tokens, seed=seed)
+        for layers in (1, 2) for mlp in (32, 64) for tokens in (32_768, 65_536) for seed in (0, 1)
+    ] + [
+        dataclasses.replace(base, width=24, batch_size=batch_size, learning_rate=float(rate))
+        for batch_size in (4, 16) for rate in 2.0 ** np.arange(-9, -1)
+    ]  # fmt: skip
+    problems = ProblemRun("arithmetic", 16, 2, 2, 200, 16, 1e-4, 0.1, 8, 0.2, 1.0, 0)
+    rewarded = [
+        dataclasses.replace(problems, group_size=size, learning_rate=rate)
+        for size in (4, 8) for rate in (1e-5, 1e-4, 1e-3, 1e-2)
+    ]  # fmt: skip
     whole, single = make_mesh(MeshShape()), make_mesh(MeshShape(), jax.devices()[:1])
-    spent = collections.Counter()
-    for batch_size in tqdm((1, 2, 4, 8, 16), "sweep", unit="batch size", disable=None):
-        steps = tokens // (batch_size * length)
-        pipelines = {0: Pipeline(packed, batch_size, 0)}
+    with tempfile.TemporaryDirectory() as cache:
+        backbones = OptimizerConfig(5e-3)
+        grpo = GRPOTrainer(GRPOSetup("float32", 64, backbones, adamw, 32, 32, 2), Path(cache))
+        grpo.train([rewarded[0]], whole)  # pre-trains the backbone, which is no part of a sweep
+        groups = [(language, g) for g in group_runs(grid)]
+        groups += [(grpo, g) for g in group_runs(rewarded)]
+        spent = collections.Counter()
 
-        def train(rates, mesh, steps=steps, pipelines=pipelines):
+        def train(kind, trainer, runs, mesh, times=1.0):
             began = time.perf_counter()
-            train_group(
-                model,
-                OptimizerConfig(0.0),
-                [Run(float(rate), 0) for rate in rates],
-                steps=steps,
-                pipelines=pipelines,
-                validation=validation,
-                mesh=mesh,
-            )
-            return time.perf_counter() - began
+            trainer.train(runs, mesh)
+            spent[kind] += (time.perf_counter() - began) * times
 
-        spent["together"] += train(rates, whole)
-        spent["together, compiled"] += train(rates, whole)
-        for rate in rates[:alone]:
+        jax.clear_caches()
+        clear_programs()
+        for trainer, runs in tqdm(groups, "together", unit="group", disable=None):
+            train("together", trainer, runs, whole)
+        for trainer, runs in tqdm(groups, "again", unit="group", disable=None):
+            train("together, compiled", trainer, runs, whole)
+        for trainer, runs in tqdm(groups, "one by one", unit="run", disable=None):
             jax.clear_caches()
-            spent["alone"] += train([rate], single) * len(rates) / alone
-            spent["alone, compiled"] += train([rate], single) * len(rates) / alone
-    runs = 5 * len(rates)
-    print(f"{runs} runs of {tokens:,} tokens; one by one is {5 * alone} of them, scaled up")
+            clear_programs()
+            train("alone", trainer, runs[:1], single, len(runs))
+            train("alone, compiled", trainer, runs[:1], single, len(runs))
+    count = sum(len(runs) for _, runs in groups)
+    print(f"{count} runs in {len(groups)} groups; one by one is one of each group, scaled up")
     print("seconds: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in spent.items()))
     ratio = spent["alone, compiled"] / spent["together, compiled"]
     print(f"without any compilation the ratio is {ratio:.2f}")
-    return measured([3600 * runs / spent["together"]], "runs/hour", [3600 * runs / spent["alone"]])
+    return measured(
+        [3600 * count / spent["together"]], "runs/hour", [3600 * count / spent["alone"]]
+    )
+
+
+def clear_programs() -> None:
+    """Forget the sweeps' compiled programs."""
+    for make in (
+        *(training_sweep.make_init, training_sweep.make_advance, training_sweep.make_evaluate),
+        *(rl_sweep.make_start, rl_sweep.make_answer, rl_sweep.make_improve),
+    ):
+        make.cache_clear()
 
 
 def look_ups() -> dict:

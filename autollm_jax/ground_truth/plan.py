@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from jax.sharding import Mesh
@@ -142,20 +142,8 @@ class Plan:
         return _digest(dataclasses.asdict(self.setup))
 
     def groups(self) -> list[tuple[Run, ...]]:
-        """Return the distinct runs, those that are trained together side by side.
-
-        Groups of one program follow each other, so that it is compiled once.
-        """
-        programs: dict[str, dict[str, dict[str, Run]]] = {}
-        for cell in self.cells:
-            shapes = programs.setdefault(cell.run.program, {})
-            shapes.setdefault(cell.run.group, {})[cell.run.name] = cell.run
-        groups = []
-        for members in [members for shapes in programs.values() for members in shapes.values()]:
-            runs, pieces = tuple(members.values()), -(-len(members) // RUNS_TOGETHER)
-            ends = [number * len(runs) // pieces for number in range(pieces + 1)]
-            groups += [runs[a:b] for a, b in itertools.pairwise(ends)]
-        return groups
+        """Return the distinct runs, those that are trained together side by side."""
+        return group_runs(cell.run for cell in self.cells)
 
     def share(self, index: int, count: int) -> list[tuple[Run, ...]]:
         """Return the groups of every `count`-th program from the `index`-th on."""
@@ -163,6 +151,23 @@ class Plan:
         programs = list(dict.fromkeys(runs[0].program for runs in groups))
         mine = set(programs[index::count])
         return [runs for runs in groups if runs[0].program in mine]
+
+
+def group_runs(runs: Iterable[Run]) -> list[tuple[Run, ...]]:
+    """Put together the distinct runs that are trained together.
+
+    Groups of one program follow each other, so that it is compiled once.
+    """
+    programs: dict[str, dict[str, dict[str, Run]]] = {}
+    for run in runs:
+        shapes = programs.setdefault(run.program, {})
+        shapes.setdefault(run.group, {})[run.name] = run
+    groups = []
+    for members in [members for shapes in programs.values() for members in shapes.values()]:
+        together, pieces = tuple(members.values()), -(-len(members) // RUNS_TOGETHER)
+        ends = [number * len(together) // pieces for number in range(pieces + 1)]
+        groups += [together[a:b] for a, b in itertools.pairwise(ends)]
+    return groups
 
 
 def _digest(content) -> str:

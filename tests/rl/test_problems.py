@@ -1,0 +1,65 @@
+import pytest
+
+from autollm_jax.rl import problems
+from autollm_jax.rl.problems import decode, encode, problem_set
+
+NAMES = ("arithmetic", "countdown")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_stored_answer_is_right(name):
+    made = problem_set(name)
+    for problem in made.training + made.held_out:
+        assert made.is_right(problem.prompt, problem.answer)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_held_out_prompts_are_not_trained_on(name):
+    made = problem_set(name)
+    assert len(made.held_out) == problems.HELD_OUT
+    training = {problem.prompt for problem in made.training}
+    assert training.isdisjoint(problem.prompt for problem in made.held_out)
+    assert len(training) == len(made.training)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_characters_survive_encoding(name):
+    problem = problem_set(name).training[0]
+    assert decode(encode(problem.prompt + problem.answer)) == problem.prompt + problem.answer
+
+
+def test_arithmetic_has_a_carry_in_every_sum():
+    for problem in problem_set("arithmetic").training:
+        a, b = problem.prompt.rstrip("=").split("+")
+        assert any(int(x) + int(y) > 9 for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("answer", ["", "83", "8", "082", "+82", "82+0", "--82"])
+def test_a_wrong_sum_is_wrong(answer):
+    assert not problem_set("arithmetic").is_right("37+45=", answer)
+
+
+@pytest.mark.parametrize(
+    "answer, right",
+    [
+        ("3*5-2", True),
+        ("5*3-2", True),
+        ("2+5+3", False),  # another value
+        ("13", False),  # not the numbers
+        ("3*5-2+0", False),
+        ("3*5", False),
+        ("3**5-2", False),  # a power is no product
+        ("-2+3*5", False),  # a sign is no operation on two numbers
+        ("3*5-", False),
+        ("3*5-02", False),
+        ("3 *5-2", False),
+        ("3//5-2", False),
+    ],
+)
+def test_countdown_takes_each_number_once_and_three_operations(answer, right):
+    assert problem_set("countdown").is_right("2,3,5:13=", answer) == right
+
+
+def test_unknown_problems_are_refused():
+    with pytest.raises(ValueError, match="sudoku.*arithmetic, countdown"):
+        problem_set("sudoku")
