@@ -8,7 +8,8 @@
        Matheron's rule (Wilson et al., arXiv 2011.04026), up to the unknown level.
     4. the forecast of a cell is the regret that remains after trying it, mean over the draws.
 
-Cells whose mean is far above the lowest are left out of the draws: they would gain nothing.
+Of more than CELLS cells, those of the lowest mean are drawn: the others would gain nothing, and are
+taken to teach nothing where they are tried.
 """
 
 import math
@@ -47,11 +48,10 @@ class SurfaceForecast(BaseForecast):
         super().__init__(target, [*same, *(e for e in evidence if e not in same)])
         found = surfaces(same or evidence, target)[:NEAREST]
         feasible = np.flatnonzero(target.feasible_R)
-        self._outside_R = np.ones(len(target.configurations))
         if found:
             mean_R, nearest = self._transferred(found), found[0]
             x_RD = nearest.scaled(target)
-            self.unit = max(abs(self.nearest[0].median - self.nearest[0].optimum), 1e-12)
+            self.unit = self._unit_of(nearest)
         else:
             mean_R, nearest, x_RD = self._without_evidence(), None, None
         order = feasible[np.argsort(mean_R[feasible], kind="stable")]
@@ -59,7 +59,7 @@ class SurfaceForecast(BaseForecast):
         self._place_R = np.full(len(mean_R), -1)
         self._place_R[self._rows] = np.arange(len(self._rows))
         self._mean_M = mean_R[self._rows]
-        self._covariance_MM = self._covariance(nearest, x_RD, mean_R)
+        self._covariance_MM = self._covariance(nearest, x_RD)
         jitter_MM = JITTER * np.eye(len(self._rows))
         factor_MM = np.linalg.cholesky(self._covariance_MM + jitter_MM)
         # The same draws for everybody: a forecast is a function of what is known. Each comes with
@@ -71,13 +71,18 @@ class SurfaceForecast(BaseForecast):
     def _transferred(self, found: Sequence[Surface]) -> np.ndarray:
         """Average the surfaces' means over all cells [R], in units of regret."""
         target, total, weights = self.target, 0.0, 0.0
-        first = fidelity_distance(found[0].lead, target)
+        first = fidelity_distance(found[0].members[0], target)
         for surface in found:
-            weight = 2.0 ** (first - fidelity_distance(surface.lead, target))
-            unit = max(abs(surface.lead.median - surface.lead.optimum), 1e-12)
-            total = total + weight * surface.mean(surface.scaled(target)) / unit
+            weight = 2.0 ** (first - fidelity_distance(surface.members[0], target))
+            mean_R = surface.mean(surface.scaled(target)) / self._unit_of(surface)
+            total = total + weight * mean_R
             weights += weight
         return total / weights
+
+    def _unit_of(self, surface: Surface) -> float:
+        """Return a unit of regret of the surface's most relevant experiment."""
+        lead = next(e for e in self.nearest if e in surface.members)
+        return max(abs(lead.median - lead.optimum), 1e-12)
 
     def _without_evidence(self) -> np.ndarray:
         """Expect a plain bowl around the default."""
@@ -85,7 +90,7 @@ class SurfaceForecast(BaseForecast):
         row, _ = self.target.match(self.target.default)
         return np.minimum(((x_RD - x_RD[row]) ** 2).sum(axis=1), CAP)
 
-    def _covariance(self, nearest: Surface | None, x_RD, mean_R) -> np.ndarray:
+    def _covariance(self, nearest: Surface | None, x_RD) -> np.ndarray:
         """Return the covariances [M, M] of the kept cells, in squared units of regret."""
         if nearest is None:
             x_MD = place(self.target, self.target)[self._rows]
@@ -94,14 +99,12 @@ class SurfaceForecast(BaseForecast):
         x_MD = x_RD[self._rows]
         unknown_MM = nearest.covariance(x_MD) + DIFFERENCE * nearest.smooth(x_MD, x_MD)
         unknown_MM[np.diag_indices(len(x_MD))] += (1 - PERSISTENT) * nearest.noise
-        unit = max(abs(nearest.lead.median - nearest.lead.optimum), 1e-12)
-        return nearest.variance * (nearest.deviation / unit) ** 2 * unknown_MM
+        return nearest.variance * (nearest.deviation / self.unit) ** 2 * unknown_MM
 
     def _expected(self, seen) -> np.ndarray:
-        draws_SM, log_weight = self._conditioned(seen, 0.0)
-        tried = [place for row, _ in seen if (place := self._place_R[row]) >= 0]
+        tried = [kept for row, _ in seen if (kept := self._place_R[row]) >= 0]
         if len(seen) < 2:
-            return self._remaining(draws_SM, tried)
+            return self._remaining(self._conditioned(seen, 0.0)[0], tried)
         # How large a unit of regret is here is only expected: the trials say more.
         options = [self._conditioned(seen, octaves) for octaves in SCALES]
         log_weights = np.array([w for _, w in options]) - 0.5 * (SCALES / SCALE_DEVIATION) ** 2
@@ -129,7 +132,7 @@ class SurfaceForecast(BaseForecast):
         if not seen or not finite:
             return self._failed(seen), 0.0
         unit, low = self.unit * 2.0**octaves, min(finite)
-        t = np.array([place for place, _ in seen])
+        t = np.array([kept for kept, _ in seen])
         y_T = np.array([(loss - low) / unit if math.isfinite(loss) else FAILED for _, loss in seen])
         y_T = np.minimum(y_T, CAP)
         covariance_MT = self._covariance_MM[:, t]
@@ -149,9 +152,9 @@ class SurfaceForecast(BaseForecast):
         Only differences count, so that what a cell shares with the average one is taken off.
         """
         draws_SM = self._draws_SM
-        for place_, _ in seen:
-            near_M = self._covariance_MM[place_] - self._covariance_MM[place_].mean()
-            near_M = near_M / (near_M[place_] + JITTER)
+        for kept, _ in seen:
+            near_M = self._covariance_MM[kept] - self._covariance_MM[kept].mean()
+            near_M = near_M / (near_M[kept] + JITTER)
             floor_S = draws_SM.min(axis=1) + FAILED
-            draws_SM = draws_SM + np.outer(np.maximum(floor_S - draws_SM[:, place_], 0.0), near_M)
+            draws_SM = draws_SM + np.outer(np.maximum(floor_S - draws_SM[:, kept], 0.0), near_M)
         return draws_SM

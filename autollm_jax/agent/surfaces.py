@@ -63,17 +63,9 @@ def _projected(cells: Cells, onto: Cells) -> np.ndarray:
     return x_RD
 
 
-def _size_R1(experiment: Experiment) -> np.ndarray:
-    """Return how large each cell is among its space's [R, 1]; nothing where sizes are unknown."""
-    if experiment.parameters_R is None:
-        return np.zeros((len(experiment.configurations), 0))
-    log_R = np.log(np.maximum(experiment.parameters_R, 1.0))
-    return ((log_R - log_R.mean()) / max(log_R.std(), 1e-9))[:, None]
-
-
 def place(experiment: Experiment, onto: Experiment) -> np.ndarray:
     """Return an experiment's cells in the coordinates of another's surface [R, D']."""
-    size_R1 = _size_R1(experiment)
+    size_R1 = coordinates.relative_sizes(experiment)
     if onto.parameters_R is None:
         size_R1 = size_R1[:, :0]
     elif not size_R1.shape[1]:
@@ -93,7 +85,7 @@ class Surface:
     """A table smoothed by a Gaussian process: a Matern-5/2 kernel, a linear trend and noise.
 
     Attributes:
-      lead: the experiment that lends its coordinates.
+      members: the experiments whose table it is; the first lends its coordinates.
       centre_D, scale_D: what standardises coordinates, relevant ones having more scale.
       x_ND: the rows' scaled coordinates.
       inverse_NN: of the rows' covariance matrix, in units of `variance`.
@@ -104,7 +96,7 @@ class Surface:
       length, noise: of the kernel; variance of what no smooth landscape explains.
     """
 
-    lead: Experiment
+    members: tuple[Experiment, ...]
     centre_D: np.ndarray
     scale_D: np.ndarray
     x_ND: np.ndarray
@@ -118,7 +110,7 @@ class Surface:
 
     def scaled(self, experiment: Experiment) -> np.ndarray:
         """Return an experiment's cells in this surface's scaled coordinates [R, D']."""
-        return (place(experiment, self.lead) - self.centre_D) * self.scale_D
+        return (place(experiment, self.members[0]) - self.centre_D) * self.scale_D
 
     def smooth(self, a_XD: np.ndarray, b_YD: np.ndarray) -> np.ndarray:
         """Return the covariances [X, Y] of the smooth landscape, in units of `variance`."""
@@ -212,7 +204,7 @@ def _fit(group: tuple[Experiment, ...]) -> Surface:
     _, length, noise, variance, spectrum_N, vectors = best_fit
     inverse_NN = (vectors / spectrum_N) @ vectors.T
     return Surface(
-        lead, centre_D, scale_D / spread_D, x_ND, inverse_NN, inverse_NN @ y_N,
+        group, centre_D, scale_D / spread_D, x_ND, inverse_NN, inverse_NN @ y_N,
         level, deviation, variance, length, noise,
     )  # fmt: skip
 

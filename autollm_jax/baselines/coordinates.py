@@ -13,6 +13,7 @@ from numbers import Real
 
 import numpy as np
 
+from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.groups import UNUSED, Group
 from autollm_jax.gym.spaces import Dimension, Space
 
@@ -48,6 +49,17 @@ def is_numeric(axis: Dimension | Group) -> bool:
     return axis.kind in ("ordinal", "log-ordinal") and all(
         isinstance(c, Real) and not isinstance(c, bool) for c in axis.choices
     )
+
+
+def relative_sizes(experiment: Experiment) -> np.ndarray:
+    """Return how large each cell is among those of its space [R, 1]; [R, 0] where that is unknown.
+
+    It is the standardised logarithm of the parameters, which are known before a run.
+    """
+    if experiment.parameters_R is None:
+        return np.zeros((len(experiment.configurations), 0))
+    log_R = np.log(np.maximum(experiment.parameters_R, 1.0))
+    return ((log_R - log_R.mean()) / max(log_R.std(), 1e-9))[:, None]
 
 
 def columns(space: Space) -> dict[str, slice]:

@@ -16,6 +16,7 @@ class Evidence:
 
     Attributes:
       points_ND: coordinates in the target's scale.
+      sizes_NS: relative sizes of the cells (S = 1), where the target's are known too; else S = 0.
       fidelities_NF: log parameters and log tokens, relative to the target's; 0 where missing.
       scores_N: outcomes standardised per experiment: 0 its best, 1 its median and all that is worse
         or diverged. Clipped there, the bowl around the optimum is resolved and not the cliffs.
@@ -23,6 +24,7 @@ class Evidence:
     """
 
     points_ND: np.ndarray
+    sizes_NS: np.ndarray
     fidelities_NF: np.ndarray
     scores_N: np.ndarray
     experiments_N: np.ndarray
@@ -44,7 +46,8 @@ def gather(problem: Problem, limit: int) -> Evidence:
     """
     target = problem.experiment
     evidence = relevant_evidence(problem)
-    points, fidelities, scores, experiments = [], [], [], []
+    points, sizes, fidelities, scores, experiments = [], [], [], [], []
+    sized = all(e.parameters_R is not None for e in (target, *evidence))
     for index, experiment in enumerate(evidence):
         regrets_R = np.asarray(experiment.regrets_R, float)
         # What a limit excludes was not run: it is no bad outcome.
@@ -53,14 +56,16 @@ def gather(problem: Problem, limit: int) -> Evidence:
         rows = order[:: -(-len(order) // max(limit // len(evidence), 1))]
         configs = [experiment.configurations[r] for r in rows]
         points.append(coordinates.project(configs, experiment.space, target.space))
+        sizes.append(coordinates.relative_sizes(experiment)[rows, : int(sized)])
         relative_F = np.nan_to_num(log_fidelity(experiment) - log_fidelity(target))
         fidelities.append(np.tile(relative_F, (len(rows), 1)))
         scores.append(regrets_R[rows])
         experiments.append(np.full(len(rows), index))
     if not evidence:
         dims = coordinates.project([target.default], target.space, target.space).shape[1]
-        return Evidence(np.zeros((0, dims)), np.zeros((0, 2)), np.zeros(0), np.zeros(0, int))
-    return Evidence(*map(np.concatenate, (points, fidelities, scores, experiments)))
+        empty = np.zeros((0, dims)), np.zeros((0, int(sized))), np.zeros((0, 2))
+        return Evidence(*empty, np.zeros(0), np.zeros(0, int))
+    return Evidence(*map(np.concatenate, (points, sizes, fidelities, scores, experiments)))
 
 
 class TargetScale:

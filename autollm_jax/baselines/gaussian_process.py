@@ -1,6 +1,7 @@
 """A Gaussian process over configuration and fidelity, fitted on the evidence and the trials.
 
-The prior of an experiment's score (see evidence.py) at z = (configuration, log fidelity) is
+The prior of an experiment's score (see evidence.py) at z = (configuration, its relative size where
+that is known, log fidelity) is
 
   a quadratic trend: its cross terms let the bowl move with fidelity, as scaling laws say it does
   + a Matern-5/2 process with one length-scale a dimension (ARD)
@@ -15,6 +16,7 @@ improvement after Jones et al., 1998.)
 import numpy as np
 from scipy import linalg, optimize, stats
 
+from autollm_jax.baselines import coordinates
 from autollm_jax.baselines.base import Candidates, Problem, draw_seed
 from autollm_jax.baselines.evidence import TargetScale, gather
 
@@ -37,9 +39,12 @@ class GaussianProcess:
         self._rows: list[int] = []
         self._trials: list = []
         evidence = gather(problem, ROWS)
-        z_NZ = np.concatenate([evidence.points_ND, evidence.fidelities_NF], 1)
+        z_NZ = np.concatenate(
+            [evidence.points_ND, evidence.sizes_NS, evidence.fidelities_NF], axis=1
+        )
         units_RD = self._candidates.units_RD
-        z_RZ = np.concatenate([units_RD, np.zeros((len(units_RD), 2))], 1)
+        sizes_RS = coordinates.relative_sizes(problem.experiment)[:, : evidence.sizes_NS.shape[1]]
+        z_RZ = np.concatenate([units_RD, sizes_RS, np.zeros((len(units_RD), 2))], axis=1)
         self._warm = len(evidence) > 0
         reference = z_NZ if self._warm else z_RZ
         centre_Z, deviation_Z = reference.mean(0), reference.std(0)

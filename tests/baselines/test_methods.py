@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from autollm_jax.baselines import BASELINES, Problem, coordinates
+from autollm_jax.baselines.evidence import gather
 from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.experiments import Fidelity, make_experiment
 from autollm_jax.gym.groups import Group
@@ -142,3 +143,16 @@ def test_a_group_is_its_mean_and_its_tilt():
     mean_N, tilt_N = coordinates.project(configs, space, space)[:, 2:].T
     assert mean_N == pytest.approx([0, 1 / 3, 1])
     assert tilt_N[0] == pytest.approx(0.5) and tilt_N[1] > 0.6
+
+
+def test_the_sizes_of_cells_are_evidence_where_all_are_known():
+    target = limited("mid", 1e7)
+    rows = gather(Problem(target.sealed(), (limited(),), 5), 40)
+    assert rows.sizes_NS.shape == (len(rows), 1)
+    assert gather(Problem(target.sealed(), (mixed(),), 5), 40).sizes_NS.shape[1] == 0
+
+
+def test_what_a_limit_excludes_is_no_evidence():
+    cheap = limited()
+    rows = gather(Problem(limited("mid", 1e7).sealed(), (cheap,), 5), 1000)
+    assert len(rows) == cheap.feasible_R.sum()
