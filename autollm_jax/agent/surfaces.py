@@ -116,6 +116,10 @@ class Surface:
         """Return the covariances [X, Y] of the smooth landscape, in units of `variance`."""
         return _smooth(a_XD, b_YD, self.length)
 
+    def correlation(self, x_XD: np.ndarray) -> np.ndarray:
+        """Return the correlations [X, X] of a landscape as rough as this one, without a trend."""
+        return _matern(x_XD, x_XD, self.length)
+
     def known(self, x_XD: np.ndarray) -> np.ndarray:
         """Return the covariances [X, N] with the rows, a configuration's own part included."""
         squared_XN = _squared(x_XD, self.x_ND)
@@ -127,11 +131,11 @@ class Surface:
         return self.level + self.deviation * (self.known(x_XD) @ self.weights_N)
 
     def covariance(self, x_XD: np.ndarray) -> np.ndarray:
-        """Return the covariances [X, X] of what is still unknown, in units of `variance`."""
+        """Return the covariances [X, X] of what is still unknown, in squared deviations."""
         known_XN = self.known(x_XD)
         prior_XX = self.smooth(x_XD, x_XD)
         prior_XX[np.diag_indices(len(x_XD))] += PERSISTENT * self.noise
-        return prior_XX - known_XN @ self.inverse_NN @ known_XN.T
+        return self.variance * (prior_XX - known_XN @ self.inverse_NN @ known_XN.T)
 
 
 def _squared(a_XD: np.ndarray, b_YD: np.ndarray) -> np.ndarray:
@@ -140,9 +144,13 @@ def _squared(a_XD: np.ndarray, b_YD: np.ndarray) -> np.ndarray:
 
 
 def _smooth(a_XD: np.ndarray, b_YD: np.ndarray, length: float) -> np.ndarray:
-    dimensions = max(a_XD.shape[1], 1)
-    root = np.sqrt(5 * _squared(a_XD, b_YD) / dimensions) / length
-    return (1 + root + root**2 / 3) * np.exp(-root) + LINEAR * a_XD @ b_YD.T / dimensions
+    trend = LINEAR * a_XD @ b_YD.T / max(a_XD.shape[1], 1)
+    return _matern(a_XD, b_YD, length) + trend
+
+
+def _matern(a_XD: np.ndarray, b_YD: np.ndarray, length: float) -> np.ndarray:
+    root = np.sqrt(5 * _squared(a_XD, b_YD) / max(a_XD.shape[1], 1)) / length
+    return (1 + root + root**2 / 3) * np.exp(-root)
 
 
 def surfaces(evidence: Sequence[Experiment], target: Experiment) -> tuple[Surface, ...]:
