@@ -51,6 +51,10 @@ class Cells:
             row_N.append(row)
         return cls(space, tuple(cells)), np.array(row_N, int)
 
+    def __getstate__(self) -> dict:
+        # What is cached holds closures, which do not pickle, and is quickly made again.
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
     def __len__(self) -> int:
         return len(self.configurations)
 

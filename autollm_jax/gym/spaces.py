@@ -230,6 +230,10 @@ class Space:
     def names(self) -> tuple[str, ...]:
         return tuple(dimension.name for dimension in self.dimensions)
 
+    def __getstate__(self) -> dict:
+        # What is cached holds closures, which do not pickle, and is quickly made again.
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
     @property
     def width(self) -> int:
         """Count the unit coordinates of a configuration (D')."""

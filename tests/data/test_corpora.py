@@ -2,6 +2,7 @@
 
 import pytest
 
+from autollm_jax.data import corpora
 from autollm_jax.data.corpora import load_corpus, read_stdlib
 from autollm_jax.errors import UserError
 
@@ -35,11 +36,25 @@ def texts(corpus, domain):
     return corpus.documents[domain] + corpus.validation[domain]
 
 
-def test_this_interpreter_gives_four_domains_with_both_splits():
+def test_this_interpreter_gives_six_domains_with_both_splits():
     corpus = load_corpus("stdlib", max_bytes=200_000)
-    assert corpus.domains == ("docstrings", "language_reference", "library_code", "test_code")
+    assert corpus.domains == (
+        "bytecode",
+        "character_names",
+        "docstrings",
+        "language_reference",
+        "library_code",
+        "test_code",
+    )
     assert all(corpus.documents[domain] for domain in corpus.domains)
     assert all(corpus.validation[domain] for domain in corpus.domains)
+
+
+def test_bytecode_names_no_address_and_no_docstring(library):
+    write(library, "shown.py", '"""A docstring."""\ndef f():\n    return {1, 2} | {"a", "b"}\n')
+    (text,) = [t for t in corpora._bytecode({"shown.py": library / "shown.py"}, 10_000).values()]
+    assert "code f" in text and "RETURN_VALUE" in text
+    assert "0x" not in text and "A docstring" not in text
 
 
 def test_loading_twice_gives_the_same_documents(library):

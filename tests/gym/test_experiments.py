@@ -1,4 +1,5 @@
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -147,6 +148,16 @@ def test_matching_is_by_brute_force_the_nearest(make):
 def test_what_cannot_be_matched_is_invalid(make, config):
     with pytest.raises(InvalidConfiguration):
         make().match(config)
+
+
+def test_a_used_experiment_with_a_simplex_can_be_pickled(make):
+    space = Space((Dimension("mixture", "simplex", ("a", "b")),))
+    cells = [{"mixture": {"a": a, "b": 1 - a}} for a in (0.25, 0.5, 0.75)]
+    fields = {"space": space, "configurations": cells, "default": cells[0]}
+    experiment = make(outcomes=[3.0, 2.0, 1.0], **fields)
+    assert experiment.match(cells[1]).row == 1
+    again = pickle.loads(pickle.dumps(experiment))
+    assert again.match(cells[2]).row == 2 and again.optimum == 1.0
 
 
 def test_a_simplex_configuration_matches_up_to_its_written_digits(make):
