@@ -4,12 +4,16 @@ import dataclasses
 import functools
 import math
 
+import numpy as np
+
 from autollm_jax.agent.base_forecast import BaseForecast
 from autollm_jax.agent.forecast import forecast
 from autollm_jax.agent.spelling import spell_row
+from autollm_jax.agent.surfaces import raw_losses
 from autollm_jax.baselines.coordinates import axes
 from autollm_jax.gym.cells import Cells
 from autollm_jax.gym.environment import Observation
+from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.spaces import Space
 
 CANDIDATES = 4
@@ -104,6 +108,13 @@ def brief_rows(cells: Cells) -> frozenset[int]:
 def is_brief(cells: Cells, row: int) -> bool:
     """Tell whether a measured configuration can be spelled briefly."""
     return row in brief_rows(cells)
+
+
+def best_row(experiment: Experiment) -> int:
+    """Return an open experiment's best row of those that can be spelled briefly."""
+    brief = sorted(brief_rows(experiment.cells))
+    row = brief[int(np.argmin(raw_losses(experiment)[brief]))]
+    return row if experiment.status_R[row] == "ok" else experiment.best_row
 
 
 def offered(observation: Observation) -> int:

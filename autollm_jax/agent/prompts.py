@@ -177,7 +177,7 @@ def _context(observation: Observation) -> str:
 def _evidence_line(other: Experiment, target: Experiment) -> str:
     objective = "" if other.objective_metric == target.objective_metric else f" {_metric(other)}"
     limit = "" if other.limit is None else f" limit {short(other.limit['at_most'])}"
-    where = spell_row(other.cells, other.best_row)
+    where = spell_row(other.cells, listing.best_row(other))
     return f" {size(other.fidelity)}{objective}{limit} at {where}{LINE}"
 
 
@@ -199,7 +199,7 @@ def _describe(observation: Observation, lines: int, most: int, shortened: bool) 
     ]
     if seen.nearest:
         parts.append(f"best of cheap experiments, nearest first{LIST}")
-        parts += [_evidence_line(e, target) for e in seen.nearest if _has_brief_best(e)][:lines]
+        parts += [_evidence_line(other, target) for other in seen.nearest[:lines]]
     else:
         parts.append(f"no cheap experiments{LINE}")
     if seen.law is not None:
@@ -222,10 +222,6 @@ def _describe(observation: Observation, lines: int, most: int, shortened: bool) 
         ]
     parts.append(_forecast_lines(observation, most))
     return "".join(parts)
-
-
-def _has_brief_best(experiment: Experiment) -> bool:
-    return listing.is_brief(experiment.cells, experiment.best_row)
 
 
 def describe(

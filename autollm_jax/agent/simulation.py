@@ -133,7 +133,7 @@ def _extrapolate(observation: Observation, pick: listing.Candidate) -> str:
     sentences = []
     if seen.nearest:
         other = seen.nearest[0]
-        best = spelling.spell_row(other.cells, other.best_row)
+        best = spelling.spell_row(other.cells, listing.best_row(other))
         more_p = comparison(target.fidelity.parameters, other.fidelity.parameters)
         more_t = comparison(target.fidelity.tokens, other.fidelity.tokens)
         at = "" if listing.is_long(target.space) else f"nearest best at {best} and "

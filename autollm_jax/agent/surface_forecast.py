@@ -30,8 +30,8 @@ from autollm_jax.baselines.base import fidelity_distance
 from autollm_jax.gym.experiments import Experiment
 
 NEAREST = 3  # surfaces that the mean is taken over
-# Variance of how a target differs from a surface, relative to the surface's. On held-out rows of low
-# tables more than this promises less than it keeps.
+# Variance of how a target differs from a surface, relative to the surface's. On held-out rows of
+# low tables more than this promises less than it keeps.
 DIFFERENCE = 0.1
 CELLS, DRAWS = 128, 192
 LEVEL_VARIANCE = 1e4  # of the target's unknown level, in squared units
@@ -57,6 +57,9 @@ class SurfaceForecast(BaseForecast):
         else:
             mean_R, nearest, x_RD = self._without_evidence(), None, None
         order = feasible[np.argsort(mean_R[feasible], kind="stable")]
+        # Of cells that gain equally little, the one of the lower mean comes first.
+        self._tie_R = np.zeros(len(mean_R))
+        self._tie_R[order] = 1e-6 * np.arange(len(order)) / max(len(order), 1)
         self._rows = order[:CELLS]
         self._place_R = np.full(len(mean_R), -1)
         self._place_R[self._rows] = np.arange(len(self._rows))
@@ -121,7 +124,7 @@ class SurfaceForecast(BaseForecast):
         best_S1 = regret_SM[:, tried].min(axis=1, keepdims=True, initial=1.0)
         remaining_R = np.full(len(self._place_R), float(best_S1.mean()))
         remaining_R[self._rows] = np.minimum(regret_SM, best_S1).mean(axis=0)
-        return remaining_R
+        return remaining_R + self._tie_R
 
     def _conditioned(self, seen, octaves: float) -> tuple[np.ndarray, float]:
         """Condition the draws on the trials; return them and the trials' log likelihood.
