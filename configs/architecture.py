@@ -45,7 +45,7 @@ def level(width, tokens, limits) -> ConfigDict:
 
 def shrink(g: ConfigDict) -> None:
     """Make it small, for the smoke test."""
-    for name, width in (("low", (8, 16)), ("mid", (16, 24))):
-        g[name].update({"width": width, "layers": (1,), "heads": (2,), "kv_heads": (2,)})
-        g[name].update({"mlp_ratio": (1, 2), "tokens": (2048,), "limits": (600 * max(width),)})
+    for name, tokens in (("low", 16_384), ("mid", 32_768)):
+        g[name].update({"width": (8, 16, 24), "layers": (1,), "heads": (2,), "kv_heads": (2,)})
+        g[name].update({"mlp_ratio": (2,), "tokens": (tokens,), "limits": (12_000,)})
     del g.high

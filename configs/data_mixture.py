@@ -52,7 +52,7 @@ def level(widths, tokens, learning_rate) -> ConfigDict:
 
 def shrink(g: ConfigDict) -> None:
     """Make it small, for the smoke test."""
-    for name, width in (("low", 16), ("mid", 24)):
-        g[name].update({"widths": (width,), "tokens": (2048,), "layers": 1})
+    for name, tokens in (("low", 16_384), ("mid", 32_768)):
+        g[name].update({"widths": (16,), "tokens": (tokens,), "layers": 1})
         g[name].update({"mixtures": 6, "own": 3})
     del g.high

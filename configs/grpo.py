@@ -60,10 +60,8 @@ def shrink(g: ConfigDict) -> None:
     """Make it small, for the smoke test."""
     g.setup.update({"rollout_rows": 16, "minibatch_rows": 16, "epochs": 1})
     g.choices.update({"group_size": (4, 8), "clip_range": (0.2,), "temperature": (1.0,)})
-    for name in ("low", "mid"):
-        g[name].update(
-            {"problems": ("arithmetic",), "layers": 1, "steps": 2 if name == "low" else 3}
-        )
-        g[name].update({"width": 16, "heads": 2, "learning_rates": (1e-4, 1e-3)})
-        g[name].backbone_steps.arithmetic = 50
+    for name, steps in (("low", 2), ("mid", 3)):
+        g[name].update({"problems": ("arithmetic",), "width": 16, "heads": 2, "layers": 1})
+        g[name].update({"steps": steps, "learning_rates": (1e-4, 1e-3)})
+        g[name].backbone_steps.arithmetic = 400
     del g.high

@@ -42,7 +42,7 @@ def level(widths, tokens, first) -> ConfigDict:
 
 def shrink(g: ConfigDict) -> None:
     """Make it small, for the smoke test."""
-    for name, width in (("low", 16), ("mid", 24)):
-        g[name].update({"widths": (width,), "tokens": (2048,), "layers": 1, "batch_sizes": (4,)})
+    for name, tokens in (("low", 16_384), ("mid", 32_768)):
+        g[name].update({"widths": (16,), "tokens": (tokens,), "layers": 1, "batch_sizes": (4, 8)})
         g[name].learning_rates = (2.0**-7, 2.0**-6, 2.0**-5, 2.0**-4)
     del g.high
