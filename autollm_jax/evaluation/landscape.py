@@ -1,129 +1,151 @@
-"""A measured landscape laid out in two dimensions, whatever the space."""
+"""A measured landscape laid out for a page, whatever the space.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+One or two dimensions are a grid. Of anything else (more dimensions, layers, mixtures) each axis is
+shown by itself, with the regret of every configuration along it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from autollm_jax.evaluation.formats import group_mean
 from autollm_jax.gym.experiments import Experiment
+
+# Axes beyond these are left out, those that tell least of the regret first.
+MOST_AXES = 8
+# Values of a continuous axis are told apart in so many groups of equal size.
+PARTS = 6
 
 
 @dataclass(frozen=True)
-class Landscape:
-    """An open experiment's regret over two of its dimensions.
+class Grid:
+    """An open experiment's regret over its two dimensions.
 
     Attributes:
       names: of the two dimensions (x, y); y is empty where the space has but one.
       choices: the two dimensions' values.
-      regret_YX: for grids, the least regret over all other dimensions; nan where not measured.
-      status_YX: `ok`, `failed` (nothing but diverged and infeasible runs) or `unmeasured`.
-      points_R2: for mixtures, each row's place.
-      regret_R: each row's regret.
-      status_R: each row's status.
+      regret_YX: nan where not measured.
+      status_YX: `ok`, `failed` (diverged or infeasible) or `unmeasured`.
       best_config: the optimum.
-      projected: whether other dimensions were left out.
     """
 
     names: tuple[str, str]
     choices: tuple[tuple, tuple]
     regret_YX: np.ndarray
     status_YX: np.ndarray
-    points_R2: np.ndarray
-    regret_R: np.ndarray
-    status_R: np.ndarray
     best_config: Mapping
-    projected: bool
-
-    @property
-    def is_grid(self) -> bool:
-        return self.regret_YX.size > 0
 
     def cell(self, config: Mapping) -> tuple[int, int]:
-        """Return a configuration's cell (x, y) in the grid."""
+        """Return a configuration's cell (x, y)."""
         x = self.choices[0].index(config[self.names[0]])
         return x, self.choices[1].index(config[self.names[1]]) if self.names[1] else 0
 
-    def point(self, config: Mapping) -> tuple[float, float]:
-        """Return a mixture's place."""
-        return tuple(float(_component(config, name)) for name in self.names)
 
+@dataclass(frozen=True)
+class Axis:
+    """One direction of a space: a dimension, the mean of a group's layers, a component's weight.
 
-def lay_out(experiment: Experiment) -> Landscape:
-    """Lay an open experiment's outcomes out over the two dimensions that matter most.
-
-    A space of up to two dimensions is shown whole, in its own order; of more, those whose choices
-    move the mean regret most, each cell the best over the others. A mixture is shown over the two
-    components that go with regret most.
+    Attributes:
+      name: what to call it.
+      choices: its values where it is a dimension, empty where it is continuous.
+      place: finds a configuration's place: a choice's number, or a number.
+      places_R: each measured configuration's.
+      telling: the share of the regret's variance that lies between its values.
     """
-    grid = [d for d in experiment.space.dimensions if d.kind != "simplex"]
-    regret_R = np.asarray(experiment.regrets_R, float)
-    status_R = np.asarray(experiment.status_R)
-    shared = {
-        "regret_R": regret_R,
-        "status_R": status_R,
-        "best_config": experiment.configurations[experiment.best_row],
-    }
-    if not grid:
-        return _mixture(experiment, regret_R, shared)
-    if len(grid) > 2:
-        effect = [_effect(experiment, d.name, regret_R) for d in grid]
-        chosen = sorted(np.argsort(effect, kind="stable")[-2:])
-        grid = [grid[i] for i in chosen]
-    names = (grid[0].name, grid[1].name if len(grid) > 1 else "")
-    choices = (grid[0].choices, grid[1].choices if len(grid) > 1 else ("",))
+
+    name: str
+    choices: tuple
+    place: Callable[[Mapping], float] = field(repr=False)
+    places_R: np.ndarray = field(repr=False)
+    telling: float
+
+
+@dataclass(frozen=True)
+class Strips:
+    """An open experiment's regret along each of its axes.
+
+    Attributes:
+      axes: in the space's order; the most telling first where some were left out.
+      left_out: how many were.
+      regret_R: each configuration's regret.
+      ok_R: whether it could be run.
+      best_config: the optimum.
+    """
+
+    axes: tuple[Axis, ...]
+    left_out: int
+    regret_R: np.ndarray
+    ok_R: np.ndarray
+    best_config: Mapping
+
+
+def lay_out(experiment: Experiment) -> Grid | Strips:
+    """Lay an open experiment's outcomes out."""
+    dimensions = experiment.space.dimensions
+    if len(dimensions) <= 2 and all(d.kind != "simplex" for d in dimensions):
+        return _grid(experiment)
+    return _strips(experiment)
+
+
+def _grid(experiment: Experiment) -> Grid:
+    x, *rest = experiment.space.dimensions
+    names = (x.name, rest[0].name if rest else "")
+    choices = (x.choices, rest[0].choices if rest else ("",))
     regret_YX = np.full((len(choices[1]), len(choices[0])), np.nan)
     status_YX = np.full(regret_YX.shape, "unmeasured", dtype=object)
-    for config, regret, status in zip(experiment.configurations, regret_R, status_R, strict=True):
-        x = choices[0].index(config[names[0]])
-        y = choices[1].index(config[names[1]]) if names[1] else 0
-        regret_YX[y, x] = np.fmin(regret_YX[y, x], regret)
-        if status == "ok":
-            status_YX[y, x] = "ok"
-        elif status_YX[y, x] == "unmeasured":
-            status_YX[y, x] = "failed"
-    return Landscape(
-        names,
-        choices,
-        regret_YX,
-        status_YX,
-        np.zeros((0, 2)),
-        projected=len(experiment.space.dimensions) > 2,
-        **shared,
-    )
+    best = experiment.configurations[experiment.best_row]
+    grid = Grid(names, choices, regret_YX, status_YX, best)
+    rows = zip(experiment.configurations, experiment.regrets_R, experiment.status_R, strict=True)
+    for config, regret, status in rows:
+        cell = grid.cell(config)[::-1]
+        regret_YX[cell] = regret
+        status_YX[cell] = "ok" if status == "ok" else "failed"
+    return grid
 
 
-def _mixture(experiment: Experiment, regret_R: np.ndarray, shared: dict) -> Landscape:
-    components = [f"{d.name}.{c}" for d in experiment.space.dimensions for c in d.choices]
-    weights_RC = np.array(
-        [[_component(config, c) for c in components] for config in experiment.configurations]
-    )
-    spread_C = weights_RC.std(0) * (regret_R.std() or 1.0)
-    covariance_C = ((weights_RC - weights_RC.mean(0)) * (regret_R - regret_R.mean())[:, None]).mean(
-        0
-    )
-    telling_C = np.abs(covariance_C) / np.where(spread_C > 0, spread_C, np.inf)
-    order = np.argsort(telling_C, kind="stable")[::-1]
-    first, second = order[0], order[1] if len(order) > 1 else order[0]
-    none = np.zeros((0, 0))
-    return Landscape(
-        (components[first], components[second]),
-        ((), ()),
-        none,
-        none,
-        weights_RC[:, [first, second]],
-        projected=len(components) > 2,
-        **shared,
-    )
+def _strips(experiment: Experiment) -> Strips:
+    regret_R, ok_R = experiment.regrets_R, experiment.status_R == "ok"
+    axes = []
+    for name, choices, place in _directions(experiment.space):
+        places_R = np.array([place(config) for config in experiment.configurations], float)
+        telling = _telling(places_R[ok_R], regret_R[ok_R], continuous=not choices)
+        axes.append(Axis(name, choices, place, places_R, telling))
+    left_out = max(0, len(axes) - MOST_AXES)
+    if left_out:
+        axes = sorted(axes, key=lambda axis: -axis.telling)[:MOST_AXES]
+    best = experiment.configurations[experiment.best_row]
+    return Strips(tuple(axes), left_out, regret_R, ok_R, best)
 
 
-def _component(config: Mapping, name: str) -> float:
-    dimension, component = name.split(".", 1)
-    return config[dimension].get(component, 0.0)
+def _directions(space) -> list[tuple[str, tuple, Callable]]:
+    """Return each axis's name, choices and way to find a configuration's place."""
+    members = {name: group for group in space.groups.values() for name in group.members}
+    found = []
+    for d in space.dimensions:
+        group = members.get(d.name)
+        if d.kind == "simplex":
+            found += [(c, (), lambda config, d=d, c=c: config[d.name][c]) for c in d.choices]
+        elif group is None:
+            found.append((d.name, d.choices, lambda config, d=d: d.choices.index(config[d.name])))
+        elif d.name == group.members[0]:
+            found.append((f"{group.name}, mean", (), lambda config, g=group: group_mean(g, config)))
+    return found
 
 
-def _effect(experiment: Experiment, name: str, regret_R: np.ndarray) -> float:
-    """Return the variance of mean regret between a dimension's choices."""
-    groups: dict = {}
-    for config, regret in zip(experiment.configurations, regret_R, strict=True):
-        groups.setdefault(str(config[name]), []).append(regret)
-    return float(np.var([np.mean(g) for g in groups.values()]))
+def parts(places: np.ndarray, most: int = PARTS) -> np.ndarray:
+    """Number the groups of about equal size that continuous places fall into."""
+    edges = np.unique(np.quantile(places, np.linspace(0, 1, most + 1)[1:-1]))
+    return np.searchsorted(edges, places)
+
+
+def _telling(places: np.ndarray, regret: np.ndarray, continuous: bool) -> float:
+    """Return the share of the regret's variance that lies between an axis's values."""
+    numbers = parts(places) if continuous else places
+    if not regret.var():
+        return 0.0
+    fitted = np.zeros_like(regret)
+    for number in np.unique(numbers):
+        same = numbers == number
+        fitted[same] = regret[same].mean()
+    return float(fitted.var() / regret.var())

@@ -1,18 +1,48 @@
 """Summarises results.parquet: regret at a few budgets, per method and task, with intervals."""
 
 import json
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 
-from autollm_jax.evaluation.statistics import Interval, mean_interval, paired_interval
+from autollm_jax.evaluation.statistics import Bootstrap, Interval, Unit
+from autollm_jax.gym.experiments import Experiment
 
 BUDGETS = (1, 3, 5)
-ALL = "all"  # the task that stands for all of them together, each experiment weighing the same
+ALL = "all"  # the task that stands for all of them together, each task weighing the same
 
-# Experiment ("source/task/name") -> seed -> regret of the best of the first k trials.
-Scores = dict[str, dict[int, float]]
+
+def cluster_of(experiment: Experiment) -> str:
+    """Name the runs that answer an experiment: the same for those that differ in no run.
+
+    Experiments that differ only in their objective (`context["objective"]`) or limit share their
+    runs: same source, task, level and tokens, and the same context but for what states objective
+    and limit (names with "limit" in them; parameters and FLOPs follow the limit as well).
+    """
+    limited = experiment.limit is not None
+    if not limited and "objective" not in experiment.context:
+        return experiment.id
+    fidelity = experiment.fidelity
+    stated = {
+        name: value
+        for name, value in experiment.context.items()
+        if name != "objective" and not (limited and "limit" in name)
+    }
+    size = () if limited else (fidelity.parameters, fidelity.flops)
+    place = (experiment.source, experiment.task, fidelity.level, fidelity.tokens, *size)
+    return json.dumps([*place, stated], sort_keys=True, default=str)
+
+
+def noise_floor(experiment: Experiment) -> float:
+    """Return an open experiment's noise in units of regret; nan where nothing was repeated.
+
+    That is the deviation between seeds over |median - optimum|: regrets nearer to each other than
+    this, another seed may put the other way round.
+    """
+    scale = abs(experiment.median - experiment.optimum)
+    return experiment.noise / scale if scale > 0 else math.nan
 
 
 class Results:
@@ -21,84 +51,162 @@ class Results:
     A method that ended an episode early keeps its best; one without a single trial in an episode
     that others played has regret 1 there.
 
+    Args:
+      results: rows as `runner.evaluate` writes them.
+      experiments: the scored ones, open; of those without rows nothing is taken. They tell which
+        experiments share their runs, and the noise floors; one that is not given shares none.
+
     Attributes:
       methods: in their order of appearance.
       tasks: sorted.
+      sources: by task, sorted.
       budget: trials an episode may have.
+      units: each episode's task, cluster, experiment ("source/task/name") and seed.
+      floors: the noise floor by experiment, nan where not known.
     """
 
-    def __init__(self, results: pa.Table, column: str = "regret"):
+    def __init__(self, results: pa.Table, experiments: Sequence[Experiment] = ()):
         rows = results.to_pylist()
         metadata = results.schema.metadata or {}
         played = json.loads(metadata.get(b"methods", b"[]"))
         self.methods = list(dict.fromkeys([*played, *(row["method"] for row in rows)]))
         self.tasks = sorted({row["task"] for row in rows})
+        self.sources = {
+            task: sorted({row["source"] for row in rows if row["task"] == task})
+            for task in self.tasks
+        }
         stored = int(metadata.get(b"budget", 0))
         self.budget = max([stored, *(row["trial"] for row in rows)])
-        self.task_of = {_experiment(row): row["task"] for row in rows}
-        units = sorted({(_experiment(row), row["seed"]) for row in rows})
-        self._best = {
-            (method, *unit): np.ones(self.budget) for method in self.methods for unit in units
+        known = {e.id: e for e in experiments}
+        clusters = {name: cluster_of(e) for name, e in known.items()}
+        found = sorted({(row["task"], experiment_id(row), row["seed"]) for row in rows})
+        self.units = [Unit(t, clusters.get(name, name), name, seed) for t, name, seed in found]
+        self.floors = {
+            unit.experiment: noise_floor(known[unit.experiment])
+            if unit.experiment in known
+            else math.nan
+            for unit in self.units
         }
+        place = {(u.experiment, u.seed): number for number, u in enumerate(self.units)}
+        self._best = {m: np.ones((len(self.units), self.budget)) for m in self.methods}
+        trials = {m: [] for m in self.methods}
         for row in rows:
-            best_K = self._best[row["method"], _experiment(row), row["seed"]]
+            best_K = self._best[row["method"]][place[experiment_id(row), row["seed"]]]
             tail = slice(row["trial"] - 1, None)
-            best_K[tail] = np.minimum(best_K[tail], row[column])
-        self._invalid = {m: [] for m in self.methods}
-        for row in rows:
-            self._invalid[row["method"]].append(not row["valid"])
+            best_K[tail] = np.minimum(best_K[tail], row["regret"])
+            trials[row["method"]].append(row)
+        self._bootstraps: dict[tuple, Bootstrap] = {}
+        self._curves: dict[tuple, tuple[Interval, ...]] = {}
+        self.invalid_rate = {m: _share(trials[m], lambda row: not row["valid"]) for m in trials}
+        self.matched_rate = {m: _share(trials[m], lambda row: row["matched"]) for m in trials}
 
     @property
     def budgets(self) -> tuple[int, ...]:
         """Return those of 1, 3, 5 that the budget reaches."""
         return tuple(k for k in BUDGETS if k <= self.budget)
 
-    def scores(self, method: str, task: str, k: int) -> Scores:
-        """Return a method's regret at budget k on a task (or `all`), by experiment and seed."""
-        found: Scores = {}
-        for (name, experiment, seed), best_K in self._best.items():
-            if name == method and task in (ALL, self.task_of[experiment]):
-                found.setdefault(experiment, {})[seed] = float(best_K[k - 1])
-        return found
+    def chosen(self, task: str, source: str | None = None) -> np.ndarray:
+        """Return the numbers of the units of a task (or `all`), of one source where it is given."""
+        return np.array(
+            [
+                number
+                for number, unit in enumerate(self.units)
+                if task in (ALL, unit.task)
+                and (source is None or unit.experiment.startswith(f"{source}/"))
+            ],
+            int,
+        )
 
-    def interval(self, method: str, task: str, k: int) -> Interval:
-        """Return a method's mean regret at budget k with its interval."""
-        return mean_interval(self.scores(method, task, k))
+    def bootstrap(self, task: str, source: str | None = None) -> Bootstrap:
+        """Return the draws for a task (or `all`), of one source where it is given."""
+        if (task, source) not in self._bootstraps:
+            units = [self.units[number] for number in self.chosen(task, source)]
+            self._bootstraps[task, source] = Bootstrap(units)
+        return self._bootstraps[task, source]
 
-    def difference(self, method: str, other: str, task: str, k: int) -> Interval:
-        """Return by how much a method's regret is below (negative) another's, with its interval."""
-        return paired_interval(self.scores(method, task, k), self.scores(other, task, k))
+    def curve(self, method: str, task: str, source: str | None = None) -> tuple[Interval, ...]:
+        """Return a method's mean regret after each trial, with its interval."""
+        if (method, task, source) not in self._curves:
+            best_UK = self._best[method][self.chosen(task, source)]
+            curve = self.bootstrap(task, source).regrets(best_UK)
+            self._curves[method, task, source] = tuple(curve)
+        return self._curves[method, task, source]
 
-    def invalid_rate(self, method: str) -> float:
-        """Return the share of a method's trials that were invalid; 0 of none."""
-        invalid = self._invalid[method]
-        return sum(invalid) / max(len(invalid), 1)
+    def difference(self, method: str, other: str, task: str) -> tuple[Interval, ...]:
+        """Return by how much a method's regret is below (negative) another's after each trial."""
+        chosen = self.chosen(task)
+        ours_UK, theirs_UK = self._best[method][chosen], self._best[other][chosen]
+        return tuple(self.bootstrap(task).differences(ours_UK, theirs_UK))
+
+    def regret(self, method: str, experiment: str, seed: int | None = None) -> np.ndarray:
+        """Return a method's regret after each trial [K]: mean over seeds, or that of one."""
+        chosen = [
+            number
+            for number, unit in enumerate(self.units)
+            if unit.experiment == experiment and seed in (None, unit.seed)
+        ]
+        return self._best[method][chosen].mean(0)
+
+    def floor(self, task: str) -> tuple[float, int]:
+        """Return the mean noise floor of those experiments that have one, and how many have.
+
+        Over all tasks it is the mean of the tasks' (of those with one). It is nan without any.
+        """
+        if task == ALL:
+            floors = [self.floor(each) for each in self.tasks]
+            means = [mean for mean, count in floors if count]
+            return float(np.mean(means)) if means else math.nan, sum(n for _, n in floors)
+        names = {unit.experiment for unit in self.units if unit.task == task}
+        known = [self.floors[name] for name in sorted(names) if math.isfinite(self.floors[name])]
+        return float(np.mean(known)) if known else math.nan, len(known)
 
 
-def summarise(results: pa.Table) -> dict:
+def summarise(results: Results) -> dict:
     """Return what `report/summary.json` holds.
-
-    Args:
-      results: rows as `runner.evaluate` writes them.
 
     Returns:
       {"regret": {METHOD: {TASK: {"1": {"mean", "low", "high", "n"}, "3": …, "5": …}}},
-      "invalid_rate": {METHOD: share}}, with a TASK named `all`; those above the
-      episodes' budget are left out. `n` counts episodes.
+      "invalid_rate": {METHOD: share}}, with a TASK named `all`; budgets above the
+      episodes' are left out. `n` counts episodes. Beside them:
+      "regret_by_source": {METHOD: {"SOURCE/TASK": as above}},
+      "counts": {TASK: {"experiments", "clusters" (of experiments that share their runs)}},
+      "noise_floor": {EXPERIMENT ID: in units of regret, null where nothing was repeated}.
     """
-    read = Results(results)
-    tasks: Sequence[str] = [*read.tasks, ALL]
+
+    def cells(method: str, task: str, source: str | None = None) -> dict:
+        curve = results.curve(method, task, source)
+        return {str(k): curve[k - 1].to_json() for k in results.budgets}
+
+    tasks = [*results.tasks, ALL]
     return {
-        "regret": {
-            method: {
-                task: {str(k): read.interval(method, task, k).to_json() for k in read.budgets}
-                for task in tasks
+        "regret": {m: {task: cells(m, task) for task in tasks} for m in results.methods},
+        "invalid_rate": results.invalid_rate,
+        "regret_by_source": {
+            m: {
+                f"{source}/{task}": cells(m, task, source)
+                for task in results.tasks
+                for source in results.sources[task]
             }
-            for method in read.methods
+            for m in results.methods
         },
-        "invalid_rate": {method: read.invalid_rate(method) for method in read.methods},
+        "counts": {
+            task: {
+                "experiments": results.bootstrap(task).experiments,
+                "clusters": sum(results.bootstrap(task).clusters.values()),
+            }
+            for task in tasks
+        },
+        "noise_floor": {
+            name: floor if math.isfinite(floor) else None for name, floor in results.floors.items()
+        },
     }
 
 
-def _experiment(row: dict) -> str:
+def experiment_id(row: dict) -> str:
+    """Return the id of the experiment that a row of the results belongs to."""
     return f"{row['source']}/{row['task']}/{row['experiment']}"
+
+
+def _share(rows: list[dict], condition) -> float:
+    """Return the share of rows that meet a condition; 0 of none."""
+    return sum(map(condition, rows)) / max(len(rows), 1)

@@ -8,14 +8,12 @@ import pytest
 
 from autollm_jax.baselines import BASELINES
 from autollm_jax.errors import UserError
-from autollm_jax.evaluation.figures import show_value
-from autollm_jax.evaluation.landscape import lay_out
 from autollm_jax.evaluation.report import write_report
 from autollm_jax.evaluation.runner import evaluate, play_method
 from autollm_jax.gym.spaces import Dimension, Space
 from autollm_jax.gym.splits import Split
 
-from .conftest import small
+from .conftest import BATCHES, RATES, small
 
 
 def agent(games):
@@ -108,42 +106,88 @@ def test_results_without_a_trial_are_refused(small_split, tmp_path):
         write_report(path, small_split.held_out, None, tmp_path / "report")
 
 
-def test_landscape_tells_measured_failed_and_unmeasured_cells_apart():
-    landscape = lay_out(small("cheap", "low"))
-    assert landscape.status_YX[0, 0] == "unmeasured"
-    assert landscape.status_YX[2, 3] == "failed"
-    assert landscape.regret_YX[landscape.cell(landscape.best_config)[::-1]] == 0
-
-
-def test_many_dimensions_show_the_best_over_the_others():
-    space = Space(tuple(Dimension(n, "ordinal", (0, 1, 2)) for n in "abc"))
-    cells = [{"a": a, "b": b, "c": c} for a in range(3) for b in range(3) for c in range(3)]
-    outcomes = [10.0 * c["a"] + 5 * c["b"] + c["c"] for c in cells]
-    landscape = lay_out(
-        small("x", "low", space=space, configurations=cells, outcomes=outcomes, status=["ok"] * 27)
-    )
-    assert landscape.names == ("a", "b") and landscape.projected
-    assert landscape.regret_YX[0, 0] == 0
-
-
-@pytest.mark.parametrize("kind", ["mixture", "one dimension"])
+@pytest.mark.parametrize("kind", ["mixture", "one dimension", "layers"])
 def test_other_spaces_are_drawn(kind, tmp_path):
     if kind == "mixture":
         space = Space((Dimension("mix", "simplex", ("a", "b", "c")),))
         weights = np.random.default_rng(0).dirichlet(np.ones(3), 12).tolist()
         cells = [{"mix": dict(zip("abc", w, strict=True))} for w in weights]
+    elif kind == "layers":
+        space = Space(tuple(Dimension(f"ratio.{n}", "ordinal", (2, 4)) for n in (1, 2, 3)))
+        cells = [
+            {"ratio.1": a, "ratio.2": b, "ratio.3": c}
+            for a in (2, 4)
+            for b in (2, 4)
+            for c in (2, 4)
+        ]
     else:
         space = Space((Dimension("rate", "log-ordinal", (0.1, 0.2, 0.4)),))
         cells = [{"rate": r} for r in (0.1, 0.2, 0.4)]
     held_out = small("dear", "mid", tokens=4e8, space=space, configurations=cells).sealed()
     cheap = small("cheap", "low", space=space, configurations=cells)
     _, page = write(Split((cheap,), (held_out,)), tmp_path, ("random", "gaussian_process"))
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 4  # curve, legend, landscape, panels
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.00034526, "3.5e-4"), (256, "256"), (0.5, "0.5"), (2e6, "2e6"), (True, "True"), (0.0, "0")],
-)
-def test_values_are_shown_plainly(value, text):
-    assert show_value(value) == text
+def test_a_maximised_objective_is_shown_in_its_own_units(small_split, tmp_path):
+    rates = [0.1 + 0.05 * n for n in range(10)] + [np.nan]
+    fields = {"outcomes": rates, "minimize": False, "objective_metric": "success_rate"}
+    held_out = small("dear", "mid", tokens=4e8, **fields).sealed()
+    _, page = write(Split(small_split.training, (held_out,)), tmp_path)
+    assert "success rate, higher is better" in page and '<td class="n">0.5500</td>' in page
+
+
+def repeated(name, level, spread=0.0, **fields):
+    """Make an experiment of which every configuration was run twice."""
+    cells = [{"learning_rate": r, "batch_size": b} for r in RATES for b in BATCHES]
+    outcomes = [1.0 + 0.1 * n for n in range(12)]
+    return small(
+        name,
+        level,
+        configurations=2 * cells,
+        outcomes=outcomes + [y + spread for y in outcomes],
+        status=["ok"] * 24,
+        **fields,
+    )
+
+
+def test_the_noise_floor_is_in_units_of_regret(tmp_path):
+    held_out = repeated("dear", "mid", spread=0.11, tokens=4e8)
+    deviation = 0.11 / np.sqrt(2)
+    assert held_out.noise == pytest.approx(deviation)
+    summary, page = write(Split((small("cheap", "low"),), (held_out.sealed(),)), tmp_path)
+    floor = summary["noise_floor"]["test/pretraining/dear"]
+    assert floor == pytest.approx(deviation / 0.55)  # from the optimum to the median
+    assert "noise floor 0.14 (1 of 1 experiments)" in page
+
+
+def test_without_repeats_the_noise_floor_is_unknown(small_split, tmp_path):
+    summary, page = write(small_split, tmp_path)
+    assert summary["noise_floor"] == dict.fromkeys(e.id for e in small_split.held_out)
+    assert "the noise floor is not known" in page and "noise floor 0" not in page
+
+
+def test_a_small_difference_is_said_to_be_within_the_noise(tmp_path):
+    held_out = repeated("dear", "mid", spread=3.0, tokens=4e8).sealed()
+    _, page = write(Split((small("cheap", "low"),), (held_out,)), tmp_path)
+    assert "within the noise floor" in page
+
+
+def objectives(name, number, **fields):
+    return [
+        small(f"{name}_{n}", "mid", task="data_mixture", context={"objective": f"o{n}"}, **fields)
+        for n in range(number)
+    ]
+
+
+def test_of_many_experiments_only_the_median_ones_landscape_is_drawn(small_split, tmp_path):
+    held_out = tuple(e.sealed() for e in objectives("m", 5))
+    _, page = write(Split(small_split.training, held_out), tmp_path)
+    assert page.count('<div class="map" id=') == 1
+    assert all(f"m_{n}" in page for n in range(5))
+
+
+def test_each_task_has_an_episode_of_its_own(small_split, tmp_path):
+    held_out = (*small_split.held_out, *(e.sealed() for e in objectives("m", 2)))
+    _, page = write(Split(small_split.training, held_out), tmp_path)
+    assert page.count("One episode in full") == 2

@@ -7,7 +7,7 @@ import pytest
 
 from autollm_jax.baselines import BASELINES
 from autollm_jax.evaluation.runner import SCHEMA, evaluate, play_method, table_hashes
-from autollm_jax.evaluation.summary import summarise
+from autollm_jax.evaluation.summary import Results, summarise
 
 TABLES = {"test/pretraining.parquet": "abc"}
 
@@ -156,30 +156,30 @@ def test_regret_at_a_budget_is_that_of_the_best_trial_so_far(small_split, tmp_pa
     best = small_split.training[0].configurations[5]
     worst = small_split.training[0].configurations[10]
     results = run({"a": Scripted([worst, worst, best])}, small_split, tmp_path)
-    regret = summarise(results)["regret"]["a"]["all"]
+    regret = summarise(Results(results))["regret"]["a"]["all"]
     assert (regret["1"]["mean"], regret["3"]["mean"]) == (1.0, 0.0)
 
 
 def test_summary_leaves_out_budgets_that_episodes_did_not_have(small_split, tmp_path):
     results = run({"a": Scripted([MEASURED] * 3)}, small_split, tmp_path)
-    assert list(summarise(results)["regret"]["a"]["pretraining"]) == ["1", "3"]
+    assert list(summarise(Results(results))["regret"]["a"]["pretraining"]) == ["1", "3"]
 
 
 def test_a_method_that_ends_early_keeps_its_best(small_split, tmp_path):
     results = run({"a": Scripted([MEASURED])}, small_split, tmp_path)
-    regret = summarise(results)["regret"]["a"]["all"]
+    regret = summarise(Results(results))["regret"]["a"]["all"]
     assert regret["3"]["mean"] == regret["1"]["mean"] < 1
 
 
 def test_a_method_without_a_trial_scores_one(small_split, tmp_path):
     results = run({"a": Scripted([MEASURED]), "b": Scripted([])}, small_split, tmp_path)
-    cell = summarise(results)["regret"]["b"]["all"]["3"]
+    cell = summarise(Results(results))["regret"]["b"]["all"]["3"]
     assert (cell["mean"], cell["n"]) == (1.0, 4)
 
 
 def test_summary_counts_invalid_trials(small_split, tmp_path):
     results = run({"a": Scripted([MEASURED, None])}, small_split, tmp_path)
-    assert summarise(results)["invalid_rate"] == {"a": 0.5}
+    assert summarise(Results(results))["invalid_rate"] == {"a": 0.5}
 
 
 def test_table_hashes_follow_the_files(tmp_path):

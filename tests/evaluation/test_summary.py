@@ -1,0 +1,93 @@
+"""What stands in summary.json, and what counts as one setting."""
+
+import pyarrow as pa
+import pytest
+
+from autollm_jax.evaluation.runner import SCHEMA
+from autollm_jax.evaluation.summary import Results, cluster_of, summarise
+
+from .conftest import small
+
+
+def table(regrets, source="test"):
+    """Make results of one trial each from {task: {experiment: {method: regret}}}."""
+    rows = [
+        {
+            "task": task,
+            "source": source,
+            "experiment": experiment,
+            "fidelity": "mid",
+            "method": method,
+            "seed": 0,
+            "trial": 1,
+            "config": "{}",
+            "outcome": 1.0,
+            "status": "ok",
+            "regret": regret,
+            "regret_minmax": regret,
+            "valid": True,
+            "matched": False,
+        }
+        for task, experiments in regrets.items()
+        for experiment, methods in experiments.items()
+        for method, regret in methods.items()
+    ]
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def test_all_weighs_each_task_the_same():
+    many = {f"m{n}": {"a": 0.8} for n in range(20)}
+    few = {"p0": {"a": 0.0}, "p1": {"a": 0.4}}
+    read = Results(table({"data_mixture": many, "pretraining": few}))
+    regret = summarise(read)["regret"]["a"]
+    assert regret["all"]["1"]["mean"] == pytest.approx((0.8 + 0.2) / 2)
+    assert regret["all"]["1"]["n"] == 22 and regret["pretraining"]["1"]["n"] == 2
+
+
+def test_sources_are_summarised_apart_as_well():
+    one = table({"pretraining": {"x": {"a": 0.2}, "y": {"a": 0.4}}}, source="one")
+    two = table({"pretraining": {"x": {"a": 0.9}}}, source="two")
+    by_source = summarise(Results(pa.concat_tables([one, two])))["regret_by_source"]["a"]
+    assert by_source["one/pretraining"]["1"]["mean"] == pytest.approx(0.3)
+    assert by_source["two/pretraining"]["1"]["mean"] == pytest.approx(0.9)
+
+
+def objective(name, value, **fields):
+    return small(name, "mid", context={"objective": value, "model": "60M"}, **fields)
+
+
+def test_objectives_of_the_same_runs_are_one_cluster():
+    assert cluster_of(objective("m_a", "a")) == cluster_of(objective("m_b", "b"))
+
+
+def test_limits_of_the_same_runs_are_one_cluster():
+    def limited(name, at_most):
+        return small(
+            name,
+            "mid",
+            context={"limit_percentile": at_most, "scale": "m"},
+            parameters=range(1, 12),
+            limit={"quantity": "parameters", "at_most": at_most},
+            status=["ok"] * at_most + ["infeasible"] * (11 - at_most),
+            outcomes=[1.0] * 11,
+        )
+
+    assert cluster_of(limited("p6", 6)) == cluster_of(limited("p9", 9))
+
+
+@pytest.mark.parametrize("change", [{"tokens": 5e8}, {"source": "other"}, {"context": {}}])
+def test_other_runs_are_another_cluster(change):
+    fields = {"context": {"objective": "a", "model": "60M"}, **change}
+    other = small("other", "mid", **fields)
+    assert cluster_of(objective("m_a", "a")) != cluster_of(other)
+
+
+def test_experiments_that_state_neither_objective_nor_limit_stand_alone():
+    assert cluster_of(small("x", "mid")) != cluster_of(small("y", "mid"))
+
+
+def test_counts_tell_experiments_from_clusters():
+    experiments = [objective(f"m_{n}", f"o{n}", task="data_mixture") for n in range(3)]
+    regrets = {"data_mixture": {e.name: {"a": 0.5} for e in experiments}}
+    counts = summarise(Results(table(regrets), experiments))["counts"]
+    assert counts["data_mixture"] == {"experiments": 3, "clusters": 1}
