@@ -115,12 +115,14 @@ def _floor(axes, floor: float, floor_of: str, limit: float) -> None:
     axes.axhline(top, color=INK, lw=0.9, ls=(0, (2, 2)), alpha=0.7, zorder=1)
     axes.annotate(
         f"noise floor {floor:.2f} ({floor_of})",
-        (0, top),
-        (4, 3),
+        (1, top),
+        (-4, 3),
         xycoords=("axes fraction", "data"),
         textcoords="offset points",
+        ha="right",
         fontsize=8.5,
-        alpha=0.8,
+        bbox={"fc": "white", "alpha": 0.75, "lw": 0, "pad": 0.6},
+        zorder=8,
     )
 
 
