@@ -24,7 +24,7 @@ def cards(results: Results, focus: str) -> list[dict]:
         if others:
             mean, name = min(others)
             difference = results.difference(focus, name, ALL)[k - 1]
-            cell = _difference(difference, _floor_everywhere(results))
+            cell = _difference(difference, _comparable_floor(results, ALL))
             card["other"] = {"method": name, "mean": show_regret(mean), "cell": cell}
         found.append(card)
     return found
@@ -34,7 +34,7 @@ def block(results: Results, task: str, methods: Sequence[str]) -> dict:
     """Return all about a task (or `all`): regrets, differences from the first method, a curve."""
     focus, *others = methods
     floor, known = results.floor(task)
-    noise = _floor_everywhere(results) if task == ALL else floor
+    comparable = _comparable_floor(results, task)
     bootstrap = results.bootstrap(task)
     counts = {
         "experiments": bootstrap.experiments,
@@ -47,25 +47,25 @@ def block(results: Results, task: str, methods: Sequence[str]) -> dict:
         "task": task,
         "n": results.curve(focus, task)[0].n,
         **counts,
-        "floor": show_regret(noise) if math.isfinite(noise) else None,
+        "floor": show_regret(floor) if math.isfinite(floor) else None,
         "rows": _regrets(results, task, methods),
         "differences": [
             {
                 "method": other,
                 "best": other == best,
                 "cells": [
-                    _difference(results.difference(focus, other, task)[k - 1], noise)
+                    _difference(results.difference(focus, other, task)[k - 1], comparable)
                     for k in results.budgets
                 ],
             }
             for other in others
         ],
-        "words": _words(results, focus, best, task, noise) if best else None,
+        "words": _words(results, focus, best, task, comparable) if best else None,
         "curve": regret_curves(
             {m: results.curve(m, task) for m in methods},
             focus,
             f"curve {task}",
-            noise,
+            floor,
             f"{known} of {bootstrap.experiments} experiments",
         ),
     }
@@ -129,10 +129,10 @@ def _difference(interval: Interval, floor: float) -> dict:
     return {**show_interval(interval, signed=True), "verdict": verdict, "noisy": noisy}
 
 
-def _floor_everywhere(results: Results) -> float:
-    """Return the pooled noise floor where every task has one, else nan."""
-    known = all(results.floor(task)[1] for task in results.tasks)
-    return results.floor(ALL)[0] if known else math.nan
+def _comparable_floor(results: Results, task: str) -> float:
+    """Return the noise floor if every experiment that is compared has one, else nan."""
+    floor, known = results.floor(task)
+    return floor if known == results.bootstrap(task).experiments else math.nan
 
 
 def _words(results: Results, focus: str, other: str, task: str, floor: float) -> str:
@@ -141,7 +141,7 @@ def _words(results: Results, focus: str, other: str, task: str, floor: float) ->
     parts = []
     for k in results.budgets:
         cell = _difference(results.difference(focus, other, task)[k - 1], floor)
-        within = ", within the noise floor" if cell["noisy"] else ""
+        within = ", less than the noise floor" if cell["noisy"] else ""
         trials = f"{k} trial{'' if k == 1 else 's'}"
         parts.append(f"{cell['mean']} after {trials} ({says[cell['verdict']]}{within})")
     return f"{show_name(focus)} against {show_name(other)}: {'; '.join(parts)}"

@@ -121,7 +121,6 @@ def _floor(axes, floor: float, floor_of: str, limit: float) -> None:
         textcoords="offset points",
         ha="right",
         fontsize=8.5,
-        bbox={"fc": "white", "alpha": 0.75, "lw": 0, "pad": 0.6},
         zorder=8,
     )
 

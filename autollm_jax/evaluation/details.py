@@ -135,9 +135,10 @@ def episode(results: Results, transcripts: Sequence[Mapping], focus: str, task: 
 
 
 def show_metric(experiment: Experiment) -> str:
-    """Name the objective and its direction."""
-    arrow = "↓" if experiment.minimize else "↑"
-    return f"{show_name(experiment.objective_metric)} {arrow}"
+    """Name the metric and its direction; of "loss.DOMAIN" the first part if the name has the rest."""
+    first, _, rest = experiment.objective_metric.partition(".")
+    shown = first if rest in experiment.name else experiment.objective_metric
+    return f"{show_name(shown)} {'↓' if experiment.minimize else '↑'}"
 
 
 def anchor(experiment: Experiment) -> str:

@@ -38,7 +38,8 @@ GLOSSARY = {
     "as shown only where its interval excludes 0.",
     "noise floor": "The deviation between seeds of the same configuration (pooled, of those no "
     "worse than the median) over |median - best|, so in units of regret. What differs by less, "
-    "another seed may put the other way round. Known where configurations were run twice.",
+    "another seed may put the other way round. Known where configurations were run twice; in "
+    "means it counts 1 at most. A difference is compared with it where every experiment has one.",
     "matched": "The proposed configuration was not measured; the nearest measured one answered.",
     "invalid": "The proposal held nothing that could be run. It spends a trial and scores 1.",
     "held out": "Not seen in training, by any method: its outcomes come from trials alone.",

@@ -150,14 +150,14 @@ class Results:
     def floor(self, task: str) -> tuple[float, int]:
         """Return the mean noise floor of those experiments that have one, and how many have.
 
-        Over all tasks it is the mean of the tasks' (of those with one). It is nan without any.
+        A floor counts 1 at most, as a regret does: nothing is told apart there. Over all tasks it
+        is the mean of the tasks', nan unless each has one.
         """
         if task == ALL:
-            floors = [self.floor(each) for each in self.tasks]
-            means = [mean for mean, count in floors if count]
-            return float(np.mean(means)) if means else math.nan, sum(n for _, n in floors)
-        names = {unit.experiment for unit in self.units if unit.task == task}
-        known = [self.floors[name] for name in sorted(names) if math.isfinite(self.floors[name])]
+            means, counts = zip(*map(self.floor, self.tasks), strict=True)
+            return float(np.mean(means)), sum(counts)
+        names = sorted({unit.experiment for unit in self.units if unit.task == task})
+        known = [min(self.floors[n], 1.0) for n in names if math.isfinite(self.floors[n])]
         return float(np.mean(known)) if known else math.nan, len(known)
 
 

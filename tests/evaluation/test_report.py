@@ -167,10 +167,17 @@ def test_without_repeats_the_noise_floor_is_unknown(small_split, tmp_path):
     assert "the noise floor is not known" in page and "noise floor 0" not in page
 
 
-def test_a_small_difference_is_said_to_be_within_the_noise(tmp_path):
+def test_a_difference_less_than_the_noise_floor_is_said_to_be(tmp_path):
     held_out = repeated("dear", "mid", spread=3.0, tokens=4e8).sealed()
     _, page = write(Split((small("cheap", "low"),), (held_out,)), tmp_path)
-    assert "within the noise floor" in page
+    assert "less than the noise floor" in page
+
+
+def test_a_noise_floor_of_some_experiments_is_drawn_but_compared_with_nothing(tmp_path):
+    held_out = (repeated("dear", "mid", spread=3.0, tokens=4e8), small("dearer", "mid", tokens=8e8))
+    split = Split((small("cheap", "low"),), tuple(e.sealed() for e in held_out))
+    _, page = write(split, tmp_path)
+    assert "(1 of 2 experiments)" in page and "less than the noise floor" not in page
 
 
 def objectives(name, number, **fields):
