@@ -135,7 +135,7 @@ def episode(results: Results, transcripts: Sequence[Mapping], focus: str, task: 
 
 
 def show_metric(experiment: Experiment) -> str:
-    """Name the metric and its direction; of "loss.DOMAIN" the first part if the name has the rest."""
+    """Name the metric, without what the experiment's name says of it, and its direction."""
     first, _, rest = experiment.objective_metric.partition(".")
     shown = first if rest in experiment.name else experiment.objective_metric
     return f"{show_name(shown)} {'↓' if experiment.minimize else '↑'}"
