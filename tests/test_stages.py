@@ -1,3 +1,4 @@
+import math
 import runpy
 
 import pytest
@@ -22,11 +23,32 @@ def test_the_committed_tables_are_those_of_the_default_config(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("experiment", load_experiments(["gym_data"]), ids=lambda e: e.name)
-def test_the_optimum_of_a_committed_experiment_is_inside_its_grid(experiment):
+OWN = load_experiments(["gym_data"])
+
+
+@pytest.mark.parametrize("experiment", OWN, ids=lambda e: f"{e.task}-{e.name}")
+def test_a_committed_experiment_can_be_learned_from(experiment):
+    """More than half a grid's cells are worse than its optimum; noise and default are known."""
+    regrets = experiment.regrets_R[experiment.feasible_R]
+    assert 0 < experiment.noise < math.inf
+    assert (regrets > 0).sum() > len(regrets) / 2
+    assert not experiment.match(experiment.default).matched
+
+
+@pytest.mark.parametrize(
+    "experiment", [e for e in OWN if e.task == "pretraining"], ids=lambda e: e.name
+)
+def test_the_optimum_of_a_committed_grid_is_inside_it(experiment):
     best = experiment.configurations[experiment.best_row]
     for dimension in experiment.space.dimensions:
         assert dimension.choices[0] < best[dimension.name] < dimension.choices[-1]
+
+
+@pytest.mark.parametrize("experiment", [e for e in OWN if e.task == "grpo"], ids=lambda e: e.name)
+def test_the_best_learning_rate_of_grpo_is_inside_its_grid(experiment):
+    best = experiment.configurations[experiment.best_row]["learning_rate"]
+    choices = experiment.space["learning_rate"].choices
+    assert choices[0] < best < choices[-1]
 
 
 def test_a_stage_that_lacks_an_earlier_one_names_it(job):

@@ -3,10 +3,9 @@
 import itertools
 
 from autollm_jax.ground_truth.language_model import (
-    LOSS_UNIT,
     LanguageModelRun,
     LanguageModelSetup,
-    LanguageModelTrainer,
+    language_model_plan,
 )
 from autollm_jax.ground_truth.plan import Cell, Plan
 from autollm_jax.gym.spaces import Dimension, Space
@@ -90,14 +89,12 @@ def plan(
                 "default": best_default,
                 "default_origin": DEFAULT_ORIGIN,
             }
-    return Plan(
-        source=source,
-        task=TASK,
-        setup=setup,
-        experiments=experiments,
-        cells=tuple(cells),
-        metric="loss",
-        tolerance=1e-4,
+    return language_model_plan(
+        source,
+        TASK,
+        setup,
+        experiments,
+        cells,
         units={
             "config.width": "of the residual stream",
             "config.layers": "transformer blocks",
@@ -105,9 +102,7 @@ def plan(
             "config.kv_heads": "key-value heads",
             "config.mlp_ratio": "width of the (gated) MLP over the model's",
             "parameters": "all parameters, the tied embedding counted once",
-            "loss": LOSS_UNIT,
         },
-        make_trainer=LanguageModelTrainer.make,
     )
 
 

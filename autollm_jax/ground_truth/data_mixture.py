@@ -3,10 +3,9 @@
 import numpy as np
 
 from autollm_jax.ground_truth.language_model import (
-    LOSS_UNIT,
     LanguageModelRun,
     LanguageModelSetup,
-    LanguageModelTrainer,
+    language_model_plan,
 )
 from autollm_jax.ground_truth.plan import Cell, Plan
 from autollm_jax.gym.spaces import Dimension, Space
@@ -115,21 +114,17 @@ def plan(
                         "default": {"mixture": shared[0]},
                         "default_origin": DEFAULT_ORIGIN,
                     }
-    return Plan(
-        source=source,
-        task=TASK,
-        setup=setup,
-        experiments=experiments,
-        cells=tuple(cells),
-        metric="loss",
-        tolerance=1e-4,
+    return language_model_plan(
+        source,
+        TASK,
+        setup,
+        experiments,
+        cells,
         units={
             "config.mixture": "share of the sequences drawn from each domain",
-            "loss": LOSS_UNIT,
             **{
                 f"loss.{domain}": f"validation cross-entropy on {domain}, nats per token"
                 for domain in domains
             },
         },
-        make_trainer=LanguageModelTrainer.make,
     )

@@ -12,13 +12,11 @@ from autollm_jax.data.corpora import load_corpus
 from autollm_jax.data.corpus import Corpus
 from autollm_jax.data.pipeline import Batch, Packed, Pipeline, packed_corpus
 from autollm_jax.data.tokenizer import Tokenizer, cached_tokenizer
-from autollm_jax.ground_truth.plan import Measurement
+from autollm_jax.ground_truth.plan import Cell, Measurement, Plan
 from autollm_jax.ground_truth.provenance import device_kind
 from autollm_jax.models.transformer import TransformerConfig, parameter_count
 from autollm_jax.training import sweep
 from autollm_jax.training.optimizer import OptimizerConfig
-
-LOSS_UNIT = "validation cross-entropy, nats per token, mean over the domains"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,3 +209,25 @@ class LanguageModelTrainer:
             )
             for run, outcome in zip(runs, outcomes, strict=True)
         ]
+
+
+def language_model_plan(
+    source: str,
+    task: str,
+    setup: LanguageModelSetup,
+    experiments: Mapping,
+    cells: Sequence[Cell],
+    units: Mapping[str, str],
+) -> Plan:
+    """Make the plan of a task whose runs are language-model runs; `units` are those of its own."""
+    return Plan(
+        source=source,
+        task=task,
+        setup=setup,
+        experiments=experiments,
+        cells=tuple(cells),
+        metric="loss",
+        tolerance=1e-4,
+        units={**units, "loss": "validation cross-entropy, nats per token, mean over the domains"},
+        make_trainer=LanguageModelTrainer.make,
+    )

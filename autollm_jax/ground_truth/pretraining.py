@@ -6,10 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from autollm_jax.ground_truth.language_model import (
-    LOSS_UNIT,
     LanguageModelRun,
     LanguageModelSetup,
-    LanguageModelTrainer,
+    language_model_plan,
 )
 from autollm_jax.ground_truth.plan import Cell, Plan
 from autollm_jax.gym.spaces import Dimension, Space
@@ -50,20 +49,16 @@ def plan(source: str, setup: LanguageModelSetup, levels: dict, head_dim: int) ->
                     config = {"learning_rate": rate, "batch_size": batch_size}
                     cells.append(Cell(name, config, run))
             experiments[name] = _describe(setup, level, run, grid)
-    return Plan(
-        source=source,
-        task=TASK,
-        setup=setup,
-        experiments=experiments,
-        cells=tuple(cells),
-        metric="loss",
-        tolerance=1e-4,
+    return language_model_plan(
+        source,
+        TASK,
+        setup,
+        experiments,
+        cells,
         units={
             "config.learning_rate": "peak learning rate of AdamW",
             "config.batch_size": f"sequences of {setup.sequence_length} tokens",
-            "loss": LOSS_UNIT,
         },
-        make_trainer=LanguageModelTrainer.make,
     )
 
 
