@@ -67,6 +67,7 @@ SYMBOLS = (
     "clip_range",
     "mlp_ratio",
     "kv_heads",
+    "temperature",
 )
 
 TASK_NOTES = {

@@ -14,29 +14,21 @@ from autollm_jax.agent.synthetic import PROVENANCE, SOURCE, sample_bowls
 from autollm_jax.gym.experiments import Experiment, Fidelity, make_experiment
 from autollm_jax.gym.spaces import Dimension, Space
 
-# What parts of mixtures are called, here and where curation renames them. Half of the names are
-# drawn from syllables, so that a policy must copy names that it has never seen.
+# What parts of mixtures are called, here and where curation renames them: words, each one piece of
+# the vocabulary. Names of several pieces are not worth what learning to copy them costs a policy of
+# this size: with them, four of five tokens of an action on a mixture were right.
 WORDS = (
     "arxiv books chat code dialogue essays europarl exams forum github gutenberg hacker instruct "
     "irc java jokes law letters lyrics mail manuals math medical news nih novels openweb papers "
     "patents philosophy physics pile poems proofs pubmed python qa recipes reddit reviews science "
     "scripts sms speech sports stack stories subtitles tables travel tweets ubuntu uspto web wiki"
 ).split()
-SYLLABLES = "ba co da el fi ga hu in ko la mi no or pe qua ri sa ti ur vo wa xe ya zo".split()
 
 
 def part_names(random: np.random.Generator, count: int) -> tuple[str, ...]:
-    """Draw so many different names of a mixture's parts."""
-    names: list[str] = []
-    while len(names) < count:
-        if random.random() < 0.5:
-            name = str(random.choice(WORDS))
-        else:
-            name = "".join(random.choice(SYLLABLES, random.integers(2, 5)).tolist())
-        # The short names by which texts call them must differ too.
-        if name[:6] not in {other[:6] for other in names}:
-            names.append(name)
-    return tuple(names)
+    """Draw so many different names of a mixture's parts; no two are alike when cut short."""
+    distinct = {word[:6]: word for word in WORDS}
+    return tuple(random.choice(list(distinct.values()), count, replace=False).tolist())
 
 
 def sample_family(seed: int) -> list[Experiment]:

@@ -57,7 +57,7 @@ def test_what_is_no_mixture_is_left_for_the_gym_to_refuse(mixtures, weights):
 def test_values_of_layers_that_agree_are_spelled_once(architectures):
     cells = architectures[0].cells
     assert spelling.row_json(cells, 0) == '{"width": 32,"layers": 2,"mlp_ratio": 2,"bias": true}'
-    assert spelling.spell_row(cells, 0) == "32 2 2 true"
+    assert spelling.spell_row(cells, 0) == "width 32 layers 2 mlp_ratio 2 bias true"
     assert listing.is_brief(cells, 0) and not listing.is_brief(cells, 2)
     action = parse_action(spelling.exec_part(cells, 0))
     assert cells.match(spelling.read_config(cells, action.config)) == (0, False)
