@@ -69,7 +69,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.policy.head_dim = 32
     c.policy.mlp_width = 352
     c.policy.scan_unroll = 4
-    c.policy.context = 768  # tokens of a whole episode
+    c.policy.context = 832  # tokens of a whole episode
 
     c.curate = ConfigDict()
     c.curate.distill_pairs = 4500  # (target, evidence) pairs to simulate
@@ -84,7 +84,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.distill.steps = 600
     c.distill.batch_rows = 6  # twice as many updates as with 12, and better for it
     c.distill.microbatches = 1  # pieces that an update's gradient is summed over
-    c.distill.row_length = 768  # tokens; short episodes share a row
+    c.distill.row_length = 832  # tokens; short episodes share a row
     c.distill.dtype = "bfloat16"
     c.distill.save_every = 200  # steps
     c.distill.optimizer = optimizer(3e-3, b2=0.98, weight_decay=0.05)
