@@ -33,7 +33,7 @@ def pretraining_plan():
         "tokens": (1024,),
         "learning_rates": (0.003, 0.03),
         "batch_sizes": (2, 4),
-        "second_seed_every": 2,
+        "second_seed_every": 1,
     }
     return pretraining.plan("tiny", SETUP, {"low": grid}, head_dim=8)
 

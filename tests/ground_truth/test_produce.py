@@ -39,7 +39,7 @@ def table_of(root, task="pretraining"):
 
 def test_every_cell_and_seed_is_a_row_with_its_cost_and_provenance(root):
     rows = table_of(root).rows.to_pylist()
-    assert len(rows) == 2 * 2 + 2
+    assert len(rows) == 2 * 2 * 2
     for row in rows:
         assert row["flops"] > 0 and row["seconds"] > 0 and row["status"] == "ok"
         assert row["commit"] and "jax" in row["versions"] and row["device"]

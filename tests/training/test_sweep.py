@@ -85,11 +85,12 @@ def test_no_device_speaks_to_another_inside_a_step(data):
     mesh = make_mesh(MeshShape(), jax.devices())
     seeds_R = np.arange(8, dtype=np.int32)
     state = jax.eval_shape(sweep.make_init(MODEL, OptimizerConfig(0.0), mesh), seeds_R)
-    advance = sweep.make_advance(MODEL, OptimizerConfig(0.0), STEPS, mesh)
+    advance = sweep.make_advance(MODEL, OptimizerConfig(0.0), mesh)
     batch_BT = data[0][0].batches(0, 2)
     batch_KSBT = jax.tree.map(lambda x: x[:, None], batch_BT)
-    program = advance.lower(state, np.ones(8, np.float32), seeds_R * 0, batch_KSBT).compile()
-    text = program.as_text()
+    rates_R, steps = np.ones(8, np.float32), np.int32(STEPS)
+    lowered = advance.lower(state, rates_R, seeds_R * 0, steps, batch_KSBT)
+    text = lowered.compile().as_text()
     for collective in ("all-reduce", "all-gather", "all-to-all", "collective-permute"):
         assert collective not in text
     assert "dot(" in text or "custom-call" in text
