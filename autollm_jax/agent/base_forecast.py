@@ -1,5 +1,6 @@
 """What every forecast has: the target's open side, its trials, and which cells may be tried."""
 
+import abc
 import math
 from collections.abc import Iterator, Sequence
 
@@ -10,7 +11,7 @@ from autollm_jax.gym.environment import Trial
 from autollm_jax.gym.experiments import Experiment
 
 
-class BaseForecast:
+class BaseForecast(abc.ABC):
     """What the evidence, and trials so far, let one expect of each measured cell of the target.
 
     It reads the target's open side (its cells) and its trials, never an outcome that was not tried.
@@ -62,9 +63,9 @@ class BaseForecast:
             expected_R[row] = np.inf
         return expected_R
 
+    @abc.abstractmethod
     def _expected(self, seen: Sequence[tuple[int, float]]) -> np.ndarray:
         """Forecast all cells [R] from the tried rows and their losses."""
-        raise NotImplementedError
 
     def _seen(self, trials: Sequence[Trial]) -> Iterator[tuple[int, float]]:
         """Yield the tried rows and their losses, inf where a run is not ok."""

@@ -24,7 +24,15 @@ from autollm_jax.ground_truth.plan import Cell, Measurement, Plan
 from autollm_jax.ground_truth.provenance import device_kind
 from autollm_jax.gym.spaces import Dimension, Space
 from autollm_jax.models.transformer import TransformerConfig, parameter_count, parameter_shapes
-from autollm_jax.rl.problems import HELD_OUT, STOP, VOCAB_SIZE, ProblemSet, encode, problem_set
+from autollm_jax.rl.problems import (
+    HELD_OUT,
+    NAMES,
+    STOP,
+    VOCAB_SIZE,
+    ProblemSet,
+    encode,
+    problem_set,
+)
 from autollm_jax.rl.sweep import GRPORun, GRPOSweepConfig, evaluate_policies, train_grpo_group
 from autollm_jax.training import sweep
 from autollm_jax.training.optimizer import OptimizerConfig
@@ -157,7 +165,7 @@ class GRPOTrainer:
         """Return what an outcome depends on besides the plan; the same here: comparable ones."""
         content = {
             name: [list(map(dataclasses.astuple, part)) for part in (made.training, made.held_out)]
-            for name, made in ((n, problem_set(n)) for n in ("arithmetic", "countdown"))
+            for name, made in ((n, problem_set(n)) for n in NAMES)
         }
         text = json.dumps(content, sort_keys=True)
         problems = hashlib.sha256(text.encode()).hexdigest()

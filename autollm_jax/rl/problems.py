@@ -151,3 +151,4 @@ _MAKERS = {
     "arithmetic": (_arithmetic, _sums_up),
     "countdown": (_countdown, _reaches_target),
 }
+NAMES = tuple(_MAKERS)

@@ -1,9 +1,7 @@
 import pytest
 
 from autollm_jax.rl import problems
-from autollm_jax.rl.problems import decode, encode, problem_set
-
-NAMES = ("arithmetic", "countdown")
+from autollm_jax.rl.problems import NAMES, decode, encode, problem_set
 
 
 @pytest.mark.parametrize("name", NAMES)
