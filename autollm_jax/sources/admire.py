@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autollm_jax.errors import UserError
-from autollm_jax.gym.tables import FORMAT
 from autollm_jax.sources.csv_file import number, read_csv
 from autollm_jax.sources.download import sha256_of
 from autollm_jax.sources.mixtures import Model, Run, experiments_of, read_mixture
@@ -98,20 +97,13 @@ def read(path: Path) -> Tables:
     experiments, rows, left_out = experiments_of(models, objectives, "maximize", prior, origin)
     if not rows:
         raise UserError(f"{file}: no run in it has a score")
-    meta = {
-        "format": FORMAT,
-        "source": "admire",
-        "task": "data_mixture",
-        "licence": SOURCE.licence,
-        "upstream": {
-            "address": SOURCE.address,
-            "commit": SOURCE.commit,
-            "files": {file.name: sha256_of(file)},
-        },
-        "units": UNITS,
-        "left_out": left_out,
-        "experiments": experiments,
-    }
+    meta = SOURCE.meta(
+        "data_mixture",
+        {file.name: sha256_of(file)},
+        units=UNITS,
+        left_out=left_out,
+        experiments=experiments,
+    )
     return [(meta, rows)]
 
 

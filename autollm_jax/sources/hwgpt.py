@@ -15,7 +15,6 @@ import numpy as np
 from autollm_jax.errors import UserError
 from autollm_jax.gym.groups import UNUSED, Group
 from autollm_jax.gym.spaces import Dimension, Space
-from autollm_jax.gym.tables import FORMAT
 from autollm_jax.sources.download import sha256_of
 from autollm_jax.sources.hwgpt_predictor import (
     BIASES,
@@ -136,16 +135,13 @@ def read(path: Path) -> Tables:
             described, made = _scale_rows(*predictors[scale.name])
             experiments |= described
             rows += made
-    meta = {
-        "format": FORMAT,
-        "source": "hwgpt",
-        "task": "architecture",
-        "licence": SOURCE.licence,
-        "upstream": {"address": SOURCE.address, "commit": SOURCE.commit, "files": hashes},
-        "units": UNITS,
-        "sample": {"architectures": SAMPLED, "seed": SEED},
-        "experiments": experiments,
-    }
+    meta = SOURCE.meta(
+        "architecture",
+        hashes,
+        units=UNITS,
+        sample={"architectures": SAMPLED, "seed": SEED},
+        experiments=experiments,
+    )
     return [(meta, rows)]
 
 

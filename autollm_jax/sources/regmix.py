@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from autollm_jax.errors import UserError
-from autollm_jax.gym.tables import FORMAT
 from autollm_jax.sources.csv_file import finite_number, read_csv
 from autollm_jax.sources.download import sha256_of
 from autollm_jax.sources.mixtures import Model, Run, experiments_of, read_mixture
@@ -97,16 +96,13 @@ def read(path: Path) -> Tables:
     objectives = {"mean": "loss"} | {domain: f"loss.{domain}" for domain in LOSS_DOMAINS}
     origin = "the Pile's own weights of these domains (arXiv 2101.00027, table 1), renormalised"
     experiments, rows, _ = experiments_of(models, objectives, "minimize", PILE_WEIGHTS, origin)
-    meta = {
-        "format": FORMAT,
-        "source": "regmix",
-        "task": "data_mixture",
-        "licence": SOURCE.licence,
-        "upstream": {"address": SOURCE.address, "commit": SOURCE.commit, "files": hashes},
-        "units": UNITS,
-        "left_out": left_out,
-        "experiments": experiments,
-    }
+    meta = SOURCE.meta(
+        "data_mixture",
+        hashes,
+        units=UNITS,
+        left_out=left_out,
+        experiments=experiments,
+    )
     return [(meta, rows)]
 
 

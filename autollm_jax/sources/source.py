@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from autollm_jax.gym.tables import FORMAT
+
 Tables = list[tuple[dict, list[dict]]]
 
 
@@ -33,3 +35,15 @@ class Source:
     def file_address(self, file: str) -> str:
         """Return the address of one of `files` at the pinned commit."""
         return f"{self.raw_address}/{self.commit}/{file}"
+
+    def meta(self, task: str, hashes: Mapping[str, str], **described) -> dict:
+        """Write the JSON file's content.
+
+        Args:
+          task: of the table.
+          hashes: SHA-256 of the files that were read, by name.
+          **described: `units`, `experiments`, and what else the reader has to say.
+        """
+        upstream = {"address": self.address, "commit": self.commit, "files": dict(hashes)}
+        table = {"format": FORMAT, "source": self.name, "task": task}
+        return {**table, "licence": self.licence, "upstream": upstream, **described}

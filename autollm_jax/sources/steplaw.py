@@ -14,7 +14,6 @@ import numpy as np
 
 from autollm_jax.errors import UserError
 from autollm_jax.gym.spaces import Dimension, Space
-from autollm_jax.gym.tables import FORMAT
 from autollm_jax.sources.csv_file import number, read_csv
 from autollm_jax.sources.download import sha256_of
 from autollm_jax.sources.source import Source, Tables
@@ -132,16 +131,13 @@ def read(path: Path) -> Tables:
         rows += made
     if not rows:
         raise UserError(f"{path}: no run in it has a finite loss of a trained model")
-    meta = {
-        "format": FORMAT,
-        "source": "steplaw",
-        "task": "pretraining",
-        "licence": SOURCE.licence,
-        "upstream": {"address": SOURCE.address, "commit": SOURCE.commit, "files": hashes},
-        "units": UNITS,
-        "left_out": left_out,
-        "experiments": experiments,
-    }
+    meta = SOURCE.meta(
+        "pretraining",
+        hashes,
+        units=UNITS,
+        left_out=left_out,
+        experiments=experiments,
+    )
     return [(meta, rows)]
 
 
