@@ -18,6 +18,7 @@ from autollm_jax.gym import tables
 from autollm_jax.gym.cells import Cells, Match
 from autollm_jax.gym.outcomes import HeldOutError as HeldOutError
 from autollm_jax.gym.outcomes import Measured, Outcomes, SealedOutcomes
+from autollm_jax.gym.pooling import float_or_nan, pool_outcomes
 from autollm_jax.gym.spaces import InvalidConfiguration, Space
 
 
@@ -209,15 +210,13 @@ def make_experiment(
     context: Mapping | None = None,
     status: Sequence[str] | None = None,
     seconds: Sequence[float] | None = None,
+    seeds: Sequence[int] | None = None,
     parameters: Sequence[float] | None = None,
     limit: Mapping | None = None,
     objective_metric: str = "loss",
     minimize: bool = True,
 ) -> Experiment:
-    """Make an experiment from runs, one entry per run; repeated configurations are pooled.
-
-    A repeated configuration diverged if any of its runs did; its outcome is the mean over its runs
-    of that status.
+    """Make an experiment from runs, one entry per run; repeated ones are pooled (`pooling.py`).
 
     Raises:
       InvalidConfiguration: a configuration or the default is not in the space.
@@ -228,6 +227,7 @@ def make_experiment(
         "outcomes": outcomes,
         "status": ["ok"] * len(row_N) if status is None else status,
         "seconds": [math.nan] * len(row_N) if seconds is None else seconds,
+        "seeds": seeds,
         "parameters": parameters,
     }
     return _from_cells(
@@ -250,36 +250,16 @@ def make_experiment(
 def _from_cells(cells: Cells, row_N: np.ndarray, runs: Mapping, **fields) -> Experiment:
     """Make an experiment from N runs, given by column, of which each is at a row of `cells`."""
     where = f"experiment {fields['source']}/{fields['task']}/{fields['name']}"
-    columns = (runs[column] for column in ("outcomes", "status", "seconds"))
+    columns = (runs[column] for column in ("outcomes", "status", "seconds", "seeds"))
+    record = pool_outcomes(row_N, len(cells), *columns, fields["minimize"])
+    if not ((record.status_R == "ok") & np.isfinite(record.outcomes_R)).any():
+        raise UserError(f"{where}: no run is ok; at least one must be, to be scored")
     return Experiment(
         cells=cells,
-        record=_pool_outcomes(cells, row_N, *columns, fields["minimize"], where),
+        record=record,
         parameters_R=_pool_parameters(cells, row_N, runs["parameters"], fields["limit"], where),
         **fields | {"default": cells.space.validate(fields["default"])},
     )
-
-
-def _pool_outcomes(cells, row_N, outcomes, status, seconds, minimize, where) -> Outcomes:
-    members_R = [[] for _ in cells.configurations]
-    for row, *run in zip(row_N.tolist(), outcomes, status, seconds, strict=True):
-        members_R[row].append(run)
-    outcome_R, status_R, seconds_R, squares_R, freedom_R = [], [], [], [], []
-    for members in members_R:
-        statuses = [run[1] for run in members]
-        state = next((s for s in ("diverged", "infeasible") if s in statuses), "ok")
-        values = [_float(run[0]) for run in members if run[1] == state]
-        values = [value for value in values if math.isfinite(value)]
-        times = [_float(run[2]) for run in members if math.isfinite(_float(run[2]))]
-        status_R.append(state)
-        outcome_R.append(float(np.mean(values)) if values else math.nan)
-        seconds_R.append(float(np.mean(times)) if times else math.nan)
-        repeated = state == "ok" and len(values) > 1
-        squares_R.append(float(np.var(values)) * len(values) if repeated else 0.0)
-        freedom_R.append(len(values) - 1 if repeated else 0)
-    if not any(s == "ok" and math.isfinite(y) for s, y in zip(status_R, outcome_R, strict=True)):
-        raise UserError(f"{where}: no run is ok; at least one must be, to be scored")
-    columns = (outcome_R, status_R, seconds_R, squares_R, freedom_R)
-    return Outcomes(*map(np.array, columns), minimize)
 
 
 def _pool_parameters(cells, row_N, parameters, limit, where) -> np.ndarray | None:
@@ -287,17 +267,13 @@ def _pool_parameters(cells, row_N, parameters, limit, where) -> np.ndarray | Non
         if limit is not None:
             raise UserError(f"{where}: has a limit, so every run needs its `parameters`")
         return None
-    parameters_N = np.array([_float(value) for value in parameters])
+    parameters_N = np.array([float_or_nan(value) for value in parameters])
     parameters_R = np.full(len(cells), math.nan)
     parameters_R[row_N] = parameters_N
     if not (parameters_R[row_N] == parameters_N).all():  # a nan is refused here too
         raise UserError(f"{where}: a configuration's `parameters` differ between runs, or are nan")
     parameters_R.setflags(write=False)
     return parameters_R
-
-
-def _float(value) -> float:
-    return math.nan if value is None else float(value)
 
 
 def table_experiments(table: tables.Table) -> list[Experiment]:
@@ -326,7 +302,12 @@ def table_experiments(table: tables.Table) -> list[Experiment]:
             pooled[key] = Cells.pool(space, _validated(table, space, written, places))
         metric = entry["objective"]["metric"]
         known = "parameters" in taken.column_names and not taken["parameters"].null_count
-        columns = {"outcomes": metric, "status": "status", "seconds": "seconds"}
+        columns = {
+            "outcomes": metric,
+            "status": "status",
+            "seconds": "seconds",
+            "seeds": "seed",
+        }
         runs = {key: taken[column].to_pylist() for key, column in columns.items()}
         runs["parameters"] = taken["parameters"].to_pylist() if known else None
         experiments.append(
