@@ -69,6 +69,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.policy.kv_heads = 1
     c.policy.head_dim = 32
     c.policy.mlp_width = 352
+    c.policy.key_smear = True
     c.policy.scan_unroll = 4
     c.policy.context = 832  # tokens of a whole episode
 

@@ -7,19 +7,14 @@ is caught too.
 
 import dataclasses
 import re
-from collections.abc import Mapping
 
 import numpy as np
 
 from autollm_jax.agent import listing, prompts, spelling, statements
 from autollm_jax.agent.surfaces import effects
-from autollm_jax.baselines import coordinates
 from autollm_jax.gym.environment import Observation
-from autollm_jax.gym.groups import Group
-from autollm_jax.gym.spaces import Dimension, Space
 
 _NAME = r"([A-Za-z_][\w.-]*)"
-_DIRECTIONS = {"rises with": 1, "falls with": -1, "flat in": 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,37 +50,21 @@ def _nearest(observation, values):
     return values.strip() == spelling.spell_row(other.cells, int(np.nanargmin(loss_R)))
 
 
-def _compare(observation, word, what):
-    """The target has more, fewer or as many parameters or tokens as the nearest table."""
+def _sizes(observation, words):
+    """The target has so many times the nearest table's parameters and tokens."""
     seen = listing.view(observation)
-    if not seen.nearest:
-        return False
-    return word == comparison(
-        getattr(observation.experiment.fidelity, what), getattr(seen.nearest[0].fidelity, what)
-    )
+    return bool(seen.nearest) and words == statements.sizes_text(seen)
 
 
-def comparison(number: float, other: float) -> str:
-    """Compare two sizes as they are spelled."""
-    if spelling.short(number) == spelling.short(other):
-        return "as many"
-    return "more" if number > other else "fewer"
-
-
-def _law(observation, name, by_parameters, by_tokens, value, side):
-    """The law's exponents have these signs, it predicts this value, and this side costs less."""
+def _law(observation, name, value, by_parameters, by_tokens):
+    """The law predicts this value, and its exponents have these signs."""
     seen = listing.view(observation)
     names = observation.experiment.space.names
     if seen.law is None or name not in names:
         return False
     d = names.index(name)
-    low, high = statements.step_percent(seen)[d]
-    signs = [np.sign(float(statements.slope_text(slope))) for slope in seen.law.slopes_D2[d]]
-    return (
-        signs == [_DIRECTIONS[by_parameters], _DIRECTIONS[by_tokens]]
-        and statements.law_values(seen)[d] == value
-        and {"lower": low < high, "higher": high < low, "either": low == high}[side]
-    )
+    trends = [statements.trend(slope) for slope in seen.law.slopes_D2[d]]
+    return trends == [by_parameters, by_tokens] and statements.law_values(seen)[d] == value
 
 
 def _equal_size(observation):
@@ -130,64 +109,20 @@ def _verdict(observation, words):
     return prompts.verdict(observation.trials[-1], observation) == words
 
 
-def _beside_best(observation, label, moves):
-    """The cell with this label lies so beside the best one so far."""
-    target = observation.experiment
-    best, row = prompts.best_trial(target, observation.trials), _listed(observation, label)
-    if best is None or row is None:
-        return False
-    return directions(target.space, best.config, target.configurations[row]) == moves.strip()
+def _best(observation, where):
+    """The best trial so far is this one."""
+    return where == prompts.best_text(observation)
 
 
-MOST_DIRECTIONS = 2  # where more dimensions differ, the farthest in unit coordinates are named
-
-
-def directions(space: Space, start: Mapping, end: Mapping) -> str:
-    """Say how a configuration lies beside another: lower learning_rate and higher batch_size.
-
-    Of a mixture, the component that gains most is named; of a group, its mean.
-    """
-    moves = []
-    for axis in coordinates.axes(space):
-        names = axis.members if isinstance(axis, Group) else (axis.name,)
-        a, b = ([config[name] for name in names] for config in (start, end))
-        if a == b:
-            continue
-        if not isinstance(axis, Group) and axis.kind == "simplex":
-            moves.append((np.inf, _mixture_moves(axis, a[0], b[0])))
-        elif not coordinates.is_numeric(axis):
-            moves.append((1.0, f"other {axis.name}"))
-        elif sum(a) != sum(b):
-            away = sum(
-                abs(float(space[name].to_unit(y)[0] - space[name].to_unit(x)[0]))
-                for name, x, y in zip(names, a, b, strict=True)
-            )
-            moves.append((away / len(names), f"{_word(sum(a), sum(b))} {axis.name}"))
-    farthest = sorted(moves, key=lambda move: -move[0])[:MOST_DIRECTIONS]
-    return " and ".join(words for move in moves if move in farthest for words in move[1:])
-
-
-def _word(start: float, end: float) -> str:
-    return "higher" if end > start else "lower"
-
-
-def _mixture_moves(dimension: Dimension, start: Mapping, end: Mapping) -> str:
-    short = spelling.short_names(dimension)
-    return f"higher {short[max(dimension.choices, key=lambda c: end[c] - start[c])]}"
-
-
-_TREND = "(rises with|falls with|flat in)"
+_TREND = f"({'|'.join(statements.TRENDS.values())})"
 _CELL = r"([^;<]+?)"
 _PATTERNS = (
-    (rf"nearest best at {_CELL} (?=and target|\. |$)", _nearest),
-    (r"(more|fewer|as many) (parameters|tokens)", _compare),
-    (
-        rf"{_NAME} {_TREND} parameters, {_TREND} tokens, law (\S+) and safer (lower|higher|either)",
-        _law,
-    ),
+    (rf"nearest best at {_CELL}(?=\. |$)", _nearest),
+    (r"target has (\S+ x \w+(?: \S+ x \w+)?)", _sizes),
+    (rf"law for {_NAME} (\S+), {_TREND} parameters, {_TREND} tokens", _law),
     (r"more (\S+) (helps|hurts)", _effect),
     (r"at equal size", _equal_size),
-    (rf"lowest ([A-Z]) (\S+%)(?: at {_CELL})?(?= with |$)", _lowest),
+    (rf"lowest ([A-Z]) (\S+%)(?: at {_CELL})?$", _lowest),
     (r"^(first|better|worse|diverged|infeasible|invalid)\b", _verdict),
-    (r"lowest ([A-Z]) .*? with ((?:lower|higher|other) .*)$", _beside_best),
+    (rf"^\w+\. best {_CELL}(?=\. |$)", _best),
 )

@@ -201,6 +201,8 @@ def _describe(observation: Observation, lines: int, most: int, shortened: bool) 
     if seen.nearest:
         parts.append(f"best of cheap experiments, nearest first{LIST}")
         parts += [_evidence_line(other, target) for other in seen.nearest[:lines]]
+        sizes = statements.sizes_text(seen)
+        parts += [f"target has {sizes} of the nearest{LINE}"] * bool(sizes)
     else:
         parts.append(f"no cheap experiments{LINE}")
     if seen.law is not None:
@@ -289,6 +291,17 @@ def best_trial(experiment: Experiment, trials: Sequence[Trial]) -> Trial | None:
     return min(good, key=lambda t: (sign * t.outcome, t.number), default=None)
 
 
+def best_text(observation: Observation) -> str:
+    """Name the best trial so far: by its number where configurations are long; or none."""
+    target = observation.experiment
+    best = best_trial(target, observation.trials)
+    if best is None:
+        return "none"
+    if listing.is_long(target.space):
+        return f"trial {best.number}"
+    return spell_row(target.cells, listing.view(observation).row_of(best))
+
+
 def verdict(trial: Trial, observation: Observation) -> str:
     """Say how a trial compares with those before it."""
     if not trial.valid:
@@ -329,12 +342,8 @@ def feedback(trial: Trial, observation: Observation) -> str:
                 outcome += f" by {abs(trial.outcome - before.outcome):.{decimals}f}"
         else:
             outcome = f"{where}gives no {metric} {said}"
-    best = best_trial(target, observation.trials)
-    where = "none"
-    if best is not None:
-        where = f"trial {best.number}" if long else spell_row(target.cells, seen.row_of(best))
     parts = [f"trial {trial.number} {outcome}{LINE}"]
-    parts.append(f"best {where} and {observation.budget_left} left{LINE}")
+    parts.append(f"best {best_text(observation)} and {observation.budget_left} left{LINE}")
     if observation.budget_left:
         parts.append(_forecast_lines(observation, listing.offered(observation)))
     return "".join(parts)

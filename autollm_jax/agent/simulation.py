@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from autollm_jax.agent import listing, prompts, spelling, statements
-from autollm_jax.agent.claims import check_claims, comparison, directions
+from autollm_jax.agent.claims import check_claims
 from autollm_jax.agent.curation import Pair, Recipe, build
 from autollm_jax.agent.parsing import (
     DONE_KEY,
@@ -133,24 +133,19 @@ def _extrapolate(observation: Observation, pick: listing.Candidate) -> str:
     target = observation.experiment
     sentences = []
     if seen.nearest:
-        other = seen.nearest[0]
-        best = spelling.spell_row(other.cells, listing.best_row(other))
-        more_p = comparison(target.fidelity.parameters, other.fidelity.parameters)
-        more_t = comparison(target.fidelity.tokens, other.fidelity.tokens)
-        at = "" if listing.is_long(target.space) else f"nearest best at {best} and "
-        tokens = f", {more_t} tokens" if target.fidelity.tokens else ""
-        sentences.append(f"{at}target has {more_p} parameters{tokens}")
+        if not listing.is_long(target.space):
+            other = seen.nearest[0]
+            best = spelling.spell_row(other.cells, listing.best_row(other))
+            sentences.append(f"nearest best at {best}")
+        sizes = statements.sizes_text(seen)
+        sentences += [f"target has {sizes}"] * bool(sizes)
     if seen.law is not None:
-        words = {1: "rises with", -1: "falls with", 0: "flat in"}
         values = statements.law_values(seen)
         for d in statements.law_dimensions(seen):
-            name = target.space.names[d]
-            signs = [int(np.sign(float(statements.slope_text(s)))) for s in seen.law.slopes_D2[d]]
-            low, high = statements.step_percent(seen)[d]
-            side = "lower" if low < high else "higher" if high < low else "either"
+            by_size, by_tokens = map(statements.trend, seen.law.slopes_D2[d])
             sentences.append(
-                f"{name} {words[signs[0]]} parameters, {words[signs[1]]} tokens, "
-                f"law {values[d]} and safer {side}"
+                f"law for {target.space.names[d]} {values[d]}, {by_size} parameters, "
+                f"{by_tokens} tokens"
             )
     effects = statements.shown_effects(seen)
     if effects:
@@ -173,14 +168,10 @@ def _named_values(space: Space) -> bool:
 
 
 def _refine(observation: Observation, pick: listing.Candidate) -> str:
-    target = observation.experiment
+    """State what the latest trial brought and where the best one so far lies, and choose."""
     said = prompts.verdict(observation.trials[-1], observation)
-    best = prompts.best_trial(target, observation.trials)
-    think = f"{said}. {_choice(observation, pick)}"
-    if best is not None:
-        moves = directions(target.space, best.config, target.configurations[pick.row])
-        think += f" with {moves}" if moves else ""
-    return think
+    best = f"best {prompts.best_text(observation)}"
+    return f"{said}. {best}. {_choice(observation, pick)}"
 
 
 def _perturb(observation: Observation, random: np.random.Generator) -> str:

@@ -2,6 +2,8 @@
 
 import functools
 
+import numpy as np
+
 from autollm_jax.agent.base_forecast import BaseForecast
 from autollm_jax.agent.evidence import value_at
 from autollm_jax.agent.shifted_forecast import step_costs
@@ -10,8 +12,31 @@ from autollm_jax.agent.surfaces import Effect, effects
 from autollm_jax.gym.spaces import Dimension
 
 LAW_LINES = 2
+TRENDS = {1: "rises with", -1: "falls with", 0: "flat in"}
 EFFECTS = 3
 MOST_PARTS = 8
+
+
+def sizes_text(seen: BaseForecast) -> str:
+    """Spell how many times the most relevant cheap run's size the target has.
+
+    Empty where neither number is known: 2.4 x parameters 1.0 x tokens.
+    """
+    target, nearest = seen.target.fidelity, seen.nearest[0].fidelity
+    pairs = {
+        "parameters": (target.parameters, nearest.parameters),
+        "tokens": (target.tokens, nearest.tokens),
+    }
+    return " ".join(
+        f"{significant(here / there, 2)} x {what}"
+        for what, (here, there) in pairs.items()
+        if here > 0 and there > 0
+    )
+
+
+def trend(slope: float) -> str:
+    """Say which way an exponent points, as it is spelled: falls with."""
+    return TRENDS[int(np.sign(float(slope_text(slope))))]
 
 
 def slope_text(slope: float) -> str:

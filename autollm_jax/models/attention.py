@@ -36,6 +36,25 @@ def _attend(q_BTKGA, k_BKSA, v_BKSA, visible, dtype):
     return mixed_BKRA.reshape(B, K, G, T, A).transpose(0, 3, 1, 2, 4)
 
 
+def smeared(k_BTKA, smear_KA, segments_BT=None):
+    """Mix each key with the one before it in its segment, coordinate by coordinate.
+
+    A query can then look for what follows a token, so that one layer can copy: without this it
+    takes two, the first of which learns to hand each token its predecessor.
+
+    Args:
+      k_BTKA: keys in the order of their tokens (or of their slots).
+      smear_KA: share of the predecessor, 0 to 1; a segment's first key stays as it is.
+      segments_BT: None is one segment a row.
+    """
+    before_BTKA = jnp.concatenate([k_BTKA[:, :1], k_BTKA[:, :-1]], axis=1)
+    if segments_BT is not None:
+        goes_on_BT = segments_BT == jnp.roll(segments_BT, 1, axis=1)
+        before_BTKA = jnp.where(goes_on_BT[..., None, None], before_BTKA, k_BTKA)
+    smear_11KA = smear_KA.astype(k_BTKA.dtype)[None, None]
+    return k_BTKA + smear_11KA * (before_BTKA - k_BTKA)
+
+
 def causal_attention(q_BTHA, k_BTKA, v_BTKA, segments_BT=None, *, block: int, dtype: str):
     """Attend causally within each row.
 
@@ -72,7 +91,9 @@ def causal_attention(q_BTHA, k_BTKA, v_BTKA, segments_BT=None, *, block: int, dt
     return mixed.reshape(B, T, H, A)
 
 
-def cached_attention(q_BTHA, k_BTKA, v_BTKA, positions_BT, valid_BT, cache, *, dtype: str):
+def cached_attention(
+    q_BTHA, k_BTKA, v_BTKA, positions_BT, valid_BT, cache, smear_KA=None, *, dtype: str
+):
     """Write new keys and values into a cache and attend to all slots up to each query's own.
 
     Args:
@@ -81,7 +102,8 @@ def cached_attention(q_BTHA, k_BTKA, v_BTKA, positions_BT, valid_BT, cache, *, d
       v_BTKA: values.
       positions_BT: the slot of each token.
       valid_BT: which tokens are real; the others are not written.
-      cache: {"key", "value"}, each [B, S, K, A].
+      cache: {"key", "value"}, each [B, S, K, A]; the keys as they are before smearing.
+      smear_KA: as in `smeared`; None for none.
       dtype: what matrix products read.
 
     Returns:
@@ -96,5 +118,6 @@ def cached_attention(q_BTHA, k_BTKA, v_BTKA, positions_BT, valid_BT, cache, *, d
     visible_BTS = jnp.arange(S)[None, None, :] <= positions_BT[:, :, None]
     q_BTKGA = q_BTHA.reshape(B, T, K, H // K, A)
     visible = visible_BTS[:, None, None]
-    mixed = _attend(q_BTKGA, keys.swapaxes(1, 2), values.swapaxes(1, 2), visible, dtype)
+    seen = keys if smear_KA is None else smeared(keys, smear_KA)
+    mixed = _attend(q_BTKGA, seen.swapaxes(1, 2), values.swapaxes(1, 2), visible, dtype)
     return mixed.reshape(B, T, H, A), {"key": keys, "value": values}

@@ -1,7 +1,8 @@
 """A decoder-only transformer: one model for the ground-truth runs and for the agent's policy.
 
 RMSNorm (arXiv 1910.07467), rotary positions (2104.09864), grouped-query attention (2305.13245) with
-optional QK norm (2302.05442), SwiGLU (2002.05202), tied or untied embeddings. Parameters are f32;
+optional QK norm (2302.05442) and smeared keys (Olsson et al., In-context Learning and Induction
+Heads, 2022), SwiGLU (2002.05202), tied or untied embeddings. Parameters are f32;
 `dtype` is what matrix products read, and they always accumulate in f32.
 
 Outside this package the model is the functions at the end of this file: `init`, `apply`,
@@ -14,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from autollm_jax.models.attention import cached_attention, causal_attention
+from autollm_jax.models.attention import cached_attention, causal_attention, smeared
 from autollm_jax.models.product import product
 from autollm_jax.sharding.rules import constrain
 
@@ -34,6 +35,7 @@ class TransformerConfig:
     head_dim: int
     mlp_width: int
     qk_norm: bool = True
+    key_smear: bool = False  # keys mix with their predecessor's: copying takes one layer, not two
     tied_embeddings: bool = True
     rope_theta: float = 10_000.0
     norm_epsilon: float = 1e-6
@@ -63,6 +65,7 @@ PARAMETER_AXES = {
     "up": ("width", "mlp"),
     "down": ("mlp", "width"),
     "scale": ("activation",),
+    "smear": ("kv_heads", "head_dim"),
 }
 
 
@@ -136,13 +139,18 @@ class Block(nn.Module):
         k_BTKA = constrain(
             rotate(k_BTKA, positions_BT, c.rope_theta), "batch", None, "kv_heads", None
         )
+        smear_KA = None
+        if c.key_smear:
+            smear_KA = nn.sigmoid(self.param("smear", nn.initializers.zeros, (K, A), jnp.float32))
         if cache is None:
+            if smear_KA is not None:
+                k_BTKA = smeared(k_BTKA, smear_KA, segments_BT)
             mixed_BTHA = causal_attention(
                 q_BTHA, k_BTKA, v_BTKA, segments_BT, block=c.attention_block, dtype=c.dtype
             )
         else:
             mixed_BTHA, cache = cached_attention(
-                q_BTHA, k_BTKA, v_BTKA, positions_BT, valid_BT, cache, dtype=c.dtype
+                q_BTHA, k_BTKA, v_BTKA, positions_BT, valid_BT, cache, smear_KA, dtype=c.dtype
             )
         out = self._project("output", "BTHA,HAD->BTD", mixed_BTHA, (H, A, D), contract=2)
         x_BTD = constrain(x_BTD + out, "batch", "length", "activation")
@@ -224,6 +232,7 @@ def parameter_count(config: TransformerConfig) -> int:
     """Count the parameters, embeddings included; a formula, since plans ask for thousands."""
     c = config
     attention = 2 * c.width * c.head_dim * (c.heads + c.kv_heads)
+    attention += c.kv_heads * c.head_dim if c.key_smear else 0
     norms = 2 * c.width + (2 * c.head_dim if c.qk_norm else 0)
     layer = attention + 3 * c.width * c.mlp_width + norms
     tables = 1 if c.tied_embeddings else 2

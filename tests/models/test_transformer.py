@@ -45,9 +45,9 @@ def test_no_gradient_flows_from_a_logit_to_later_tokens(params):
     np.testing.assert_array_equal(size_T[place + 1 :], 0)
 
 
-@pytest.mark.parametrize("qk_norm", [True, False])
-def test_decoding_token_by_token_equals_the_full_forward_pass(qk_norm):
-    config = dataclasses.replace(TINY, qk_norm=qk_norm)
+@pytest.mark.parametrize("changes", [{}, {"qk_norm": False}, {"key_smear": True}])
+def test_decoding_token_by_token_equals_the_full_forward_pass(changes):
+    config = dataclasses.replace(TINY, **changes)
     params = init(config, jax.random.key(0))
     tokens_BT = tokens_of()
     full_BTV = apply(config, params, tokens_BT)
@@ -81,12 +81,14 @@ def test_last_returns_each_rows_last_real_logits(params):
     np.testing.assert_allclose(last_BV, all_BCV[jnp.arange(2), lengths_B - 1], atol=1e-5)
 
 
-def test_segments_do_not_see_each_other(params):
-    tokens_BT = tokens_of(batch=1)
+@pytest.mark.parametrize("key_smear", [False, True])
+def test_segments_do_not_see_each_other(key_smear):
+    config = dataclasses.replace(TINY, key_smear=key_smear)
+    params, tokens_BT = init(config, jax.random.key(0)), tokens_of(batch=1)
     segments_BT = jnp.array([[1] * 5 + [2] * 7])
     positions_BT = jnp.array([[*range(5), *range(7)]])
-    packed = apply(TINY, params, tokens_BT, positions_BT, segments_BT)
-    alone = apply(TINY, params, tokens_BT[:, 5:])
+    packed = apply(config, params, tokens_BT, positions_BT, segments_BT)
+    alone = apply(config, params, tokens_BT[:, 5:])
     np.testing.assert_allclose(packed[:, 5:], alone, atol=1e-4)
 
 
@@ -146,7 +148,9 @@ def test_impossible_shapes_are_refused(changes):
         dataclasses.replace(TINY, **changes)
 
 
-@pytest.mark.parametrize("changes", [{}, {"qk_norm": False}, {"tied_embeddings": False}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"qk_norm": False}, {"tied_embeddings": False}, {"key_smear": True}]
+)
 def test_the_formula_counts_the_parameters_that_init_makes(changes):
     config = TransformerConfig(
         vocab_size=64, width=24, layers=3, heads=4, kv_heads=2, head_dim=6, mlp_width=40, **changes
