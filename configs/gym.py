@@ -66,10 +66,13 @@ def get_config(variant: str = "") -> ConfigDict:
     c.policy.width = 128
     c.policy.layers = 4
     c.policy.heads = 4
-    c.policy.kv_heads = 1
+    c.policy.kv_heads = 2
     c.policy.head_dim = 32
     c.policy.mlp_width = 352
+    # Most of what it has to learn is to copy what it reads: these three start it there.
     c.policy.key_smear = True
+    c.policy.rope_fraction = 0.25
+    c.policy.mimetic = True
     c.policy.scan_unroll = 4
     c.policy.context = 832  # tokens of a whole episode
 

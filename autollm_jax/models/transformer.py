@@ -10,6 +10,7 @@ Outside this package the model is the functions at the end of this file: `init`,
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -38,6 +39,8 @@ class TransformerConfig:
     key_smear: bool = False  # keys mix with their predecessor's: copying takes one layer, not two
     tied_embeddings: bool = True
     rope_theta: float = 10_000.0
+    rope_fraction: float = 1.0  # share of a head's coordinates that carry its position
+    mimetic: bool = False  # start attention as a copier (see `_mimic`)
     norm_epsilon: float = 1e-6
     dtype: str = "float32"  # or "bfloat16"; what matrix products read
     remat: bool = False  # recompute each layer in the backward pass
@@ -82,17 +85,22 @@ class RMSNorm(nn.Module):
         return normed * jnp.broadcast_to(scale, x.shape)
 
 
-def rotate(x_BTHA, positions_BT, theta: float):
+def rotate(x_BTHA, positions_BT, theta: float, fraction: float = 1.0):
     """Apply rotary position embeddings to queries or keys.
 
-    Pairs are (i, i + A/2), the layout of the Llama family's published weights.
+    Pairs are (i, i + R/2) of the first R = fraction x A coordinates, the layout of the Llama
+    family's published weights; the other coordinates compare contents at any distance (partial
+    rotary embedding, as in GPT-NeoX, arXiv 2204.06745).
     """
-    half = x_BTHA.shape[-1] // 2
+    rotated = 2 * round(fraction * x_BTHA.shape[-1] / 2)
+    x_BTHA, rest_BTHA = x_BTHA[..., :rotated], x_BTHA[..., rotated:]
+    half = rotated // 2
     frequency_111h = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)[None, None, None]
     angle_BT1h = positions_BT[..., None, None].astype(jnp.float32) * frequency_111h
     cos, sin = jnp.cos(angle_BT1h), jnp.sin(angle_BT1h)
     first, second = x_BTHA[..., :half], x_BTHA[..., half:]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    parts = [first * cos - second * sin, second * cos + first * sin, rest_BTHA]
+    return jnp.concatenate(parts, axis=-1)
 
 
 class Block(nn.Module):
@@ -135,10 +143,11 @@ class Block(nn.Module):
         if c.qk_norm:
             q_BTHA = RMSNorm(c.norm_epsilon, name="query_norm")(q_BTHA)
             k_BTKA = RMSNorm(c.norm_epsilon, name="key_norm")(k_BTKA)
-        q_BTHA = constrain(rotate(q_BTHA, positions_BT, c.rope_theta), "batch", None, "heads", None)
-        k_BTKA = constrain(
-            rotate(k_BTKA, positions_BT, c.rope_theta), "batch", None, "kv_heads", None
+        place = functools.partial(
+            rotate, positions_BT=positions_BT, theta=c.rope_theta, fraction=c.rope_fraction
         )
+        q_BTHA = constrain(place(q_BTHA), "batch", None, "heads", None)
+        k_BTKA = constrain(place(k_BTKA), "batch", None, "kv_heads", None)
         smear_KA = None
         if c.key_smear:
             smear_KA = nn.sigmoid(self.param("smear", nn.initializers.zeros, (K, A), jnp.float32))
@@ -210,7 +219,29 @@ class Transformer(nn.Module):
 def init(config: TransformerConfig, key: jax.Array):
     """Make the parameters, f32; the tree's logical axes are `logical_axes(config)`."""
     tokens = jnp.zeros((1, 2), jnp.int32)
-    return Transformer(config).init(key, tokens, tokens)["params"]
+    params = Transformer(config).init(key, tokens, tokens)["params"]
+    return _mimic(config, params) if config.mimetic else params
+
+
+MIMETIC_OUTPUT = 0.5
+
+
+def _mimic(config: TransformerConfig, params):
+    """Start attention heads where training would first have to find them.
+
+    Keys start equal to the queries of their group's first head, so that a token looks for its like
+    (with smeared keys, for what followed its like), and a head's output starts as its value
+    transposed, so that what it finds is written as it was read. After Trockman and Kolter, Mimetic
+    Initialization of Self-Attention Layers (arXiv 2305.09828).
+    """
+    layers = params["layers"]
+    queries_per_key = config.heads // config.kv_heads
+    value_LDHA = jnp.repeat(layers["value"], queries_per_key, axis=2)
+    changed = {
+        "key": layers["query"][:, :, ::queries_per_key],
+        "output": MIMETIC_OUTPUT * value_LDHA.transpose(0, 2, 3, 1),
+    }
+    return {**params, "layers": {**layers, **changed}}
 
 
 def logical_axes(config: TransformerConfig):

@@ -45,7 +45,9 @@ def test_no_gradient_flows_from_a_logit_to_later_tokens(params):
     np.testing.assert_array_equal(size_T[place + 1 :], 0)
 
 
-@pytest.mark.parametrize("changes", [{}, {"qk_norm": False}, {"key_smear": True}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"qk_norm": False}, {"key_smear": True}, {"rope_fraction": 0.25}]
+)
 def test_decoding_token_by_token_equals_the_full_forward_pass(changes):
     config = dataclasses.replace(TINY, **changes)
     params = init(config, jax.random.key(0))
@@ -157,3 +159,30 @@ def test_the_formula_counts_the_parameters_that_init_makes(changes):
     )
     shapes = jax.tree.leaves(transformer.parameter_shapes(config))
     assert transformer.parameter_count(config) == sum(leaf.size for leaf in shapes)
+
+
+def test_mimetic_attention_starts_by_copying():
+    """Before any training a token that comes again is followed by what followed it before."""
+    shape = dict(width=64, heads=4, kv_heads=2, head_dim=32, vocab_size=512)
+    config = dataclasses.replace(TINY, **shape, rope_fraction=0.25, key_smear=True)
+    tokens_T = jax.random.permutation(jax.random.key(1), 512)[:40]
+    again_1T = jnp.concatenate([tokens_T, tokens_T])[None]
+
+    def mean_rank(config):
+        """Rank what comes next in the second copy, of 512 tokens."""
+        logits_TV = apply(config, init(config, jax.random.key(0)), again_1T)[0, 40:79]
+        right_T1 = jnp.take_along_axis(logits_TV, tokens_T[1:, None], axis=1)
+        return float((logits_TV > right_T1).sum(1).mean())
+
+    ranks = [mean_rank(dataclasses.replace(config, mimetic=m)) for m in (True, False)]
+    assert ranks[0] < 0.75 * ranks[1], ranks
+
+
+@pytest.mark.parametrize("fraction", [0.25, 0.5])
+def test_the_rest_of_a_head_does_not_turn_with_the_position(fraction):
+    x_BTHA = jax.random.normal(jax.random.key(0), (1, 5, 2, 16))
+    positions_BT = jnp.arange(5)[None] + 3
+    turned = transformer.rotate(x_BTHA, positions_BT, 10_000.0, fraction)
+    kept = int(16 * fraction)
+    np.testing.assert_array_equal(turned[..., kept:], x_BTHA[..., kept:])
+    assert (np.abs(turned - x_BTHA)[..., :kept] > 1e-3).any()
