@@ -111,6 +111,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.evaluation = ConfigDict()
     c.evaluation.seeds = (0, 1, 2)
     c.evaluation.temperature = 0.0  # of the agent; 0 is greedy
+    c.evaluation.constrained = True  # the agent's turns run measured, untried configurations only
 
     if variant == "smoke":
         shrink(c)
