@@ -116,10 +116,10 @@ class Job:
         names = [field.name for field in dataclasses.fields(GRPOHyperparameters)]
         return GRPOHyperparameters(**{n: self.config.grpo[n] for n in names})
 
-    def play(self, temperature: float) -> PlayConfig:
+    def play(self, temperature: float, constrained: bool = False) -> PlayConfig:
         """How the policy plays."""
         sizes = SamplerConfig(context=self.config.policy.context)
-        return PlayConfig(sizes, temperature=temperature)
+        return PlayConfig(sizes, temperature=temperature, constrained=constrained)
 
     def parameters(self, stage: str):
         """Restore the policy that a stage trained.

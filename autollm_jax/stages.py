@@ -249,7 +249,7 @@ def evaluate_methods(job: Job) -> None:
         job.model(),
         job.parameters(trained),
         job.tokenizer(),
-        job.play(config.evaluation.temperature),
+        job.play(config.evaluation.temperature, config.evaluation.constrained),
         rows=job.even(len(job.split.held_out) * len(config.evaluation.seeds)),
         mesh=job.mesh,
     )

@@ -22,6 +22,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from autollm_jax.agent import prompts
+from autollm_jax.agent.constraint import grammar_of
 from autollm_jax.agent.distillation import encode_turn
 from autollm_jax.agent.playing import act
 from autollm_jax.agent.prompts import Turn
@@ -40,11 +41,14 @@ class PlayConfig:
     sampler: the context's length, and sizes to compile for.
     max_new_tokens: the most tokens of a turn.
     temperature: 0 is greedy.
+    constrained: each turn runs a configuration of the experiment's own that is measured and untried
+      (`agent.constraint`), so that none is invalid or matched.
     """
 
     sampler: SamplerConfig
     max_new_tokens: int = 192
     temperature: float = 1.0
+    constrained: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +139,9 @@ def _play(model, params, tokenizer, config, episodes, seeds, key, group_size, ro
         if not active_B.any():
             break
         start_B = np.array(state.length_B)  # a copy: the state's buffers are about to be reused
+        entered = time.perf_counter()
+        grammar = grammar_of(tokenizer, episodes, len(seeds)) if config.constrained else None
+        outside += time.perf_counter() - entered
         state = sampler.generate(
             model,
             params,
@@ -145,12 +152,13 @@ def _play(model, params, tokenizer, config, episodes, seeds, key, group_size, ro
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
             active_B=active_B,
+            grammar=grammar,
         )
         tokens_BS, end_B = np.asarray(state.tokens_BS), np.asarray(state.length_B)
 
         entered = time.perf_counter()
         chunks = [[] for _ in seeds]
-        for row in np.flatnonzero(active_B):
+        for row in np.flatnonzero(active_B & (end_B > start_B)):  # the others had no room
             episode = episodes[row]
             text = tokenizer.decode(tokens_BS[row, start_B[row] : end_B[row]].tolist())
             transcripts[row].append(prompts.agent_turn(text))
@@ -236,7 +244,13 @@ def make_rollout(
 
     Returns:
       rollout(params, key, step) -> (RolloutBatch, metrics).
+
+    Raises:
+      ValueError: if play is constrained: the trainer recomputes log-probabilities over the whole
+        vocabulary, and its ratio to those over what a grammar left would be another policy's.
     """
+    if config.constrained:
+        raise ValueError("GRPO's rollouts are unconstrained; PlayConfig.constrained must be False")
 
     def rollout(params, key, step):
         episodes = [make() for make in prompts_of_step(step) for _ in range(group_size)]

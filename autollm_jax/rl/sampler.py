@@ -2,7 +2,8 @@
 
 A conversation is a row of `SamplerState`. `append` adds the environment's tokens to it and
 `generate` the policy's; nothing that is in a row is ever encoded again, so that the tokens trained
-on are the tokens sampled. Log-probabilities are recorded as the tokens are drawn.
+on are the tokens sampled. Log-probabilities are recorded as the tokens are drawn. A
+`Grammar` leaves a turn only some of the tokens at each step (`rl.grammar`).
 
 Letters: B rows, S slots of the context, C tokens of a chunk, V vocabulary.
 """
@@ -18,6 +19,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from autollm_jax.models import transformer
 from autollm_jax.models.transformer import TransformerConfig
+from autollm_jax.rl import grammar as grammars
+from autollm_jax.rl.grammar import Grammar
 from autollm_jax.sharding.rules import constrain, partition_spec
 
 
@@ -46,7 +49,8 @@ class SamplerState:
     turns_BS: i32, the turn (from 0, in its own row) in which a token was sampled; -1 for the
       environment's tokens and for padding.
     logprobs_BS: f32, log-probability of each sampled token under the distribution that it was drawn
-      from (logits / temperature; untempered where decoding was greedy); 0 elsewhere.
+      from (logits / temperature; untempered where decoding was greedy; over the tokens that a
+      grammar left, renormalised); 0 elsewhere.
     length_B: i32, tokens in the row.
     turn_B: i32, turns generated so far.
     stopped_B: bool, the last generated turn ended with the stop token.
@@ -158,8 +162,8 @@ def single_turn(
     going_B = jnp.ones(len(seeds_B), bool)
     state = _begin_turn(state, going_B, limit_B)
     temperature = 1.0 if greedy else temperature
-    state, _ = _decode(
-        model, params, state, key, going_B, limit_B, stop_id, temperature, greedy=greedy
+    state, _, _ = _decode(
+        model, params, state, key, going_B, limit_B, stop_id, temperature, None, None, greedy=greedy
     )
     return _end_turn(state, state.length_B >= config.context)
 
@@ -266,11 +270,16 @@ def generate(
     max_new_tokens: int,
     temperature: float,
     active_B: Sequence[bool] | None = None,
+    grammar: Grammar | None = None,
 ) -> SamplerState:
     """Let the policy take one turn in each active row.
 
     A turn ends with the stop token (kept in the row), after `max_new_tokens`, or at the end of the
     context (then the row is flagged truncated). The other rows do not change.
+
+    Under a grammar a turn always ends as the grammar says: free text is closed while the longest
+    ending still fits, and a turn gets more than `max_new_tokens` where one ending alone takes more.
+    A row whose context has no room for an ending says nothing and is flagged truncated.
 
     Args:
       model: the policy's shape.
@@ -283,6 +292,8 @@ def generate(
       max_new_tokens: the most tokens of a turn.
       temperature: logits are divided by it; 0 takes the likeliest token.
       active_B: rows that take a turn; all by default. Rows already truncated never do.
+      grammar: what each row may say; anything by default. The same noise is drawn with it and
+        without, so that a turn that stays within it is the same.
 
     Raises:
       ValueError: if an active row is empty, so that there is nothing to continue.
@@ -292,18 +303,22 @@ def generate(
     going_B = ~truncated_B if active_B is None else np.asarray(active_B, bool) & ~truncated_B
     if (length_B[going_B] == 0).any():
         raise ValueError("generate: an active row is empty; append its prompt first")
-    limit_B = np.minimum(length_B + max_new_tokens, config.context).astype(np.int32)
+    shortest_B = np.zeros_like(length_B) if grammar is None else grammar.shortest_B
+    limit_B = np.minimum(length_B + np.maximum(max_new_tokens, shortest_B), config.context)
+    limit_B = np.where(length_B + shortest_B > limit_B, length_B, limit_B).astype(np.int32)
+    node_B = None if grammar is None else grammar.base_B
     state = _begin_turn(state, going_B, limit_B)
     greedy = temperature == 0
     took_turn_B = going_B
     going_B = going_B & (length_B < limit_B)
     while going_B.any():
         state = _grow(state, int(length_B[going_B].max()) + 1, config)
-        state, going_B = _decode(
+        state, going_B, node_B = _decode(
             model, params, state, key, going_B, limit_B, stop_id, 1.0 if greedy else temperature,
-            greedy=greedy,
+            grammar, node_B, greedy=greedy,
         )  # fmt: skip
-        going_B, length_B = np.array(going_B), np.array(state.length_B)
+        going_B, node_B = jax.tree.map(np.array, (going_B, node_B))
+        length_B = np.array(state.length_B)
     return _end_turn(state, took_turn_B & (length_B >= config.context))
 
 
@@ -327,20 +342,30 @@ def _end_turn(state, full_B):
 
 
 @functools.partial(jax.jit, static_argnames=("model", "greedy"), donate_argnames="state")
-def _decode(model, params, state, key, going_B, limit_B, stop_id, temperature, *, greedy):
-    """Sample until no row goes on or one of them has filled the cache as it is."""
+def _decode(
+    model, params, state, key, going_B, limit_B, stop_id, temperature, grammar, node_B, *, greedy
+):
+    """Sample until no row goes on or one of them has filled the cache as it is.
+
+    node_B is where each row is in the grammar; both are None where there is none.
+    """
     B, S = state.tokens_BS.shape
     capacity = state.cache[0]["key"].shape[1]
     rows = jnp.arange(B)
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, state.seeds_B)
 
     def room(carry):
-        state, going_B = carry
+        state, going_B, _ = carry
         return jnp.any(going_B) & jnp.all(~going_B | (state.length_B < capacity))
 
     def step(carry):
-        state, going_B = carry
+        state, going_B, node_B = carry
         logits_BV = state.logits_BV / temperature
+        if grammar is not None:
+            token_BK, child_BK = grammars.edges(grammar, node_B)
+            left_B = limit_B - state.length_B
+            may_BV = grammars.allowed(grammar, node_B, token_BK, left_B) | ~going_B[:, None]
+            logits_BV = jnp.where(constrain(may_BV, "batch", "vocab"), logits_BV, -jnp.inf)
         scores_BV = logits_BV
         if not greedy:
             step_keys_B = jax.vmap(jax.random.fold_in)(keys_B, state.length_B)
@@ -348,6 +373,8 @@ def _decode(model, params, state, key, going_B, limit_B, stop_id, temperature, *
             scores_BV = scores_BV + noise_BV
         token_B = jnp.argmax(scores_BV, axis=-1).astype(jnp.int32)
         logprob_B = logits_BV[rows, token_B] - jax.nn.logsumexp(logits_BV, axis=-1)
+        if grammar is not None:
+            node_B = grammars.advance(node_B, token_BK, child_BK, token_B)
         slot_B = jnp.where(going_B, state.length_B, S)  # slot S does not exist: dropped
         # The stop token goes into the cache too: the environment's next tokens look at it.
         next_BV, cache = transformer.extend(
@@ -366,10 +393,10 @@ def _decode(model, params, state, key, going_B, limit_B, stop_id, temperature, *
             logits_BV=jnp.where(going_B[:, None], next_BV, state.logits_BV),
             cache=cache,
         )
-        return state, going_B & ~stopped_B & (length_B < limit_B)
+        return state, going_B & ~stopped_B & (length_B < limit_B), node_B
 
-    state, going_B = jax.lax.while_loop(room, step, (state, going_B))
-    return _pin(state), going_B
+    state, going_B, node_B = jax.lax.while_loop(room, step, (state, going_B, node_B))
+    return _pin(state), going_B, node_B
 
 
 def _grow(state: SamplerState, needed: int, config: SamplerConfig) -> SamplerState:

@@ -62,7 +62,7 @@ def bowl_family(minimize: bool = True) -> list[Experiment]:
     return family
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def bowl():
     return bowl_experiment
 

@@ -1,0 +1,103 @@
+"""Decoding constrained to an experiment's own space: no turn is invalid, none is matched.
+
+A turn may think as it likes, and then runs one of the target's configurations that is measured,
+within its limit, spelled briefly and, while there are such, untried; in the very tokens by which
+training spells it (`spelling.exec_part`, `distillation.encode_turn`). What an ending's text reads
+as is checked when the automaton is made: only those that name their own row are in it.
+
+Free text has no `<`, so that it cannot spell a symbol letter by letter.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from autollm_jax.agent import listing, parsing, spelling
+from autollm_jax.agent.distillation import encode_turn
+from autollm_jax.gym.cells import Cells, Match
+from autollm_jax.gym.environment import Episode
+from autollm_jax.gym.spaces import InvalidConfiguration
+from autollm_jax.rl import grammar
+from autollm_jax.rl.grammar import Automaton, Grammar
+
+SYMBOL_START = "<"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Endings:
+    """What turns on some cells may end with.
+
+    rows_R: the row of the cells that each ending names.
+    automaton: of turns that end so.
+    """
+
+    rows_R: np.ndarray
+    automaton: Automaton
+
+
+def grammar_of(tokenizer, episodes: Sequence[Episode], rows: int) -> Grammar:
+    """Say what the next turn of each episode may be.
+
+    Args:
+      tokenizer: the policy's.
+      episodes: one for each of the first rows.
+      rows: the batch's size; the rows behind the episodes may say anything. So may one whose
+        experiment has no configuration whose spelling is read as itself.
+    """
+    parts = [_of_episode(tokenizer, episode) for episode in episodes]
+    return grammar.join(parts + [None] * (rows - len(parts)), free_tokens(tokenizer))
+
+
+def _of_episode(tokenizer, episode: Episode) -> tuple[Automaton, np.ndarray] | None:
+    endings = endings_of(tokenizer, episode.experiment.cells)
+    return endings and (endings.automaton, allowed_endings(episode, endings.rows_R))
+
+
+def allowed_endings(episode: Episode, rows_R: np.ndarray) -> np.ndarray:
+    """Tell which of these rows of the target an episode may try next [R].
+
+    They are those within the limit that are untried; with none of them left, all within the limit;
+    with none such, all.
+    """
+    experiment = episode.experiment
+    tried = [experiment.cells.find(t.config) for t in episode.trials if t.valid]
+    feasible_R = experiment.feasible_R[rows_R]
+    untried_R = feasible_R & ~np.isin(rows_R, tried)
+    for may_R in (untried_R, feasible_R):
+        if may_R.any():
+            return may_R
+    return np.ones(len(rows_R), bool)
+
+
+@functools.lru_cache(maxsize=256)
+def endings_of(tokenizer, cells: Cells) -> Endings | None:
+    """Make the endings of turns on these cells; None if there are none."""
+    rows, tokens = [], []
+    for row in sorted(listing.brief_rows(cells)):
+        text = spelling.exec_part(cells, row) + parsing.END_OF_TURN
+        if _read(cells, text) == Match(row, matched=False):
+            rows.append(row)
+            tokens.append(encode_turn(tokenizer, text, opens=False))
+    if not rows:
+        return None
+    think, think_end = map(tokenizer.id_of, (parsing.THINK, parsing.THINK_END))
+    return Endings(np.array(rows), grammar.build(tokens, think, think_end))
+
+
+def _read(cells: Cells, text: str) -> Match | None:
+    """Read an ending as `playing.act` would; None if it is invalid."""
+    try:
+        return cells.match(spelling.read_config(cells, parsing.parse_action(text).config))
+    except InvalidConfiguration:
+        return None
+
+
+@functools.lru_cache(maxsize=16)
+def free_tokens(tokenizer) -> np.ndarray:
+    """Tell which tokens free text is made of [V]."""
+    texts = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
+    free_V = np.array([text != "" and SYMBOL_START not in text for text in texts])
+    free_V.setflags(write=False)
+    return free_V
