@@ -1,0 +1,134 @@
+"""The report's sections on validity, reasoning, cost and stress: what their tables show."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from autollm_jax.evaluation.comparisons import best_other, difference_cell
+from autollm_jax.evaluation.cost import MEASURES, THRESHOLD, Group, break_even, cheaper_from
+from autollm_jax.evaluation.cost_figure import cost_panels
+from autollm_jax.evaluation.formats import show_magnitude, show_regret
+from autollm_jax.evaluation.summary import ALL, Results, summarise
+from autollm_jax.gym.experiments import Experiment
+
+
+def validity_rows(results: Results, method: str) -> list[dict]:
+    """Return a method's invalid and matched shares by trial, a row for each task and for all."""
+    tasks = [ALL, *results.tasks] if len(results.tasks) > 1 else results.tasks
+    return [
+        {
+            "task": task,
+            "cells": [
+                {name: _percent(cell[name]) for name in ("invalid", "matched")}
+                for cell in results.validity(method, task).values()
+            ],
+        }
+        for task in tasks
+    ]
+
+
+def claim_rows(claims: Mapping[str, Mapping], method: str) -> list[dict]:
+    """Return how true a method's thinking is, a row for each task and for all."""
+    by_task = claims.get(method, {})
+    return [
+        {
+            "task": task,
+            "n": cell["n"],
+            **{name: _percent(cell[name]) for name in ("true", "unchecked", "unread")},
+            "per_turn": f"{cell['n'] / cell['turns']:.1f}" if cell["turns"] else "–",
+        }
+        for task, cell in sorted(by_task.items(), key=lambda item: item[0] != ALL)
+    ]
+
+
+def stress_results(paths: Mapping[str, Path], experiments: Sequence[Experiment]) -> dict:
+    """Read the results under each stress, by its label."""
+    return {label: Results(pq.read_table(path), experiments) for label, path in paths.items()}
+
+
+def summarise_stress(stressed: Mapping[str, Results]) -> dict:
+    """Return {LABEL: {METHOD: {TASK: {"1": {"mean", "low", "high", "n"}, …}}}}."""
+    return {label: summarise(results)["regret"] for label, results in stressed.items()}
+
+
+def stress_rows(plain: Results, stressed: Mapping[str, Results], focus: str) -> list[dict]:
+    """Compare a method with the best other one under each stress, the first row without any."""
+    rows = []
+    for label, results in {"none": plain, **stressed}.items():
+        other = best_other(results, focus, ALL) if focus in results.methods else None
+        if other is None:
+            continue
+        rows.append(
+            {
+                "label": label.replace("_", " "),
+                "other": other,
+                "cells": [
+                    {
+                        "focus": show_regret(results.curve(focus, ALL)[k - 1].mean),
+                        "other": show_regret(results.curve(other, ALL)[k - 1].mean),
+                        **difference_cell(results, focus, other, ALL, k),
+                    }
+                    for k in results.budgets
+                ],
+            }
+        )
+    return rows
+
+
+def cost_view(groups: Sequence[Group], focus: str, training) -> dict | None:
+    """Return what the section on cost shows; None where there is nothing to compare."""
+    if not groups or focus not in groups[0].lines:
+        return None
+    return {
+        "threshold": show_regret(THRESHOLD),
+        "training": {m: _amount(getattr(training, m), m) for m in MEASURES},
+        "unknown": [g.name for g in groups if math.isnan(g.run.flops)],
+        "without_hours": [g.name for g in groups if math.isnan(g.run.hours)],
+        "groups": [_cost_group(group, focus) for group in groups],
+        "figure": cost_panels(groups, focus, "cost")
+        if any(math.isfinite(g.run.flops) for g in groups)
+        else None,
+    }
+
+
+def _cost_group(group: Group, focus: str) -> dict:
+    even = {measure: break_even(group, focus, measure) for measure in MEASURES}
+    ours = group.lines[focus]
+    return {
+        "name": group.name,
+        "evidence": {m: _amount(getattr(group.evidence, m), m) for m in MEASURES},
+        "run": {m: _amount(getattr(group.run, m), m) for m in MEASURES},
+        "break_even": {
+            m: {"number": _number(number), "against": against}
+            for m, (number, against) in even.items()
+        },
+        "methods": [
+            {
+                "method": method,
+                "reached": _percent(line.reached),
+                "trials": f"{line.trials:.1f}",
+                **{m: _amount(getattr(line.per_experiment, m), m) for m in MEASURES},
+                "from": None if method == focus else _number(cheaper_from(ours, line, "flops")),
+            }
+            for method, line in group.lines.items()
+        ],
+    }
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def _number(number: float) -> str:
+    if math.isnan(number):
+        return "unknown"
+    return "never" if math.isinf(number) else show_magnitude(number)
+
+
+def _amount(value: float, measure: str) -> str:
+    """Write FLOPs, or hours, with two digits."""
+    if math.isnan(value):
+        return "unknown"
+    return f"{value:.1e}" if measure == "flops" else f"{value:.2g}"
