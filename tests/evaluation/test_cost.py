@@ -1,0 +1,161 @@
+"""Costs: shared runs once, training and evidence in full, and where lines cross."""
+
+import math
+
+import pyarrow as pa
+import pytest
+
+from autollm_jax.evaluation.cost import (
+    Cost,
+    Group,
+    Line,
+    Spending,
+    break_even,
+    cheaper_from,
+    cost_groups,
+    expected_trials,
+    read_runs,
+    summarise_costs,
+)
+from autollm_jax.evaluation.runner import SCHEMA
+from autollm_jax.evaluation.summary import Results
+from autollm_jax.gym.experiments import load_experiments
+from autollm_jax.gym.tables import write_table
+
+from .conftest import SPACE, small
+
+
+def line(fixed, each):
+    return Line(Cost(fixed, fixed), Cost(each, each), 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "number"),
+    [
+        ((100, 1), (0, 11), 11),  # at 10 they are even
+        ((100, 1), (0, 1), math.inf),
+        ((0, 1), (100, 1), 1),
+        ((0, 1), (0, 2), 1),
+        ((0, 5), (100, 1), math.inf),  # cheaper at first only
+        ((math.nan, 1), (0, 2), math.nan),
+    ],
+)
+def test_a_line_is_cheaper_from_where_it_stays_below(ours, theirs, number):
+    assert cheaper_from(line(*ours), line(*theirs), "flops") == pytest.approx(number, nan_ok=True)
+    if math.isfinite(number):
+        assert line(*ours).at("flops", number) < line(*theirs).at("flops", number)
+
+
+def test_break_even_is_against_whoever_holds_out_longest():
+    lines = {"agent": line(100, 1), "a": line(0, 11), "b": line(0, 3), "c": line(0, 300)}
+    assert break_even(Group("g", Cost(), Cost(), lines), "agent", "flops") == (51, "b")
+    lines |= {"d": line(0, 0.9), "e": line(0, 0.5)}
+    assert break_even(Group("g", Cost(), Cost(), lines), "agent", "flops") == (math.inf, "e")
+
+
+def test_random_search_goes_on_for_so_many_trials_as_expected():
+    found = small("x", "mid", outcomes=[1.0, 5.0] + [9.0] * 9, status=["ok"] * 11)
+    assert expected_trials(found, 0) == 12 / 2  # one good cell of eleven
+    assert expected_trials(found, 5) == 7 / 2
+
+
+def row(experiment, run, flops, seconds=36.0, status="ok", **more):
+    return {
+        "experiment": experiment, "config.learning_rate": 0.001, "config.batch_size": 32,
+        "loss": 1.0 if status == "ok" else None, "flops": flops, "seconds": seconds, "seed": 0,
+        "status": status, "run": run, **more,
+    }  # fmt: skip
+
+
+def written(folder, rows, units=None):
+    entry = {
+        "context": {}, "fidelity": {"level": "low", "parameters": 1, "tokens": 1, "flops": 1},
+        "objective": {"metric": "loss", "goal": "minimize"}, "space": SPACE.to_json(),
+        "default": {"learning_rate": 0.001, "batch_size": 32}, "default_origin": "the tests",
+    }  # fmt: skip
+    names = dict.fromkeys(row["experiment"] for row in rows)
+    meta = {"format": 1, "source": "test", "task": "pretraining",
+            "experiments": dict.fromkeys(names, entry), "units": units or {}}  # fmt: skip
+    write_table(folder, meta, rows)
+    return load_experiments([folder])
+
+
+def evidence_cost(folder, rows, units=None):
+    found = written(folder, rows, units)
+    runs = read_runs([folder], found)
+    spending = Spending(Cost(), Cost(), (), runs, found)
+    results = Results(results_of({"m": [0.0]}), found)
+    return cost_groups(results, [small("x", "mid")], spending, [])[0].evidence
+
+
+def results_of(regrets):
+    """One episode of `test/pretraining/x` a method, from its regrets by trial."""
+    rows = [
+        {**dict.fromkeys(SCHEMA.names), "task": "pretraining", "source": "test", "experiment": "x",
+         "method": method, "seed": 0, "trial": k + 1, "regret": regret, "valid": True,
+         "matched": False}
+        for method, series in regrets.items() for k, regret in enumerate(series)
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def test_a_run_that_two_experiments_share_is_paid_once(tmp_path):
+    rows = [row("a", "r1", 10.0), row("b", "r1", 10.0), row("b", "r2", 5.0)]
+    assert evidence_cost(tmp_path, rows).flops == 15.0
+    assert evidence_cost(tmp_path, rows).hours == pytest.approx(0.02)
+
+
+def test_without_run_names_a_cell_of_an_experiment_is_a_run(tmp_path):
+    rows = [row("a", None, 10.0), row("b", None, 10.0), row("b", None, 5.0, seed=1)]
+    for one in rows:
+        del one["run"]
+    assert evidence_cost(tmp_path, rows).flops == 25.0
+
+
+def test_seconds_that_are_not_published_are_unknown_and_not_free(tmp_path):
+    found = evidence_cost(tmp_path, [row("a", "r1", 10.0, seconds=None)])
+    assert found.flops == 10.0 and math.isnan(found.hours)
+
+
+def test_flops_per_token_are_no_cost_of_a_run(tmp_path):
+    found = evidence_cost(tmp_path, [row("a", "r1", 10.0)], {"flops": "6 N, per token"})
+    assert math.isnan(found.flops)
+
+
+REGRETS = {"agent": [0.2, 0.01], "slow": [0.2, 0.2], "halving": [0.03, 0.03]}
+
+
+def groups(transcripts=()):
+    """Evidence of 1000 FLOPs, target runs of 10, training of 500."""
+    runs = {
+        "test/pretraining/x": {n: Cost(10.0, 1.0) for n in range(4)},
+        "test/pretraining/cheap": {0: Cost(1000.0, 5.0)},
+    }
+    spending = Spending(Cost(500.0, 2.0), Cost(1.0, 0.0), ("agent",), runs, [small("cheap", "low")])
+    found = cost_groups(Results(results_of(REGRETS)), [small("x", "mid")], spending, transcripts)
+    return found, spending
+
+
+def test_a_method_pays_evidence_trials_and_its_own_training():
+    (group,), _ = groups()
+    agent, slow = group.lines["agent"], group.lines["slow"]
+    assert agent.fixed == Cost(1500.0, 7.0) and agent.per_experiment == Cost(21.0, 2.0)
+    assert slow.fixed == Cost(1000.0, 5.0)
+    assert slow.trials == 2 + expected_trials(small("x", "mid"), 2) > 3
+    assert (agent.reached, slow.reached) == (1.0, 0.0)
+
+
+def test_a_method_that_makes_its_own_cheap_runs_pays_those_instead():
+    said = {"method": "halving", "source": "test", "task": "pretraining", "evidence_flops": 200.0}
+    (group,), _ = groups([said])
+    assert group.lines["halving"] == Line(Cost(), Cost(210.0, 2.0), 1.0, 1.0)
+
+
+def test_the_summary_is_plain_json():
+    found, spending = groups()
+    summary = summarise_costs(found, "agent", spending)
+    cell = summary["groups"]["test/pretraining"]
+    assert summary["training"] == {"flops": 500.0, "hours": 2.0}
+    assert cell["methods"]["agent"]["fixed"] == {"flops": 1500.0, "hours": 7.0}
+    # Against a method that needs one trial the agent never pays off.
+    assert cell["break_even"]["flops"] == {"experiments": "never", "against": "halving"}
