@@ -6,8 +6,8 @@ A method's cumulative cost is what it pays once, and then what each experiment t
                   a limit allows, a run that several experiments share counted once. Each method
                   pays it, whether it looks at the evidence or not; only one that reports
                   `evidence_flops` of its own (it makes its cheap runs itself) pays those instead,
-                  experiment by experiment. A trained method also pays its whole training, again
-                  for each task and source.
+                  experiment by experiment. A trained method also pays its whole training, for
+                  each task and source by itself, and once where they are pooled.
   per experiment  its trials until the regret is reached, each at the mean cost of the runs that
                   may be made there, invalid ones as well; and what a trained method's own reading
                   and writing takes. (What other methods compute is not counted.)
@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from autollm_jax.evaluation.summary import Results, cluster_of
+from autollm_jax.evaluation.summary import ALL, Results, cluster_of
 from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.tables import Table, find_tables, read_table
 
@@ -117,16 +117,21 @@ def expected_trials(experiment: Experiment, tried: int, threshold: float = THRES
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A method's cumulative cost: fixed + number of experiments x per_experiment.
+    """A method's cumulative cost: evidence + training + number of experiments x per_experiment.
 
     reached: share of the episodes that reach the threshold within their budget.
     trials: mean number of trials until it is reached, those beyond the budget as expected.
     """
 
-    fixed: Cost
+    evidence: Cost
+    training: Cost
     per_experiment: Cost
     reached: float
     trials: float
+
+    @property
+    def fixed(self) -> Cost:
+        return self.evidence + self.training
 
     def at(self, measure: str, number: float) -> float:
         """Return the cost in FLOPs or hours after so many experiments."""
@@ -150,7 +155,10 @@ def cost_groups(
     transcripts: Sequence[Mapping],
     threshold: float = THRESHOLD,
 ) -> list[Group]:
-    """Return the costs of each task of each source.
+    """Return the costs of each task of each source, where there are several of all of them first.
+
+    In what is named `all` experiments come from each in turn, and training is paid once; those of
+    unknown FLOPs are left out.
 
     Args:
       results: the results.
@@ -176,17 +184,40 @@ def cost_groups(
                 for u in units
             ]
             spent = [run_of[u.experiment].times(t) for u, t in zip(units, trials, strict=True)]
-            each, fixed = _mean(spent), evidence
+            each, once, training = _mean(spent), evidence, Cost()
             if (method, source, task) in own:
                 flops = float(np.mean(own[method, source, task]))
                 share = flops / evidence.flops if evidence.flops else math.nan
-                each, fixed = each + Cost(flops, share * evidence.hours), Cost()
+                each, once = each + Cost(flops, share * evidence.hours), Cost()
             if method in spending.trained:
-                each, fixed = each + spending.playing, fixed + spending.training
+                each, training = each + spending.playing, spending.training
             hits = [reached[method][u] is not None for u in units]
-            lines[method] = Line(fixed, each, float(np.mean(hits)), float(np.mean(trials)))
+            shares = float(np.mean(hits)), float(np.mean(trials))
+            lines[method] = Line(once, training, each, *shares)
         groups.append(Group(f"{source}/{task}", evidence, _mean(list(run_of.values())), lines))
-    return groups
+    known = [group for group in groups if math.isfinite(group.run.flops)]
+    return [_pooled(known), *groups] if len(known) > 1 else groups
+
+
+def _pooled(groups: Sequence[Group]) -> Group:
+    """Return the cost of experiments of which each group has as many; one training is for all."""
+
+    def line(method):
+        of = [group.lines[method] for group in groups]
+        return Line(
+            sum((one.evidence for one in of), Cost()),
+            of[0].training,
+            _mean([one.per_experiment for one in of]),
+            float(np.mean([one.reached for one in of])),
+            float(np.mean([one.trials for one in of])),
+        )
+
+    return Group(
+        ALL,
+        sum((group.evidence for group in groups), Cost()),
+        _mean([group.run for group in groups]),
+        {method: line(method) for method in groups[0].lines},
+    )
 
 
 def cheaper_from(line: Line, other: Line, measure: str) -> float:

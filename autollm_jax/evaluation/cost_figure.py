@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from autollm_jax.evaluation.cost import Group, break_even
 from autollm_jax.evaluation.figures import FAINT, RULE, colours, style, svg
-from autollm_jax.evaluation.formats import show_magnitude, show_name
+from autollm_jax.evaluation.formats import show_magnitude, show_name, show_task
 
 MOST = 10_000  # experiments
 
@@ -27,7 +27,7 @@ def cost_panels(groups: Sequence[Group], focus: str, name: str) -> str:
     number_N = np.unique(np.geomspace(1, MOST, 60).round())
     with style(name):
         figure = Figure(figsize=(4.9 * columns, 2.7 * rows + 0.5), layout="constrained")
-        panels = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
         looks = colours(list(groups[0].lines), focus)
         for axes, group in zip(panels, groups, strict=False):
             for method, line in sorted(group.lines.items(), key=lambda item: item[0] == focus):
@@ -40,13 +40,14 @@ def cost_panels(groups: Sequence[Group], focus: str, name: str) -> str:
             if even <= MOST:
                 axes.axvline(even, color=FAINT, linewidth=1, linestyle="--")
             says = f"from {show_magnitude(even)} on" if math.isfinite(even) else "never cheapest"
-            axes.set_title(f"{show_name(group.name)}: {says}", loc="left", fontsize=9)
+            axes.set_title(f"{show_task(group.name)}: {says}", loc="left", fontsize=9)
             axes.set_xscale("log")
             axes.set_yscale("log")
             axes.grid(color=RULE, linewidth=0.8)
         for axes in panels[len(groups) :]:
             axes.set_visible(False)
-        figure.supxlabel("configured experiments", fontsize=9)
+        for axes in panels[: len(groups)][-columns:]:
+            axes.set_xlabel("configured experiments")
         figure.supylabel("cumulative FLOPs", fontsize=9)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(

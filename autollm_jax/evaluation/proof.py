@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from autollm_jax.evaluation.comparisons import best_other, difference_cell
+from autollm_jax.evaluation.comparisons import difference_cell
 from autollm_jax.evaluation.cost import MEASURES, THRESHOLD, Group, break_even, cheaper_from
 from autollm_jax.evaluation.cost_figure import cost_panels
 from autollm_jax.evaluation.formats import show_magnitude, show_regret
@@ -55,26 +55,26 @@ def summarise_stress(stressed: Mapping[str, Results]) -> dict:
 
 def stress_rows(plain: Results, stressed: Mapping[str, Results], focus: str) -> list[dict]:
     """Compare a method with the best other one under each stress, the first row without any."""
-    rows = []
-    for label, results in {"none": plain, **stressed}.items():
-        other = best_other(results, focus, ALL) if focus in results.methods else None
-        if other is None:
-            continue
-        rows.append(
-            {
-                "label": label.replace("_", " "),
-                "other": other,
-                "cells": [
-                    {
-                        "focus": show_regret(results.curve(focus, ALL)[k - 1].mean),
-                        "other": show_regret(results.curve(other, ALL)[k - 1].mean),
-                        **difference_cell(results, focus, other, ALL, k),
-                    }
-                    for k in results.budgets
-                ],
-            }
-        )
-    return rows
+    return [
+        {
+            "label": label.replace("_", " "),
+            "cells": [_against_best(results, focus, k) for k in results.budgets],
+        }
+        for label, results in {"none": plain, **stressed}.items()
+        if focus in results.methods and len(results.methods) > 1
+    ]
+
+
+def _against_best(results: Results, focus: str, k: int) -> dict:
+    """Compare a method after k trials with the other one that is best there."""
+    means = {m: results.curve(m, ALL)[k - 1].mean for m in results.methods}
+    other = min((m for m in means if m != focus), key=means.get)
+    return {
+        "focus": show_regret(means[focus]),
+        "method": other,
+        "other": show_regret(means[other]),
+        **difference_cell(results, focus, other, ALL, k),
+    }
 
 
 def cost_view(groups: Sequence[Group], focus: str, training) -> dict | None:
@@ -85,7 +85,7 @@ def cost_view(groups: Sequence[Group], focus: str, training) -> dict | None:
         "threshold": show_regret(THRESHOLD),
         "training": {m: _amount(getattr(training, m), m) for m in MEASURES},
         "unknown": [g.name for g in groups if math.isnan(g.run.flops)],
-        "without_hours": [g.name for g in groups if math.isnan(g.run.hours)],
+        "without_hours": [g.name for g in groups if g.name != ALL and math.isnan(g.run.hours)],
         "groups": [_cost_group(group, focus) for group in groups],
         "figure": cost_panels(groups, focus, "cost")
         if any(math.isfinite(g.run.flops) for g in groups)

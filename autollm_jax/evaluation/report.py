@@ -13,7 +13,7 @@ from autollm_jax.errors import UserError
 from autollm_jax.evaluation import comparisons, details, maps, proof
 from autollm_jax.evaluation.cost import Spending, cost_groups, summarise_costs
 from autollm_jax.evaluation.curves import method_panels
-from autollm_jax.evaluation.formats import show_name
+from autollm_jax.evaluation.formats import show_name, show_task
 from autollm_jax.evaluation.reasoning import summarise_claims
 from autollm_jax.evaluation.summary import ALL, Results, experiment_id, summarise
 from autollm_jax.files import write_atomic, write_json_atomic
@@ -175,6 +175,7 @@ def render(
         provenance=_flatten(provenance),
         glossary=GLOSSARY,
         label=show_name,
+        label_task=show_task,
     )
 
 

@@ -26,7 +26,7 @@ from .conftest import SPACE, small
 
 
 def line(fixed, each):
-    return Line(Cost(fixed, fixed), Cost(each, each), 1.0, 1.0)
+    return Line(Cost(fixed, fixed), Cost(), Cost(each, each), 1.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,25 @@ def test_a_method_pays_evidence_trials_and_its_own_training():
 def test_a_method_that_makes_its_own_cheap_runs_pays_those_instead():
     said = {"method": "halving", "source": "test", "task": "pretraining", "evidence_flops": 200.0}
     (group,), _ = groups([said])
-    assert group.lines["halving"] == Line(Cost(), Cost(210.0, 2.0), 1.0, 1.0)
+    assert group.lines["halving"] == Line(Cost(), Cost(), Cost(210.0, 2.0), 1.0, 1.0)
+
+
+def test_pooled_tasks_pay_their_evidence_each_and_one_training():
+    def experiment(name, level, task):
+        return small(name, level, task=task)
+
+    evidence = [experiment("cheap", "low", task) for task in ("grpo", "pretraining")]
+    targets = [experiment("x", "mid", task) for task in ("grpo", "pretraining")]
+    table = results_of(REGRETS)
+    both = pa.concat_tables(
+        [table, table.set_column(0, "task", pa.array(["grpo"] * table.num_rows))]
+    )
+    runs = {e.id: {(e.id,): Cost(30.0 if e.task == "grpo" else 10.0)} for e in evidence + targets}
+    spending = Spending(Cost(500.0), Cost(), ("agent",), runs, evidence)
+    pooled, grpo, _ = cost_groups(Results(both), targets, spending, [])
+    assert (pooled.name, pooled.lines["agent"].fixed.flops) == ("all", 540.0)
+    assert grpo.lines["agent"].fixed.flops == 530.0
+    assert pooled.lines["agent"].per_experiment.flops == 2 * (30.0 + 10.0) / 2
 
 
 def test_the_summary_is_plain_json():
