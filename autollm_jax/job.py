@@ -115,7 +115,8 @@ class Job:
         Raises:
           UserError: there is none.
         """
-        tasks = tuple(self.config.gym.trained_tasks) or tuple(self.config.gym.tasks)
+        named = self.config.gym.trained_tasks
+        tasks = named.split(",") if named else list(self.config.gym.tasks)
         found = tuple(e for e in self.split.training if e.task in tasks)
         if not found:
             raise UserError(

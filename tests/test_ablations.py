@@ -42,7 +42,7 @@ def test_without_evidence_no_pair_has_any(make):
 
 
 def test_a_task_left_out_of_training_is_still_evaluated(make):
-    job = make(gym__trained_tasks=("grpo", "pretraining"), curate__synthetic=0.0)
+    job = make(gym__trained_tasks="grpo,pretraining", curate__synthetic=0.0)
     stages.curate(job)
     assert {pair.task for pair in job.pairs("distill")} <= {"grpo", "pretraining"}
     assert {e.task for e in job.split.held_out} == set(job.config.gym.tasks)
@@ -50,7 +50,7 @@ def test_a_task_left_out_of_training_is_still_evaluated(make):
 
 def test_a_trained_task_that_there_is_not_is_refused(make):
     with pytest.raises(UserError, match="gym.trained_tasks=poetry.*architecture"):
-        _ = make(gym__trained_tasks=("poetry",)).training
+        _ = make(gym__trained_tasks="poetry").training
 
 
 def test_without_distillation_grpo_starts_from_random_parameters(make):

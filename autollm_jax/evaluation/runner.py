@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from autollm_jax import baselines
 from autollm_jax.baselines.base import Problem
+from autollm_jax.errors import UserError
 from autollm_jax.files import write_atomic
 from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.splits import Split, evidence_for
@@ -136,7 +137,7 @@ def evaluate(
       and the methods.
 
     Raises:
-      ValueError: there is nothing to score.
+      UserError: there is nothing to score.
       RuntimeError: a player left a game unended or returned another number of transcripts.
     """
     path, stress = Path(path), stress or Stress()
@@ -144,7 +145,10 @@ def evaluate(
     targets = [e for e in split.held_out if tasks is None or e.task in set(tasks)]
     targets.sort(key=lambda e: e.id)
     if not targets or not seeds:
-        raise ValueError("nothing to score: no held-out experiment of these tasks, or no seed")
+        raise UserError(
+            "nothing to score: the tables have no experiment of these tasks at the level that "
+            "config.protocol holds out, or config.evaluation.seeds is empty"
+        )
     evidence = {e.id: evidence_for(e, split.training) if with_evidence else () for e in targets}
     # Only what differs from the plain terms is named, so that a new term replays no old game.
     terms = ([] if with_evidence else ["no evidence"]) + ([str(stress)] if stress.label else [])

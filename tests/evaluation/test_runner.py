@@ -6,8 +6,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from autollm_jax.baselines import BASELINES
+from autollm_jax.errors import UserError
 from autollm_jax.evaluation.runner import SCHEMA, evaluate, play_method, table_hashes
 from autollm_jax.evaluation.summary import Results, summarise
+from autollm_jax.gym.splits import Split
 from autollm_jax.gym.stress import Stress
 
 TABLES = {"test/pretraining.parquet": "abc"}
@@ -256,3 +258,8 @@ def test_a_method_that_makes_cheap_runs_itself_says_what_they_cost(small_split, 
     run({"halving": play_method(Halving)}, small_split, tmp_path)
     lines = (tmp_path / "transcripts.jsonl").read_text().splitlines()
     assert [json.loads(line)["evidence_flops"] for line in lines] == [12.0] * 4
+
+
+def test_a_protocol_that_holds_nothing_out_is_a_users_error(small_split, tmp_path):
+    with pytest.raises(UserError, match="nothing to score.*config.protocol"):
+        run({"a": Scripted([MEASURED])}, Split(small_split.training, ()), tmp_path)
