@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import jax
 
-from autollm_jax.evaluation.cost import Cost, Spending, read_runs
+from autollm_jax.evaluation.cost import Spending
+from autollm_jax.evaluation.run_costs import Cost, read_runs
 from autollm_jax.job import Job
 from autollm_jax.models.transformer import parameter_count
 

@@ -24,29 +24,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from autollm_jax.evaluation.summary import ALL, Results, cluster_of
+from autollm_jax.evaluation.run_costs import MEASURES, Cost, finite_or_none, mean_cost
+from autollm_jax.evaluation.summary import ALL, Results
 from autollm_jax.gym.experiments import Experiment
-from autollm_jax.gym.tables import Table, find_tables, read_table
 
 THRESHOLD = 0.05
-MEASURES = ("flops", "hours")
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """FLOPs and hours; nan is unknown."""
-
-    flops: float = 0.0
-    hours: float = 0.0
-
-    def __add__(self, other: "Cost") -> "Cost":
-        return Cost(self.flops + other.flops, self.hours + other.hours)
-
-    def times(self, number: float) -> "Cost":
-        return Cost(self.flops * number, self.hours * number)
-
-    def to_json(self) -> dict:
-        return {name: _known(getattr(self, name)) for name in MEASURES}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,40 +48,6 @@ class Spending:
     trained: tuple[str, ...]
     runs: Mapping[str, Mapping[tuple, Cost]]
     evidence: Sequence[Experiment]
-
-
-def read_runs(roots: Sequence, experiments: Sequence[Experiment]) -> dict[str, dict[tuple, Cost]]:
-    """Read what every run of the experiments cost, by experiment id and the run's key.
-
-    Experiments that share a run give it the same key. Rows over an experiment's limit are left out.
-    """
-    wanted = {e.id: e for e in experiments}
-    found: dict[str, dict[tuple, Cost]] = {}
-    for path in find_tables(roots):
-        if any((e.source, e.task) == (path.parent.name, path.stem) for e in experiments):
-            table = read_table(path)
-            for name, status, key, cost in _rows(table):
-                experiment = wanted.get(f"{table.source}/{table.task}/{name}")
-                if experiment is not None and status != "infeasible":
-                    key = key if key[0] is not None else (cluster_of(experiment), *key[1:])
-                    found.setdefault(experiment.id, {})[key] = cost
-    return found
-
-
-def _rows(table: Table):
-    """Yield each row's experiment, status, key (it begins with None without a run's) and cost."""
-    rows, columns = table.rows, table.rows.column_names
-    per_token = "per token" in table.meta.get("units", {}).get("flops", "")
-    flops = [math.nan if per_token else _float(value) for value in rows["flops"].to_pylist()]
-    hours = [_float(value) / 3600 for value in rows["seconds"].to_pylist()]
-    if "run" in columns:
-        keys = [(table.source, run) for run in rows["run"].to_pylist()]
-    else:
-        names = [name for name in columns if name.startswith("config.")]
-        values = [rows[name].to_pylist() for name in (*names, "seed")]
-        keys = [(None, *value) for value in zip(*values, strict=True)]
-    said = (rows[name].to_pylist() for name in ("experiment", "status"))
-    yield from zip(*said, keys, map(Cost, flops, hours), strict=True)
 
 
 def expected_trials(experiment: Experiment, tried: int, threshold: float = THRESHOLD) -> float:
@@ -184,7 +132,7 @@ def cost_groups(
                 for u in units
             ]
             spent = [run_of[u.experiment].times(t) for u, t in zip(units, trials, strict=True)]
-            each, once, training = _mean(spent), evidence, Cost()
+            each, once, training = mean_cost(spent), evidence, Cost()
             if (method, source, task) in own:
                 flops = float(np.mean(own[method, source, task]))
                 share = flops / evidence.flops if evidence.flops else math.nan
@@ -194,7 +142,7 @@ def cost_groups(
             hits = [reached[method][u] is not None for u in units]
             shares = float(np.mean(hits)), float(np.mean(trials))
             lines[method] = Line(once, training, each, *shares)
-        groups.append(Group(f"{source}/{task}", evidence, _mean(list(run_of.values())), lines))
+        groups.append(Group(f"{source}/{task}", evidence, mean_cost(list(run_of.values())), lines))
     known = [group for group in groups if math.isfinite(group.run.flops)]
     return [_pooled(known), *groups] if len(known) > 1 else groups
 
@@ -207,7 +155,7 @@ def _pooled(groups: Sequence[Group]) -> Group:
         return Line(
             sum((one.evidence for one in of), Cost()),
             of[0].training,
-            _mean([one.per_experiment for one in of]),
+            mean_cost([one.per_experiment for one in of]),
             float(np.mean([one.reached for one in of])),
             float(np.mean([one.trials for one in of])),
         )
@@ -215,7 +163,7 @@ def _pooled(groups: Sequence[Group]) -> Group:
     return Group(
         ALL,
         sum((group.evidence for group in groups), Cost()),
-        _mean([group.run for group in groups]),
+        mean_cost([group.run for group in groups]),
         {method: line(method) for method in groups[0].lines},
     )
 
@@ -264,7 +212,7 @@ def summarise_costs(groups: Sequence[Group], focus: str, spending: Spending) -> 
 
     def even(group, measure):
         number, against = break_even(group, focus, measure)
-        return {"experiments": "never" if number == math.inf else _known(number),
+        return {"experiments": "never" if number == math.inf else finite_or_none(number),
                 "against": against}  # fmt: skip
 
     return {
@@ -311,18 +259,4 @@ def _own_evidence(transcripts: Sequence[Mapping]) -> dict[tuple, list[float]]:
 
 
 def _mean_run(runs: Mapping[tuple, Cost]) -> Cost:
-    return _mean(list(runs.values()))
-
-
-def _mean(costs: Sequence[Cost]) -> Cost:
-    if not costs:
-        return Cost(math.nan, math.nan)
-    return sum(costs, Cost()).times(1 / len(costs))
-
-
-def _float(value) -> float:
-    return math.nan if value is None else float(value)
-
-
-def _known(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return mean_cost(list(runs.values()))

@@ -12,15 +12,16 @@ Only what a game is given changes: the targets' outcomes, and whatever was train
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from autollm_jax.errors import UserError
 from autollm_jax.gym.cells import Cells
 from autollm_jax.gym.experiments import Experiment
-from autollm_jax.gym.groups import UNUSED, Group
-from autollm_jax.gym.spaces import Dimension, Space
+from autollm_jax.gym.groups import UNUSED
+from autollm_jax.gym.renaming import grouped, renamed_alike
+from autollm_jax.gym.spaces import Space
 from autollm_jax.gym.splits import Split
 
 KINDS = ("none", "thin", "reverse", "noise", "rename")
@@ -67,7 +68,7 @@ def distort(split: Split, stress: Stress) -> Split:
         return split
     training, held_out = list(split.training), list(split.held_out)
     if stress.kind == "rename":
-        renamed = _renamed([*training, *held_out])
+        renamed = renamed_alike([*training, *held_out])
         training, held_out = renamed[: len(training)], renamed[len(training) :]
     elif stress.kind == "thin":
         training = _thinned(training, stress)
@@ -80,14 +81,6 @@ def distort(split: Split, stress: Stress) -> Split:
 
 def _random(stress: Stress, name: str) -> np.random.Generator:
     return np.random.default_rng([stress.seed, zlib.crc32(name.encode())])
-
-
-def _grouped(experiments: Sequence[Experiment], key: Callable) -> Iterator[list[int]]:
-    """Yield the positions of the experiments that share a key."""
-    places: dict = {}
-    for place, experiment in enumerate(experiments):
-        places.setdefault(key(experiment), []).append(place)
-    yield from places.values()
 
 
 def _taken(experiment: Experiment, rows: np.ndarray) -> dict:
@@ -105,7 +98,7 @@ def _thinned(experiments: Sequence[Experiment], stress: Stress) -> list[Experime
         return id(e.cells), e.source, e.task, e.fidelity.level, e.fidelity.tokens, size
 
     made = list(experiments)
-    for places in _grouped(experiments, runs):
+    for places in grouped(experiments, runs):
         cells = experiments[places[0]].cells
         order_R = _random(stress, experiments[places[0]].id).permutation(len(cells))
         number = max(int(np.ceil(stress.keep * len(cells))), LEAST_RUNS)
@@ -144,7 +137,7 @@ def _reversed(experiments: Sequence[Experiment]) -> list[Experiment]:
     """Mirror each objective's landscapes along the axis that matters most to it."""
     made = list(experiments)
     cells: dict = {}
-    for places in _grouped(experiments, lambda e: (e.source, e.task, e.objective_metric)):
+    for places in grouped(experiments, lambda e: (e.source, e.task, e.objective_metric)):
         group = [experiments[place] for place in places]
         axis = main_axis(group)
         parts = None if axis else _main_components(group)
@@ -269,71 +262,3 @@ def _exchanged(space: Space, parts: tuple[str, str, str], config: Mapping) -> di
     if helps in weights and hurts in weights:
         weights[helps], weights[hurts] = weights[hurts], weights[helps]
     return {**config, name: weights}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Names:
-    """New names: of dimensions, of groups, and of mixtures' components."""
-
-    dimensions: Mapping[str, str]
-    groups: Mapping[str, str]
-    parts: Mapping[str, str]
-
-    @classmethod
-    def of(cls, spaces: Sequence[Space]) -> "_Names":
-        """Number what the spaces name, in order; a name that two of them share stays shared."""
-        dimensions, groups, parts, axes = {}, {}, {}, {}
-        for space in spaces:
-            group_of = {m: g for g in space.groups.values() for m in g.members}
-            for dimension in space.dimensions:
-                name, group = dimension.name, group_of.get(dimension.name)
-                axis = name if group is None else group.name
-                dimensions[name] = new = axes.setdefault(axis, f"x{len(axes) + 1}")
-                if group is not None:
-                    groups[axis] = new
-                    dimensions[name] = f"{new}.{group.members.index(name) + 1}"
-                for part in dimension.choices if dimension.kind == "simplex" else ():
-                    parts.setdefault(part, f"part{len(parts) + 1}")
-        return cls(dimensions, groups, parts)
-
-    def space(self, space: Space) -> Space:
-        dimensions = tuple(
-            Dimension(self.dimensions[d.name], d.kind, tuple(map(self.parts.get, d.choices)))
-            if d.kind == "simplex"
-            else dataclasses.replace(d, name=self.dimensions[d.name])
-            for d in space.dimensions
-        )
-        groups = {
-            self.groups[g.name]: Group(
-                self.groups[g.name],
-                tuple(self.dimensions[m] for m in g.members),
-                self.dimensions.get(g.count),
-            )
-            for g in space.groups.values()
-        }
-        return Space(dimensions, groups)
-
-    def config(self, config: Mapping) -> dict:
-        return {
-            self.dimensions[name]: {self.parts[part]: weight for part, weight in value.items()}
-            if isinstance(value, Mapping)
-            else value
-            for name, value in config.items()
-        }
-
-
-def _renamed(experiments: Sequence[Experiment]) -> list[Experiment]:
-    """Rename all experiments of a task and source alike."""
-    made = list(experiments)
-    cells: dict[int, Cells] = {}
-    for places in _grouped(experiments, lambda e: (e.source, e.task)):
-        names = _Names.of([experiments[place].space for place in places])
-        for place in places:
-            e = experiments[place]
-            if id(e.cells) not in cells:
-                configurations = tuple(map(names.config, e.configurations))
-                cells[id(e.cells)] = Cells(names.space(e.space), configurations)
-            made[place] = dataclasses.replace(
-                e, cells=cells[id(e.cells)], default=names.config(e.default)
-            )
-    return made

@@ -1,4 +1,4 @@
-"""Costs: shared runs once, training and evidence in full, and where lines cross."""
+"""Costs: training and evidence in full, and where lines cross."""
 
 import math
 
@@ -6,7 +6,6 @@ import pyarrow as pa
 import pytest
 
 from autollm_jax.evaluation.cost import (
-    Cost,
     Group,
     Line,
     Spending,
@@ -14,15 +13,13 @@ from autollm_jax.evaluation.cost import (
     cheaper_from,
     cost_groups,
     expected_trials,
-    read_runs,
     summarise_costs,
 )
+from autollm_jax.evaluation.run_costs import Cost
 from autollm_jax.evaluation.runner import SCHEMA
 from autollm_jax.evaluation.summary import Results
-from autollm_jax.gym.experiments import load_experiments
-from autollm_jax.gym.tables import write_table
 
-from .conftest import SPACE, small
+from .conftest import small
 
 
 def line(fixed, each):
@@ -59,35 +56,6 @@ def test_random_search_goes_on_for_so_many_trials_as_expected():
     assert expected_trials(found, 5) == 7 / 2
 
 
-def row(experiment, run, flops, seconds=36.0, status="ok", **more):
-    return {
-        "experiment": experiment, "config.learning_rate": 0.001, "config.batch_size": 32,
-        "loss": 1.0 if status == "ok" else None, "flops": flops, "seconds": seconds, "seed": 0,
-        "status": status, "run": run, **more,
-    }  # fmt: skip
-
-
-def written(folder, rows, units=None):
-    entry = {
-        "context": {}, "fidelity": {"level": "low", "parameters": 1, "tokens": 1, "flops": 1},
-        "objective": {"metric": "loss", "goal": "minimize"}, "space": SPACE.to_json(),
-        "default": {"learning_rate": 0.001, "batch_size": 32}, "default_origin": "the tests",
-    }  # fmt: skip
-    names = dict.fromkeys(row["experiment"] for row in rows)
-    meta = {"format": 1, "source": "test", "task": "pretraining",
-            "experiments": dict.fromkeys(names, entry), "units": units or {}}  # fmt: skip
-    write_table(folder, meta, rows)
-    return load_experiments([folder])
-
-
-def evidence_cost(folder, rows, units=None):
-    found = written(folder, rows, units)
-    runs = read_runs([folder], found)
-    spending = Spending(Cost(), Cost(), (), runs, found)
-    results = Results(results_of({"m": [0.0]}), found)
-    return cost_groups(results, [small("x", "mid")], spending, [])[0].evidence
-
-
 def results_of(regrets):
     """One episode of `test/pretraining/x` a method, from its regrets by trial."""
     rows = [
@@ -97,29 +65,6 @@ def results_of(regrets):
         for method, series in regrets.items() for k, regret in enumerate(series)
     ]  # fmt: skip
     return pa.Table.from_pylist(rows, schema=SCHEMA)
-
-
-def test_a_run_that_two_experiments_share_is_paid_once(tmp_path):
-    rows = [row("a", "r1", 10.0), row("b", "r1", 10.0), row("b", "r2", 5.0)]
-    assert evidence_cost(tmp_path, rows).flops == 15.0
-    assert evidence_cost(tmp_path, rows).hours == pytest.approx(0.02)
-
-
-def test_without_run_names_a_cell_of_an_experiment_is_a_run(tmp_path):
-    rows = [row("a", None, 10.0), row("b", None, 10.0), row("b", None, 5.0, seed=1)]
-    for one in rows:
-        del one["run"]
-    assert evidence_cost(tmp_path, rows).flops == 25.0
-
-
-def test_seconds_that_are_not_published_are_unknown_and_not_free(tmp_path):
-    found = evidence_cost(tmp_path, [row("a", "r1", 10.0, seconds=None)])
-    assert found.flops == 10.0 and math.isnan(found.hours)
-
-
-def test_flops_per_token_are_no_cost_of_a_run(tmp_path):
-    found = evidence_cost(tmp_path, [row("a", "r1", 10.0)], {"flops": "6 N, per token"})
-    assert math.isnan(found.flops)
 
 
 REGRETS = {"agent": [0.2, 0.01], "slow": [0.2, 0.2], "halving": [0.03, 0.03]}

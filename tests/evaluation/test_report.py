@@ -8,8 +8,9 @@ import pytest
 
 from autollm_jax.baselines import BASELINES
 from autollm_jax.errors import UserError
-from autollm_jax.evaluation.cost import Cost, Spending
+from autollm_jax.evaluation.cost import Spending
 from autollm_jax.evaluation.report import write_report
+from autollm_jax.evaluation.run_costs import Cost
 from autollm_jax.evaluation.runner import evaluate, play_method
 from autollm_jax.gym.spaces import Dimension, Space
 from autollm_jax.gym.splits import Split
