@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import jax
+import optax
 from ml_collections import ConfigDict
 
 from autollm_jax.agent.curation import Recipe
@@ -14,15 +15,18 @@ from autollm_jax.agent.simulation import Trajectory
 from autollm_jax.checkpointing.checkpoints import Checkpoints
 from autollm_jax.data.tokenizer import Tokenizer
 from autollm_jax.errors import UserError
-from autollm_jax.gym.experiments import load_experiments
+from autollm_jax.gym.experiments import Experiment, load_experiments
 from autollm_jax.gym.splits import Split, split
-from autollm_jax.models import transformer
+from autollm_jax.gym.stress import Stress
+from autollm_jax.models import scaling, transformer
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl.grpo import GRPOHyperparameters
 from autollm_jax.rl.sampler import SamplerConfig
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer
-from autollm_jax.training.state import abstract_state
+from autollm_jax.training.state import abstract_state, init_state
+
+STRESS_PREFIX = "stress_"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +77,27 @@ class Job:
         return self.workdir / "trajectories" / "tokenizer.model"
 
     @property
+    def stress(self) -> Stress:
+        """What is done to the evidence that games come with."""
+        return Stress(**self.config.stress)
+
+    @property
     def results_path(self) -> Path:
-        return self.workdir / "evaluation" / "results.parquet"
+        """The results; those under stress are apart from the plain ones."""
+        folder = self.workdir / "evaluation"
+        if self.stress.label:
+            folder = folder / f"{STRESS_PREFIX}{self.stress.label}"
+        return folder / "results.parquet"
+
+    @property
+    def report_folder(self) -> Path:
+        folder = self.workdir / "report"
+        return folder / f"{STRESS_PREFIX}{self.stress.label}" if self.stress.label else folder
+
+    def stress_results(self) -> dict[str, Path]:
+        """Return the results of every stress that has been evaluated, by its label."""
+        found = (self.workdir / "evaluation").glob(f"{STRESS_PREFIX}*/results.parquet")
+        return {p.parent.name.removeprefix(STRESS_PREFIX): p for p in sorted(found)}
 
     def pairs_path(self, name: str) -> Path:
         return self.workdir / "trajectories" / f"pairs_{name}.jsonl"
@@ -84,6 +107,23 @@ class Job:
         """Training experiments, and held-out ones, sealed."""
         experiments = load_experiments(self.roots, self.config.gym.tasks)
         return split(experiments, self.config.protocol)
+
+    @property
+    def training(self) -> tuple[Experiment, ...]:
+        """The experiments that are learned from: those of `gym.trained_tasks`.
+
+        Raises:
+          UserError: there is none.
+        """
+        named = self.config.gym.trained_tasks
+        tasks = named.split(",") if named else list(self.config.gym.tasks)
+        found = tuple(e for e in self.split.training if e.task in tasks)
+        if not found:
+            raise UserError(
+                f"config.gym.trained_tasks={','.join(tasks)}: no training experiment; the tables "
+                f"have {', '.join(sorted({e.task for e in self.split.training}))}"
+            )
+        return found
 
     def pairs(self, name: str) -> list[Recipe]:
         """Read curation's pairs for distillation ("distill") or GRPO ("grpo")."""
@@ -103,7 +143,8 @@ class Job:
         """The policy's shape."""
         names = [field.name for field in dataclasses.fields(TransformerConfig)]
         policy = self.config.policy
-        return TransformerConfig(**{name: policy[name] for name in names if name in policy})
+        shape = TransformerConfig(**{name: policy[name] for name in names if name in policy})
+        return scaling.scaled(shape, policy.scale)
 
     def optimizer(self, stage: ConfigDict):
         """The optimizer of a stage."""
@@ -122,18 +163,21 @@ class Job:
         return PlayConfig(sizes, temperature=temperature, constrained=constrained)
 
     def parameters(self, stage: str):
-        """Restore the policy that a stage trained.
+        """Restore the policy that a stage trained; random parameters where it has no steps.
 
         Raises:
           UserError: the stage has not been run to its end.
         """
         model, checkpoints = self.model(), self.checkpoints(stage)
+        init, axes = functools.partial(transformer.init, model), transformer.logical_axes(model)
+        if not self.config[stage].steps:
+            key = jax.random.key(self.config.seed)
+            return init_state(init, axes, optax.identity(), key, self.mesh).params
         if checkpoints.latest() != self.config[stage].steps:
             raise UserError(
                 f"{checkpoints.directory}: no policy of {self.config[stage].steps} steps; "
                 f"run --stage={stage} first"
             )
-        init, axes = functools.partial(transformer.init, model), transformer.logical_axes(model)
         optimizer = self.optimizer(self.config[stage])
         state, _ = checkpoints.restore(abstract_state(init, axes, optimizer, self.mesh))
         return state.params

@@ -11,6 +11,7 @@ import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from autollm_jax import spending
 from autollm_jax import workdir as work_directory
 from autollm_jax.agent import curation, prompts
 from autollm_jax.agent.curation import CurationConfig
@@ -36,10 +37,13 @@ from autollm_jax.ground_truth.tasks import make_plan
 from autollm_jax.ground_truth.verify import incomparable
 from autollm_jax.ground_truth.verify import verify as verify_rows
 from autollm_jax.gym.environment import Episode
+from autollm_jax.gym.stress import distort
 from autollm_jax.gym.tables import read_table, table_paths
 from autollm_jax.job import Job
 from autollm_jax.rl.loop import GRPOLoopConfig, train_grpo
 from autollm_jax.training.loop import LoopConfig
+
+MOST_CUT = 0.1  # of the episodes, that may lose their end in distillation
 
 
 def run(config: ConfigDict, workdir: str, stage: str) -> None:
@@ -52,7 +56,8 @@ def run(config: ConfigDict, workdir: str, stage: str) -> None:
     job = Job.start(config, workdir)
     work_directory.claim(workdir, config.to_dict(), scoring)
     for name in PIPELINE if stage == "all" else (stage,):
-        STAGES[name](job)
+        with spending.timed(job, name):
+            STAGES[name](job)
 
 
 def ground_truth(job: Job) -> None:
@@ -130,7 +135,7 @@ def verify(job: Job) -> None:
 
 def curate(job: Job) -> None:
     """Write which pairs distillation and GRPO learn from."""
-    config, training = job.config, job.split.training
+    config, training = job.config, job.training
     steps = config.grpo.steps * config.grpo.groups
     # A family is costly to make, and its pairs are alike: many for distillation, which sees them in
     # random order, few for GRPO, whose steps take neighbours.
@@ -147,6 +152,7 @@ def curate(job: Job) -> None:
             synthetic=synthetic,
             unchanged=config.curate.unchanged,
             pairs_per_family=per_family,
+            **({} if config.gym.evidence else {"no_evidence": 1.0}),
         )
         lines = [recipe.to_json() + "\n" for recipe in curation.plan(training, settings)]
         write_atomic(path, "".join(lines))
@@ -157,9 +163,14 @@ def simulate(job: Job) -> None:
     """Play the researcher on every pair, and train the policy's vocabulary on his episodes."""
     config = job.config.simulate
     if not job.trajectories_path.exists():
-        settings = SimulationConfig(budget=job.config.gym.budget, perturbed=config.perturbed)
+        settings = SimulationConfig(
+            budget=job.config.gym.budget,
+            perturbed=config.perturbed,
+            reasoning=config.reasoning,
+            matching=job.config.gym.matching,
+        )
         recipes = job.pairs("distill")
-        played = simulate_all(job.split.training, recipes, settings, config.processes)
+        played = simulate_all(job.training, recipes, settings, config.processes)
         bar = tqdm(played, "simulate", len(recipes), unit="episode", dynamic_ncols=True)
         write_atomic(job.trajectories_path, "".join(t.to_json() + "\n" for t in bar))
     if not job.tokenizer_path.exists():
@@ -176,7 +187,7 @@ def simulate(job: Job) -> None:
 def distill_policy(job: Job) -> None:
     """Supervised fine-tuning on the researcher's turns."""
     config, checkpoints = job.config.distill, job.checkpoints("distill")
-    if checkpoints.latest() == config.steps:
+    if config.steps == 0 or checkpoints.latest() == config.steps:
         print(f"distill: done, {config.steps} steps")
         return
     tokenizer = job.tokenizer()
@@ -184,6 +195,13 @@ def distill_policy(job: Job) -> None:
         encode_conversation(tokenizer, trajectory.turns)
         for trajectory in tqdm(job.trajectories(), "encode", unit="episode", dynamic_ncols=True)
     ]
+    cut = [tokens for tokens, _ in conversations if len(tokens) > config.row_length]
+    if len(cut) > MOST_CUT * len(conversations):
+        raise UserError(
+            f"distill: {len(cut)} of {len(conversations)} episodes are longer than "
+            f"config.distill.row_length={config.row_length}, the longest has "
+            f"{max(map(len, cut))} tokens; raise it and config.policy.context"
+        )
     distill(
         dataclasses.replace(job.model(), dtype=config.dtype),
         LoopConfig(config.steps, config.microbatches, save_every=config.save_every),
@@ -203,15 +221,13 @@ def grpo(job: Job) -> None:
     if config.steps == 0 or checkpoints.latest() == config.steps:
         print(f"grpo: done, {config.steps} steps")
         return
-    recipes, training = job.pairs("grpo"), job.split.training
-    budget, penalty = job.config.gym.budget, job.config.gym.invalid_penalty
+    recipes, training, gym = job.pairs("grpo"), job.training, job.config.gym
+    terms = {"matching": gym.matching, "invalid_penalty": gym.invalid_penalty}
 
     def prompts_of_step(step):
         for recipe in recipes[step * config.groups : (step + 1) * config.groups]:
             pair = curation.build(recipe, training)
-            yield functools.partial(
-                Episode, pair.target, pair.evidence, budget, invalid_penalty=penalty
-            )
+            yield functools.partial(Episode, pair.target, pair.evidence, gym.budget, **terms)
 
     train_grpo(
         job.model(),
@@ -264,6 +280,8 @@ def evaluate_methods(job: Job) -> None:
         job.results_path,
         tables=table_hashes(job.roots),
         matching=config.gym.matching,
+        with_evidence=config.gym.evidence,
+        stress=job.stress,
     )
 
 
@@ -271,9 +289,11 @@ def report(job: Job) -> None:
     """Write report/summary.json and report/index.html, and print the headline."""
     summary = write_report(
         job.results_path,
-        job.split.held_out,
+        distort(job.split, job.stress).held_out,
         job.results_path.parent / "transcripts.jsonl",
-        job.workdir / "report",
+        job.report_folder,
+        stress_paths={} if job.stress.label else job.stress_results(),
+        spending=None if job.stress.label else spending.spending(job),
         provenance={
             "config": job.config.to_dict(),
             "tables (SHA-256)": table_hashes(job.roots),
@@ -281,12 +301,12 @@ def report(job: Job) -> None:
             "versions": package_versions(),
         },
     )
-    print(f"{'mean regret after':22}" + "".join(f"{k + ' trials':>12}" for k in ("1", "3", "5")))
+    shown = list(next(iter(summary["regret"].values()))["all"])
+    print(f"{'mean regret after':22}" + "".join(f"{k + ' trials':>12}" for k in shown))
     for method, tasks in summary["regret"].items():
-        means = [tasks["all"].get(k, {}).get("mean") for k in ("1", "3", "5")]
-        cells = "".join(f"{'-' if m is None else format(m, '.3f'):>12}" for m in means)
+        cells = "".join(f"{tasks['all'][k]['mean']:>12.3f}" for k in shown)
         print(f"{method:22}{cells}")
-    print(f"report: {job.workdir / 'report' / 'index.html'}")
+    print(f"report: {job.report_folder / 'index.html'}")
 
 
 # `all` runs these; `verify` runs when it is named.

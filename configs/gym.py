@@ -11,6 +11,8 @@ calls invalid, all of those on mixtures.
     python launch/main.py --config=configs/gym.py:smoke
 
 The same job with every part of it small: under two minutes; its figures mean nothing.
+
+Ablations and stress are flags; README lists them.
 """
 
 import runpy
@@ -39,7 +41,9 @@ def get_config(variant: str = "") -> ConfigDict:
     c.gym = ConfigDict()
     c.gym.roots = "gym_data"  # folders of outcome tables, comma between; {workdir} is --workdir
     c.gym.tasks = TASKS  # of the tables found there, and of our own
-    c.gym.budget = 5  # trials of an episode
+    c.gym.trained_tasks = ""  # those the agent is trained on, comma between; empty for all
+    c.gym.evidence = True  # whether anybody is shown cheaper experiments
+    c.gym.budget = 5  # trials of an episode; `policy.context` has to hold them
     c.gym.matching = True  # replace an unmeasured configuration by the nearest measured one
     c.gym.invalid_penalty = 0.05  # regret that an invalid action costs in the reward
 
@@ -62,6 +66,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.verify.rows = 5  # random rows of each own table to train again
 
     c.policy = ConfigDict()  # the agent's transformer
+    c.policy.scale = 1.0  # of the parameters, about: the widths below follow
     c.policy.vocab_size = 1024  # SentencePiece pieces, trained on the simulated trajectories
     c.policy.split_digits = False  # whole numbers may be pieces: turns are a third shorter
     c.policy.width = 128
@@ -83,11 +88,12 @@ def get_config(variant: str = "") -> ConfigDict:
     c.curate.unchanged = 0.1  # share of the tables' families that are not augmented
 
     c.simulate = ConfigDict()
+    c.simulate.reasoning = True  # whether turns have a think part
     c.simulate.perturbed = 0.25  # share of episodes with perturbed moves, to learn recovery
     c.simulate.processes = 2
 
     c.distill = ConfigDict()
-    c.distill.steps = 600
+    c.distill.steps = 600  # 0: GRPO starts from random parameters
     c.distill.batch_rows = 6  # twice as many updates as with 12, and better for it
     c.distill.microbatches = 1  # pieces that an update's gradient is summed over
     c.distill.row_length = 832  # tokens; short episodes share a row
@@ -96,7 +102,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.distill.optimizer = optimizer(3e-3, b2=0.98, weight_decay=0.05)
 
     c.grpo = ConfigDict()
-    c.grpo.steps = 12
+    c.grpo.steps = 12  # 0: the distilled policy is scored
     c.grpo.groups = 6  # pairs a step
     c.grpo.group_size = 8  # episodes a pair
     c.grpo.minibatch_rows = 16  # episodes an update sees
@@ -117,6 +123,12 @@ def get_config(variant: str = "") -> ConfigDict:
     c.evaluation.seeds = (0, 1, 2)
     c.evaluation.temperature = 0.0  # of the agent; 0 is greedy
     c.evaluation.constrained = True  # the agent's turns run measured, untried configurations only
+
+    c.stress = ConfigDict()  # of the evidence that games come with; results go to their own files
+    c.stress.kind = "none"  # none, thin, reverse, noise or rename (gym/stress.py)
+    c.stress.keep = 0.3  # thin: share of the evidence's configurations
+    c.stress.noise = 0.5  # noise: its deviation in units of regret
+    c.stress.seed = 0  # of what is drawn
 
     if variant == "smoke":
         shrink(c)

@@ -25,6 +25,43 @@ class Claim:
     true: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """Counts of what a think part states, and of what no claim covers.
+
+    Attributes:
+      n, true: claims that were read, and those of them that are true.
+      numbers, unchecked: numbers that are named, and those that stand in no claim.
+      words, unread: words, and those that neither stand in a claim nor join two (`_GLUE`).
+    """
+
+    n: int
+    true: int
+    numbers: int
+    unchecked: int
+    words: int
+    unread: int
+
+
+def audit(think: str, observation: Observation) -> Audit:
+    """Check every claim of a think part, and count what is not understood as any.
+
+    Args:
+      think: what stands between the think symbols.
+      observation: the state in which it was said.
+    """
+    claims = check_claims(think, observation)
+    rest = think
+    for pattern in (*(pattern for pattern, _ in _PATTERNS), _GLUE):
+        for found in re.finditer(pattern, think):
+            blank = " " * len(found.group(0))
+            rest = rest[: found.start()] + blank + rest[found.end() :]
+    numbers, unchecked = (len(re.findall(_NUMBER, text)) for text in (think, rest))
+    words, unread = (len(re.findall(r"\w[^\s,;]*", text)) for text in (think, rest))
+    true = sum(claim.true for claim in claims)
+    return Audit(len(claims), true, numbers, unchecked, words, unread)
+
+
 def check_claims(think: str, observation: Observation) -> list[Claim]:
     """Read the numeric and directional statements of a think part and check each.
 
@@ -93,6 +130,8 @@ def _lowest(observation, label, share, values):
     expected_R = listing.view(observation).expected_regrets(observation.trials)
     row = _listed(observation, label)
     brief = [r for r in np.flatnonzero(np.isfinite(expected_R)) if listing.is_brief(cells, int(r))]
+    if not brief:
+        return False
     lowest = listing.rounded(float(expected_R[brief].min()))
     return (
         row is not None
@@ -114,6 +153,10 @@ def _best(observation, where):
     return where == prompts.best_text(observation)
 
 
+# Numbers, not the digits of a name (w16, github2).
+_NUMBER = r"(?<![\w.])-?\d[\d.]*(?:e-?\d+)?[kMBT]?(?![A-Za-z_])"
+# Words that join claims and state nothing.
+_GLUE = r"\band\b"
 _TREND = f"({'|'.join(statements.TRENDS.values())})"
 _CELL = r"([^;<]+?)"
 _PATTERNS = (

@@ -22,8 +22,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from autollm_jax.agent import prompts
+from autollm_jax.agent.claims import Audit, audit
 from autollm_jax.agent.constraint import grammar_of
 from autollm_jax.agent.distillation import encode_turn
+from autollm_jax.agent.parsing import parse_action
 from autollm_jax.agent.playing import act
 from autollm_jax.agent.prompts import Turn
 from autollm_jax.errors import UserError
@@ -59,6 +61,7 @@ class Played:
     transcripts: each conversation's turns.
     rewards: each conversation's reward per agent turn; ending the episode early is a turn of
       reward 0.
+    audits: what the thinking of each agent turn states, where that was asked for.
     environment_seconds: time spent outside the policy: texts, tokens, parsing, look-ups.
     seconds: time in all.
     """
@@ -66,6 +69,7 @@ class Played:
     state: SamplerState
     transcripts: list[list[Turn]]
     rewards: list[list[float]]
+    audits: list[list[Audit]]
     environment_seconds: float
     seconds: float
 
@@ -82,6 +86,7 @@ def play(
     group_size: int = 1,
     rows: int | None = None,
     mesh: Mesh | None = None,
+    audited: bool = False,
 ) -> Played:
     """Play each episode to its end, all of them side by side.
 
@@ -98,16 +103,21 @@ def play(
       rows: the batch's size, a multiple of the group's, filled up with empty rows; the number of
         episodes by default. One size compiles once.
       mesh: as in `sampler.init_state`.
+      audited: whether to check what each turn's thinking states.
 
     Raises:
       ValueError: if the members of a group are on different experiments.
       UserError: if a first prompt leaves no room in the context.
     """
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-        return _play(model, params, tokenizer, config, episodes, seeds, key, group_size, rows, mesh)
+        return _play(
+            model, params, tokenizer, config, episodes, seeds, key, group_size, rows, mesh, audited
+        )
 
 
-def _play(model, params, tokenizer, config, episodes, seeds, key, group_size, rows, mesh) -> Played:
+def _play(
+    model, params, tokenizer, config, episodes, seeds, key, group_size, rows, mesh, audited
+) -> Played:
     began, outside = time.perf_counter(), 0.0
     stop_id = tokenizer.id_of(prompts.END_OF_TURN)
     first_of_group = episodes[::group_size]
@@ -123,7 +133,7 @@ def _play(model, params, tokenizer, config, episodes, seeds, key, group_size, ro
             f"prompt of {longest}; raise config.policy.context"
         )
     transcripts = [[prompts.environment_turn(text)] for text in opening for _ in range(group_size)]
-    rewards = [[] for _ in episodes]
+    rewards, audits = [[] for _ in episodes], [[] for _ in episodes]
     outside += time.perf_counter() - began
 
     empty = (rows or len(episodes)) - len(episodes)
@@ -162,6 +172,8 @@ def _play(model, params, tokenizer, config, episodes, seeds, key, group_size, ro
             episode = episodes[row]
             text = tokenizer.decode(tokens_BS[row, start_B[row] : end_B[row]].tolist())
             transcripts[row].append(prompts.agent_turn(text))
+            if audited:
+                audits[row].append(audit(parse_action(text).think, episode.tell()))
             spent = len(episode.rewards)
             trial = act(episode, text)
             if not episode.done:
@@ -178,7 +190,7 @@ def _play(model, params, tokenizer, config, episodes, seeds, key, group_size, ro
     state = dataclasses.replace(state, cache=(), logits_BV=np.zeros((len(seeds), 0)))
     state = jax.tree.map(lambda x: np.asarray(x)[: len(episodes)], state)
     seconds = time.perf_counter() - began
-    return Played(state, transcripts, rewards, outside, seconds)
+    return Played(state, transcripts, rewards, audits, outside, seconds)
 
 
 def rollout_batch(played: Played, turns: int) -> RolloutBatch:
@@ -280,7 +292,7 @@ class PolicyPlayer:
     rows: int = 64
     mesh: Mesh | None = None
 
-    def __call__(self, games: Sequence) -> list[str]:
+    def __call__(self, games: Sequence) -> list[dict]:
         transcripts = []
         for start in range(0, len(games), self.rows):
             batch = games[start : start + self.rows]
@@ -288,9 +300,12 @@ class PolicyPlayer:
             seeds = [row_seed(game.episode.experiment.id, game.seed) for game in batch]
             played = play(
                 self.model, self.params, self.tokenizer, self.config, episodes, seeds,
-                jax.random.key(0), rows=self.rows, mesh=self.mesh,
+                jax.random.key(0), rows=self.rows, mesh=self.mesh, audited=True,
             )  # fmt: skip
-            transcripts += [prompts.render(t) for t in played.transcripts]
+            transcripts += [
+                {"text": prompts.render(turns), "claims": list(map(dataclasses.asdict, audits))}
+                for turns, audits in zip(played.transcripts, played.audits, strict=True)
+            ]
         return transcripts
 
 

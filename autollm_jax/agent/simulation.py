@@ -57,6 +57,8 @@ class SimulationConfig:
       budget: trials per episode.
       perturbed: share of episodes with perturbed moves.
       perturbed_moves: share of an episode's moves that are perturbed, where it has any.
+      reasoning: whether turns have a think part.
+      matching: whether an unmeasured configuration is replaced by the nearest measured one.
       worst_regret: an episode that ends above this is left out of the training set (rejection
         sampling by hindsight; what was said in it is true either way).
     """
@@ -64,6 +66,8 @@ class SimulationConfig:
     budget: int = 5
     perturbed: float = 0.25
     perturbed_moves: float = 0.35
+    reasoning: bool = True
+    matching: bool = True
     worst_regret: float = 0.5
 
 
@@ -238,12 +242,14 @@ def simulate(
     config = config or SimulationConfig(perturbed=0.0, worst_regret=1.0)
     random = np.random.default_rng([seed, 20260511])
     moves = config.perturbed_moves if random.random() < config.perturbed else 0.0
-    episode = Episode(pair.target, pair.evidence, budget)
+    episode = Episode(pair.target, pair.evidence, budget, matching=config.matching)
     observation = episode.tell()
     turns = [prompts.environment_turn(prompts.describe(observation))]
     while True:
         perturbed = random.random() < moves
         text = _perturb(observation, random) if perturbed else respond(observation)
+        if not config.reasoning:
+            text = text[text.index(EXEC) :]
         turns.append(prompts.agent_turn(text, learned=not perturbed))
         trial = act(episode, text)
         if episode.done:

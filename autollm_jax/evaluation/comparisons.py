@@ -23,8 +23,7 @@ def cards(results: Results, focus: str) -> list[dict]:
         card = {"k": k, **show_interval(results.curve(focus, ALL)[k - 1]), "other": None}
         if others:
             mean, name = min(others)
-            difference = results.difference(focus, name, ALL)[k - 1]
-            cell = _difference(difference, _comparable_floor(results, ALL))
+            cell = difference_cell(results, focus, name, ALL, k)
             card["other"] = {"method": name, "mean": show_regret(mean), "cell": cell}
         found.append(card)
     return found
@@ -127,6 +126,12 @@ def _difference(interval: Interval, floor: float) -> dict:
     verdict = "better" if interval.high < 0 else "worse" if interval.low > 0 else "open"
     noisy = math.isfinite(floor) and abs(interval.mean) < floor and interval.mean != 0
     return {**show_interval(interval, signed=True), "verdict": verdict, "noisy": noisy}
+
+
+def difference_cell(results: Results, method: str, other: str, task: str, k: int) -> dict:
+    """Return by how much a method's regret after k trials is below another's, and the verdict."""
+    difference = results.difference(method, other, task)[k - 1]
+    return _difference(difference, _comparable_floor(results, task))
 
 
 def _comparable_floor(results: Results, task: str) -> float:

@@ -15,6 +15,11 @@ def show_name(name: str) -> str:
     return name.replace("_", " ")
 
 
+def show_task(name: str) -> str:
+    """Write the name of a task, or of what stands for all of them."""
+    return "all tasks" if name == "all" else show_name(name)
+
+
 def show_value(value) -> str:
     """Write a choice as a short plain value: 3.5e-4, 256, 1.5."""
     if isinstance(value, bool | str) or value is None:

@@ -10,9 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from autollm_jax.errors import UserError
-from autollm_jax.evaluation import comparisons, details, maps
+from autollm_jax.evaluation import comparisons, details, maps, proof
+from autollm_jax.evaluation.cost import Spending, cost_groups, summarise_costs
 from autollm_jax.evaluation.curves import method_panels
-from autollm_jax.evaluation.formats import show_name
+from autollm_jax.evaluation.formats import show_name, show_task
+from autollm_jax.evaluation.reasoning import summarise_claims
 from autollm_jax.evaluation.summary import ALL, Results, experiment_id, summarise
 from autollm_jax.files import write_atomic, write_json_atomic
 from autollm_jax.gym.experiments import Experiment, reveal
@@ -42,6 +44,10 @@ GLOSSARY = {
     "means it counts 1 at most. A difference is compared with it where every experiment has one.",
     "matched": "The proposed configuration was not measured; the nearest measured one answered.",
     "invalid": "The proposal held nothing that could be run. It spends a trial and scores 1.",
+    "claim": "A statement of the thinking that can be checked: a number or a direction. Each is "
+    "checked against the tables that were seen, not against the prompt's words.",
+    "break-even": "The number of experiments from which the agent's cumulative cost, training "
+    "included, stays below every other method's.",
     "held out": "Not seen in training, by any method: its outcomes come from trials alone.",
 }
 
@@ -53,6 +59,8 @@ def write_report(
     out_dir: str | os.PathLike,
     agent_method: str = "agent",
     provenance: Mapping | None = None,
+    stress_paths: Mapping[str, Path] | None = None,
+    spending: Spending | None = None,
 ) -> dict:
     """Write the summary and the page.
 
@@ -63,9 +71,12 @@ def write_report(
       out_dir: where `summary.json` and `index.html` go.
       agent_method: the method in focus; where it is not in the results, the best one is.
       provenance: what to state about the run: nested mappings of plain values.
+      stress_paths: `results.parquet` of each stress, by its label.
+      spending: what training and evidence cost; without it there is no section on cost.
 
     Returns:
-      The summary.
+      The summary: see `summarise`, and under "claims", "stress" and "cost" `summarise_claims`,
+      `summarise_stress` and `summarise_costs` (the last only with `spending`).
 
     Raises:
       UserError: the results cannot be read or hold no trial.
@@ -75,14 +86,27 @@ def write_report(
     scored = {experiment_id(row) for row in rows}
     opened = [reveal(e) for e in sorted(experiments, key=lambda e: e.id) if e.id in scored]
     results = Results(table, opened)
-    summary = summarise(results)
+    transcripts = _read_transcripts(transcripts_path)
+    stressed = proof.stress_results(stress_paths or {}, opened)
+    groups = cost_groups(results, opened, spending, transcripts) if spending else []
+    summary = summarise(results) | {
+        "claims": summarise_claims(transcripts),
+        "stress": proof.summarise_stress(stressed),
+    }
+    if spending:
+        summary["cost"] = summarise_costs(groups, agent_method, spending)
     page = render(
         results,
         rows,
         opened,
-        _read_transcripts(transcripts_path),
+        transcripts,
         agent_method,
         provenance or {},
+        {
+            "claims": proof.claim_rows(summary["claims"], agent_method),
+            "stress": proof.stress_rows(results, stressed, agent_method) if stressed else [],
+            "cost": proof.cost_view(groups, agent_method, spending.training) if spending else None,
+        },
     )
     write_json_atomic(Path(out_dir) / "summary.json", summary)
     write_atomic(Path(out_dir) / "index.html", page)
@@ -96,6 +120,7 @@ def render(
     transcripts: Sequence[Mapping],
     agent_method: str,
     provenance: Mapping,
+    proofs: Mapping,
 ) -> str:
     """Return the page.
 
@@ -106,6 +131,7 @@ def render(
       transcripts: of any methods.
       agent_method: the method in focus, or the best one where it is not in the results.
       provenance: see `write_report`.
+      proofs: what the sections on claims, stress and cost show; empty ones are left out.
     """
     has_agent = agent_method in results.methods
     focus = agent_method
@@ -144,9 +170,12 @@ def render(
             {"method": m, "invalid": results.invalid_rate[m], "matched": results.matched_rate[m]}
             for m in methods
         ],
+        validity=proof.validity_rows(results, focus),
+        **proofs,
         provenance=_flatten(provenance),
         glossary=GLOSSARY,
         label=show_name,
+        label_task=show_task,
     )
 
 

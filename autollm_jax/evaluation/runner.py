@@ -22,9 +22,11 @@ from tqdm import tqdm
 
 from autollm_jax import baselines
 from autollm_jax.baselines.base import Problem
+from autollm_jax.errors import UserError
 from autollm_jax.files import write_atomic
 from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.splits import Split, evidence_for
+from autollm_jax.gym.stress import Stress, distort
 from autollm_jax.gym.tables import find_tables
 
 SCHEMA = pa.schema(
@@ -46,7 +48,7 @@ SCHEMA = pa.schema(
     ]
 )
 # Part of every digest: raise it where games or rows change their meaning.
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,13 @@ class Game:
     seed: int
 
 
+# What is kept of a game besides its trials: its text, or a mapping of JSON values, `text` and
+#   claims: per turn, counts of what its thinking states (`agent.claims.Audit`);
+#   evidence_flops: what the game's own cheap runs cost, for a method that is not given any.
+Transcript = str | Mapping
 # A player plays each game to its end. It may return one transcript a game, in their order; it may
 # carry `identity: str`, all that its play depends on besides the games (a checkpoint's hash).
-Player = Callable[[Sequence[Game]], Sequence[str] | None]
+Player = Callable[[Sequence[Game]], Sequence[Transcript] | None]
 
 
 @dataclass(frozen=True)
@@ -76,13 +82,18 @@ class MethodPlayer:
             digest.update(path.read_bytes())
         return digest.hexdigest()
 
-    def __call__(self, games: Sequence[Game]) -> None:
+    def __call__(self, games: Sequence[Game]) -> list[Transcript] | None:
+        spent = []
         for game in games:
             episode = game.episode
             problem = Problem(episode.experiment, episode.evidence, episode.budget)
             method = self.method(problem, game.seed)
             while not episode.done:
                 method.tell(episode.exec_config(method.ask()))
+            spent.append(getattr(method, "evidence_flops", None))
+        if any(flops is None for flops in spent):
+            return None
+        return [{"text": None, "evidence_flops": float(flops)} for flops in spent]
 
 
 def play_method(method: type) -> MethodPlayer:
@@ -100,6 +111,8 @@ def evaluate(
     *,
     tables: Mapping[str, str],
     matching: bool = True,
+    with_evidence: bool = True,
+    stress: Stress | None = None,
     progress: bool = True,
 ) -> pa.Table:
     """Score players on the held-out experiments; resumes method by method.
@@ -114,6 +127,8 @@ def evaluate(
       tables: `table_hashes` of the roots that the split is from: with other tables, players play
         again. (The outcomes themselves are sealed to this module as well.)
       matching: whether an unmeasured configuration is replaced by the nearest measured one.
+      with_evidence: whether games come with any evidence.
+      stress: what is done to the evidence, for every player alike; nothing where None.
       progress: whether to show a progress bar (on a terminal).
 
     Returns:
@@ -122,16 +137,22 @@ def evaluate(
       and the methods.
 
     Raises:
-      ValueError: there is nothing to score.
+      UserError: there is nothing to score.
       RuntimeError: a player left a game unended or returned another number of transcripts.
     """
-    path = Path(path)
+    path, stress = Path(path), stress or Stress()
+    split = distort(split, stress)
     targets = [e for e in split.held_out if tasks is None or e.task in set(tasks)]
     targets.sort(key=lambda e: e.id)
     if not targets or not seeds:
-        raise ValueError("nothing to score: no held-out experiment of these tasks, or no seed")
-    evidence = {e.id: evidence_for(e, split.training) for e in targets}
-    games_digest = _digest_games(targets, budget, seeds, matching, tables)
+        raise UserError(
+            "nothing to score: the tables have no experiment of these tasks at the level that "
+            "config.protocol holds out, or config.evaluation.seeds is empty"
+        )
+    evidence = {e.id: evidence_for(e, split.training) if with_evidence else () for e in targets}
+    # Only what differs from the plain terms is named, so that a new term replays no old game.
+    terms = ([] if with_evidence else ["no evidence"]) + ([str(stress)] if stress.label else [])
+    games_digest = _digest_games(targets, budget, seeds, matching, tables, terms)
     parts, transcripts = [], []
     bar = tqdm(players.items(), "evaluate", unit="method", disable=None if progress else True)
     for name, player in bar:
@@ -177,9 +198,9 @@ def _play(name: str, player: Player, games: Sequence[Game]) -> tuple[list[dict],
             "source": game.episode.experiment.source,
             "experiment": game.episode.experiment.name,
             "seed": game.seed,
-            "text": text,
+            **(said if isinstance(said, Mapping) else {"text": said}),
         }
-        for game, text in zip(games, texts or [], strict=bool(texts))
+        for game, said in zip(games, texts or [], strict=bool(texts))
     ]
     return rows, transcripts
 
@@ -209,9 +230,10 @@ def _digest_of(part: Path) -> str | None:
     return metadata.get(b"digest", b"").decode()
 
 
-def _digest_games(targets, budget, seeds, matching, tables) -> str:
+def _digest_games(targets, budget, seeds, matching, tables, terms) -> str:
     ids = [target.id for target in targets]
     described = [VERSION, ids, budget, list(map(int, seeds)), matching, sorted(tables.items())]
+    described += terms
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
 

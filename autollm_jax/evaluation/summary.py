@@ -99,11 +99,13 @@ class Results:
         self._curves: dict[tuple, tuple[Interval, ...]] = {}
         self.invalid_rate = {m: _share(trials[m], lambda row: not row["valid"]) for m in trials}
         self.matched_rate = {m: _share(trials[m], lambda row: row["matched"]) for m in trials}
+        self._trials = trials
 
     @property
     def budgets(self) -> tuple[int, ...]:
-        """Return those of 1, 3, 5 that the budget reaches."""
-        return tuple(k for k in BUDGETS if k <= self.budget)
+        """Return those of 1, 3, 5 that the budget reaches, and a larger budget itself."""
+        beyond = (self.budget,) if self.budget > BUDGETS[-1] else ()
+        return tuple(k for k in BUDGETS if k <= self.budget) + beyond
 
     def chosen(self, task: str, source: str | None = None) -> np.ndarray:
         """Return the numbers of the units of a task (or `all`), of one source where it is given."""
@@ -147,6 +149,31 @@ class Results:
         ]
         return self._best[method][chosen].mean(0)
 
+    def reached(self, method: str, threshold: float) -> dict[Unit, int | None]:
+        """Return each episode's first trial with at most this regret, None where there is none."""
+        return {
+            unit: next((k + 1 for k, r in enumerate(best_K) if r <= threshold), None)
+            for unit, best_K in zip(self.units, self._best[method], strict=True)
+        }
+
+    def validity(self, method: str, task: str) -> dict[str, dict]:
+        """Return what share of a method's trials was invalid or matched, by trial.
+
+        Returns:
+          {"1": {"invalid", "matched", "n"}, ...} up to the budget; of a trial that no episode
+          came to, both shares are None.
+        """
+        rows = [row for row in self._trials[method] if task in (ALL, row["task"])]
+        shares = {}
+        for k in range(1, self.budget + 1):
+            at_k = [row for row in rows if row["trial"] == k]
+            shares[str(k)] = {
+                "invalid": _share(at_k, lambda row: not row["valid"]) if at_k else None,
+                "matched": _share(at_k, lambda row: row["matched"]) if at_k else None,
+                "n": len(at_k),
+            }
+        return shares
+
     def floor(self, task: str) -> tuple[float, int]:
         """Return the mean noise floor of those experiments that have one, and how many have.
 
@@ -167,7 +194,9 @@ def summarise(results: Results) -> dict:
     Returns:
       {"regret": {METHOD: {TASK: {"1": {"mean", "low", "high", "n"}, "3": …, "5": …}}},
       "invalid_rate": {METHOD: share}}, with a TASK named `all`; budgets above the
-      episodes' are left out. `n` counts episodes. Beside them:
+      episodes' are left out, one above 5 is there too. `n` counts episodes. Beside them:
+      "regret_by_trial": {METHOD: {TASK: [mean after 1, 2, … trials]}},
+      "validity": {METHOD: {TASK: see `Results.validity`}},
       "regret_by_source": {METHOD: {"SOURCE/TASK": as above}},
       "counts": {TASK: {"experiments", "clusters" (of experiments that share their runs)}},
       "noise_floor": {EXPERIMENT ID: in units of regret, null where nothing was repeated}.
@@ -181,6 +210,13 @@ def summarise(results: Results) -> dict:
     return {
         "regret": {m: {task: cells(m, task) for task in tasks} for m in results.methods},
         "invalid_rate": results.invalid_rate,
+        "regret_by_trial": {
+            m: {task: [i.mean for i in results.curve(m, task)] for task in tasks}
+            for m in results.methods
+        },
+        "validity": {
+            m: {task: results.validity(m, task) for task in tasks} for m in results.methods
+        },
         "regret_by_source": {
             m: {
                 f"{source}/{task}": cells(m, task, source)

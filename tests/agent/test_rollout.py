@@ -8,7 +8,7 @@ import pytest
 from autollm_jax.agent import prompts, rollout, synthetic
 from autollm_jax.agent.curation import CurationConfig, build, plan
 from autollm_jax.agent.distillation import encode_conversation, encode_turn
-from autollm_jax.agent.simulation import SimulationConfig, simulate
+from autollm_jax.agent.simulation import SimulationConfig, respond, simulate
 from autollm_jax.data.tokenizer import train_tokenizer
 from autollm_jax.errors import UserError
 from autollm_jax.evaluation.runner import Game
@@ -216,13 +216,38 @@ def test_saying_done_ends_the_episode_without_a_trial(monkeypatch, model, params
     assert played.rewards == [[0]]
 
 
+def test_what_the_thinking_states_is_checked_in_the_state_in_which_it_was_said(
+    monkeypatch, model, params, tokenizer, pairs
+):
+    (episode,) = episodes_of(pairs[:1])
+    first = respond(episode.tell())
+    ids = tokenizer.encode(first)
+
+    def parrot(model, params, config, state, key, **options):
+        return sampler.append(model, params, config, state, [ids])
+
+    monkeypatch.setattr(rollout.sampler, "generate", parrot)
+    player = rollout.policy_player(model, params, tokenizer, CONFIG, rows=1)
+    (said,) = player([Game(episode, seed=0)])
+    assert len(said["claims"]) == len(episode.trials) == BUDGET
+    before, after = said["claims"][:2]
+    assert before["n"] == before["true"] > 0 == before["unread"]
+    # What was the lowest forecast has been tried: said again, it is false.
+    assert after["n"] == before["n"] and after["true"] < after["n"]
+
+
+def test_only_what_is_scored_is_checked(group):
+    _, played = group
+    assert played.audits == [[]] * 4
+
+
 def test_a_player_plays_a_game_alike_in_any_batch(model, params, tokenizer, pairs):
     def texts(chosen, rows):
         games = [Game(episode, seed=5) for episode in episodes_of(chosen)]
         player = rollout.policy_player(model, params, tokenizer, CONFIG, rows=rows)
         transcripts = player(games)
         assert all(game.episode.done for game in games)
-        return transcripts
+        return [transcript["text"] for transcript in transcripts]
 
     together, last_alone = texts(pairs[:3], rows=4), texts(pairs[2:3], rows=2)
     assert together[2] == last_alone[0]

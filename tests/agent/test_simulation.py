@@ -164,3 +164,24 @@ def test_two_processes_play_what_one_plays(family):
     alone = list(simulate_all(family, recipes, config))
     assert list(simulate_all(family, recipes, config, processes=2)) == alone
     assert len(alone) == 24
+
+
+def test_without_reasoning_the_same_actions_are_taken_without_a_think_part(family, recipe):
+    pair = Pair(family[-1], tuple(family[:-1]), recipe)
+    config = SimulationConfig(perturbed=0.0, worst_regret=1.0)
+    spoken = simulate(pair, 0, 3, config)
+    silent = simulate(pair, 0, 3, dataclasses.replace(config, reasoning=False))
+    assert silent.regrets == spoken.regrets
+    for a, b in zip(silent.turns, spoken.turns, strict=True):
+        if a.role == "agent":
+            assert "think" not in a.text and b.text.endswith(a.text) and len(a.text) < len(b.text)
+
+
+def test_with_matching_off_an_unmeasured_move_is_invalid(family):
+    def messages(matching):
+        config = SimulationConfig(perturbed=1.0, perturbed_moves=1.0, matching=matching)
+        played = [simulate(Pair(family[-1], (), None), n, 5, config) for n in range(30)]
+        return "".join(t.text for t in played)
+
+    assert "not measured, nearest is" in messages(True)
+    assert "not measured, nearest is" not in messages(False)

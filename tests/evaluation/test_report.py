@@ -8,10 +8,13 @@ import pytest
 
 from autollm_jax.baselines import BASELINES
 from autollm_jax.errors import UserError
+from autollm_jax.evaluation.cost import Spending
 from autollm_jax.evaluation.report import write_report
+from autollm_jax.evaluation.run_costs import Cost
 from autollm_jax.evaluation.runner import evaluate, play_method
 from autollm_jax.gym.spaces import Dimension, Space
 from autollm_jax.gym.splits import Split
+from autollm_jax.gym.stress import Stress, distort
 
 from .conftest import BATCHES, RATES, small
 
@@ -198,3 +201,66 @@ def test_each_task_has_an_episode_of_its_own(small_split, tmp_path):
     held_out = (*small_split.held_out, *(e.sealed() for e in objectives("m", 2)))
     _, page = write(Split(small_split.training, held_out), tmp_path)
     assert page.count("One episode in full") == 2
+
+
+def talks(games):
+    """Play as `agent` does, with counted claims."""
+    counts = {"n": 4, "true": 3, "numbers": 5, "unchecked": 1, "words": 10, "unread": 2}
+    return [{"text": text, "claims": [counts] * 2} for text in agent(games)]
+
+
+def proven(split, folder, spending=None):
+    """Write a report on an agent that talks, with one stress."""
+    paths = {}
+    for stress in (Stress(), Stress("thin")):
+        path = folder / f"evaluation{stress.label}" / "results.parquet"
+        players = {"agent": talks, "random": play_method(BASELINES["random"])}
+        evaluate(players, split, None, 3, (0,), path, tables={}, progress=False, stress=stress)
+        paths[stress.label] = path
+    plain = paths.pop("")
+    transcripts = plain.parent / "transcripts.jsonl"
+    summary = write_report(
+        plain, split.held_out, transcripts, folder / "report", stress_paths=paths,
+        spending=spending,
+    )  # fmt: skip
+    return summary, (folder / "report" / "index.html").read_text()
+
+
+def test_claims_and_validity_have_sections(small_split, tmp_path):
+    summary, page = proven(small_split, tmp_path)
+    assert summary["claims"]["agent"]["pretraining"]["true"] == 0.75
+    assert summary["validity"]["agent"]["all"]["2"]["invalid"] == 1.0
+    assert 'id="claims"' in page and "<b>75.0 %</b>" in page and 'id="validity"' in page
+
+
+def test_stress_has_a_section_with_the_plain_results_first(small_split, tmp_path):
+    summary, page = proven(small_split, tmp_path)
+    assert summary["stress"]["thin_0.3"]["random"]["all"]["1"]["n"] == 2
+    assert page.index("as it is") < page.index("thin 0.3")
+
+
+def test_a_renamed_experiments_landscape_is_drawn_with_its_new_names(small_split, tmp_path):
+    stress, path = Stress("rename"), tmp_path / "evaluation" / "results.parquet"
+    players = {"random": play_method(BASELINES["random"])}
+    evaluate(players, small_split, None, 3, (0,), path, tables={}, progress=False, stress=stress)
+    held_out = distort(small_split, stress).held_out
+    write_report(path, held_out, None, tmp_path / "report")
+    assert "x1" in (tmp_path / "report" / "index.html").read_text()
+
+
+@pytest.mark.parametrize("hours", [1.0, float("nan")])
+def test_cost_has_a_section_that_says_what_is_unknown(small_split, tmp_path, hours):
+    everyone = (*small_split.training, *small_split.held_out)
+    runs = {e.id: {(e.id,): Cost(10.0, hours)} for e in everyone}
+    spending = Spending(Cost(5.0, 1.0), Cost(1.0, 0.0), ("agent",), runs, small_split.training)
+    summary, page = proven(small_split, tmp_path, spending)
+    group = summary["cost"]["groups"]["test/pretraining"]
+    assert (group["evidence"]["flops"], group["run"]["flops"]) == (20.0, 10.0)
+    assert 'id="cost"' in page
+    assert ("Hours are not published for test/pretraining" in page) == (hours != 1.0)
+    assert json.loads((tmp_path / "report" / "summary.json").read_text()) == summary
+
+
+def test_without_claims_stress_and_spending_there_are_no_such_sections(small_split, tmp_path):
+    _, page = write(small_split, tmp_path)
+    assert not any(f'id="{name}"' in page for name in ("claims", "stress", "cost"))

@@ -6,8 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from autollm_jax.baselines import BASELINES
+from autollm_jax.errors import UserError
 from autollm_jax.evaluation.runner import SCHEMA, evaluate, play_method, table_hashes
 from autollm_jax.evaluation.summary import Results, summarise
+from autollm_jax.gym.splits import Split
+from autollm_jax.gym.stress import Stress
 
 TABLES = {"test/pretraining.parquet": "abc"}
 
@@ -109,7 +112,16 @@ def test_a_killed_evaluation_goes_on_with_the_missing_method(small_split, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "change", [{"budget": 2}, {"seeds": (0,)}, {"matching": False}, {"tables": {"x": "y"}}]
+    "change",
+    [
+        {"budget": 2},
+        {"seeds": (0,)},
+        {"matching": False},
+        {"tables": {"x": "y"}},
+        {"with_evidence": False},
+        {"stress": Stress("thin")},
+        {"stress": Stress("noise")},
+    ],
 )
 def test_a_changed_setting_is_played_again(small_split, tmp_path, change):
     player = Scripted([MEASURED])
@@ -191,3 +203,63 @@ def test_table_hashes_follow_the_files(tmp_path):
     (folder / "pretraining.json").write_text("two")
     after = table_hashes([tmp_path])
     assert {k for k in before if before[k] != after[k]} == {"test/pretraining.json"}
+
+
+def test_every_player_gets_the_same_stressed_evidence(small_split, tmp_path):
+    players = {"a": Scripted([MEASURED]), "b": Scripted([OFF_GRID])}
+    run(players, small_split, tmp_path, stress=Stress("thin", keep=0.5))
+    seen = [
+        [[(x.id, x.configurations) for x in g.episode.evidence] for g in player.games]
+        for player in players.values()
+    ]
+    assert seen[0] == seen[1]
+    assert all(len(cells) == 6 for _, cells in seen[0][0])  # of 11
+
+
+def test_stress_leaves_the_score_of_a_configuration_as_it_is(small_split, tmp_path):
+    plain = run({"a": Scripted([MEASURED])}, small_split, tmp_path / "plain")
+    for kind in ("thin", "reverse", "noise"):
+        stressed = run(
+            {"a": Scripted([MEASURED])}, small_split, tmp_path / kind, stress=Stress(kind)
+        )
+        assert stressed.equals(plain)
+
+
+def test_without_evidence_nobody_gets_any(small_split, tmp_path):
+    player = Scripted([MEASURED])
+    run({"a": player}, small_split, tmp_path, with_evidence=False)
+    assert all(game.episode.evidence == () for game in player.games)
+
+
+@pytest.mark.parametrize("change", [{"with_evidence": False}, *(
+    {"stress": Stress(kind, keep=0.1)} for kind in ("thin", "reverse", "noise", "rename")
+)], ids=str)  # fmt: skip
+def test_every_baseline_plays_under_every_stress(small_split, tmp_path, change):
+    players = {name: play_method(cls) for name, cls in BASELINES.items()}
+    rows = run(players, small_split, tmp_path, **change).to_pylist()
+    assert {row["method"] for row in rows} == set(BASELINES)
+    assert all(row["valid"] and not row["matched"] for row in rows)
+
+
+def test_what_a_game_carries_besides_its_text_is_written_with_it(small_split, tmp_path):
+    def player(games):
+        Scripted([MEASURED])(games)
+        return [{"text": "said", "claims": [{"n": 1}]} for _ in games]
+
+    run({"a": player}, small_split, tmp_path)
+    first = json.loads((tmp_path / "transcripts.jsonl").read_text().splitlines()[0])
+    assert (first["text"], first["claims"], first["method"]) == ("said", [{"n": 1}], "a")
+
+
+def test_a_method_that_makes_cheap_runs_itself_says_what_they_cost(small_split, tmp_path):
+    class Halving(BASELINES["random"]):
+        evidence_flops = 12.0
+
+    run({"halving": play_method(Halving)}, small_split, tmp_path)
+    lines = (tmp_path / "transcripts.jsonl").read_text().splitlines()
+    assert [json.loads(line)["evidence_flops"] for line in lines] == [12.0] * 4
+
+
+def test_a_protocol_that_holds_nothing_out_is_a_users_error(small_split, tmp_path):
+    with pytest.raises(UserError, match="nothing to score.*config.protocol"):
+        run({"a": Scripted([MEASURED])}, Split(small_split.training, ()), tmp_path)

@@ -91,3 +91,37 @@ def test_counts_tell_experiments_from_clusters():
     regrets = {"data_mixture": {e.name: {"a": 0.5} for e in experiments}}
     counts = summarise(Results(table(regrets), experiments))["counts"]
     assert counts["data_mixture"] == {"experiments": 3, "clusters": 1}
+
+
+def trials(*valid_and_matched, budget=3):
+    """One episode of the given trials."""
+    (row,) = table({"grpo": {"x": {"a": 0.5}}}).to_pylist()
+    rows = [
+        {**row, "trial": k + 1, "valid": valid, "matched": matched, "regret": 1 / (k + 1)}
+        for k, (valid, matched) in enumerate(valid_and_matched)
+    ]
+    metadata = {"budget": str(budget), "methods": '["a"]'}
+    return Results(pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata)))
+
+
+def test_validity_is_told_trial_by_trial():
+    read = trials((True, False), (False, False), (True, True), budget=4)
+    by_trial = summarise(read)["validity"]["a"]["grpo"]
+    assert by_trial["1"] == {"invalid": 0.0, "matched": 0.0, "n": 1}
+    assert by_trial["2"]["invalid"] == 1.0 and by_trial["3"]["matched"] == 1.0
+    assert by_trial["4"] == {"invalid": None, "matched": None, "n": 0}
+    assert read.validity("a", "all") == by_trial
+
+
+def test_a_budget_above_five_is_summarised_too():
+    read = trials(*[(True, False)] * 10, budget=10)
+    summary = summarise(read)
+    assert list(summary["regret"]["a"]["all"]) == ["1", "3", "5", "10"]
+    assert summary["regret"]["a"]["all"]["10"]["mean"] == pytest.approx(0.1)
+    assert summary["regret_by_trial"]["a"]["all"] == pytest.approx([1 / k for k in range(1, 11)])
+
+
+def test_reaching_a_threshold_takes_the_first_trial_at_it():
+    read = trials(*[(True, False)] * 3)
+    assert list(read.reached("a", 0.5).values()) == [2]
+    assert list(read.reached("a", 0.1).values()) == [None]

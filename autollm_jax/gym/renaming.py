@@ -1,0 +1,85 @@
+"""Neutral names for dimensions and a mixture's components: x1, x2.1, part3."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from autollm_jax.gym.cells import Cells
+from autollm_jax.gym.experiments import Experiment
+from autollm_jax.gym.groups import Group
+from autollm_jax.gym.spaces import Dimension, Space
+
+
+def grouped(experiments: Sequence[Experiment], key: Callable) -> Iterator[list[int]]:
+    """Yield the positions of the experiments that share a key."""
+    places: dict = {}
+    for place, experiment in enumerate(experiments):
+        places.setdefault(key(experiment), []).append(place)
+    yield from places.values()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Names:
+    """New names: of dimensions, of groups, and of mixtures' components."""
+
+    dimensions: Mapping[str, str]
+    groups: Mapping[str, str]
+    parts: Mapping[str, str]
+
+    @classmethod
+    def of(cls, spaces: Sequence[Space]) -> "_Names":
+        """Number what the spaces name, in order; a name that two of them share stays shared."""
+        dimensions, groups, parts, axes = {}, {}, {}, {}
+        for space in spaces:
+            group_of = {m: g for g in space.groups.values() for m in g.members}
+            for dimension in space.dimensions:
+                name, group = dimension.name, group_of.get(dimension.name)
+                axis = name if group is None else group.name
+                dimensions[name] = new = axes.setdefault(axis, f"x{len(axes) + 1}")
+                if group is not None:
+                    groups[axis] = new
+                    dimensions[name] = f"{new}.{group.members.index(name) + 1}"
+                for part in dimension.choices if dimension.kind == "simplex" else ():
+                    parts.setdefault(part, f"part{len(parts) + 1}")
+        return cls(dimensions, groups, parts)
+
+    def space(self, space: Space) -> Space:
+        dimensions = tuple(
+            Dimension(self.dimensions[d.name], d.kind, tuple(map(self.parts.get, d.choices)))
+            if d.kind == "simplex"
+            else dataclasses.replace(d, name=self.dimensions[d.name])
+            for d in space.dimensions
+        )
+        groups = {
+            self.groups[g.name]: Group(
+                self.groups[g.name],
+                tuple(self.dimensions[m] for m in g.members),
+                self.dimensions.get(g.count),
+            )
+            for g in space.groups.values()
+        }
+        return Space(dimensions, groups)
+
+    def config(self, config: Mapping) -> dict:
+        return {
+            self.dimensions[name]: {self.parts[part]: weight for part, weight in value.items()}
+            if isinstance(value, Mapping)
+            else value
+            for name, value in config.items()
+        }
+
+
+def renamed_alike(experiments: Sequence[Experiment]) -> list[Experiment]:
+    """Rename all experiments of a task and source alike."""
+    made = list(experiments)
+    cells: dict[int, Cells] = {}
+    for places in grouped(experiments, lambda e: (e.source, e.task)):
+        names = _Names.of([experiments[place].space for place in places])
+        for place in places:
+            e = experiments[place]
+            if id(e.cells) not in cells:
+                configurations = tuple(map(names.config, e.configurations))
+                cells[id(e.cells)] = Cells(names.space(e.space), configurations)
+            made[place] = dataclasses.replace(
+                e, cells=cells[id(e.cells)], default=names.config(e.default)
+            )
+    return made

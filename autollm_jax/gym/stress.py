@@ -1,0 +1,264 @@
+"""Stress: evidence that is scarce, reversed, noisy or nameless, the same for every method.
+
+    thin     a share of the evidence's runs is kept; optima and medians are those of what is left
+    reverse  outcomes are mirrored along the axis that matters most, so that good values lie at its
+             other end; of a mixture, the component that helps most and the one that hurts most
+             exchange their weights
+    noise    normal noise is added to the outcomes
+    rename   dimensions and a mixture's components get neutral names, in the target as well
+
+Only what a game is given changes: the targets' outcomes, and whatever was trained before, do not.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from autollm_jax.errors import UserError
+from autollm_jax.gym.cells import Cells
+from autollm_jax.gym.experiments import Experiment
+from autollm_jax.gym.groups import UNUSED
+from autollm_jax.gym.renaming import grouped, renamed_alike
+from autollm_jax.gym.spaces import Space
+from autollm_jax.gym.splits import Split
+
+KINDS = ("none", "thin", "reverse", "noise", "rename")
+LEAST_RUNS = 3  # configurations of a thinned experiment
+
+
+@dataclasses.dataclass(frozen=True)
+class Stress:
+    """What is done to the evidence.
+
+    Attributes:
+      kind: one of `KINDS`.
+      keep: thin: share of an experiment's configurations that are kept.
+      noise: noise: its deviation, in units of regret (median - optimum).
+      seed: of the draws.
+    """
+
+    kind: str = "none"
+    keep: float = 0.3
+    noise: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise UserError(f"config.stress.kind is {self.kind!r}; accepted are {', '.join(KINDS)}")
+        if not 0 < self.keep <= 1:
+            raise UserError(f"config.stress.keep is {self.keep}; accepted is over 0, up to 1")
+        if not 0 <= self.noise < np.inf:
+            raise UserError(f"config.stress.noise is {self.noise}; accepted is 0 or more")
+
+    @property
+    def label(self) -> str:
+        """Name what is done, fit for a folder: thin_0.1; empty where nothing is."""
+        if self.kind == "none":
+            return ""
+        amount = {"thin": f"_{self.keep:g}", "noise": f"_{self.noise:g}"}.get(self.kind, "")
+        seed = f"_seed{self.seed}" if self.seed and amount else ""
+        return f"{self.kind}{amount}{seed}"
+
+
+def distort(split: Split, stress: Stress) -> Split:
+    """Return the split with stressed evidence; its held-out experiments stay sealed."""
+    if stress.kind == "none":
+        return split
+    training, held_out = list(split.training), list(split.held_out)
+    if stress.kind == "rename":
+        renamed = renamed_alike([*training, *held_out])
+        training, held_out = renamed[: len(training)], renamed[len(training) :]
+    elif stress.kind == "thin":
+        training = _thinned(training, stress)
+    elif stress.kind == "reverse":
+        training = _reversed(training)
+    else:
+        training = [_noisy(e, stress) for e in training]
+    return Split(tuple(training), tuple(held_out))
+
+
+def _random(stress: Stress, name: str) -> np.random.Generator:
+    return np.random.default_rng([stress.seed, zlib.crc32(name.encode())])
+
+
+def _taken(experiment: Experiment, rows: np.ndarray) -> dict:
+    """Return the record's columns at the given rows."""
+    record = experiment.record
+    columns = ("outcomes_R", "status_R", "seconds_R", "squares_R", "freedom_R")
+    return {column: getattr(record, column)[rows] for column in columns}
+
+
+def _thinned(experiments: Sequence[Experiment], stress: Stress) -> list[Experiment]:
+    """Keep some configurations; those of other objectives or limits of the same runs as well."""
+
+    def runs(e: Experiment):
+        size = None if e.limit is not None else e.fidelity.parameters
+        return id(e.cells), e.source, e.task, e.fidelity.level, e.fidelity.tokens, size
+
+    made = list(experiments)
+    for places in grouped(experiments, runs):
+        cells = experiments[places[0]].cells
+        order_R = _random(stress, experiments[places[0]].id).permutation(len(cells))
+        number = max(int(np.ceil(stress.keep * len(cells))), LEAST_RUNS)
+        kept = set(order_R[:number].tolist())
+        for place in places:
+            kept |= _needed(experiments[place], order_R, kept)
+        rows = np.array(sorted(kept))
+        fewer = Cells(cells.space, tuple(cells.configurations[row] for row in rows))
+        for place in places:
+            e = experiments[place]
+            sizes_R = None if e.parameters_R is None else e.parameters_R[rows]
+            record = dataclasses.replace(e.record, **_taken(e, rows))
+            made[place] = dataclasses.replace(e, cells=fewer, record=record, parameters_R=sizes_R)
+    return made
+
+
+def _needed(experiment: Experiment, order_R: np.ndarray, kept: set[int]) -> set[int]:
+    """Return rows to keep besides, so that two ok outcomes differ and regret has a scale."""
+    ok = [int(row) for row in order_R if experiment.status_R[row] == "ok"]
+    found = [row for row in ok if row in kept] or ok[:1]
+    outcomes_R = experiment.outcomes_R
+    if len({outcomes_R[row] for row in found}) < 2:
+        found += [row for row in ok if outcomes_R[row] != outcomes_R[found[0]]][:1]
+    return set(found)
+
+
+def _noisy(experiment: Experiment, stress: Stress) -> Experiment:
+    deviation = stress.noise * abs(experiment.median - experiment.optimum)
+    outcomes_R = experiment.outcomes_R
+    noise_R = _random(stress, experiment.id).normal(0.0, deviation, len(outcomes_R))
+    record = dataclasses.replace(experiment.record, outcomes_R=outcomes_R + noise_R)
+    return dataclasses.replace(experiment, record=record)
+
+
+def _reversed(experiments: Sequence[Experiment]) -> list[Experiment]:
+    """Mirror each objective's landscapes along the axis that matters most to it."""
+    made = list(experiments)
+    cells: dict = {}
+    for places in grouped(experiments, lambda e: (e.source, e.task, e.objective_metric)):
+        group = [experiments[place] for place in places]
+        axis = main_axis(group)
+        parts = None if axis else _main_components(group)
+        for place in places:
+            e = experiments[place]
+            space = e.space
+            if axis:
+                mirrored = [_mirrored(space, axis, config) for config in e.configurations]
+            else:
+                mirrored = [_exchanged(space, parts, config) for config in e.configurations]
+            if e.limit is not None:
+                made[place] = _answered_by(e, mirrored)
+                continue
+            key = (id(e.cells), axis, parts)
+            moved = cells.setdefault(key, Cells(space, tuple(mirrored)))
+            made[place] = dataclasses.replace(e, cells=moved)
+    return made
+
+
+def _answered_by(experiment: Experiment, images: Sequence[dict]) -> Experiment:
+    """Let each run that could be made be answered by the one at its image, or nearest to it.
+
+    Under a limit a configuration keeps its own parameters, so that it cannot move itself.
+    """
+    rows_R = np.arange(len(images))
+    ran = np.flatnonzero(experiment.status_R != "infeasible")
+    weights_D = experiment.space.distance_weights_D
+    for row in ran:
+        squares_RD = (experiment.units_RD[ran] - experiment.space.to_unit(images[row])) ** 2
+        rows_R[row] = ran[int(np.argmin((squares_RD * weights_D).sum(axis=1)))]
+    record = dataclasses.replace(experiment.record, **_taken(experiment, rows_R))
+    if not (record.status_R == "ok").any():
+        return experiment
+    return dataclasses.replace(experiment, record=record)
+
+
+def _axes(space: Space) -> dict[str, tuple[str, ...]]:
+    """Return what can be mirrored, by name: dimensions, and groups by their members.
+
+    A mixture is no axis, nor is a dimension that counts a group's members.
+    """
+    groups = {group.name: group.members for group in space.groups.values()}
+    inside = {member for members in groups.values() for member in members}
+    counts = {group.count for group in space.groups.values()}
+    single = {
+        d.name: (d.name,)
+        for d in space.dimensions
+        if d.name not in inside | counts and d.kind != "simplex" and len(d.choices) > 1
+    }
+    return single | groups
+
+
+def _choices(space: Space, name: str) -> list:
+    """Return a dimension's choices, without the one that stands for "no such layer"."""
+    counted = {m for group in space.groups.values() if group.count for m in group.members}
+    return [c for c in space[name].choices if name not in counted or c != UNUSED]
+
+
+def main_axis(experiments: Sequence[Experiment]) -> str | None:
+    """Name the axis that matters most: whose place explains most of the regret's variance.
+
+    That is the share explained by a parabola over the place among the choices, the mean over the
+    experiments. None where the space has no axis to be mirrored (a mixture).
+    """
+    shares: dict[str, list[float]] = {}
+    for experiment in experiments:
+        ran = np.flatnonzero(experiment.status_R != "infeasible")
+        regret_R = experiment.regrets_R[ran]
+        total = float(((regret_R - regret_R.mean()) ** 2).sum())
+        for name, members in _axes(experiment.space).items():
+            places = {m: {c: n for n, c in enumerate(_choices(experiment.space, m))}
+                      for m in members}  # fmt: skip
+            place_R = np.array([_mean_place(experiment.configurations[r], places) for r in ran])
+            basis_R3 = np.stack([np.ones_like(place_R), place_R, place_R**2], axis=1)
+            fit_3, *_ = np.linalg.lstsq(basis_R3, regret_R, rcond=None)
+            left = float(((regret_R - basis_R3 @ fit_3) ** 2).sum())
+            shares.setdefault(name, []).append(1 - left / total if total > 0 else 0.0)
+    return max(sorted(shares), key=lambda name: np.mean(shares[name]), default=None)
+
+
+def _mean_place(config: Mapping, places: Mapping[str, dict]) -> float:
+    known = [by_choice[config[m]] for m, by_choice in places.items() if config[m] in by_choice]
+    return float(np.mean(known)) if known else 0.0
+
+
+def _mirrored(space: Space, axis: str, config: Mapping) -> dict:
+    """Return the configuration at the other side of the axis; a layer not in use stays so."""
+    moved = dict(config)
+    for name in _axes(space).get(axis, ()):
+        choices = _choices(space, name)
+        if config[name] in choices:
+            moved[name] = choices[len(choices) - 1 - choices.index(config[name])]
+    return moved
+
+
+def _main_components(experiments: Sequence[Experiment]) -> tuple[str, str, str]:
+    """Return a mixture's name, the component that helps most, and the one that hurts most.
+
+    They are the extremes of the correlation between weight and regret, the mean over experiments.
+    """
+    effects: dict[tuple[str, str], list[float]] = {}
+    for experiment in experiments:
+        regret_R = experiment.regrets_R
+        for dimension in experiment.space.dimensions:
+            for part in dimension.choices if dimension.kind == "simplex" else ():
+                weight_R = np.array([c[dimension.name][part] for c in experiment.configurations])
+                spread = float(weight_R.std() * regret_R.std())
+                product = float(((weight_R - weight_R.mean()) * regret_R).mean())
+                effect = product / spread if spread > 0 else 0.0
+                effects.setdefault((dimension.name, part), []).append(effect)
+    if not effects:
+        raise UserError("config.stress.kind=reverse: the space has nothing that can be mirrored")
+    means = {key: float(np.mean(values)) for key, values in effects.items()}
+    name, helps = min(sorted(means), key=means.get)
+    own = [key for key in sorted(means) if key[0] == name]
+    return name, helps, max(own, key=means.get)[1]
+
+
+def _exchanged(space: Space, parts: tuple[str, str, str], config: Mapping) -> dict:
+    name, helps, hurts = parts
+    weights = dict(config[name])
+    if helps in weights and hurts in weights:
+        weights[helps], weights[hurts] = weights[hurts], weights[helps]
+    return {**config, name: weights}
