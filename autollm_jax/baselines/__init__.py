@@ -1,6 +1,7 @@
 """One file per method, one shared interface."""
 
 from autollm_jax.baselines.base import Method, Problem
+from autollm_jax.baselines.cma_es import CmaEs
 from autollm_jax.baselines.default import DefaultFirst
 from autollm_jax.baselines.gaussian_process import GaussianProcess
 from autollm_jax.baselines.nearest_experiment import NearestExperiment
@@ -14,6 +15,7 @@ BASELINES: dict[str, type] = {
     "nearest_experiment": NearestExperiment,
     "scaling_law": ScalingLaw,
     "optuna_tpe": OptunaTPE,
+    "cma_es": CmaEs,
     "gaussian_process": GaussianProcess,
 }
 

@@ -1,12 +1,15 @@
 """Each baseline's own idea."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from autollm_jax.baselines import Problem, coordinates
 from autollm_jax.baselines.base import Candidates, relevant_evidence
+from autollm_jax.baselines.cma_es import CmaEs
 from autollm_jax.baselines.default import DefaultFirst
-from autollm_jax.baselines.evidence import TargetScale, gather
+from autollm_jax.baselines.evidence import TargetScale, gather, move_along_law
 from autollm_jax.baselines.gaussian_process import (
     GaussianProcess,
     _negative_log_posterior,
@@ -95,6 +98,34 @@ def test_gathered_evidence_keeps_every_experiments_best(problem, evidence):
     assert len(rows) <= 36
     best = [rows.scores_N[rows.experiments_N == e].min() for e in range(len(evidence))]
     assert best == [0.0] * len(evidence)
+
+
+def test_evidence_moves_onto_the_targets_optimum(problem, target):
+    rows = gather(problem, 600)
+    best_N = rows.scores_N == 0
+    assert rows.points_ND[best_N].std(0).max() > 0.1
+    moved_ND = move_along_law(problem, rows, 0.02)[best_N]
+    optimum_D = Candidates(target).units_RD[target.best_row]
+    assert np.abs(moved_ND - optimum_D).max() < 0.1
+
+
+def test_cma_es_starts_where_the_law_leads(problem, target):
+    first = CmaEs(problem, 0).ask()
+    assert target.regret(target.lookup(first)) < 0.05
+    assert CmaEs(problem, 1).ask() == first
+
+
+def test_cma_es_follows_its_trials(problem, target):
+    """After a generation the draws differ with what the trials brought."""
+    draws = []
+    for mirrored in (False, True):
+        method = CmaEs(problem, 0)
+        trials = [Episode(target, problem.evidence, 5).exec_config(method.ask()) for _ in range(4)]
+        outcomes = [t.outcome for t in trials]
+        for trial, outcome in zip(trials, outcomes[::-1] if mirrored else outcomes, strict=True):
+            method.tell(dataclasses.replace(trial, outcome=outcome))
+        draws.append([method.ask() for _ in range(3)])
+    assert draws[0] != draws[1]
 
 
 def test_target_scale_extrapolates_the_level(problem, target):
