@@ -1,6 +1,7 @@
 """One file per method, one shared interface."""
 
 from autollm_jax.baselines.base import Method, Problem
+from autollm_jax.baselines.boosted_trees import BoostedTrees
 from autollm_jax.baselines.cma_es import CmaEs
 from autollm_jax.baselines.default import DefaultFirst
 from autollm_jax.baselines.gaussian_process import GaussianProcess
@@ -14,6 +15,7 @@ BASELINES: dict[str, type] = {
     "default": DefaultFirst,
     "nearest_experiment": NearestExperiment,
     "scaling_law": ScalingLaw,
+    "boosted_trees": BoostedTrees,
     "optuna_tpe": OptunaTPE,
     "cma_es": CmaEs,
     "gaussian_process": GaussianProcess,

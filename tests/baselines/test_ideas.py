@@ -7,6 +7,7 @@ import pytest
 
 from autollm_jax.baselines import Problem, coordinates
 from autollm_jax.baselines.base import Candidates, relevant_evidence
+from autollm_jax.baselines.boosted_trees import BoostedTrees, ridge
 from autollm_jax.baselines.cma_es import CmaEs
 from autollm_jax.baselines.default import DefaultFirst
 from autollm_jax.baselines.evidence import TargetScale, gather, move_along_law
@@ -126,6 +127,35 @@ def test_cma_es_follows_its_trials(problem, target):
             method.tell(dataclasses.replace(trial, outcome=outcome))
         draws.append([method.ask() for _ in range(3)])
     assert draws[0] != draws[1]
+
+
+def test_ridge_extrapolates_where_trees_are_flat():
+    x_NX = np.linspace(0, 1, 50)[:, None]
+    inside, beyond = ridge(x_NX, x_NX[:, 0], np.ones(50), np.array([[1.0], [1.5]]))
+    assert beyond > inside + 0.2
+
+
+def test_ridge_leaves_out_a_constant_feature():
+    x_NX = np.stack([np.linspace(0, 1, 50), np.full(50, 3.0)], axis=1)
+    at = np.array([[0.5, 3.0], [0.5, 9.0]])
+    assert np.ptp(ridge(x_NX, x_NX[:, 0], np.ones(50), at)) == 0
+
+
+def test_boosted_trees_find_the_optimum_they_were_shown(problem, target):
+    first = BoostedTrees(problem, 0).ask()
+    assert target.regret(target.lookup(first)) < 0.1
+
+
+def test_boosted_trees_learn_from_their_trials(problem, target):
+    """A cell that disappoints is followed by another than one that does well."""
+    second = []
+    for outcome in (target.optimum, target.optimum + 10):
+        method = BoostedTrees(problem, 0)
+        trials = [Episode(target, problem.evidence, 5).exec_config(method.ask()) for _ in range(3)]
+        for trial, value in zip(trials, (target.median, target.median, outcome), strict=True):
+            method.tell(dataclasses.replace(trial, outcome=value))
+        second.append([method.ask() for _ in range(3)])
+    assert second[0] != second[1]
 
 
 def test_target_scale_extrapolates_the_level(problem, target):
