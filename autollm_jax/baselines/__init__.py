@@ -9,6 +9,7 @@ from autollm_jax.baselines.nearest_experiment import NearestExperiment
 from autollm_jax.baselines.optuna_tpe import OptunaTPE
 from autollm_jax.baselines.random import RandomSearch
 from autollm_jax.baselines.scaling_law import ScalingLaw
+from autollm_jax.baselines.successive_halving import SuccessiveHalving
 
 BASELINES: dict[str, type] = {
     "random": RandomSearch,
@@ -18,6 +19,7 @@ BASELINES: dict[str, type] = {
     "boosted_trees": BoostedTrees,
     "optuna_tpe": OptunaTPE,
     "cma_es": CmaEs,
+    "successive_halving": SuccessiveHalving,
     "gaussian_process": GaussianProcess,
 }
 

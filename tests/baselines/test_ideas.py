@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from autollm_jax.baselines import Problem, coordinates
-from autollm_jax.baselines.base import Candidates, relevant_evidence
+from autollm_jax.baselines.base import (
+    Candidates,
+    evidence_flops,
+    flops_of_runs,
+    relevant_evidence,
+)
 from autollm_jax.baselines.boosted_trees import BoostedTrees, ridge
 from autollm_jax.baselines.cma_es import CmaEs
 from autollm_jax.baselines.default import DefaultFirst
@@ -21,10 +26,11 @@ from autollm_jax.baselines.gaussian_process import (
 from autollm_jax.baselines.nearest_experiment import NearestExperiment
 from autollm_jax.baselines.random import RandomSearch
 from autollm_jax.baselines.scaling_law import ScalingLaw, extrapolate
+from autollm_jax.baselines.successive_halving import CONFIGURATIONS, SuccessiveHalving, rungs
 from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.spaces import Dimension, Space
 
-from .conftest import bowl
+from .conftest import bowl, limited
 
 
 def test_random_draws_every_cell_once(problem):
@@ -156,6 +162,48 @@ def test_boosted_trees_learn_from_their_trials(problem, target):
             method.tell(dataclasses.replace(trial, outcome=value))
         second.append([method.ask() for _ in range(3)])
     assert second[0] != second[1]
+
+
+def test_the_ladder_climbs_in_every_number_and_ends_nearest_to_the_target(problem, evidence):
+    ladder = rungs(problem)
+    numbers = np.array([(e.fidelity.parameters, e.fidelity.tokens) for e in ladder])
+    assert len(ladder) == 4 and (np.diff(numbers, axis=0) >= 0).all()
+    assert ladder[-1] is max(evidence, key=lambda e: e.fidelity.flops)
+
+
+def test_successive_halving_pays_for_what_it_looked_at(problem):
+    method = SuccessiveHalving(problem, 0)
+    assert len(rungs(problem)[0].configurations) < CONFIGURATIONS
+    counts = (60, 30, 15, 10)  # halved, but 2 a trial are kept
+    paid = sum(n * e.fidelity.flops for n, e in zip(counts, rungs(problem), strict=True))
+    assert method.evidence_flops == pytest.approx(paid, rel=0.1)
+    assert evidence_flops(method, problem) == method.evidence_flops
+    whole = sum(60 * e.fidelity.flops for e in problem.evidence)
+    assert evidence_flops(RandomSearch(problem, 0), problem) == pytest.approx(whole)
+
+
+def test_successive_halving_tries_the_last_rungs_best_first(problem):
+    top = rungs(problem)[-1]
+    assert SuccessiveHalving(problem, 0).ask() == top.configurations[top.best_row]
+
+
+def test_runs_that_two_objectives_read_are_paid_once():
+    loss = bowl(1e8, 1e9, context={"corpus": "a", "objective": "loss"})
+    accuracy = bowl(1e8, 1e9, name="b", context={"corpus": "a", "objective": "accuracy"})
+    elsewhere = bowl(1e8, 1e9, name="c", context={"corpus": "b", "objective": "loss"})
+    once = flops_of_runs([(loss, range(60))])
+    assert once == 60 * loss.fidelity.flops
+    assert flops_of_runs([(loss, range(60)), (accuracy, range(60))]) == once
+    assert flops_of_runs([(loss, range(60)), (elsewhere, range(60))]) == 2 * once
+
+
+def test_a_run_over_the_limit_costs_nothing_and_others_by_their_size():
+    limited_one = limited()
+    rows = np.flatnonzero(limited_one.feasible_R)
+    paid = limited_one.fidelity.flops / limited_one.fidelity.parameters
+    assert flops_of_runs([(limited_one, range(len(limited_one.configurations)))]) == pytest.approx(
+        paid * limited_one.parameters_R[rows].sum()
+    )
 
 
 def test_target_scale_extrapolates_the_level(problem, target):
