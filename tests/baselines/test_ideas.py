@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
+from scipy.stats import multivariate_normal
 
-from autollm_jax.baselines import Problem, coordinates
+from autollm_jax.baselines import Problem, coordinates, gaussian_process
 from autollm_jax.baselines.base import (
     Candidates,
     evidence_flops,
@@ -17,11 +19,12 @@ from autollm_jax.baselines.cma_es import CmaEs
 from autollm_jax.baselines.default import DefaultFirst
 from autollm_jax.baselines.evidence import TargetScale, gather, move_along_law
 from autollm_jax.baselines.gaussian_process import (
+    PRIOR_DEVIATION,
     GaussianProcess,
-    _negative_log_posterior,
-    _prior_mean,
-    _trend,
     improvement,
+    negative_log_posterior,
+    pad,
+    prior_mean,
 )
 from autollm_jax.baselines.nearest_experiment import NearestExperiment
 from autollm_jax.baselines.random import RandomSearch
@@ -221,18 +224,79 @@ def test_gaussian_process_learns_from_its_trials(problem, target):
     assert (method.posterior()[1] < before).all()
 
 
-def test_gaussian_process_gradient_is_that_of_its_likelihood():
+def likelihood(theta_P, z_NZ, y_N, *sizes):
+    """Return the negative log posterior and its gradient, padded to sizes of rows and inputs."""
+    rows, inputs = sizes
+    extra = inputs - z_NZ.shape[1]
+    mean_P = np.append(prior_mean(z_NZ.shape[1]), np.zeros(extra))
+    with jax.enable_x64(True):
+        value, gradient_P = jax.value_and_grad(negative_log_posterior)(
+            np.append(theta_P, np.zeros(extra)),
+            float(z_NZ.shape[1]),
+            pad(z_NZ, (rows,), (inputs,)),
+            pad(y_N, (rows,)),
+            pad(np.ones(len(y_N)), (rows,)),
+            mean_P,
+        )
+    return float(value), np.asarray(gradient_P)[: len(theta_P)]
+
+
+@pytest.fixture
+def regression():
     rng = np.random.default_rng(0)
-    z_NZ, y_N = rng.normal(size=(20, 3)), rng.normal(size=20)
-    squared = (z_NZ.T[:, :, None] - z_NZ.T[:, None, :]) ** 2
-    theta = _prior_mean(3) + 0.1 * rng.normal(size=6)
+    return prior_mean(3) + 0.1 * rng.normal(size=6), rng.normal(size=(20, 3)), rng.normal(size=20)
 
-    def value(t):
-        return _negative_log_posterior(t, squared, _trend(z_NZ, z_NZ), y_N)
 
+def test_gaussian_process_likelihood_is_that_of_the_dense_normal(regression):
+    theta_P, z_NZ, y_N = regression
+    trend, process, noise = np.exp(theta_P[:3])
+    difference = (z_NZ[:, None] - z_NZ[None]) / np.exp(theta_P[3:])
+    root = np.sqrt(5 * (difference**2).sum(-1))
+    k_NN = trend * (1 + z_NZ @ z_NZ.T / np.sqrt(3)) ** 2 + noise * np.eye(20)
+    k_NN += process * (1 + root + root**2 / 3) * np.exp(-root)
+    dense = -multivariate_normal(np.zeros(20), k_NN).logpdf(y_N) - 10 * np.log(2 * np.pi)
+    prior = 0.5 * (((theta_P - prior_mean(3)) / PRIOR_DEVIATION) ** 2).sum()
+    assert likelihood(theta_P, z_NZ, y_N, 20, 3)[0] == pytest.approx(dense + prior, rel=1e-6)
+
+
+def test_gaussian_process_gradient_is_that_of_its_likelihood(regression):
+    theta_P, z_NZ, y_N = regression
+    sizes = z_NZ, y_N, 20, 3
     steps = 1e-5 * np.eye(6)
-    numeric = [(value(theta + s)[0] - value(theta - s)[0]) / 2e-5 for s in steps]
-    assert value(theta)[1] == pytest.approx(numeric, rel=1e-4, abs=1e-5)
+    numeric = [
+        (likelihood(theta_P + s, *sizes)[0] - likelihood(theta_P - s, *sizes)[0]) / 2e-5
+        for s in steps
+    ]
+    assert likelihood(theta_P, *sizes)[1] == pytest.approx(numeric, rel=1e-4, abs=1e-5)
+
+
+def test_padding_changes_nothing(regression):
+    value, gradient_P = likelihood(*regression, 20, 3)
+    padded, padded_P = likelihood(*regression, 32, 8)
+    assert padded == pytest.approx(value) and padded_P == pytest.approx(gradient_P)
+
+
+def test_numbers_of_trials_share_a_compilation(problem, target):
+    method, episode = GaussianProcess(problem, 0), Episode(target, problem.evidence, 5)
+    method.tell(episode.exec_config(method.ask()))
+    method.ask()
+    compiled = gaussian_process._update._cache_size()
+    for _ in range(3):
+        method.tell(episode.exec_config(method.ask()))
+        method.ask()
+    assert gaussian_process._update._cache_size() == compiled
+
+
+def test_gaussian_process_posterior_interpolates_its_trials(problem, target):
+    """Offsets aside, what was measured is what is believed there."""
+    method, episode = GaussianProcess(problem, 0), Episode(target, problem.evidence, 4)
+    trials = []
+    for _ in range(4):
+        trials.append(episode.exec_config(method.ask()))
+        method.tell(trials[-1])
+    rows = [target.match(t.config).row for t in trials]
+    scores_T = TargetScale(problem).scores(trials)
+    assert method.posterior()[0][rows] == pytest.approx(scores_T, abs=0.1)
 
 
 def test_improvement_keeps_its_order_where_it_underflows():
