@@ -13,7 +13,7 @@ An ensemble over bags says how sure they are: the first trial is the cell with t
 later ones have the greatest expected improvement.
 
 LightGBM it is (Ke et al., NeurIPS 2017) and not scikit-learn: it is what RegMix fits to mixtures
-(arXiv 2407.01492), and on these small tables an ensemble takes it a fifth of the time.
+(arXiv 2407.01492), and on these small tables an ensemble takes it a third of the time.
 """
 
 import lightgbm
