@@ -1,19 +1,25 @@
 """One file per method, one shared interface."""
 
 from autollm_jax.baselines.base import Method, Problem
+from autollm_jax.baselines.boosted_trees import BoostedTrees
+from autollm_jax.baselines.cma_es import CmaEs
 from autollm_jax.baselines.default import DefaultFirst
 from autollm_jax.baselines.gaussian_process import GaussianProcess
 from autollm_jax.baselines.nearest_experiment import NearestExperiment
 from autollm_jax.baselines.optuna_tpe import OptunaTPE
 from autollm_jax.baselines.random import RandomSearch
 from autollm_jax.baselines.scaling_law import ScalingLaw
+from autollm_jax.baselines.successive_halving import SuccessiveHalving
 
 BASELINES: dict[str, type] = {
     "random": RandomSearch,
     "default": DefaultFirst,
     "nearest_experiment": NearestExperiment,
     "scaling_law": ScalingLaw,
+    "boosted_trees": BoostedTrees,
     "optuna_tpe": OptunaTPE,
+    "cma_es": CmaEs,
+    "successive_halving": SuccessiveHalving,
     "gaussian_process": GaussianProcess,
 }
 

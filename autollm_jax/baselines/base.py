@@ -1,6 +1,7 @@
 """What every method is given, and the one interface it answers through."""
 
 import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,7 +28,11 @@ class Problem:
 
 
 class Method(Protocol):
-    """A way of choosing configurations: built as `METHOD(problem, seed)`."""
+    """A way of choosing configurations: built as `METHOD(problem, seed)`.
+
+    A method that looked at a part of the evidence only may say what that part cost, as the
+    attribute `evidence_flops` (see the function of that name).
+    """
 
     def ask(self) -> dict:
         """Return the next configuration to try: a measured one, untried while any is left."""
@@ -78,6 +83,46 @@ def named_differences(a: Experiment, b: Experiment) -> int:
     """Count the context's texts (problem, corpus, backbone) in which two experiments differ."""
     names = {k for e in (a, b) for k, v in e.context.items() if isinstance(v, str)}
     return sum(a.context.get(name) != b.context.get(name) for name in names)
+
+
+def evidence_flops(method: Method, problem: Problem) -> float:
+    """Return the FLOPs of the cheap runs behind a method's choices.
+
+    That is what the method gives as its attribute `evidence_flops`, and without one the FLOPs of
+    all runs of the problem's evidence, whatever of it the method made use of.
+    """
+    everything = ((e, np.arange(len(e.configurations))) for e in problem.evidence)
+    return float(getattr(method, "evidence_flops", None) or flops_of_runs(everything))
+
+
+def flops_of_runs(looks: Iterable[tuple[Experiment, Sequence[int]]]) -> float:
+    """Sum the FLOPs of runs, each counted once.
+
+    Args:
+      looks: experiments and the rows looked at. A row over the limit was not run; a diverged one
+        counts whole, since tables do not say when it diverged. Where a limit is all that an
+        experiment's number of parameters says, a run costs in proportion to its own.
+
+    Returns:
+      FLOPs. Experiments that read another objective off the same runs, or set another limit to
+      them, share their runs: same source, task, fidelity and configuration, and no text of the
+      context besides the objective differs.
+    """
+    runs: dict[tuple, float] = {}
+    for experiment, rows in looks:
+        texts = {k: v for k, v in experiment.context.items() if isinstance(v, str)}
+        texts.pop("objective", None)
+        shared = (experiment.source, experiment.task, *sorted(texts.items()))
+        fidelity, names = experiment.fidelity, experiment.space.names
+        for row in np.asarray(rows, int)[experiment.feasible_R[rows]].tolist():
+            size, flops = fidelity.parameters, fidelity.flops
+            if experiment.limit is not None:
+                size = float(experiment.parameters_R[row])
+                flops *= size / fidelity.parameters
+            cell = experiment.space.key_of(experiment.configurations[row])
+            # Numbers as text, since one that is not known is nan, which differs from itself.
+            runs[*shared, names, cell, f"{size:.9g} {fidelity.tokens:.9g} {flops:.9g}"] = flops
+    return sum(runs.values())
 
 
 class Candidates:

@@ -1,5 +1,7 @@
 """Evidence as one data set: points in the target's scale, outcomes brought to one scale."""
 
+import functools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +68,43 @@ def gather(problem: Problem, limit: int) -> Evidence:
         empty = np.zeros((0, dims)), np.zeros((0, int(sized))), np.zeros((0, 2))
         return Evidence(*empty, np.zeros(0), np.zeros(0, int))
     return Evidence(*map(np.concatenate, (points, sizes, fidelities, scores, experiments)))
+
+
+def move_along_law(problem: Problem, evidence: Evidence, share: float) -> np.ndarray:
+    """Move each experiment's points as a law of the best ones says, on to the target's fidelity.
+
+    Per numeric coordinate, the mean of an experiment's best points is a linear function of log
+    parameters and log tokens (see scaling_law.py); each experiment's points are shifted by what
+    that law changes between it and the target. Choices and mixtures have no scale: they stay.
+
+    Args:
+      problem: the target and its evidence.
+      evidence: what `gather` returned for it.
+      share: which part of each experiment's rows, at least one row, counts as its best.
+
+    Returns:
+      [N, D'] points in the target's scale, none beyond the range of evidence and target.
+    """
+    experiments, target = relevant_evidence(problem), problem.experiment
+    if not experiments:
+        return evidence.points_ND
+    centres = []
+    for index in range(len(experiments)):
+        points_ND = evidence.points_ND[evidence.experiments_N == index]  # best first
+        centres.append(points_ND[: max(1, math.ceil(share * len(points_ND)))].mean(0))
+    fidelities_EF = np.stack([log_fidelity(e) for e in experiments])
+    at_F = log_fidelity(target)
+    known_F = np.isfinite(fidelities_EF).all(0) & np.isfinite(at_F)
+    fidelities_EF, at_F = fidelities_EF[:, known_F], at_F[known_F]
+    law = functools.partial(extrapolate, fidelities_EF, np.stack(centres))
+    shift_ED = law(at_F) - np.stack([law(own_F) for own_F in fidelities_EF])
+    moves_D = np.zeros(shift_ED.shape[1], bool)
+    spans = coordinates.columns(target.space)
+    for axis in coordinates.axes(target.space):
+        moves_D[spans[axis.name]] = coordinates.is_numeric(axis)
+    moved_ND = evidence.points_ND + np.where(moves_D, shift_ED, 0.0)[evidence.experiments_N]
+    low_D = np.minimum(evidence.points_ND.min(0), 0.0)
+    return np.clip(moved_ND, low_D, np.maximum(evidence.points_ND.max(0), 1.0))
 
 
 class TargetScale:

@@ -8,11 +8,8 @@ import pytest
 from autollm_jax.baselines import BASELINES, Problem, coordinates
 from autollm_jax.baselines.evidence import gather
 from autollm_jax.gym.environment import Episode
-from autollm_jax.gym.experiments import Fidelity, make_experiment
-from autollm_jax.gym.groups import Group
-from autollm_jax.gym.spaces import Dimension, Space
 
-from .conftest import bowl, mixed
+from .conftest import bowl, limited, mixed
 
 METHODS = sorted(BASELINES)
 
@@ -94,34 +91,6 @@ def test_maximisation_is_minimisation_mirrored(method, evidence, target):
 def test_configurations_are_plain_json(method, problem):
     config = BASELINES[method](problem, 0).ask()
     assert json.loads(json.dumps(config)) == config
-
-
-def limited(level="low", parameters=1e6):
-    """Make an experiment with a group of layers, two thirds of whose cells are over a limit."""
-    widths = (32, 64, 128) if level == "low" else (64, 128, 256)
-    space = Space(
-        (
-            Dimension("width", "ordinal", widths),
-            Dimension("layers", "ordinal", (2, 3)),
-            *(Dimension(f"mlp.{n}", "ordinal", (0, 2, 4)) for n in (1, 2, 3)),
-        ),
-        {"mlp": Group("mlp", ("mlp.1", "mlp.2", "mlp.3"), "layers")},
-    )
-    cells = [
-        {"width": w, "layers": depth, "mlp.1": a, "mlp.2": b, "mlp.3": c if depth == 3 else 0}
-        for w in widths for depth in (2, 3) for a in (2, 4) for b in (2, 4) for c in (2, 4)
-    ]  # fmt: skip
-    sizes = np.array(
-        [c["width"] * (c["mlp.1"] + c["mlp.2"] + c["mlp.3"] + c["layers"]) for c in cells], float
-    )
-    limit = float(np.quantile(sizes, 0.35))
-    return make_experiment(
-        source="test", task="architecture", name=f"limited-{level}", space=space,
-        fidelity=Fidelity(level, parameters, 1e9, 6e9 * parameters), configurations=cells,
-        outcomes=np.where(sizes > limit, np.nan, 1 / sizes), default=cells[0],
-        default_origin="the tests", status=np.where(sizes > limit, "infeasible", "ok"),
-        limit={"quantity": "parameters", "at_most": limit}, parameters=sizes,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("method", METHODS)

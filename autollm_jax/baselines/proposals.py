@@ -1,0 +1,73 @@
+"""What methods share that propose points of a continuous space, where only cells can be tried."""
+
+import abc
+
+import numpy as np
+
+from autollm_jax.baselines import coordinates
+from autollm_jax.baselines.base import Candidates, Problem
+from autollm_jax.baselines.evidence import TargetScale, gather, move_along_law
+
+# A proposal whose nearest cell was tried is drawn again this often before the next cell is taken.
+REDRAWS = 20
+# Of each experiment's rows, what a law is fitted to that moves them: chosen on cheap experiments.
+BEST_SHARE = 0.02
+
+
+class ProposesPoints(abc.ABC):
+    """Tries the cell nearest to each proposed point, and tells the proposer of the cell.
+
+    The default configuration is tried first only where there is no evidence: with it, a trial of
+    five would be spent on less than is known. The cell that was run is what the proposer is told
+    of, not the proposal.
+
+    Args:
+      problem: the target and its evidence.
+      rows: greatest number of evidence rows.
+    """
+
+    def __init__(self, problem: Problem, rows: int):
+        self._problem = problem
+        self._candidates = Candidates(problem.experiment)
+        self._scale = TargetScale(problem)
+        self._trials: list = []
+        evidence = gather(problem, rows)
+        self._warm = len(evidence) > 0
+        self._points_ND = move_along_law(problem, evidence, BEST_SHARE)
+        self._scores_N = evidence.scores_N
+        # The search range covers evidence and target: a window that slid cuts nothing off.
+        points_ND = np.concatenate([self._candidates.units_RD, self._points_ND])
+        self._low_D, self._high_D = points_ND.min(0), points_ND.max(0)
+        space = problem.experiment.space
+        spans = coordinates.columns(space)
+        self._mixtures = [spans[d.name] for d in space.dimensions if d.kind == "simplex"]
+
+    @abc.abstractmethod
+    def _propose(self) -> np.ndarray:
+        """Return the next point [D'] in the target's scale."""
+
+    @abc.abstractmethod
+    def _learn(self, point_D: np.ndarray, score: float) -> None:
+        """Take in what the last trial's cell scored, in the evidence's scale."""
+
+    def ask(self) -> dict:
+        if not self._warm and not self._trials:
+            row = self._candidates.row_of(self._problem.experiment.default)
+            return self._candidates.take(row)
+        untried = set(self._candidates.untried.tolist())
+        for _ in range(REDRAWS):
+            point_D = self._propose()
+            for columns in self._mixtures:
+                # Weights are drawn one by one; only their shares mean anything.
+                point_D[columns] /= max(point_D[columns].sum(), 1e-12)
+            row = self._candidates.nearest(point_D)
+            if row in untried:
+                return self._candidates.take(row)
+        return self._candidates.take(self._candidates.nearest(point_D, untried=True))
+
+    def tell(self, trial) -> None:
+        row = self._candidates.mark(trial)
+        if row is None:
+            return
+        self._trials.append(trial)
+        self._learn(self._candidates.units_RD[row], float(self._scale.scores(self._trials)[-1]))

@@ -1,0 +1,151 @@
+"""What is known of a target comes from its trials alone, and the harness keeps the accounts."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from autollm_jax.baselines import BASELINES, Problem
+from autollm_jax.baselines.base import evidence_flops
+from autollm_jax.evaluation.runner import evaluate, play_method
+from autollm_jax.gym.environment import Episode
+from autollm_jax.gym.experiments import HeldOutError
+from autollm_jax.gym.splits import Split
+
+from .conftest import bowl, limited, mixed
+
+METHODS = sorted(BASELINES)
+BUDGET = 4
+
+
+class Spy:
+    """Outcomes that note every read, and refuse it as a seal does, even if it were caught."""
+
+    def __init__(self):
+        self.reads = []
+
+    def __getattr__(self, name):
+        self.reads.append(name)
+        raise HeldOutError(f"`{name}` was read")
+
+
+def spied(target):
+    """Return a target and the spy in the place of its outcomes."""
+    spy = Spy()
+    return dataclasses.replace(target, record=spy), spy
+
+
+def scrambled(target):
+    """Return the same target with other numbers for outcomes, of another scale and sign."""
+    outcomes_R = 1e3 * np.random.default_rng(1).normal(size=len(target.configurations))
+    outcomes_R = np.where(np.isfinite(target.outcomes_R), outcomes_R, np.nan)
+    record = dataclasses.replace(target.record, outcomes_R=outcomes_R)
+    return dataclasses.replace(target, record=record)
+
+
+CASES = {
+    "bowl": lambda: (bowl(4e8, 16e9, "mid"), (bowl(1e8, 1e9), bowl(2e8, 4e9, shift=2))),
+    "mixed": lambda: (mixed("mid", 1e7), (mixed("low", 1e6), mixed("low", 2e6))),
+    "limited": lambda: (limited("mid", 1e7), (limited(),)),
+    "no evidence": lambda: (bowl(4e8, 16e9, "mid"), ()),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("method", METHODS)
+def test_outcomes_are_read_by_trials_alone(method, case):
+    target, evidence = CASES[case]()
+    watched, spy = spied(target)
+    episode = Episode(target, evidence, BUDGET)  # its own, sealed copy answers the trials
+    player = BASELINES[method](Problem(watched, evidence, BUDGET), 0)
+    while not episode.done:
+        player.tell(episode.exec_config(player.ask()))
+    assert spy.reads == []
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_first_trial_is_the_same_whatever_the_target_holds(method, case):
+    target, evidence = CASES[case]()
+    assert (scrambled(target).outcomes_R != target.outcomes_R).any()
+    asked = [
+        BASELINES[method](Problem(t.sealed(), evidence, BUDGET), 3).ask()
+        for t in (target, scrambled(target))
+    ]
+    assert asked[0] == asked[1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_later_trials_follow_what_was_told_and_not_what_the_target_holds(method):
+    """Told the same outcomes, a method asks the same, though the table holds others."""
+    target, evidence = CASES["bowl"]()
+    asked = []
+    for held in (target, scrambled(target)):
+        player = BASELINES[method](Problem(held.sealed(), evidence, BUDGET), 3)
+        teller = Episode(target, evidence, BUDGET)
+        while not teller.done:
+            player.tell(teller.exec_config(player.ask()))
+        asked.append([trial.config for trial in teller.trials])
+    assert asked[0] == asked[1]
+
+
+def test_the_spy_sees_a_method_that_peeks():
+    target, _ = CASES["bowl"]()
+    watched, spy = spied(target)
+    with pytest.raises(HeldOutError):
+        _ = watched.best_row
+    assert spy.reads == ["best_row"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_method_changes_its_evidence(method):
+    target, evidence = CASES["bowl"]()
+    before = [(e.outcomes_R.copy(), e.units_RD.copy(), dict(e.default)) for e in evidence]
+    player = BASELINES[method](Problem(target.sealed(), evidence, BUDGET), 0)
+    player.ask()
+    for (outcomes_R, units_RD, default), experiment in zip(before, evidence, strict=True):
+        np.testing.assert_array_equal(outcomes_R, experiment.outcomes_R)
+        np.testing.assert_array_equal(units_RD, experiment.units_RD)
+        assert default == experiment.default
+
+
+def test_evidence_default_and_budget_are_the_harness_own(tmp_path):
+    """Every baseline is built by the runner, of one sealed problem; rows are the runner's."""
+    target, evidence = CASES["bowl"]()
+    elsewhere = bowl(1e8, 1e9, source="other")
+    problems = {}
+
+    def watch(name):
+        class Watched(BASELINES[name]):
+            def __init__(self, problem, seed):
+                problems.setdefault(name, []).append((problem, seed))
+                super().__init__(problem, seed)
+
+        return play_method(Watched)
+
+    split = Split((*evidence, elsewhere), (target.sealed(),))
+    results = evaluate(
+        {name: watch(name) for name in METHODS}, split, None, BUDGET, (0, 5),
+        tmp_path / "results.parquet", tables={}, progress=False,
+    ).to_pylist()  # fmt: skip
+    assert set(problems) == set(METHODS)
+    for name in METHODS:
+        assert [seed for _, seed in problems[name]] == [0, 5]
+        for problem, _ in problems[name]:
+            assert problem.experiment.is_sealed and problem.experiment.default == target.default
+            assert [e.id for e in problem.evidence] == [e.id for e in evidence]
+            assert problem.budget == BUDGET
+        trials = [row["trial"] for row in results if row["method"] == name]
+        assert trials == [*range(1, BUDGET + 1)] * 2
+    valid = [row for row in results if row["valid"]]
+    regrets = [target.regret(row["outcome"], row["status"]) for row in valid]
+    assert [row["regret"] for row in valid] == pytest.approx(regrets)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_methods_evidence_has_a_price(method):
+    target, evidence = CASES["bowl"]()
+    problem = Problem(target.sealed(), evidence, BUDGET)
+    player = BASELINES[method](problem, 0)
+    whole = sum(len(e.configurations) * e.fidelity.flops for e in evidence)
+    assert 0 < evidence_flops(player, problem) <= whole * (1 + 1e-9)
