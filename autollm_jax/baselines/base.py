@@ -1,6 +1,7 @@
 """What every method is given, and the one interface it answers through."""
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,6 +35,19 @@ class Method(Protocol):
 
     def tell(self, trial: Trial) -> None:
         """Take in what the last configuration brought."""
+
+
+class MetaLearned(Method, Protocol):
+    """A method that learns from the training experiments before it can play.
+
+    It is built as `METHOD(problem, seed, learned)` with what `learn` returned.
+    """
+
+    @classmethod
+    def learn(
+        cls, training: Sequence[Experiment], seed: int, progress: bool
+    ) -> dict[str, np.ndarray]:
+        """Learn from the split's training experiments, which are open; deterministic by seed."""
 
 
 def draw_seed(problem: Problem, seed: int) -> int:
