@@ -5,13 +5,14 @@ source): columns are found by the names of their axes and choices, so that a cho
 dearer experiments have does not move the others.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from autollm_jax.baselines import coordinates
-from autollm_jax.baselines.base import Problem
+from autollm_jax.baselines.base import Problem, relevant_evidence
 from autollm_jax.baselines.evidence import gather
 from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.groups import Group
@@ -93,6 +94,88 @@ def _inputs(points_ND, sizes_NS, fidelities_NF, place_D) -> np.ndarray:
     inputs_NZ[:, WIDTH : WIDTH + sizes_NS.shape[1]] = sizes_NS
     inputs_NZ[:, WIDTH + 1 :] = fidelities_NF / FIDELITY_SCALE
     return inputs_NZ
+
+
+@dataclass(frozen=True)
+class Standard:
+    """Brings inputs [N, Z] to mean 0 and deviation 1 over those that it was made from."""
+
+    centre_Z: np.ndarray
+    unit_Z: np.ndarray
+    active: int  # inputs that vary at all
+
+    @classmethod
+    def of(cls, z_NZ: np.ndarray) -> "Standard":
+        deviation_Z = z_NZ.std(0)
+        varies_Z = deviation_Z > 1e-6
+        # A coordinate that did not vary may matter yet. Of a fidelity that did not, nothing can be
+        # learned: it is dropped, or the evidence would lie far from all that was learned from.
+        still_Z = np.where(np.arange(INPUTS) > WIDTH, 0.0, 1.0)
+        unit_Z = np.where(varies_Z, 1 / np.maximum(deviation_Z, 1e-6), still_Z)
+        centre_Z = np.where(varies_Z, z_NZ.mean(0), 0.0)
+        return cls(centre_Z.astype(np.float32), unit_Z.astype(np.float32), max(varies_Z.sum(), 1))
+
+    def __call__(self, context: Context) -> Context:
+        """Return a problem with its inputs standardised."""
+        return dataclasses.replace(
+            context,
+            rows_NZ=(context.rows_NZ - self.centre_Z) * self.unit_Z,
+            cells_RZ=(context.cells_RZ - self.centre_Z) * self.unit_Z,
+        )
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """A training experiment as a target: its feasible cells, their scores, and its evidence.
+
+    Attributes:
+      context: inputs standardised; the evidence is every other experiment of the search space with
+        the same objective, dearer ones too: what they have in common goes both ways.
+      scores_R: the cells' scores.
+      cheaper_X: of each experiment of the evidence, whether it is cheaper.
+    """
+
+    context: Context
+    scores_R: np.ndarray
+    cheaper_X: np.ndarray
+
+
+@dataclass(frozen=True)
+class TrainingSpace:
+    """The training experiments of a search space."""
+
+    name: str
+    layout: list[str]
+    standard: Standard
+    tasks: list[TrainingTask]
+
+
+def training_spaces(training: Sequence[Experiment], rows: int) -> list[TrainingSpace]:
+    """Write the training experiments, which are open, as arrays; at most `rows` of evidence."""
+    groups: dict[str, list[Experiment]] = {}
+    for experiment in training:
+        groups.setdefault(search_space(experiment), []).append(experiment)
+    spaces = []
+    for name, group in groups.items():
+        known = layout(group)
+        tasks = [_training_task(e, group, known, rows) for e in group]
+        inputs = [a for t in tasks for a in (t.context.cells_RZ, t.context.rows_NZ)]
+        standard = Standard.of(np.concatenate(inputs))
+        tasks = [dataclasses.replace(t, context=standard(t.context)) for t in tasks]
+        spaces.append(TrainingSpace(name, known, standard, tasks))
+    return spaces
+
+
+def _training_task(target: Experiment, group, known, rows: int) -> TrainingTask:
+    metric = target.objective_metric
+    others = tuple(e for e in group if e.id != target.id and e.objective_metric == metric)
+    problem = Problem(target, others, 1)
+    context = read_problem(problem, known, rows)
+    feasible_R = np.asarray(target.feasible_R)
+    context = dataclasses.replace(context, cells_RZ=context.cells_RZ[feasible_R])
+    cheaper_X = [e.fidelity.flops < target.fidelity.flops for e in relevant_evidence(problem)]
+    scores_R = np.asarray(target.regrets_R, np.float32)[feasible_R]
+    return TrainingTask(context, scores_R, np.array(cheaper_X, bool))
 
 
 def bucket(rows: int) -> int:

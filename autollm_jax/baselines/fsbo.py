@@ -16,6 +16,7 @@ Beyond the paper, since here cheap runs of other fidelities are known when the t
 carry log fidelity relative to the target's, and an experiment has a constant of its own.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from tqdm import tqdm
 from autollm_jax.baselines.base import Candidates, Problem, draw_seed
 from autollm_jax.baselines.context import (
     INPUTS,
+    WIDTH,
     bucket,
     layout,
     pad,
@@ -92,9 +94,16 @@ class FSBO:
             self._params = {k: learned[k][index] for k in parameter_names()}
             known = [str(name) for name in learned[f"layout {index}"]]
             self._start_Z = learned["start"][index]
-        else:  # Nothing was learned of this space: the evidence alone has to do.
-            self._params = init_params(rng, settings)
+            standard = Standard(learned["centre"][index], learned["unit"][index])
         self._context = read_problem(problem, known, ROWS)
+        if self._start_Z is None:  # Nothing was learned of this space: the evidence has to do.
+            standard = standardise(np.concatenate([self._context.rows_NZ, self._context.cells_RZ]))
+            self._params = init_params(rng, settings, standard.active)
+        self._context = dataclasses.replace(
+            self._context,
+            rows_NZ=standard(self._context.rows_NZ),
+            cells_RZ=standard(self._context.cells_RZ),
+        )
         rows = len(self._context.scores_N)
         self._adapt_N = rng.permutation(rows)[: settings.adapt_rows]
         if rows:
@@ -150,35 +159,73 @@ class FSBO:
         return tuple(pad(a, rows + TRIALS) for a in arrays)
 
 
-def init_params(rng: np.random.Generator, settings: Settings) -> dict[str, np.ndarray]:
-    """Draw a network's weights; the Gaussian process starts from plain values."""
+def init_params(
+    rng: np.random.Generator, settings: Settings, active: int
+) -> dict[str, np.ndarray]:
+    """Draw the weights of a network of which `active` inputs ever vary."""
     h, f = settings.hidden, settings.features
     shapes = {"w1": (INPUTS, h), "w2": (h, h), "w3": (h, f)}
-    params = {k: rng.normal(size=s) / np.sqrt(s[0]) for k, s in shapes.items()}
+    fans = {"w1": active, "w2": h, "w3": h}
+    params = {k: rng.normal(size=s) / np.sqrt(fans[k]) for k, s in shapes.items()}
     params |= {"b1": 0.1 * rng.normal(size=h), "b2": np.zeros(h)}
-    params |= {"mean": 0.6, "variance": -1.0, "offset": -3.0, "noise": -4.0, "scale": np.zeros(INPUTS)}
+    params |= {"mean": 0.6, "variance": -1.0, "offset": -3.0, "noise": -4.0, "trend": -1.0, "skip": 0.0, "scale": np.full(INPUTS, -0.25 * np.log(active))}
     return {k: np.asarray(v, np.float32) for k, v in params.items()}
 
 
+@dataclass(frozen=True)
+class Standard:
+    """Brings inputs to mean 0 and deviation 1 over a search space's training experiments."""
+
+    centre_Z: np.ndarray
+    unit_Z: np.ndarray
+
+    def __call__(self, z_NZ: np.ndarray) -> np.ndarray:
+        return ((z_NZ - self.centre_Z) * self.unit_Z).astype(np.float32)
+
+    @property
+    def active(self) -> int:
+        return max(int((self.unit_Z != 1).sum()), 1)
+
+
+def standardise(z_NZ: np.ndarray) -> Standard:
+    deviation_Z = z_NZ.std(0)
+    varies_Z = deviation_Z > 1e-6
+    still_Z = np.where(np.arange(INPUTS) > WIDTH, 0.0, 1.0)
+    return Standard(
+        np.where(varies_Z, z_NZ.mean(0), 0.0),
+        np.where(varies_Z, 1 / np.maximum(deviation_Z, 1e-6), still_Z),
+    )
+
+
 def parameter_names() -> list[str]:
-    return list(init_params(np.random.default_rng(0), Settings(hidden=1, features=1)))
+    return list(init_params(np.random.default_rng(0), Settings(hidden=1, features=1), 1))
 
 
 def features(params: dict, z_NZ: jax.Array) -> jax.Array:
     """Return what the kernel reads [N, F]."""
     z_NZ = z_NZ * jnp.exp(params["scale"])[None, :]
-    h_NH = jax.nn.gelu(z_NZ @ (3 * params["w1"]) + params["b1"][None, :])
+    h_NH = jax.nn.gelu(z_NZ @ params["w1"] + params["b1"][None, :])
     h_NH = h_NH + jax.nn.gelu(h_NH @ params["w2"] + params["b2"][None, :])
-    return h_NH @ params["w3"]
+    f_NF = h_NH @ params["w3"]
+    if SKIP:
+        f_NF = jnp.concatenate([jnp.exp(params["skip"]) * z_NZ, f_NF], axis=1)
+    return f_NF, z_NZ
+
+
+SKIP = TREND = True
 
 
 def kernel(params: dict, a_NF, a_N, b_MF, b_M) -> jax.Array:
     """Return prior covariances [N, M] of the scores at features of experiments a_N and b_M."""
+    (a_NF, a_NZ), (b_MF, b_MZ) = a_NF, b_MF
     squared_NM = (a_NF**2).sum(1)[:, None] + (b_MF**2).sum(1)[None, :] - 2 * a_NF @ b_MF.T
     root_NM = jnp.sqrt(5 * jnp.maximum(squared_NM, 1e-10))
     matern_NM = (1 + root_NM + root_NM**2 / 3) * jnp.exp(-root_NM)
     same_NM = (a_N[:, None] == b_M[None, :]).astype(matern_NM.dtype)
-    return jnp.exp(params["variance"]) * matern_NM + jnp.exp(params["offset"]) * same_NM
+    k = jnp.exp(params["variance"]) * matern_NM + jnp.exp(params["offset"]) * same_NM
+    if TREND:
+        k = k + jnp.exp(params["trend"]) * (1 + a_NZ @ b_MZ.T) ** 2
+    return k
 
 
 def factor(params: dict, z_NZ, y_N, e_N, mask_N) -> tuple:
@@ -208,6 +255,8 @@ def posterior(params: dict, z_NZ, y_N, e_N, mask_N, cells_RZ) -> tuple[jax.Array
     k_NR = jnp.where(mask_N[:, None], k_NR, 0.0)
     half_NR = jax.scipy.linalg.solve_triangular(factor_NN, k_NR, lower=True)
     variance = jnp.exp(params["variance"]) + jnp.exp(params["offset"])
+    if TREND:
+        variance = variance + jnp.exp(params["trend"]) * (1 + (f_RF[1]**2).sum(1)) ** 2
     return params["mean"] + half_NR.T @ white_N, jnp.maximum(
         variance - (half_NR**2).sum(0), 1e-8
     )
@@ -241,7 +290,9 @@ def learn(
         [_task(e, group, names) for e in group]
         for group, names in zip(spaces.values(), layouts, strict=True)
     ]
-    drawn = [init_params(rng, settings) for _ in spaces]
+    standards = [standardise(np.concatenate([np.concatenate([t.cells_RZ, t.rows_NZ]) for t in tasks])) for tasks in tasks_G]
+    tasks_G = [[dataclasses.replace(t, cells_RZ=standard(t.cells_RZ), rows_NZ=standard(t.rows_NZ)) for t in tasks] for tasks, standard in zip(tasks_G, standards)]
+    drawn = [init_params(rng, settings, standard.active) for standard in standards]
     params = {k: jnp.stack([d[k] for d in drawn]) for k in drawn[0]}
     decay = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
     optimizer = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(decay))
@@ -268,6 +319,8 @@ def learn(
     learned = {k: np.asarray(v) for k, v in params.items()}
     learned[SPACES] = np.array(list(spaces))
     learned |= {f"layout {i}": np.array(names) for i, names in enumerate(layouts)}
+    learned["centre"] = np.stack([t.centre_Z for t in standards])
+    learned["unit"] = np.stack([t.unit_Z for t in standards])
     learned["start"] = np.stack([_warm_start(tasks) for tasks in tasks_G])
     return learned
 
