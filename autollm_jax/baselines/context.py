@@ -6,7 +6,7 @@ dearer experiments have does not move the others.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from autollm_jax.gym.spaces import Space
 WIDTH = 32  # columns of coordinates; a space with more has some columns share a place
 FIDELITIES = 2  # log parameters and log tokens, relative to the target's
 INPUTS = WIDTH + 1 + FIDELITIES  # coordinates, the cell's relative size, fidelities
+SPACES = "spaces"  # the learned array of the search spaces' names
 FIDELITY_SCALE = 3.0  # natural-log units that count as 1: a factor of 20
 
 
@@ -102,7 +103,11 @@ class Standard:
 
     centre_Z: np.ndarray
     unit_Z: np.ndarray
-    active: int  # inputs that vary at all
+
+    @property
+    def active(self) -> int:
+        """Count the inputs that vary."""
+        return max(int(np.sum((self.unit_Z != 1) & (self.unit_Z != 0))), 1)
 
     @classmethod
     def of(cls, z_NZ: np.ndarray) -> "Standard":
@@ -113,7 +118,7 @@ class Standard:
         still_Z = np.where(np.arange(INPUTS) > WIDTH, 0.0, 1.0)
         unit_Z = np.where(varies_Z, 1 / np.maximum(deviation_Z, 1e-6), still_Z)
         centre_Z = np.where(varies_Z, z_NZ.mean(0), 0.0)
-        return cls(centre_Z.astype(np.float32), unit_Z.astype(np.float32), max(varies_Z.sum(), 1))
+        return cls(centre_Z.astype(np.float32), unit_Z.astype(np.float32))
 
     def __call__(self, context: Context) -> Context:
         """Return a problem with its inputs standardised."""
@@ -164,6 +169,36 @@ def training_spaces(training: Sequence[Experiment], rows: int) -> list[TrainingS
         tasks = [dataclasses.replace(t, context=standard(t.context)) for t in tasks]
         spaces.append(TrainingSpace(name, known, standard, tasks))
     return spaces
+
+
+def describe_spaces(spaces: Sequence[TrainingSpace]) -> dict[str, np.ndarray]:
+    """Return the arrays that `read_target` needs of what was learned."""
+    described = {SPACES: np.array([space.name for space in spaces])}
+    for index, space in enumerate(spaces):
+        described[f"layout {index}"] = np.array(space.layout)
+        described[f"centre {index}"] = space.standard.centre_Z
+        described[f"unit {index}"] = space.standard.unit_Z
+    return described
+
+
+def read_target(
+    problem: Problem, learned: Mapping[str, np.ndarray], rows: int
+) -> tuple[int | None, Context, Standard]:
+    """Write a problem as arrays, standardised as its search space was when it was learned.
+
+    Returns:
+      The index of the search space, None where nothing was learned of it (it is standardised by
+      its own inputs then), the problem, and its standard.
+    """
+    names, name = learned[SPACES].tolist(), search_space(problem.experiment)
+    index = names.index(name) if name in names else None
+    known = [] if index is None else learned[f"layout {index}"].tolist()
+    context = read_problem(problem, known, rows)
+    if index is None:
+        standard = Standard.of(np.concatenate([context.rows_NZ, context.cells_RZ]))
+    else:
+        standard = Standard(learned[f"centre {index}"], learned[f"unit {index}"])
+    return index, standard(context), standard
 
 
 def _training_task(target: Experiment, group, known, rows: int) -> TrainingTask:

@@ -41,9 +41,7 @@ def start(active: int, inputs: int) -> dict[str, np.ndarray]:
     """Return the hyperparameters to learn from, for inputs of which `active` ever vary."""
     # More inputs spread points further apart: smaller scales keep neighbours neighbours.
     scale_Z = np.full(inputs, -0.25 * np.log(active))
-    return {
-        k: np.asarray(v, np.float32) for k, v in (HYPERPARAMETERS | {"scale": scale_Z}).items()
-    }
+    return {k: np.asarray(v, np.float32) for k, v in (HYPERPARAMETERS | {"scale": scale_Z}).items()}
 
 
 def kernel(params: dict, a: Points, b: Points) -> jax.Array:
@@ -54,7 +52,9 @@ def kernel(params: dict, a: Points, b: Points) -> jax.Array:
     trend_NM = (1 + a.z_NZ @ b.z_NZ.T) ** 2
     variance = {k: jnp.exp(params[k]) for k in ("trend", "process", "offset")}
     return (
-        variance["trend"] * trend_NM + variance["process"] * matern_NM + variance["offset"] * same_NM
+        variance["trend"] * trend_NM
+        + variance["process"] * matern_NM
+        + variance["offset"] * same_NM
     )
 
 

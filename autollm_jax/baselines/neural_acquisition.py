@@ -1,7 +1,7 @@
 """A neural acquisition process: a transformer decides, meta-trained by reinforcement learning.
 
-After NAP (Maraval et al., NeurIPS 2023, arXiv 2305.15930) and MetaBO (Volpp et al., ICLR 2020, arXiv
-1904.02642). One network for all search spaces, each with an embedding of its own:
+After NAP (Maraval et al., NeurIPS 2023, arXiv 2305.15930) and MetaBO (Volpp et al., ICLR 2020,
+arXiv 1904.02642). One network for all search spaces, each with an embedding of its own:
 
 1. Surrogate. A Gaussian process with learned scales says what the evidence, and then the trials,
    make of every cell: its mean and deviation are part of the state, as in MetaBO.
@@ -35,13 +35,12 @@ from autollm_jax.baselines.context import (
     FIDELITIES,
     INPUTS,
     WIDTH,
-    Standard,
     TrainingSpace,
     TrainingTask,
     bucket,
+    describe_spaces,
     pad,
-    read_problem,
-    search_space,
+    read_target,
     training_spaces,
 )
 from autollm_jax.baselines.evidence import TargetScale
@@ -49,7 +48,7 @@ from autollm_jax.baselines.kernels import TARGET, Points
 from autollm_jax.gym.experiments import Experiment
 
 TRIALS = 16  # that play remembers
-SPACES = "spaces"
+PARAMETER = "parameter "  # what names of learned parameters start with
 TRIED = -1e9  # the acquisition value of a cell that cannot be taken
 STATE = 6  # numbers that describe a cell at a step
 OWN = ("embed", "scale")  # parameters that a search space has of its own; index 0 is any other's
@@ -141,14 +140,27 @@ def init_params(rng: np.random.Generator, s: Settings, active_S: Sequence[int]) 
     return {k: np.asarray(v, np.float32) for k, v in params.items()}
 
 
-def look(params: dict, inputs: Inputs, trials: int, s: Settings) -> tuple[View, State]:
-    """Read the evidence; `params` are those of one search space."""
+def regard(params: dict, inputs: Inputs) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return the surrogate's mean [C], variance [C] and whitened covariances [N, C]."""
+    rows, cells = _points(params, inputs)
+    fit = kernels.condition(params, rows, inputs.y_N, inputs.mask_N)
+    return kernels.predict(params, fit, cells)
+
+
+def _points(params: dict, inputs: Inputs) -> tuple[Points, Points]:
     scale_Z = jnp.exp(params["scale"])[None, :]
     rows_NZ, cells_CZ = inputs.z_NZ * scale_Z, inputs.z_CZ * scale_Z
-    rows = Points(rows_NZ, rows_NZ, inputs.e_N)
-    cells = Points(cells_CZ, cells_CZ, jnp.full(len(cells_CZ), TARGET))
-    fit = kernels.condition(params, rows, inputs.y_N, inputs.mask_N)
-    mean_C, variance_C, half_NC = kernels.predict(params, fit, cells)
+    target_C = jnp.full(len(cells_CZ), TARGET)
+    return Points(rows_NZ, rows_NZ, inputs.e_N), Points(cells_CZ, cells_CZ, target_C)
+
+
+def look(
+    params: dict, inputs: Inputs, regarded: tuple, trials: int, s: Settings
+) -> tuple[View, State]:
+    """Read the evidence; `params` are those of one search space, `regarded` comes of `regard`."""
+    mean_C, variance_C, half_NC = regarded
+    (rows_NZ, _, _), cells = _points(params, inputs)
+    cells_CZ = cells.z_NZ
     about_N2 = jnp.stack([inputs.y_N, jnp.ones_like(inputs.y_N)], axis=1)
     tokens_ND = inputs.z_NZ @ params["embed"] + about_N2 @ params["row"]
     tokens_CD = inputs.z_CZ @ params["embed"]
@@ -190,9 +202,7 @@ def decide(params: dict, view: View, state: State, s: Settings) -> tuple:
     )
     tokens_CD = view.tokens_CD + about_CS @ params["state"]
     squared_CT = kernels.squared_distance(view.cells.z_NZ, state.z_TZ)
-    tokens_CD = _block(
-        params, s.layers, tokens_CD, state.tokens_TD, squared_CT, state.done_T, s
-    )
+    tokens_CD = _block(params, s.layers, tokens_CD, state.tokens_TD, squared_CT, state.done_T, s)
     out_C3 = tokens_CD @ params["head"]
     value_C = out_C3[:, 0] + about_CS @ params["direct"]
     mean_C = state.mean_C + out_C3[:, 1] * deviation_C
@@ -266,13 +276,17 @@ class Batch(NamedTuple):
 def loss(params: dict, batch: Batch, key: jax.Array, s: Settings) -> tuple[jax.Array, jax.Array]:
     """Return the loss of a batch and the mean regret after the last trial."""
     keys = jax.random.split(key, (len(batch.space), s.rollouts))
-    losses_B, regrets_B = jax.vmap(functools.partial(_problem_loss, params, s=s))(batch, keys)
+    # One problem after the other: batched LAPACK calls wait for each other's threads in jaxlib,
+    # for ever where there are few cores.
+    regarded_B = jax.lax.map(lambda b: regard(of_space(params, b.space), b.inputs), batch)
+    one = functools.partial(_problem_loss, params, s=s)
+    losses_B, regrets_B = jax.vmap(one)(batch, regarded_B, keys)
     return losses_B.mean(), regrets_B.mean()
 
 
-def _problem_loss(params: dict, batch: Batch, keys, s: Settings) -> tuple[jax.Array, jax.Array]:
+def _problem_loss(params: dict, batch: Batch, regarded, keys, s: Settings) -> tuple:
     own = of_space(params, batch.space)
-    view, empty = look(own, batch.inputs, s.trials, s)
+    view, empty = look(own, batch.inputs, regarded, s.trials, s)
     valid_C = batch.inputs.mask_C
     seen_C = batch.level + batch.spread * batch.regrets_C
 
@@ -331,14 +345,8 @@ def learn(
             bar.set_postfix(regret=f"{np.mean(regrets[-10:]):.3f}")
     if not all(np.isfinite(a).all() for a in params.values()):
         raise FloatingPointError("neural_acquisition: the parameters are not finite")
-    learned = {k: np.asarray(v) for k, v in params.items()}
-    learned[SPACES] = np.array([space.name for space in spaces])
-    learned["regrets"] = np.array(regrets)
-    for index, space in enumerate(spaces):
-        learned[f"layout {index}"] = np.array(space.layout)
-        learned[f"centre {index}"] = space.standard.centre_Z
-        learned[f"unit {index}"] = space.standard.unit_Z
-    return learned
+    learned = {f"{PARAMETER}{k}": np.asarray(v) for k, v in params.items()}
+    return learned | describe_spaces(spaces) | {"regrets": np.array(regrets)}
 
 
 def _draw(spaces: Sequence[TrainingSpace], s: Settings, rng: np.random.Generator) -> Batch:
@@ -399,7 +407,9 @@ def _draw_evidence(space, task: TrainingTask, s: Settings, rng) -> tuple:
     return z_NZ, y_N, e_N
 
 
-_look = jax.jit(look, static_argnums=(2, 3))
+@functools.partial(jax.jit, static_argnums=(2,))
+def _look(params: dict, inputs: Inputs, s: Settings) -> tuple[View, State]:
+    return look(params, inputs, regard(params, inputs), TRIALS, s)
 
 
 @functools.partial(jax.jit, static_argnums=(6,))
@@ -426,25 +436,16 @@ class NeuralAcquisition:
         """Return the network's parameters, and each search space's layout and scale."""
         return learn(training, seed, progress, settings)
 
-    def __init__(
-        self, problem: Problem, seed: int, learned: dict, settings: Settings = Settings()
-    ):
+    def __init__(self, problem: Problem, seed: int, learned: dict, settings: Settings = Settings()):
         del seed  # Nothing is drawn.
         self._settings = settings
         self._candidates = Candidates(problem.experiment)
         self._scale = TargetScale(problem)
         self._rows: list[int] = []
         self._trials: list = []
-        names, space = list(learned[SPACES]), search_space(problem.experiment)
-        known = names.index(space) if space in names else None
-        layout = [] if known is None else [str(n) for n in learned[f"layout {known}"]]
-        context = read_problem(problem, layout, settings.rows)
-        if known is None:
-            standard = Standard.of(np.concatenate([context.rows_NZ, context.cells_RZ]))
-        else:
-            standard = Standard(learned[f"centre {known}"], learned[f"unit {known}"], 0)
-        context = standard(context)
-        shared = {k: v for k, v in learned.items() if v.dtype == np.float32}
+        known, context, _ = read_target(problem, learned, settings.rows)
+        named = {k: v for k, v in learned.items() if k.startswith(PARAMETER)}
+        shared = {k.removeprefix(PARAMETER): v for k, v in named.items()}
         self._params = of_space(shared, 0 if known is None else known + 1)
         rows, cells = settings.rows + 64, bucket(len(context.cells_RZ))
         inputs = Inputs(
@@ -455,7 +456,7 @@ class NeuralAcquisition:
             pad(context.cells_RZ, cells),
             pad(np.ones(len(context.cells_RZ), bool), cells),
         )
-        self._view, self._start = _look(self._params, inputs, TRIALS, settings)
+        self._view, self._start = _look(self._params, inputs, settings)
 
     def ask(self) -> dict:
         rows = self._candidates.untried
