@@ -66,7 +66,7 @@ class Settings:
     cells: int = 96  # of the target, in training
     width: int = 32
     heads: int = 4
-    layers: int = 2  # of attention to the evidence
+    layers: int = 1  # of attention to the evidence
     learning_rate: float = 3e-3
     auxiliary: float = 0.3
     entropy: float = 0.003
