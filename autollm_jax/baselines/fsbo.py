@@ -193,6 +193,23 @@ def adapt(params: dict, z_NZ, y_N, e_N, mask_N, steps: int, rate: float) -> dict
     return jax.lax.fori_loop(0, steps, step, (params, optimizer.init(params)))[0]
 
 
+def _optimizer(settings: Settings) -> optax.GradientTransformation:
+    decay = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
+    return optax.chain(optax.clip_by_global_norm(10.0), optax.adam(decay))
+
+
+@functools.partial(jax.jit, static_argnums=(3,))
+def _step(params: dict, moments, batch: tuple, settings: Settings) -> tuple:
+    def total(params):
+        # One space after the other: batched LAPACK calls wait for each other's threads in jaxlib,
+        # for ever where there are few cores.
+        return jax.lax.map(lambda one: loss(*one), (params, *batch)).sum()
+
+    value, gradient = jax.value_and_grad(total)(params)
+    updates, moments = _optimizer(settings).update(gradient, moments)
+    return optax.apply_updates(params, updates), moments, value
+
+
 def learn(
     training: Sequence[Experiment], seed: int, progress: bool, settings: Settings
 ) -> dict[str, np.ndarray]:
@@ -201,27 +218,13 @@ def learn(
     spaces = training_spaces(training, TRAINING_ROWS)
     drawn = [init_params(rng, settings, space.standard.active) for space in spaces]
     params = {k: jnp.stack([d[k] for d in drawn]) for k in drawn[0]}
-    decay = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
-    optimizer = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(decay))
-    moments = optimizer.init(params)
-
-    @jax.jit
-    def step(params, moments, batch):
-        def total(params):
-            # One space after the other: batched LAPACK calls wait for each other's threads in
-            # jaxlib, for ever where there are few cores.
-            return jax.lax.map(lambda one: loss(*one), (params, *batch)).sum()
-
-        value, gradient = jax.value_and_grad(total)(params)
-        updates, moments = optimizer.update(gradient, moments)
-        return optax.apply_updates(params, updates), moments, value
-
+    moments = _optimizer(settings).init(params)
     losses = []
     bar = tqdm(range(settings.steps), "learn fsbo", unit="step", disable=not progress)
     for _ in bar:
         batches = [_batch(space.tasks, settings.batch_rows, rng) for space in spaces]
         batch = tuple(np.stack(arrays) for arrays in zip(*batches, strict=True))
-        params, moments, value = step(params, moments, batch)
+        params, moments, value = _step(params, moments, batch, settings)
         losses.append(value)
         if len(losses) % 50 == 0:
             bar.set_postfix(loss=f"{float(value) / len(spaces):.3f}")

@@ -58,7 +58,7 @@ OWN = ("embed", "scale")  # parameters that a search space has of its own; index
 class Settings:
     """How the network is built and trained (see the module's docstring on the choice)."""
 
-    steps: int = 120
+    steps: int = 90
     problems: int = 12  # a step
     rollouts: int = 4  # a problem
     trials: int = 5
@@ -315,6 +315,18 @@ def _problem_loss(params: dict, batch: Batch, regarded, keys, s: Settings) -> tu
     return total, best_GT[:, -1].mean()
 
 
+def _optimizer(s: Settings) -> optax.GradientTransformation:
+    schedule = optax.warmup_cosine_decay_schedule(0.0, s.learning_rate, s.steps // 10, s.steps)
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+
+
+@functools.partial(jax.jit, static_argnums=(4,))
+def _step(params: dict, moments, batch: Batch, key: jax.Array, s: Settings) -> tuple:
+    (_, regret), gradient = jax.value_and_grad(loss, has_aux=True)(params, batch, key, s)
+    updates, moments = _optimizer(s).update(gradient, moments, params)
+    return optax.apply_updates(params, updates), moments, regret
+
+
 def learn(
     training: Sequence[Experiment], seed: int, progress: bool, s: Settings
 ) -> dict[str, np.ndarray]:
@@ -323,23 +335,14 @@ def learn(
     spaces = training_spaces(training, 4 * s.rows)
     actives = [space.standard.active for space in spaces]
     params = init_params(rng, s, [round(np.mean(actives)), *actives])
-    schedule = optax.warmup_cosine_decay_schedule(0.0, s.learning_rate, s.steps // 10, s.steps)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
-    moments = optimizer.init(params)
-
-    @jax.jit
-    def step(params, moments, batch, key):
-        (_, regret), gradient = jax.value_and_grad(loss, has_aux=True)(params, batch, key, s)
-        updates, moments = optimizer.update(gradient, moments, params)
-        return optax.apply_updates(params, updates), moments, regret
-
+    moments = _optimizer(s).init(params)
     keys = jax.random.split(jax.random.key(seed), s.steps)
     bar = tqdm(keys, "learn neural_acquisition", unit="step", disable=not progress)
     regrets = []
     for key in bar:
         drawn = [_draw(spaces, s, rng) for _ in range(s.problems)]
         batch = jax.tree.map(lambda *a: np.stack(a), *drawn)
-        params, moments, regret = step(params, moments, batch, key)
+        params, moments, regret = _step(params, moments, batch, key, s)
         regrets.append(regret)
         if len(regrets) % 10 == 0:
             bar.set_postfix(regret=f"{np.mean(regrets[-10:]):.3f}")
