@@ -6,7 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from autollm_jax.baselines import META_LEARNED, Problem, fsbo, learned, neural_acquisition
+from autollm_jax.baselines import (
+    META_LEARNED,
+    Problem,
+    acquisition_network,
+    acquisition_training,
+    fsbo,
+    learned,
+    neural_acquisition,
+)
 from autollm_jax.baselines.base import relevant_evidence
 from autollm_jax.baselines.context import column_names, layout, read_problem, training_spaces
 from autollm_jax.baselines.learned import Learned
@@ -98,15 +106,17 @@ def test_fsbo_learning_lowers_the_loss(built):
 
 
 def test_neural_acquisition_learning_lowers_the_regret_of_the_same_problems(built, training):
-    s, na = SmallNeuralAcquisition.SETTINGS, neural_acquisition
+    s, na = SmallNeuralAcquisition.SETTINGS, acquisition_training
     rng, spaces = np.random.default_rng(7), training_spaces(training, 4 * 48)
-    before = na.init_params(rng, s, [space.standard.active for space in [spaces[0], *spaces]])
+    before = acquisition_network.init_params(
+        rng, s, [space.standard.active for space in [spaces[0], *spaces]]
+    )
     learned_arrays = built["neural_acquisition"].arrays
     after = {k: learned_arrays[na.PARAMETER + k] for k in before}
     losses = []
     for params in (before, after):
         rng = np.random.default_rng(8)
-        batches = [[na._draw(spaces, s, rng) for _ in range(s.problems)] for _ in range(20)]
+        batches = [[na.draw_problem(spaces, s, rng) for _ in range(s.problems)] for _ in range(20)]
         evaluate = jax.jit(na.loss, static_argnums=(3,))
         found = [
             evaluate(params, jax.tree.map(lambda *a: np.stack(a), *b), jax.random.key(i), s)[1]
