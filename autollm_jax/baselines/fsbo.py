@@ -13,8 +13,8 @@ One surrogate per search space, after Wistuba and Grabocka (ICLR 2021, arXiv 210
    experiments is least (the paper's warm start, for one trial).
 
 Beyond the paper, since here cheap runs of other fidelities are known when the target is met: inputs
-carry log fidelity relative to the target's, and an experiment has a constant of its own, and the kernel has a quadratic trend beside the
-network's part (see kernels.py).
+carry log fidelity relative to the target's, an experiment has a constant of its own, and the kernel
+has a quadratic trend beside the network's part (see kernels.py).
 
 Chosen on the low experiments alone (a low experiment as target, cheaper ones as training and
 evidence; 20 targets of 6 search spaces, 2 seeds; mean regret over spaces and after 1, 3 and 5
