@@ -18,7 +18,8 @@ from autollm_jax.agent.curation import CurationConfig
 from autollm_jax.agent.distillation import distill, encode_conversation, pack
 from autollm_jax.agent.rollout import make_rollout, policy_player
 from autollm_jax.agent.simulation import Researcher, SimulationConfig, simulate_all
-from autollm_jax.baselines import BASELINES
+from autollm_jax.baselines import BASELINES, META_LEARNED
+from autollm_jax.baselines.learned import Learned
 from autollm_jax.data.tokenizer import train_tokenizer
 from autollm_jax.errors import UserError
 from autollm_jax.evaluation.report import write_report
@@ -270,6 +271,9 @@ def evaluate_methods(job: Job) -> None:
         mesh=job.mesh,
     )
     baselines = {name: play_method(cls) for name, cls in BASELINES.items()}
+    for name, cls in META_LEARNED.items():
+        path = job.workdir / "baselines" / f"{name}.npz"
+        baselines[name] = play_method(Learned(cls, job.training, config.seed, path))
     players = {"agent": agent, "researcher": Researcher(), **baselines}
     evaluate(
         players,

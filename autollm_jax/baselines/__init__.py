@@ -1,11 +1,13 @@
 """One file per method, one shared interface."""
 
-from autollm_jax.baselines.base import Method, Problem
+from autollm_jax.baselines.base import MetaLearned, Method, Problem
 from autollm_jax.baselines.boosted_trees import BoostedTrees
 from autollm_jax.baselines.cma_es import CmaEs
 from autollm_jax.baselines.default import DefaultFirst
+from autollm_jax.baselines.fsbo import FSBO
 from autollm_jax.baselines.gaussian_process import GaussianProcess
 from autollm_jax.baselines.nearest_experiment import NearestExperiment
+from autollm_jax.baselines.neural_acquisition import NeuralAcquisition
 from autollm_jax.baselines.optuna_tpe import OptunaTPE
 from autollm_jax.baselines.random import RandomSearch
 from autollm_jax.baselines.scaling_law import ScalingLaw
@@ -23,4 +25,10 @@ BASELINES: dict[str, type] = {
     "gaussian_process": GaussianProcess,
 }
 
-__all__ = ["BASELINES", "Method", "Problem"]
+# Those that learn from the training experiments first (see learned.py).
+META_LEARNED: dict[str, type[MetaLearned]] = {
+    "fsbo": FSBO,
+    "neural_acquisition": NeuralAcquisition,
+}
+
+__all__ = ["BASELINES", "META_LEARNED", "MetaLearned", "Method", "Problem"]

@@ -41,6 +41,19 @@ class Method(Protocol):
         """Take in what the last configuration brought."""
 
 
+class MetaLearned(Method, Protocol):
+    """A method that learns from the training experiments before it can play.
+
+    It is built as `METHOD(problem, seed, learned)` with what `learn` returned.
+    """
+
+    @classmethod
+    def learn(
+        cls, training: Sequence[Experiment], seed: int, progress: bool
+    ) -> dict[str, np.ndarray]:
+        """Learn from the split's training experiments, which are open; deterministic by seed."""
+
+
 def draw_seed(problem: Problem, seed: int) -> int:
     """Return a seed that differs between experiments, whose draws would else go together."""
     own = zlib.crc32(problem.experiment.id.encode())

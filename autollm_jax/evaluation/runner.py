@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from autollm_jax import baselines
-from autollm_jax.baselines.base import Problem
+from autollm_jax.baselines.base import Method, Problem
+from autollm_jax.baselines.learned import Learned, code_digest
 from autollm_jax.errors import UserError
 from autollm_jax.files import write_atomic
 from autollm_jax.gym.environment import Episode
@@ -72,15 +72,14 @@ Player = Callable[[Sequence[Game]], Sequence[Transcript] | None]
 class MethodPlayer:
     """Plays a baseline: asks it, runs what it says, tells it what came of it."""
 
-    method: type
+    method: Callable[[Problem, int], Method]
 
     @property
     def identity(self) -> str:
-        """Hash the baselines' code: a changed method is played again."""
-        digest = hashlib.sha256(self.method.__qualname__.encode())
-        for path in sorted(Path(baselines.__file__).parent.glob("*.py")):
-            digest.update(path.read_bytes())
-        return digest.hexdigest()
+        """Name the method and its code: a changed one, or one that learned anew, plays again."""
+        if isinstance(self.method, Learned):
+            return self.method.digest
+        return f"{self.method.__qualname__} {code_digest()}"
 
     def __call__(self, games: Sequence[Game]) -> list[Transcript] | None:
         spent = []
@@ -96,8 +95,8 @@ class MethodPlayer:
         return [{"text": None, "evidence_flops": float(flops)} for flops in spent]
 
 
-def play_method(method: type) -> MethodPlayer:
-    """Return the player of a baseline class (see baselines/base.py)."""
+def play_method(method: Callable[[Problem, int], Method]) -> MethodPlayer:
+    """Return the player of a baseline: its class (see baselines/base.py), or what it learned."""
     return MethodPlayer(method)
 
 

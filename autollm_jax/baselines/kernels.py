@@ -1,0 +1,99 @@
+"""A Gaussian process with a learned kernel, in JAX: the part that both meta-learned methods share.
+
+Prior of a score at inputs z, of which the kernel reads features f:
+
+  a quadratic trend in z: its cross terms let the bowl move with fidelity, as scaling laws say
+  + a Matern-5/2 process over f
+  + a constant of the experiment's own, since its level is only extrapolated
+  + noise
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+TARGET = -1  # index of the target among the experiments
+NOISE_FLOOR = 1e-4
+# Logarithms of the variances, and the mean, that learning starts from.
+HYPERPARAMETERS = {"mean": 0.6, "trend": -1.0, "process": -1.0, "offset": -3.0, "noise": -4.0}
+
+
+class Points(NamedTuple):
+    """Where the kernel is evaluated: inputs [N, Z], features [N, F], experiments [N]."""
+
+    z_NZ: jax.Array
+    f_NF: jax.Array
+    e_N: jax.Array
+
+
+class Fit(NamedTuple):
+    """A process conditioned on rows: those, their Cholesky factor [N, N], whitened scores [N]."""
+
+    rows: Points
+    mask_N: jax.Array
+    factor_NN: jax.Array
+    white_N: jax.Array
+
+
+def start(active: int, inputs: int) -> dict[str, np.ndarray]:
+    """Return the hyperparameters to learn from, for inputs of which `active` ever vary."""
+    # More inputs spread points further apart: smaller scales keep neighbours neighbours.
+    scale_Z = np.full(inputs, -0.25 * np.log(active))
+    return {k: np.asarray(v, np.float32) for k, v in (HYPERPARAMETERS | {"scale": scale_Z}).items()}
+
+
+def kernel(params: dict, a: Points, b: Points) -> jax.Array:
+    """Return prior covariances [N, M] of the scores."""
+    root_NM = jnp.sqrt(5 * jnp.maximum(squared_distance(a.f_NF, b.f_NF), 1e-10))
+    matern_NM = (1 + root_NM + root_NM**2 / 3) * jnp.exp(-root_NM)
+    same_NM = (a.e_N[:, None] == b.e_N[None, :]).astype(matern_NM.dtype)
+    trend_NM = (1 + a.z_NZ @ b.z_NZ.T) ** 2
+    variance = {k: jnp.exp(params[k]) for k in ("trend", "process", "offset")}
+    return (
+        variance["trend"] * trend_NM
+        + variance["process"] * matern_NM
+        + variance["offset"] * same_NM
+    )
+
+
+def diagonal(params: dict, a: Points) -> jax.Array:
+    """Return prior variances [N]."""
+    constant = jnp.exp(params["process"]) + jnp.exp(params["offset"])
+    return jnp.exp(params["trend"]) * (1 + (a.z_NZ**2).sum(1)) ** 2 + constant
+
+
+def noise(params: dict) -> jax.Array:
+    """Return the variance of the noise."""
+    return jnp.exp(params["noise"]) + NOISE_FLOOR
+
+
+def condition(params: dict, rows: Points, y_N: jax.Array, mask_N: jax.Array) -> Fit:
+    """Condition the process on the scores of rows; a row that is masked out counts for nothing."""
+    both_NN = mask_N[:, None] & mask_N[None, :]
+    k_NN = jnp.where(both_NN, kernel(params, rows, rows), 0.0)
+    factor_NN = jnp.linalg.cholesky(k_NN + jnp.diag(jnp.where(mask_N, noise(params), 1.0)))
+    away_N = jnp.where(mask_N, y_N - params["mean"], 0.0)
+    white_N = jax.scipy.linalg.solve_triangular(factor_NN, away_N, lower=True)
+    return Fit(rows, mask_N, factor_NN, white_N)
+
+
+def negative_log_likelihood(fit: Fit) -> jax.Array:
+    """Return the negative log marginal likelihood a row, in nats less a constant."""
+    total = 0.5 * (fit.white_N**2).sum() + jnp.log(jnp.diagonal(fit.factor_NN)).sum()
+    return total / fit.mask_N.sum()
+
+
+def predict(params: dict, fit: Fit, cells: Points) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return posterior mean [R], variance [R] and the whitened covariances [N, R] behind them."""
+    k_NR = jnp.where(fit.mask_N[:, None], kernel(params, fit.rows, cells), 0.0)
+    half_NR = jax.scipy.linalg.solve_triangular(fit.factor_NN, k_NR, lower=True)
+    variance_R = diagonal(params, cells) - (half_NR**2).sum(0)
+    return params["mean"] + half_NR.T @ fit.white_N, jnp.maximum(variance_R, 1e-8), half_NR
+
+
+def squared_distance(a_NF: jax.Array, b_MF: jax.Array) -> jax.Array:
+    """Return squared Euclidean distances [N, M]."""
+    squared_NM = (a_NF**2).sum(1)[:, None] + (b_MF**2).sum(1)[None, :] - 2 * a_NF @ b_MF.T
+    return jnp.maximum(squared_NM, 0.0)

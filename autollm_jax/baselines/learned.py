@@ -1,0 +1,93 @@
+"""What a meta-learned baseline learned, kept in a file: nothing is learned twice."""
+
+import functools
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from autollm_jax.baselines.base import MetaLearned, Problem
+from autollm_jax.files import write_atomic
+from autollm_jax.gym.experiments import Experiment
+
+# The entry of a file that says what the others were learned from.
+DIGEST = "digest"
+
+
+def code_digest() -> str:
+    """Hash the baselines' code: changed code learns, and plays, again."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def experiments_digest(experiments: Sequence[Experiment]) -> str:
+    """Hash everything that can be learned from open experiments.
+
+    Raises:
+      HeldOutError: one of them is sealed.
+    """
+    digest = hashlib.sha256()
+    for e in experiments:
+        described = [e.id, e.space.to_json(), e.default, e.objective_metric, e.minimize]
+        described += [dict(e.context), vars(e.fidelity), dict(e.limit or {})]
+        digest.update(json.dumps(described, sort_keys=True, default=str).encode())
+        for array in (e.units_RD, e.outcomes_R, e.status_R, e.feasible_R):
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A meta-learned baseline as any other is: built by calling it with a problem and a seed.
+
+    It learns when it is first called, unless its file holds what was learned from the same
+    experiments, by the same code, with the same seed.
+
+    Attributes:
+      method: the baseline's class.
+      training: the split's training experiments, all that it may learn from.
+      seed: of learning.
+      path: its file, `.npz`.
+      progress: whether to show a progress bar.
+    """
+
+    method: type[MetaLearned]
+    training: tuple[Experiment, ...]
+    seed: int
+    path: Path
+    progress: bool = True
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Hash what is learned from, the code and the seed."""
+        parts = [self.method.__qualname__, code_digest(), experiments_digest(self.training)]
+        return hashlib.sha256(json.dumps([*parts, self.seed]).encode()).hexdigest()
+
+    @functools.cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Read what was learned, or learn it and write it."""
+        found = self._read()
+        if found is None:
+            found = self.method.learn(self.training, self.seed, self.progress)
+            buffer = io.BytesIO()
+            np.savez(buffer, **{DIGEST: np.array(self.digest)}, **found)
+            write_atomic(self.path, buffer.getvalue())
+        return found
+
+    def __call__(self, problem: Problem, seed: int) -> MetaLearned:
+        return self.method(problem, seed, self.arrays)
+
+    def _read(self) -> dict[str, np.ndarray] | None:
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                found = {name: file[name] for name in file.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            return None
+        return found if str(found.pop(DIGEST, "")) == self.digest else None
