@@ -157,10 +157,10 @@ class Job:
         names = [field.name for field in dataclasses.fields(GRPOHyperparameters)]
         return GRPOHyperparameters(**{n: self.config.grpo[n] for n in names})
 
-    def play(self, temperature: float, constrained: bool = False) -> PlayConfig:
+    def play(self, temperature: float, **changes) -> PlayConfig:
         """How the policy plays."""
         sizes = SamplerConfig(context=self.config.policy.context)
-        return PlayConfig(sizes, temperature=temperature, constrained=constrained)
+        return PlayConfig(sizes, temperature=temperature, **changes)
 
     def parameters(self, stage: str):
         """Restore the policy that a stage trained; random parameters where it has no steps.

@@ -14,7 +14,7 @@ from autollm_jax.job import Job
 from autollm_jax.models.transformer import parameter_count
 
 TRAINING_STAGES = ("curate", "simulate", "distill", "grpo")
-TRAINED = ("agent",)  # the methods that use the trained policy
+TRAINED = ("agent", "hybrid")  # the methods that use the trained policy
 
 
 @contextlib.contextmanager

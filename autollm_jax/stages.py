@@ -262,19 +262,28 @@ def evaluate_methods(job: Job) -> None:
     """Score the agent and the baselines on the held-out experiments."""
     config = job.config
     trained = "grpo" if config.grpo.steps else "distill"
-    agent = policy_player(
-        job.model(),
-        job.parameters(trained),
-        job.tokenizer(),
-        job.play(config.evaluation.temperature, config.evaluation.constrained),
-        rows=job.even(len(job.split.held_out) * len(config.evaluation.seeds)),
-        mesh=job.mesh,
-    )
+    parameters, settings = job.parameters(trained), config.evaluation
+
+    def policy(advisor):
+        return policy_player(
+            job.model(),
+            parameters,
+            job.tokenizer(),
+            job.play(settings.temperature, constrained=settings.constrained, advisor=advisor),
+            rows=job.even(len(job.split.held_out) * len(settings.seeds)),
+            mesh=job.mesh,
+        )
+
     baselines = {name: play_method(cls) for name, cls in BASELINES.items()}
     for name, cls in META_LEARNED.items():
         path = job.workdir / "baselines" / f"{name}.npz"
         baselines[name] = play_method(Learned(cls, job.training, config.seed, path))
-    players = {"agent": agent, "researcher": Researcher(), **baselines}
+    players = {
+        "agent": policy(settings.advisor),
+        "researcher": Researcher(settings.advisor),
+        "hybrid": policy("gaussian_process"),  # it proposes, the agent decides
+        **baselines,
+    }
     evaluate(
         players,
         job.split,

@@ -122,6 +122,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.evaluation = ConfigDict()
     c.evaluation.seeds = (0, 1, 2)
     c.evaluation.temperature = 0.0  # of the agent; 0 is greedy
+    c.evaluation.advisor = "panel"  # who forecasts in the prompt: own, panel or gaussian_process
     c.evaluation.constrained = True  # the agent's turns run measured, untried configurations only
 
     c.stress = ConfigDict()  # of the evidence that games come with; results go to their own files

@@ -1,26 +1,56 @@
 """The forecast of a target: which kind there is for its space; the latest are kept."""
 
-from collections.abc import Sequence
+import contextlib
+import contextvars
+from collections.abc import Iterator, Sequence
 
 from autollm_jax.agent.base_forecast import BaseForecast
 from autollm_jax.agent.evidence import is_shiftable
+from autollm_jax.agent.panel_forecast import PanelForecast
 from autollm_jax.agent.shifted_forecast import ShiftedForecast
 from autollm_jax.agent.surface_forecast import SurfaceForecast
+from autollm_jax.errors import UserError
 from autollm_jax.gym.experiments import Experiment
 
+# Who makes the forecast that texts quote -> the own forecast's share; a Gaussian process has the
+# rest. `own` is fast, and what policies are trained with.
+ADVISORS = {"own": 1.0, "panel": 2 / 3, "gaussian_process": 0.0}
+
+_ADVISOR = contextvars.ContextVar("advisor", default="own")
 _FORECASTS: dict = {}
-_MOST_FORECASTS = 128
+_MOST_FORECASTS = 256
+
+
+@contextlib.contextmanager
+def advised_by(advisor: str) -> Iterator[None]:
+    """Let an advisor make the forecasts asked for inside.
+
+    Raises:
+      UserError: there is no such advisor.
+    """
+    if advisor not in ADVISORS:
+        raise UserError(f"advisor {advisor!r}: accepted are {', '.join(ADVISORS)}")
+    token = _ADVISOR.set(advisor)
+    try:
+        yield
+    finally:
+        _ADVISOR.reset(token)
 
 
 def forecast(target: Experiment, evidence: Sequence[Experiment]) -> BaseForecast:
-    """Return the forecast of a target given evidence; the latest pairs' are kept."""
+    """Return the advisor's forecast of a target given evidence; the latest pairs' are kept."""
     # `sealed()` makes a new object but keeps the cells, and a kept forecast keeps them alive, so
     # that their identity is a sound key.
+    advisor = _ADVISOR.get()
     limit = None if target.limit is None else target.limit["at_most"]
-    key = (id(target.cells), target.id, target.fidelity, limit, *map(id, evidence))
+    key = (advisor, id(target.cells), target.id, target.fidelity, limit, *map(id, evidence))
     if key not in _FORECASTS:
         while len(_FORECASTS) >= _MOST_FORECASTS:
             del _FORECASTS[next(iter(_FORECASTS))]
-        kind = ShiftedForecast if is_shiftable(target.space) else SurfaceForecast
-        _FORECASTS[key] = (kind(target, evidence), target.cells, tuple(evidence))
+        made = (ShiftedForecast if is_shiftable(target.space) else SurfaceForecast)(
+            target, evidence
+        )
+        if ADVISORS[advisor] < 1.0:
+            made = PanelForecast(made, evidence, ADVISORS[advisor])
+        _FORECASTS[key] = (made, target.cells, tuple(evidence))
     return _FORECASTS[key][0]

@@ -25,6 +25,7 @@ from autollm_jax.agent import prompts
 from autollm_jax.agent.claims import Audit, audit
 from autollm_jax.agent.constraint import grammar_of
 from autollm_jax.agent.distillation import encode_turn
+from autollm_jax.agent.forecast import advised_by
 from autollm_jax.agent.parsing import parse_action
 from autollm_jax.agent.playing import act
 from autollm_jax.agent.prompts import Turn
@@ -45,12 +46,14 @@ class PlayConfig:
     temperature: 0 is greedy.
     constrained: each turn runs a configuration of the experiment's own that is measured and untried
       (`agent.constraint`), so that none is invalid or matched.
+    advisor: who makes the forecast in the prompt (`agent.forecast`).
     """
 
     sampler: SamplerConfig
     max_new_tokens: int = 192
     temperature: float = 1.0
     constrained: bool = False
+    advisor: str = "own"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +112,8 @@ def play(
       ValueError: if the members of a group are on different experiments.
       UserError: if a first prompt leaves no room in the context.
     """
-    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+    on_mesh = contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+    with on_mesh, advised_by(config.advisor):
         return _play(
             model, params, tokenizer, config, episodes, seeds, key, group_size, rows, mesh, audited
         )

@@ -25,6 +25,7 @@ import numpy as np
 from autollm_jax.agent import listing, prompts, spelling, statements
 from autollm_jax.agent.claims import check_claims
 from autollm_jax.agent.curation import Pair, Recipe, build
+from autollm_jax.agent.forecast import advised_by
 from autollm_jax.agent.parsing import (
     DONE_KEY,
     EXEC,
@@ -211,21 +212,26 @@ class Researcher:
 
     A distilled policy imitates him, so his score tells what of a policy's comes from the forecast
     in its prompt, and what it learned beyond.
+
+    advisor: who makes that forecast (`agent.forecast`).
     """
+
+    advisor: str = "own"
 
     @property
     def identity(self) -> str:
         """Hash the code that he is made of: changed, he plays again."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(self.advisor.encode())
         for folder in (Path(__file__).parent, Path(coordinates.__file__).parent):
             for path in sorted(folder.glob("*.py")):
                 digest.update(path.read_bytes())
         return digest.hexdigest()
 
     def __call__(self, games: Sequence) -> None:
-        for game in games:
-            while not game.episode.done:
-                act(game.episode, respond(game.episode.tell()))
+        with advised_by(self.advisor):
+            for game in games:
+                while not game.episode.done:
+                    act(game.episode, respond(game.episode.tell()))
 
 
 def simulate(

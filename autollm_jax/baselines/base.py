@@ -162,6 +162,11 @@ class Candidates:
         rows = self._feasible[~self._tried_R[self._feasible]]
         return rows if len(rows) else self._feasible
 
+    def lowest(self, scores_R: np.ndarray) -> int:
+        """Return the untried row of the lowest score."""
+        rows = self.untried
+        return int(rows[np.argmin(scores_R[rows])])
+
     def take(self, row: int) -> dict:
         """Mark a row as tried and return its configuration."""
         self._tried_R[row] = True

@@ -75,9 +75,16 @@ class BoostedTrees:
     def ask(self) -> dict:
         if not len(self._y_N):
             return self._ask_cold()
-        rows, mean_R = self._candidates.untried, self._before_MR.mean(0)
+        return self._candidates.take(self._candidates.lowest(self.expected_scores()))
+
+    def expected_scores(self) -> np.ndarray:
+        """Return the score [R] that the best trial is expected to have once a cell is tried next.
+
+        As the Gaussian process does; needs evidence.
+        """
+        mean_R = self._before_MR.mean(0)
         if not self._trials:
-            return self._candidates.take(int(rows[np.argmin(mean_R[rows])]))
+            return mean_R
         scores_T = self._scale.scores(self._trials)
         # The target's level was extrapolated: what all trials have in common is laid to it.
         surprise_T = scores_T - mean_R[self._rows]
@@ -87,9 +94,8 @@ class BoostedTrees:
             np.concatenate([self._y_N, scores_T]),
             np.concatenate([self._weight_N, np.full(len(scores_T), TRIAL_WEIGHT)]),
         )
-        mean_R, deviation_R = member_MR.mean(0)[rows], member_MR.std(0)[rows] + 1e-9
-        gain_R = improvement(mean_R, deviation_R, scores_T.min())
-        return self._candidates.take(int(rows[np.argmax(gain_R)]))
+        best, deviation_R = scores_T.min(), member_MR.std(0) + 1e-9
+        return best - improvement(member_MR.mean(0), deviation_R, best)
 
     def tell(self, trial) -> None:
         row = self._candidates.mark(trial)

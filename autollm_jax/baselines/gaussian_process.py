@@ -86,13 +86,19 @@ class GaussianProcess:
     def ask(self) -> dict:
         if not self._trials and not self._warm:
             return self._candidates.take(self._candidates.row_of(self._problem.experiment.default))
-        rows = self._candidates.untried
+        return self._candidates.take(self._candidates.lowest(self.expected_scores()))
+
+    def expected_scores(self) -> np.ndarray:
+        """Return the score [R] that the best trial is expected to have once a cell is tried next.
+
+        Before the first trial that is the cell's own; later, the expected improvement is taken off
+        the best one's.
+        """
         mean_R, variance_R = self.posterior()
         if not self._trials:
-            return self._candidates.take(int(rows[np.argmin(mean_R[rows])]))
+            return mean_R
         best = self._scale.scores(self._trials).min()
-        gain_R = improvement(mean_R[rows], np.sqrt(variance_R[rows]), best)
-        return self._candidates.take(int(rows[np.argmax(gain_R)]))
+        return best - improvement(mean_R, np.sqrt(variance_R), best)
 
     def tell(self, trial) -> None:
         row = self._candidates.mark(trial)

@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+
+from autollm_jax.agent.forecast import advised_by, forecast
+from autollm_jax.baselines.base import Problem
+from autollm_jax.baselines.gaussian_process import GaussianProcess
+from autollm_jax.errors import UserError
+from autollm_jax.gym.environment import Episode
+
+
+@pytest.fixture
+def episode(family):
+    return Episode(family[3], tuple(family[:3]), 5)
+
+
+def advised(advisor, episode):
+    with advised_by(advisor):
+        seen = forecast(episode.experiment, episode.evidence)
+    return seen.expected_regrets(episode.trials)
+
+
+def test_the_panel_is_the_weighted_mean_of_its_members(episode):
+    for _ in range(3):
+        own_R, process_R = advised("own", episode), advised("gaussian_process", episode)
+        panel_R = advised("panel", episode)
+        np.testing.assert_allclose(panel_R, (2 * own_R + process_R) / 3, rtol=1e-6)
+        assert (np.isinf(panel_R) == np.isinf(own_R)).all()
+        episode.exec_config(episode.experiment.configurations[int(panel_R.argmin())])
+
+
+def test_the_process_as_an_advisor_chooses_what_the_baseline_does(episode):
+    process = GaussianProcess(Problem(episode.experiment, episode.evidence, 5), 0)
+    while not episode.done:
+        row = int(advised("gaussian_process", episode).argmin())
+        assert dict(episode.experiment.configurations[row]) == process.ask()
+        process.tell(episode.exec_config(episode.experiment.configurations[row]))
+
+
+def test_without_evidence_the_panel_is_the_own_forecast(family):
+    episode = Episode(family[3], (), 5)
+    np.testing.assert_array_equal(advised("panel", episode), advised("own", episode))
+
+
+def test_once_all_is_tried_nothing_is_expected(bowl):
+    small = dict(learning_rates=(2.0**-8,), batch_sizes=(64, 128))
+    cheap, target = (bowl(n, p, 2e8, (2.0**-8, 64), **small) for n, p in (("a", 1e6), ("b", 1e7)))
+    episode = Episode(target, (cheap,), 2)
+    for config in target.configurations:
+        episode.exec_config(config)
+    assert np.isinf(advised("panel", episode)).all()
+
+
+def test_an_unknown_advisor_is_refused():
+    with pytest.raises(UserError, match="accepted are own, panel, gaussian_process"), advised_by("x"):
+        pass
