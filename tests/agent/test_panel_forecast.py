@@ -51,5 +51,5 @@ def test_once_all_is_tried_nothing_is_expected(bowl):
 
 
 def test_an_unknown_advisor_is_refused():
-    with pytest.raises(UserError, match="accepted are own, panel, gaussian_process"), advised_by("x"):
+    with pytest.raises(UserError, match="accepted are own, panel, "), advised_by("x"):
         pass
