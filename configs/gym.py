@@ -67,7 +67,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     c.policy = ConfigDict()  # the agent's transformer
     c.policy.scale = 1.0  # of the parameters, about: the widths below follow
-    c.policy.vocab_size = 1024  # SentencePiece pieces, trained on the simulated trajectories
+    c.policy.vocab_size = 2048  # SentencePiece pieces, trained on the simulated trajectories
     c.policy.split_digits = False  # whole numbers may be pieces: turns are a third shorter
     c.policy.width = 128
     c.policy.layers = 4
