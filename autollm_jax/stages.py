@@ -2,6 +2,7 @@
 
 ground_truth  train what our own outcome tables are made of
 verify        (on demand) train random rows of them again and compare
+cross_validate  (on demand) compare methods on changed copies of the training experiments
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from autollm_jax import spending
+from autollm_jax import cross_validation, spending
 from autollm_jax import workdir as work_directory
 from autollm_jax.agent import curation, prompts
 from autollm_jax.agent.curation import CurationConfig
@@ -23,7 +24,7 @@ from autollm_jax.baselines.learned import Learned
 from autollm_jax.data.tokenizer import train_tokenizer
 from autollm_jax.errors import UserError
 from autollm_jax.evaluation.report import write_report
-from autollm_jax.evaluation.runner import evaluate, play_method, table_hashes
+from autollm_jax.evaluation.runner import Player, evaluate, play_method, table_hashes
 from autollm_jax.files import write_atomic
 from autollm_jax.ground_truth.ledger import Ledger
 from autollm_jax.ground_truth.produce import (
@@ -44,6 +45,7 @@ from autollm_jax.job import Job
 from autollm_jax.rl.loop import GRPOLoopConfig, train_grpo
 from autollm_jax.training.loop import LoopConfig
 
+MOST_GAMES = 192  # that a policy plays side by side
 MOST_CUT = 0.1  # of the episodes, that may lose their end in distillation
 
 
@@ -53,7 +55,7 @@ def run(config: ConfigDict, workdir: str, stage: str) -> None:
     Raises:
       UserError: for whatever the user can mend.
     """
-    scoring = stage in ("evaluate", "report", "verify")
+    scoring = stage in ("evaluate", "report", "verify", "cross_validate")
     job = Job.start(config, workdir)
     work_directory.claim(workdir, config.to_dict(), scoring)
     for name in PIPELINE if stage == "all" else (stage,):
@@ -261,31 +263,8 @@ def grpo(job: Job) -> None:
 def evaluate_methods(job: Job) -> None:
     """Score the agent and the baselines on the held-out experiments."""
     config = job.config
-    trained = "grpo" if config.grpo.steps else "distill"
-    parameters, settings = job.parameters(trained), config.evaluation
-
-    def policy(advisor):
-        return policy_player(
-            job.model(),
-            parameters,
-            job.tokenizer(),
-            job.play(settings.temperature, constrained=settings.constrained, advisor=advisor),
-            rows=job.even(len(job.split.held_out) * len(settings.seeds)),
-            mesh=job.mesh,
-        )
-
-    baselines = {name: play_method(cls) for name, cls in BASELINES.items()}
-    for name, cls in META_LEARNED.items():
-        path = job.workdir / "baselines" / f"{name}.npz"
-        baselines[name] = play_method(Learned(cls, job.training, config.seed, path))
-    players = {
-        "agent": policy(settings.advisor),
-        "researcher": Researcher(settings.advisor),
-        "hybrid": policy("gaussian_process"),  # it proposes, the agent decides
-        **baselines,
-    }
     evaluate(
-        players,
+        _players(job),
         job.split,
         None,
         config.gym.budget,
@@ -296,6 +275,53 @@ def evaluate_methods(job: Job) -> None:
         with_evidence=config.gym.evidence,
         stress=job.stress,
     )
+
+
+def _players(job: Job) -> dict[str, Player]:
+    """Make a player of each method that the config names.
+
+    Raises:
+      UserError: there is no such method.
+    """
+    config, settings = job.config, job.config.evaluation
+    games = max(len(job.split.held_out) * len(settings.seeds), 1)
+
+    def policy(advisor):
+        return policy_player(
+            job.model(),
+            job.parameters("grpo" if config.grpo.steps else "distill"),
+            job.tokenizer(),
+            job.play(settings.temperature, constrained=settings.constrained, advisor=advisor),
+            rows=job.even(min(games, MOST_GAMES)),
+            mesh=job.mesh,
+        )
+
+    def learned(name):
+        path = job.workdir / "baselines" / f"{name}.npz"
+        return play_method(Learned(META_LEARNED[name], job.training, config.seed, path))
+
+    makers = {
+        "agent": lambda: policy(settings.advisor),
+        "researcher": lambda: Researcher(settings.advisor),
+        "hybrid": lambda: policy("gaussian_process"),  # it proposes, the agent decides
+        **{name: functools.partial(play_method, cls) for name, cls in BASELINES.items()},
+        **{name: functools.partial(learned, name) for name in META_LEARNED},
+    }
+    names = settings.methods.split(",") if settings.methods else list(makers)
+    unknown = [name for name in names if name not in makers]
+    if unknown:
+        raise UserError(
+            f"config.evaluation.methods names {unknown[0]!r}; accepted are {', '.join(makers)}"
+        )
+    return {name: makers[name]() for name in names}
+
+
+def cross_validate(job: Job) -> None:
+    """Compare the methods on changed copies of the training experiments, and print a table."""
+    settings, budget = job.config.cross_validate, job.config.gym.budget
+    pairs = cross_validation.pairs_of(job.split.training, settings.pairs, settings.seed)
+    found = cross_validation.cross_validate(_players(job), pairs, budget)
+    print(cross_validation.table(found, budget))
 
 
 def report(job: Job) -> None:
@@ -322,7 +348,7 @@ def report(job: Job) -> None:
     print(f"report: {job.report_folder / 'index.html'}")
 
 
-# `all` runs these; `verify` runs when it is named.
+# `all` runs these; the others run when they are named.
 PIPELINE = ("ground_truth", "curate", "simulate", "distill", "grpo", "evaluate", "report")
 STAGES = {
     "ground_truth": ground_truth,
@@ -333,4 +359,5 @@ STAGES = {
     "evaluate": evaluate_methods,
     "report": report,
     "verify": verify,
+    "cross_validate": cross_validate,
 }

@@ -122,8 +122,13 @@ def get_config(variant: str = "") -> ConfigDict:
     c.evaluation = ConfigDict()
     c.evaluation.seeds = (0, 1, 2)
     c.evaluation.temperature = 0.0  # of the agent; 0 is greedy
+    c.evaluation.methods = ""  # by name, comma between; empty for all of them
     c.evaluation.advisor = "panel"  # who forecasts in the prompt: own, panel or gaussian_process
     c.evaluation.constrained = True  # the agent's turns run measured, untried configurations only
+
+    c.cross_validate = ConfigDict()  # --stage=cross_validate: for choosing, without the held-out
+    c.cross_validate.pairs = 240  # of changed copies of training experiments
+    c.cross_validate.seed = 0
 
     c.stress = ConfigDict()  # of the evidence that games come with; results go to their own files
     c.stress.kind = "none"  # none, thin, reverse, noise or rename (gym/stress.py)
