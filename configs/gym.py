@@ -83,7 +83,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.policy.context = 832  # tokens of a whole episode
 
     c.curate = ConfigDict()
-    c.curate.distill_pairs = 4500  # (target, evidence) pairs to simulate
+    c.curate.distill_pairs = 3200  # (target, evidence) pairs to simulate
     c.curate.synthetic = 0.5  # share of them from the prior of synthetic landscapes
     c.curate.unchanged = 0.1  # share of the tables' families that are not augmented
 
@@ -93,7 +93,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.simulate.processes = 2
 
     c.distill = ConfigDict()
-    c.distill.steps = 600  # 0: GRPO starts from random parameters
+    c.distill.steps = 400  # 0: GRPO starts from random parameters
     c.distill.batch_rows = 6  # twice as many updates as with 12, and better for it
     c.distill.microbatches = 1  # pieces that an update's gradient is summed over
     c.distill.row_length = 832  # tokens; short episodes share a row
@@ -102,7 +102,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.distill.optimizer = optimizer(3e-3, b2=0.98, weight_decay=0.05)
 
     c.grpo = ConfigDict()
-    c.grpo.steps = 12  # 0: the distilled policy is scored
+    c.grpo.steps = 8  # 0: the distilled policy is scored
     c.grpo.groups = 6  # pairs a step
     c.grpo.group_size = 8  # episodes a pair
     c.grpo.minibatch_rows = 16  # episodes an update sees

@@ -37,7 +37,6 @@ from autollm_jax.agent.playing import act
 from autollm_jax.baselines import coordinates
 from autollm_jax.gym.environment import Episode, Observation
 from autollm_jax.gym.experiments import Experiment
-from autollm_jax.gym.spaces import Space
 
 __all__ = [
     "Researcher",
@@ -160,16 +159,9 @@ def _extrapolate(observation: Observation, pick: listing.Candidate) -> str:
 
 
 def _choice(observation: Observation, pick: listing.Candidate) -> str:
-    # Named values are spelled once, in the action that follows: their names lead to them. Weights
-    # are copied here first, where the label leads to their line; other lines name the same parts.
-    at = "" if _named_values(observation.experiment.space) else f" at {pick.text}"
-    return f"lowest {pick.label} {listing.percent(pick.expected)}{at}"
-
-
-def _named_values(space: Space) -> bool:
-    """Tell whether configurations are spelled as names and values: long, and not a mixture."""
-    simplex = any(d.kind == "simplex" for d in space.dimensions)
-    return listing.is_long(space) and not simplex
+    # Copied here first, where the label leads to its line, so that the action copies its neighbour:
+    # other lines name the same parts, and values without their names.
+    return f"lowest {pick.label} {listing.percent(pick.expected)} at {pick.text}"
 
 
 def _refine(observation: Observation, pick: listing.Candidate) -> str:

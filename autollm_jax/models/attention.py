@@ -36,23 +36,29 @@ def _attend(q_BTKGA, k_BKSA, v_BKSA, visible, dtype):
     return mixed_BKRA.reshape(B, K, G, T, A).transpose(0, 3, 1, 2, 4)
 
 
-def smeared(k_BTKA, smear_KA, segments_BT=None):
-    """Mix each key with the one before it in its segment, coordinate by coordinate.
+def smeared(k_BTKA, before_B1KA, positions_BT, smear_KA):
+    """Mix each key with the one before it in its sequence, coordinate by coordinate.
 
     A query can then look for what follows a token, so that one layer can copy: without this it
     takes two, the first of which learns to hand each token its predecessor.
 
     Args:
-      k_BTKA: keys in the order of their tokens (or of their slots).
-      smear_KA: share of the predecessor, 0 to 1; a segment's first key stays as it is.
-      segments_BT: None is one segment a row.
+      k_BTKA: keys.
+      before_B1KA: the key before the first of them; not read where that begins a sequence.
+      positions_BT: position of each key in its own sequence; the key at 0 stays as it is.
+      smear_KA: share of the predecessor, 0 to 1.
     """
-    before_BTKA = jnp.concatenate([k_BTKA[:, :1], k_BTKA[:, :-1]], axis=1)
-    if segments_BT is not None:
-        goes_on_BT = segments_BT == jnp.roll(segments_BT, 1, axis=1)
-        before_BTKA = jnp.where(goes_on_BT[..., None, None], before_BTKA, k_BTKA)
-    smear_11KA = smear_KA.astype(k_BTKA.dtype)[None, None]
-    return k_BTKA + smear_11KA * (before_BTKA - k_BTKA)
+    before_BTKA = jnp.concatenate([before_B1KA.astype(k_BTKA.dtype), k_BTKA[:, :-1]], axis=1)
+    before_BTKA = jnp.where((positions_BT > 0)[..., None, None], before_BTKA, k_BTKA)
+    return k_BTKA + smear_KA.astype(k_BTKA.dtype)[None, None] * (before_BTKA - k_BTKA)
+
+
+def last_valid(k_BTKA, valid_BT, before_B1KA):
+    """Return each row's last valid key [B, 1, K, A]; the one before where none is valid."""
+    count_B = valid_BT.sum(axis=1)
+    index_B111 = jnp.maximum(count_B - 1, 0)[:, None, None, None]
+    last_B1KA = jnp.take_along_axis(k_BTKA, index_B111, axis=1).astype(before_B1KA.dtype)
+    return jnp.where(count_B[:, None, None, None] > 0, last_B1KA, before_B1KA)
 
 
 def causal_attention(q_BTHA, k_BTKA, v_BTKA, segments_BT=None, *, block: int, dtype: str):
@@ -91,9 +97,7 @@ def causal_attention(q_BTHA, k_BTKA, v_BTKA, segments_BT=None, *, block: int, dt
     return mixed.reshape(B, T, H, A)
 
 
-def cached_attention(
-    q_BTHA, k_BTKA, v_BTKA, positions_BT, valid_BT, cache, smear_KA=None, *, dtype: str
-):
+def cached_attention(q_BTHA, k_BTKA, v_BTKA, positions_BT, valid_BT, cache, *, dtype: str):
     """Write new keys and values into a cache and attend to all slots up to each query's own.
 
     Args:
@@ -102,8 +106,7 @@ def cached_attention(
       v_BTKA: values.
       positions_BT: the slot of each token.
       valid_BT: which tokens are real; the others are not written.
-      cache: {"key", "value"}, each [B, S, K, A]; the keys as they are before smearing.
-      smear_KA: as in `smeared`; None for none.
+      cache: {"key", "value"}, each [B, S, K, A]; what else is in it stays.
       dtype: what matrix products read.
 
     Returns:
@@ -118,6 +121,5 @@ def cached_attention(
     visible_BTS = jnp.arange(S)[None, None, :] <= positions_BT[:, :, None]
     q_BTKGA = q_BTHA.reshape(B, T, K, H // K, A)
     visible = visible_BTS[:, None, None]
-    seen = keys if smear_KA is None else smeared(keys, smear_KA)
-    mixed = _attend(q_BTKGA, seen.swapaxes(1, 2), values.swapaxes(1, 2), visible, dtype)
-    return mixed.reshape(B, T, H, A), {"key": keys, "value": values}
+    mixed = _attend(q_BTKGA, keys.swapaxes(1, 2), values.swapaxes(1, 2), visible, dtype)
+    return mixed.reshape(B, T, H, A), {**cache, "key": keys, "value": values}

@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from autollm_jax.models.attention import cached_attention, causal_attention, smeared
+from autollm_jax.models.attention import cached_attention, causal_attention, last_valid, smeared
 from autollm_jax.models.product import product
 from autollm_jax.sharding.rules import constrain
 
@@ -125,10 +125,11 @@ class Block(nn.Module):
 
         Args:
           x_BTD: residual stream, f32.
-          positions_BT: position of each token in its own sequence.
+          positions_BT: position of each token in its own sequence, from 0.
           segments_BT: tokens attend only within their segment; None is one segment a row.
           cache: None, or this layer's {"key", "value"} of shape [B, S, K, A]; the tokens are
             written at the slots named by their positions and attend to all slots up to their own.
+            With smeared keys also {"before"} [B, 1, K, A], the last key as it was before that.
           valid_BT: with a cache, which tokens are real; the others are not written.
 
         Returns:
@@ -148,18 +149,19 @@ class Block(nn.Module):
         )
         q_BTHA = constrain(place(q_BTHA), "batch", None, "heads", None)
         k_BTKA = constrain(place(k_BTKA), "batch", None, "kv_heads", None)
-        smear_KA = None
         if c.key_smear:
             smear_KA = nn.sigmoid(self.param("smear", nn.initializers.zeros, (K, A), jnp.float32))
+            before_B1KA = k_BTKA[:, :1] if cache is None else cache["before"]
+            if cache is not None:
+                cache = {**cache, "before": last_valid(k_BTKA, valid_BT, before_B1KA)}
+            k_BTKA = smeared(k_BTKA, before_B1KA, positions_BT, smear_KA)
         if cache is None:
-            if smear_KA is not None:
-                k_BTKA = smeared(k_BTKA, smear_KA, segments_BT)
             mixed_BTHA = causal_attention(
                 q_BTHA, k_BTKA, v_BTKA, segments_BT, block=c.attention_block, dtype=c.dtype
             )
         else:
             mixed_BTHA, cache = cached_attention(
-                q_BTHA, k_BTKA, v_BTKA, positions_BT, valid_BT, cache, smear_KA, dtype=c.dtype
+                q_BTHA, k_BTKA, v_BTKA, positions_BT, valid_BT, cache, dtype=c.dtype
             )
         out = self._project("output", "BTHA,HAD->BTD", mixed_BTHA, (H, A, D), contract=2)
         x_BTD = constrain(x_BTD + out, "batch", "length", "activation")
@@ -295,8 +297,11 @@ def init_cache(config: TransformerConfig, batch: int, length: int):
     """
     shape = (batch, length, config.kv_heads, config.head_dim)
     dtype = jnp.dtype(config.dtype)
+    shapes = {"key": shape, "value": shape}
+    if config.key_smear:
+        shapes["before"] = (batch, 1, *shape[2:])
     return tuple(
-        {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
+        {name: jnp.zeros(shape, dtype) for name, shape in shapes.items()}
         for _ in range(config.layers)
     )
 

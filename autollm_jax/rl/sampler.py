@@ -410,8 +410,11 @@ def _grow(state: SamplerState, needed: int, config: SamplerConfig) -> SamplerSta
 
 @functools.partial(jax.jit, static_argnames="capacity")
 def _pad_cache(state, capacity):
-    cache = jax.tree.map(
-        lambda leaf: jnp.pad(leaf, ((0, 0), (0, capacity - leaf.shape[1]), (0, 0), (0, 0))),
-        state.cache,
+    def longer(leaf):
+        return jnp.pad(leaf, ((0, 0), (0, capacity - leaf.shape[1]), (0, 0), (0, 0)))
+
+    cache = tuple(
+        {**layer, "key": longer(layer["key"]), "value": longer(layer["value"])}
+        for layer in state.cache
     )
     return _pin(dataclasses.replace(state, cache=cache))

@@ -1,0 +1,28 @@
+"""The full recipe: the main job with four times the training.
+
+    python launch/main.py --config=configs/gym_full.py
+    python launch/main.py --config=configs/gym_full.py --config.gym.roots=gym_data,tables
+
+Twice the simulated episodes, three times the updates of distillation, ten times those of GRPO, for
+own and public tables together: the more kinds of names and numbers there are to copy, the longer it
+takes to copy all of them well. `:smoke` is the same job, small.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Return the main job's config, trained for longer."""
+    c = runpy.run_path(str(Path(__file__).with_name("gym.py")))["get_config"](variant)
+    if variant == "smoke":
+        return c
+    c.curate.distill_pairs = 9000
+    c.distill.steps = 1800
+    c.distill.batch_rows = 8
+    c.grpo.steps = 120
+    c.grpo.save_every = 20
+    c.evaluation.seeds = (0, 1, 2, 3, 4)
+    return c
