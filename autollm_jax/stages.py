@@ -3,10 +3,13 @@
 ground_truth  train what our own outcome tables are made of
 verify        (on demand) train random rows of them again and compare
 cross_validate  (on demand) compare methods on changed copies of the training experiments
+pool          (on demand) pool the evaluations of several trainings into one report
 """
 
 import dataclasses
 import functools
+import shutil
+from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
@@ -25,6 +28,7 @@ from autollm_jax.data.tokenizer import train_tokenizer
 from autollm_jax.errors import UserError
 from autollm_jax.evaluation.report import write_report
 from autollm_jax.evaluation.runner import Player, evaluate, play_method, table_hashes
+from autollm_jax.evaluation.trainings import pool_trainings
 from autollm_jax.files import write_atomic
 from autollm_jax.ground_truth.ledger import Ledger
 from autollm_jax.ground_truth.produce import (
@@ -348,6 +352,18 @@ def report(job: Job) -> None:
     print(f"report: {job.report_folder / 'index.html'}")
 
 
+def pool(job: Job) -> None:
+    """Pool the evaluations of several trainings, and write the report of all of them."""
+    names = [name for name in job.config.pool.workdirs.split(",") if name]
+    folder = job.results_path.parent.relative_to(job.workdir)
+    pool_trainings([Path(name) / folder for name in names], job.results_path.parent)
+    # What one training cost: the first's.
+    for name in ("stages.jsonl", "metrics.jsonl"):
+        if (Path(names[0]) / name).exists():
+            shutil.copyfile(Path(names[0]) / name, job.workdir / name)
+    report(job)
+
+
 # `all` runs these; the others run when they are named.
 PIPELINE = ("ground_truth", "curate", "simulate", "distill", "grpo", "evaluate", "report")
 STAGES = {
@@ -360,4 +376,5 @@ STAGES = {
     "report": report,
     "verify": verify,
     "cross_validate": cross_validate,
+    "pool": pool,
 }

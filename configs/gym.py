@@ -130,6 +130,9 @@ def get_config(variant: str = "") -> ConfigDict:
     c.cross_validate.pairs = 240  # of changed copies of training experiments
     c.cross_validate.seed = 0
 
+    c.pool = ConfigDict()  # --stage=pool: one report of several trainings
+    c.pool.workdirs = ""  # their work directories, comma between; all but config.seed alike
+
     c.stress = ConfigDict()  # of the evidence that games come with; results go to their own files
     c.stress.kind = "none"  # none, thin, reverse, noise or rename (gym/stress.py)
     c.stress.keep = 0.3  # thin: share of the evidence's configurations

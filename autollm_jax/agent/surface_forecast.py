@@ -26,13 +26,14 @@ from autollm_jax.agent.surfaces import (
     relevance,
     surfaces,
 )
-from autollm_jax.baselines.base import fidelity_distance
+from autollm_jax.baselines.base import fidelity_distance, named_differences
 from autollm_jax.gym.experiments import Experiment
 
 NEAREST = 3  # surfaces that the mean is taken over
 # Variance of how a target differs from a surface, relative to the surface's. On held-out rows of
 # low tables more than this promises less than it keeps.
 DIFFERENCE = 0.1
+STRANGE = 0.25  # weight of a surface for each named thing (problem, backbone) it has of its own
 CELLS, DRAWS = 128, 192
 LEVEL_VARIANCE = 1e4  # of the target's unknown level, in squared units
 JITTER = 1e-4
@@ -76,9 +77,12 @@ class SurfaceForecast(BaseForecast):
     def _transferred(self, found: Sequence[Surface]) -> np.ndarray:
         """Average the surfaces' means over all cells [R], in units of regret."""
         target, total, weights = self.target, 0.0, 0.0
-        first = fidelity_distance(found[0].members[0], target)
+        first = found[0].members[0]
         for surface in found:
-            weight = 2.0 ** (first - fidelity_distance(surface.members[0], target))
+            lead = surface.members[0]
+            nearer = fidelity_distance(first, target) - fidelity_distance(lead, target)
+            strange = named_differences(lead, target) - named_differences(first, target)
+            weight = 2.0**nearer * STRANGE**strange
             mean_R = surface.mean(surface.scaled(target)) / self._unit_of(surface)
             total = total + weight * mean_R
             weights += weight
