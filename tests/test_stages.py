@@ -6,6 +6,7 @@ import pytest
 from autollm_jax import stages
 from autollm_jax.errors import UserError
 from autollm_jax.gym.experiments import load_experiments
+from autollm_jax.gym.splits import split
 from autollm_jax.job import Job
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 
@@ -62,12 +63,24 @@ def test_a_policy_that_was_not_trained_to_the_end_is_not_scored(job):
         job.parameters("distill")
 
 
+def test_an_unknown_method_names_the_known_ones(job):
+    job.config.evaluation.methods = "random,grid"
+    job.__dict__["split"] = split(OWN, "dev")
+    with pytest.raises(UserError, match="names 'grid'; accepted are agent, researcher, hybrid, "):
+        stages.cross_validate(job)
+
+
+def test_pooling_needs_to_be_told_what(job):
+    with pytest.raises(UserError, match="no work directories to pool"):
+        stages.pool(job)
+
+
 def test_workdir_in_a_folder_of_the_config_is_replaced(job):
     assert job.roots == [f"{job.workdir}/gym_data"] == [job.tables_root]
 
 
 def test_all_runs_every_stage_but_those_on_demand():
-    assert set(stages.STAGES) - set(stages.PIPELINE) == {"verify"}
+    assert set(stages.STAGES) - set(stages.PIPELINE) == {"verify", "cross_validate", "pool"}
 
 
 def test_an_unknown_variant_names_the_known_ones():
