@@ -123,7 +123,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.evaluation.seeds = (0, 1, 2)
     c.evaluation.temperature = 0.0  # of the agent; 0 is greedy
     c.evaluation.methods = ""  # by name, comma between; empty for all of them
-    c.evaluation.advisor = "panel"  # who forecasts in the prompt: own, panel or gaussian_process
+    c.evaluation.advisor = "panel"  # who forecasts in the prompt (agent/forecast.py): or own
     c.evaluation.constrained = True  # the agent's turns run measured, untried configurations only
 
     c.cross_validate = ConfigDict()  # --stage=cross_validate: for choosing, without the held-out

@@ -6,17 +6,21 @@ from collections.abc import Iterator, Sequence
 
 from autollm_jax.agent.base_forecast import BaseForecast
 from autollm_jax.agent.evidence import is_shiftable
-from autollm_jax.agent.panel_forecast import PanelForecast
+from autollm_jax.agent.panel_forecast import OWN, SURROGATES, PanelForecast
 from autollm_jax.agent.shifted_forecast import ShiftedForecast
 from autollm_jax.agent.surface_forecast import SurfaceForecast
 from autollm_jax.errors import UserError
 from autollm_jax.gym.experiments import Experiment
 
-# Who makes the forecast that texts quote -> the own forecast's share; a Gaussian process has the
-# rest. `own` is fast, and what policies are trained with.
-ADVISORS = {"own": 1.0, "panel": 2 / 3, "gaussian_process": 0.0}
+# Who makes the forecast that texts quote, and whom they average. `own` is fast, and what policies
+# are trained with.
+ADVISORS = {
+    OWN: (OWN,),
+    "panel": (OWN, *SURROGATES),
+    **{name: (name,) for name in SURROGATES},
+}
 
-_ADVISOR = contextvars.ContextVar("advisor", default="own")
+_ADVISOR = contextvars.ContextVar("advisor", default=OWN)
 _FORECASTS: dict = {}
 _MOST_FORECASTS = 256
 
@@ -50,7 +54,7 @@ def forecast(target: Experiment, evidence: Sequence[Experiment]) -> BaseForecast
         made = (ShiftedForecast if is_shiftable(target.space) else SurfaceForecast)(
             target, evidence
         )
-        if ADVISORS[advisor] < 1.0:
+        if advisor != OWN:
             made = PanelForecast(made, evidence, ADVISORS[advisor])
         _FORECASTS[key] = (made, target.cells, tuple(evidence))
     return _FORECASTS[key][0]

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from autollm_jax.agent.forecast import advised_by, forecast
+from autollm_jax.agent.panel_forecast import SURROGATES
 from autollm_jax.baselines.base import Problem
-from autollm_jax.baselines.gaussian_process import GaussianProcess
 from autollm_jax.errors import UserError
 from autollm_jax.gym.environment import Episode
 
@@ -19,21 +19,23 @@ def advised(advisor, episode):
     return seen.expected_regrets(episode.trials)
 
 
-def test_the_panel_is_the_weighted_mean_of_its_members(episode):
+def test_the_panel_is_the_mean_of_its_members(episode):
     for _ in range(3):
-        own_R, process_R = advised("own", episode), advised("gaussian_process", episode)
+        names = ("own", "gaussian_process", "boosted_trees")
+        own_R, *others = (advised(name, episode) for name in names)
         panel_R = advised("panel", episode)
-        np.testing.assert_allclose(panel_R, (2 * own_R + process_R) / 3, rtol=1e-6)
+        np.testing.assert_allclose(panel_R, (own_R + sum(others)) / 3, rtol=1e-6)
         assert (np.isinf(panel_R) == np.isinf(own_R)).all()
         episode.exec_config(episode.experiment.configurations[int(panel_R.argmin())])
 
 
-def test_the_process_as_an_advisor_chooses_what_the_baseline_does(episode):
-    process = GaussianProcess(Problem(episode.experiment, episode.evidence, 5), 0)
+@pytest.mark.parametrize("name", SURROGATES)
+def test_a_surrogate_as_an_advisor_chooses_what_the_baseline_does(name, episode):
+    baseline = SURROGATES[name](Problem(episode.experiment, episode.evidence, 5), 0)
     while not episode.done:
-        row = int(advised("gaussian_process", episode).argmin())
-        assert dict(episode.experiment.configurations[row]) == process.ask()
-        process.tell(episode.exec_config(episode.experiment.configurations[row]))
+        row = int(advised(name, episode).argmin())
+        assert dict(episode.experiment.configurations[row]) == baseline.ask()
+        baseline.tell(episode.exec_config(episode.experiment.configurations[row]))
 
 
 def test_without_evidence_the_panel_is_the_own_forecast(family):
