@@ -153,7 +153,7 @@ def shrink(c: ConfigDict) -> None:
     for task in TASKS:
         neighbour(task)["shrink"](g[task])
     c.policy.update({"width": 32, "layers": 2, "mlp_width": 64, "head_dim": 16, "heads": 2})
-    c.policy.update({"kv_heads": 1, "scan_unroll": 2})
+    c.policy.update({"kv_heads": 1, "scan_unroll": 2, "vocab_size": 1024})
     c.curate.distill_pairs = 100
     c.simulate.processes = 1
     c.distill.update({"steps": 10, "batch_rows": 4, "save_every": 5})
