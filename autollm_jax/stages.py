@@ -290,10 +290,14 @@ def _players(job: Job) -> dict[str, Player]:
     config, settings = job.config, job.config.evaluation
     games = max(len(job.split.held_out) * len(settings.seeds), 1)
 
+    @functools.cache
+    def trained():
+        return job.parameters("grpo" if config.grpo.steps else "distill")
+
     def policy(advisor):
         return policy_player(
             job.model(),
-            job.parameters("grpo" if config.grpo.steps else "distill"),
+            trained(),
             job.tokenizer(),
             job.play(settings.temperature, constrained=settings.constrained, advisor=advisor),
             rows=job.even(min(games, MOST_GAMES)),
@@ -302,7 +306,8 @@ def _players(job: Job) -> dict[str, Player]:
 
     def learned(name):
         path = job.workdir / "baselines" / f"{name}.npz"
-        return play_method(Learned(META_LEARNED[name], job.training, config.seed, path))
+        method, share = META_LEARNED[name], settings.meta_learning
+        return play_method(Learned(method, job.training, config.seed, path, share))
 
     makers = {
         "agent": lambda: policy(settings.advisor),

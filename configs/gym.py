@@ -122,6 +122,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.evaluation.seeds = (0, 1, 2)
     c.evaluation.temperature = 0.0  # of the agent; 0 is greedy
     c.evaluation.methods = ""  # by name, comma between; empty for all of them
+    c.evaluation.meta_learning = 1.0  # of the steps of baselines that learn; less tries them out
     c.evaluation.advisor = "panel"  # who forecasts in the prompt (agent/forecast.py): or own
     c.evaluation.constrained = True  # the agent's turns run measured, untried configurations only
 
@@ -157,7 +158,7 @@ def shrink(c: ConfigDict) -> None:
     c.simulate.processes = 1
     c.distill.update({"steps": 10, "batch_rows": 4, "save_every": 5})
     c.grpo.update({"steps": 2, "groups": 2, "group_size": 4, "minibatch_rows": 8, "save_every": 1})
-    c.evaluation.seeds = (0, 1)
+    c.evaluation.update({"seeds": (0, 1), "meta_learning": 0.05})
 
 
 def neighbour(name: str) -> dict:

@@ -1,7 +1,7 @@
 """What every method is given, and the one interface it answers through."""
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,9 +49,16 @@ class MetaLearned(Method, Protocol):
 
     @classmethod
     def learn(
-        cls, training: Sequence[Experiment], seed: int, progress: bool
+        cls, training: Sequence[Experiment], seed: int, progress: bool, share: float = 1.0
     ) -> dict[str, np.ndarray]:
-        """Learn from the split's training experiments, which are open; deterministic by seed."""
+        """Learn from the split's training experiments, which are open; deterministic by seed.
+
+        Args:
+          training: the experiments.
+          seed: of learning.
+          progress: whether to show a progress bar.
+          share: of the steps that it takes; less only tries the code out.
+        """
 
 
 def draw_seed(problem: Problem, seed: int) -> int:
@@ -166,6 +173,13 @@ class Candidates:
         """Return the untried row of the lowest score."""
         rows = self.untried
         return int(rows[np.argmin(scores_R[rows])])
+
+    def in_turn(self, points_ND: np.ndarray) -> Iterator[int]:
+        """Yield the row nearest to each point, in order; what was tried is passed over."""
+        for point_D in points_ND:
+            row = self.nearest(point_D)
+            if row in self.untried:
+                yield row
 
     def take(self, row: int) -> dict:
         """Mark a row as tried and return its configuration."""

@@ -22,11 +22,10 @@ import numpy as np
 from autollm_jax.baselines import coordinates
 from autollm_jax.baselines.base import Candidates, Problem, draw_seed
 from autollm_jax.baselines.evidence import TargetScale, gather, move_along_law
-from autollm_jax.baselines.gaussian_process import improvement
+from autollm_jax.baselines.gaussian_process import expected_best
 
 EVIDENCE_ROWS = 2000
 # All of this was chosen on cheap experiments.
-BEST_SHARE = 0.02  # of an experiment's rows, what the law is fitted to that moves them
 DECAY = 1.0  # a row's weight falls by e over this distance in log fidelity
 TRIAL_WEIGHT = 30.0  # of a trial, where a row of the evidence has 1 on average
 OFFSET_VARIANCE = 4.0  # of the target's own level, in squared scores, as the Gaussian process has
@@ -60,7 +59,7 @@ class BoostedTrees:
         self._rows: list[int] = []
         self._trials: list = []
         evidence = gather(problem, EVIDENCE_ROWS)
-        points_ND = move_along_law(problem, evidence, BEST_SHARE)
+        points_ND = move_along_law(problem, evidence)
         self._x_NX = np.concatenate([points_ND, evidence.sizes_NS, evidence.fidelities_NF], axis=1)
         self._y_N = evidence.scores_N
         units_RD = self._candidates.units_RD
@@ -78,14 +77,10 @@ class BoostedTrees:
         return self._candidates.take(self._candidates.lowest(self.expected_scores()))
 
     def expected_scores(self) -> np.ndarray:
-        """Return the score [R] that the best trial is expected to have once a cell is tried next.
-
-        As the Gaussian process does; needs evidence.
-        """
-        mean_R = self._before_MR.mean(0)
+        """Return what `expected_best` says of every cell [R], given evidence (some) and trials."""
+        mean_R, scores_T = self._before_MR.mean(0), self._scale.scores(self._trials)
         if not self._trials:
             return mean_R
-        scores_T = self._scale.scores(self._trials)
         # The target's level was extrapolated: what all trials have in common is laid to it.
         surprise_T = scores_T - mean_R[self._rows]
         scores_T = scores_T - surprise_T.sum() / (len(scores_T) + 1 / OFFSET_VARIANCE)
@@ -94,8 +89,7 @@ class BoostedTrees:
             np.concatenate([self._y_N, scores_T]),
             np.concatenate([self._weight_N, np.full(len(scores_T), TRIAL_WEIGHT)]),
         )
-        best, deviation_R = scores_T.min(), member_MR.std(0) + 1e-9
-        return best - improvement(member_MR.mean(0), deviation_R, best)
+        return expected_best(member_MR.mean(0), member_MR.std(0) + 1e-9, scores_T)
 
     def tell(self, trial) -> None:
         row = self._candidates.mark(trial)

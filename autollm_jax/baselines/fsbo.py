@@ -27,7 +27,7 @@ better (.132 and .131): neither was tried again with it. A skip connection did n
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ from autollm_jax.baselines.context import (
     training_spaces,
 )
 from autollm_jax.baselines.evidence import TargetScale
-from autollm_jax.baselines.gaussian_process import improvement
+from autollm_jax.baselines.gaussian_process import expected_best
 from autollm_jax.baselines.kernels import TARGET, Points
 from autollm_jax.gym.experiments import Experiment
 
@@ -81,10 +81,12 @@ class FSBO:
         training: Sequence[Experiment],
         seed: int,
         progress: bool,
+        share: float = 1.0,
         settings: Settings = Settings(),
     ) -> dict[str, np.ndarray]:
         """Return every search space's parameters [G, ...], layout and warm start."""
-        return learn(training, seed, progress, settings)
+        steps = max(round(share * settings.steps), 1)
+        return learn(training, seed, progress, replace(settings, steps=steps))
 
     def __init__(self, problem: Problem, seed: int, learned: dict, settings: Settings = Settings()):
         self._settings = settings
@@ -106,17 +108,14 @@ class FSBO:
             self._adapt(settings.adapt_steps)
 
     def ask(self) -> dict:
-        rows = self._candidates.untried
         if not len(self._context.scores_N) and not self._trials:
             return self._candidates.take(self._first())
         if self._trials:
             self._adapt(self._settings.trial_steps)
         mean_R, variance_R = self.posterior()
-        if not self._trials:
-            return self._candidates.take(int(rows[np.argmin(mean_R[rows])]))
-        best = self._scale.scores(self._trials).min()
-        gain_R = improvement(mean_R[rows], np.sqrt(variance_R[rows]), best)
-        return self._candidates.take(int(rows[np.argmax(gain_R)]))
+        scores_T = self._scale.scores(self._trials)
+        expected_R = expected_best(mean_R, np.sqrt(variance_R), scores_T)
+        return self._candidates.take(self._candidates.lowest(expected_R))
 
     def tell(self, trial) -> None:
         row = self._candidates.mark(trial)

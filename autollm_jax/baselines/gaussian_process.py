@@ -89,16 +89,9 @@ class GaussianProcess:
         return self._candidates.take(self._candidates.lowest(self.expected_scores()))
 
     def expected_scores(self) -> np.ndarray:
-        """Return the score [R] that the best trial is expected to have once a cell is tried next.
-
-        Before the first trial that is the cell's own; later, the expected improvement is taken off
-        the best one's.
-        """
+        """Return what `expected_best` says of every cell [R], given evidence and trials."""
         mean_R, variance_R = self.posterior()
-        if not self._trials:
-            return mean_R
-        best = self._scale.scores(self._trials).min()
-        return best - improvement(mean_R, np.sqrt(variance_R), best)
+        return expected_best(mean_R, np.sqrt(variance_R), self._scale.scores(self._trials))
 
     def tell(self, trial) -> None:
         row = self._candidates.mark(trial)
@@ -125,6 +118,15 @@ class GaussianProcess:
                 )
         count = len(self._candidates.units_RD)
         return np.asarray(mean_R)[:count], np.asarray(variance_R)[:count]
+
+
+def expected_best(mean_R: np.ndarray, deviation_R: np.ndarray, scores_T: np.ndarray) -> np.ndarray:
+    """Return the score [R] that the best trial is expected to have once a cell is tried next.
+
+    Before the first trial that is the cell's own; later, less the best one's so far, it is the
+    expected improvement with its sign changed.
+    """
+    return -improvement(mean_R, deviation_R, scores_T.min()) if len(scores_T) else mean_R
 
 
 def improvement(mean_R: np.ndarray, deviation_R: np.ndarray, best: float) -> np.ndarray:

@@ -55,6 +55,7 @@ class Learned:
       training: the split's training experiments, all that it may learn from.
       seed: of learning.
       path: its file, `.npz`.
+      share: of the method's own steps of learning; less than 1 only tries it out.
       progress: whether to show a progress bar.
     """
 
@@ -62,20 +63,21 @@ class Learned:
     training: tuple[Experiment, ...]
     seed: int
     path: Path
+    share: float = 1.0
     progress: bool = True
 
     @functools.cached_property
     def digest(self) -> str:
-        """Hash what is learned from, the code and the seed."""
+        """Hash what is learned from, the code, the seed and the share."""
         parts = [self.method.__qualname__, code_digest(), experiments_digest(self.training)]
-        return hashlib.sha256(json.dumps([*parts, self.seed]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([*parts, self.seed, self.share]).encode()).hexdigest()
 
     @functools.cached_property
     def arrays(self) -> dict[str, np.ndarray]:
         """Read what was learned, or learn it and write it."""
         found = self._read()
         if found is None:
-            found = self.method.learn(self.training, self.seed, self.progress)
+            found = self.method.learn(self.training, self.seed, self.progress, self.share)
             buffer = io.BytesIO()
             np.savez(buffer, **{DIGEST: np.array(self.digest)}, **found)
             write_atomic(self.path, buffer.getvalue())

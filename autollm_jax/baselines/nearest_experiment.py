@@ -25,17 +25,14 @@ class NearestExperiment:
             configs = [experiment.configurations[r] for r in rows]
             points.append(coordinates.project(configs, experiment.space, space))
         default = coordinates.project([problem.experiment.default], space, space)
-        self._points_ND = np.concatenate([*points, default])
-        self._next = 0
+        self._default_D = default[0]
+        self._rows = self._candidates.in_turn(np.concatenate([*points, default]))
 
     def ask(self) -> dict:
-        untried = set(self._candidates.untried.tolist())
-        while self._next < len(self._points_ND):
-            row = self._candidates.nearest(self._points_ND[self._next])
-            self._next += 1
-            if row in untried:
-                return self._candidates.take(row)
-        return self._candidates.take(self._candidates.nearest(self._points_ND[-1], untried=True))
+        row = next(self._rows, None)
+        if row is None:
+            row = self._candidates.nearest(self._default_D, untried=True)
+        return self._candidates.take(row)
 
     def tell(self, trial) -> None:
         self._candidates.mark(trial)

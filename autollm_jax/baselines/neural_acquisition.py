@@ -26,6 +26,7 @@ for the sake of time, .070. Of few targets and one seed: differences of .005 say
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -75,10 +76,12 @@ class NeuralAcquisition:
         training: Sequence[Experiment],
         seed: int,
         progress: bool,
+        share: float = 1.0,
         settings: Settings = DEFAULT,
     ) -> dict[str, np.ndarray]:
         """Return the network's parameters, and each search space's layout and scale."""
-        return learn(training, seed, progress, settings)
+        steps = max(round(share * settings.steps), 1)
+        return learn(training, seed, progress, replace(settings, steps=steps))
 
     def __init__(self, problem: Problem, seed: int, learned: dict, settings: Settings = DEFAULT):
         del seed  # Nothing is drawn.

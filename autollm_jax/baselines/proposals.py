@@ -10,8 +10,6 @@ from autollm_jax.baselines.evidence import TargetScale, gather, move_along_law
 
 # A proposal whose nearest cell was tried is drawn again this often before the next cell is taken.
 REDRAWS = 20
-# Of each experiment's rows, what a law is fitted to that moves them: chosen on cheap experiments.
-BEST_SHARE = 0.02
 
 
 class ProposesPoints(abc.ABC):
@@ -33,7 +31,7 @@ class ProposesPoints(abc.ABC):
         self._trials: list = []
         evidence = gather(problem, rows)
         self._warm = len(evidence) > 0
-        self._points_ND = move_along_law(problem, evidence, BEST_SHARE)
+        self._points_ND = move_along_law(problem, evidence)
         self._scores_N = evidence.scores_N
         # The search range covers evidence and target: a window that slid cuts nothing off.
         points_ND = np.concatenate([self._candidates.units_RD, self._points_ND])

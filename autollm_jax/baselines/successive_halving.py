@@ -56,17 +56,13 @@ class SuccessiveHalving:
         if not ladder:
             space = problem.experiment.space
             points.append(coordinates.project([problem.experiment.default], space, space))
-        self._points_ND = np.concatenate(points)
-        self._next = 0
+        self._rows = self._candidates.in_turn(np.concatenate(points))
 
     def ask(self) -> dict:
-        untried = set(self._candidates.untried.tolist())
-        while self._next < len(self._points_ND):
-            row = self._candidates.nearest(self._points_ND[self._next])
-            self._next += 1
-            if row in untried:
-                return self._candidates.take(row)
-        return self._candidates.take(int(self._rng.choice(self._candidates.untried)))
+        row = next(self._rows, None)
+        if row is None:
+            row = int(self._rng.choice(self._candidates.untried))
+        return self._candidates.take(row)
 
     def tell(self, trial) -> None:
         self._candidates.mark(trial)

@@ -173,7 +173,7 @@ def evaluate(
     metadata = {"budget": str(budget), "methods": json.dumps(list(players))}
     results = pa.concat_tables(parts).replace_schema_metadata(metadata)
     write_atomic(path.parent / "transcripts.jsonl", "".join(transcripts))
-    write_atomic(path, _parquet_bytes(results))
+    write_atomic(path, parquet_bytes(results))
     return results
 
 
@@ -209,10 +209,11 @@ def _write_part(part: Path, digest: str, rows: list[dict], transcripts: list[dic
     lines = "".join(json.dumps(t) + "\n" for t in transcripts)
     write_atomic(part.with_suffix(".transcripts.jsonl"), lines)
     table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata({"digest": digest}))
-    write_atomic(part, _parquet_bytes(table))
+    write_atomic(part, parquet_bytes(table))
 
 
-def _parquet_bytes(table: pa.Table) -> bytes:
+def parquet_bytes(table: pa.Table) -> bytes:
+    """Return a table as a Parquet file's bytes, to be written at once."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     return buffer.getvalue()

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from autollm_jax.errors import UserError
+from autollm_jax.evaluation.runner import parquet_bytes
 from autollm_jax.files import write_atomic
 
 RESULTS, TRANSCRIPTS = "results.parquet", "transcripts.jsonl"
@@ -50,10 +51,8 @@ def pool_trainings(folders: Sequence[Path], out: Path) -> pa.Table:
             lines.append(json.dumps(entry | {"seed": entry["seed"] + number * stride}) + "\n")
     pooled = pa.concat_tables(shifted).replace_schema_metadata(first.schema.metadata)
     out.mkdir(parents=True, exist_ok=True)
-    buffer = pa.BufferOutputStream()
-    pq.write_table(pooled, buffer)
     write_atomic(out / TRANSCRIPTS, "".join(lines))
-    write_atomic(out / RESULTS, buffer.getvalue().to_pybytes())
+    write_atomic(out / RESULTS, parquet_bytes(pooled))
     return pooled
 
 

@@ -34,8 +34,8 @@ class SmallFSBO(fsbo.FSBO):
     SETTINGS = fsbo.Settings(steps=150, batch_rows=48, hidden=16)
 
     @classmethod
-    def learn(cls, training, seed, progress):
-        return super().learn(training, seed, progress, cls.SETTINGS)
+    def learn(cls, training, seed, progress, share=1.0):
+        return super().learn(training, seed, progress, share, cls.SETTINGS)
 
     def __init__(self, problem, seed, learned):
         super().__init__(problem, seed, learned, self.SETTINGS)
@@ -49,8 +49,8 @@ class SmallNeuralAcquisition(neural_acquisition.NeuralAcquisition):
     )
 
     @classmethod
-    def learn(cls, training, seed, progress):
-        return super().learn(training, seed, progress, cls.SETTINGS)
+    def learn(cls, training, seed, progress, share=1.0):
+        return super().learn(training, seed, progress, share, cls.SETTINGS)
 
     def __init__(self, problem, seed, learned):
         super().__init__(problem, seed, learned, self.SETTINGS)
@@ -200,7 +200,7 @@ class Counting:
     calls = 0
 
     @classmethod
-    def learn(cls, training, seed, progress):
+    def learn(cls, training, seed, progress, share=1.0):
         cls.calls += 1
         return {"weights": np.arange(3.0) + seed}
 
