@@ -1,11 +1,12 @@
-"""The full recipe: the main job with four times the training.
+"""The full recipe: the main job with more training.
 
     python launch/main.py --config=configs/gym_full.py
     python launch/main.py --config=configs/gym_full.py --config.gym.roots=gym_data,tables
 
-Twice the simulated episodes, three times the updates of distillation, ten times those of GRPO, for
-own and public tables together: the more kinds of names and numbers there are to copy, the longer it
-takes to copy all of them well. `:smoke` is the same job, small.
+Almost three times the simulated episodes and the updates of distillation, on twice as many rows
+each, and twenty times the steps of GRPO: meant for own and public tables together, since the more
+kinds of names and numbers there are to copy, the longer it takes to copy all of them well. It has
+not been run to its end yet. `:smoke` is the main job's.
 """
 
 import runpy

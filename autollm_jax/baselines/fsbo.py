@@ -16,13 +16,7 @@ Beyond the paper, since here cheap runs of other fidelities are known when the t
 carry log fidelity relative to the target's, an experiment has a constant of its own, and the kernel
 has a quadratic trend beside the network's part (see kernels.py).
 
-Chosen on the low experiments alone (a low experiment as target, cheaper ones as training and
-evidence; 20 targets of 6 search spaces, 2 seeds; mean regret over spaces and after 1, 3 and 5
-trials; the Gaussian process of gaussian_process.py has .070). With 64 hidden units and 16 features:
-the network's part alone .137, with the trend .100 (5 steps of adaptation), with inputs standardised
-too .073, then with 20 steps .069; 32 and 8 instead .058 and, drawn otherwise, .060 (.061 adapting
-at 3e-3). Without the trend, 300 steps were worse (.173), 2000 steps and 128 hidden units slightly
-better (.132 and .131): neither was tried again with it. A skip connection did not help.
+Settings were chosen on the low experiments alone (docs/experiments.md).
 """
 
 import functools

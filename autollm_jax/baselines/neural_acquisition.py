@@ -17,11 +17,7 @@ experiment has none, its evidence is a made-up cheaper run: itself, tilted and n
 
 At play the untried cell with the greatest acquisition value is taken.
 
-Chosen on the low experiments alone (a low experiment as target, cheaper ones as training and
-evidence; 16 targets of 6 search spaces, 1 seed; mean regret over spaces and after 1, 3 and 5
-trials): one layer .075, two .075 and slower to compile; learning rate 5e-3 with
-auxiliary weight 0.1 instead of 3e-3 with 0.3 .079; 90 steps instead of 120,
-for the sake of time, .070. Of few targets and one seed: differences of .005 say nothing.
+Settings were chosen on the low experiments alone (docs/experiments.md).
 """
 
 import functools

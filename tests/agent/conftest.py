@@ -1,14 +1,17 @@
 """Small families of experiments that the agent's tests share."""
 
 import dataclasses
+import functools
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
 from autollm_jax.agent.curation import Recipe
 from autollm_jax.gym.experiments import Experiment, Fidelity, make_experiment
 from autollm_jax.gym.spaces import Dimension, Space
+from autollm_jax.models import transformer
 
 
 def bowl_experiment(
@@ -179,3 +182,17 @@ def tunings():
                   context={"problem": "arithmetic"})
         )  # fmt: skip
     return made
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    """A small policy over the module's own vocabulary."""
+    return transformer.TransformerConfig(
+        vocab_size=tokenizer.vocab_size, width=16, layers=2, heads=2, kv_heads=1, head_dim=8,
+        mlp_width=32,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    return jax.jit(functools.partial(transformer.init, model))(jax.random.key(0))

@@ -1,5 +1,4 @@
 import dataclasses
-import functools
 
 import jax
 import numpy as np
@@ -14,7 +13,6 @@ from autollm_jax.data.tokenizer import train_tokenizer
 from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.experiments import load_experiments
 from autollm_jax.gym.splits import split
-from autollm_jax.models import transformer
 from autollm_jax.rl import grammar
 from autollm_jax.rl.sampler import SamplerConfig
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
@@ -53,19 +51,6 @@ def tokenizer(own):
     return train_tokenizer(
         texts, len(prompts.SYMBOLS) + 500, user_defined_symbols=prompts.SYMBOLS, split_digits=False
     )
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer):
-    return transformer.TransformerConfig(
-        vocab_size=tokenizer.vocab_size, width=16, layers=2, heads=2, kv_heads=1, head_dim=8,
-        mlp_width=32,
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def params(model):
-    return jax.jit(functools.partial(transformer.init, model))(jax.random.key(0))
 
 
 def play(model, params, tokenizer, episodes, config=CONFIG, mesh=None):

@@ -13,7 +13,6 @@ from autollm_jax.data.tokenizer import train_tokenizer
 from autollm_jax.errors import UserError
 from autollm_jax.evaluation.runner import Game
 from autollm_jax.gym.environment import Episode
-from autollm_jax.models import transformer
 from autollm_jax.rl import sampler
 from autollm_jax.rl.grpo import GRPOHyperparameters
 from autollm_jax.rl.logprobs import token_logprobs
@@ -44,19 +43,6 @@ def tokenizer(trajectories):
         len(prompts.SYMBOLS) + 400,
         user_defined_symbols=prompts.SYMBOLS,
     )
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer):
-    return transformer.TransformerConfig(
-        vocab_size=tokenizer.vocab_size, width=16, layers=2, heads=2, kv_heads=1, head_dim=8,
-        mlp_width=32,
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def params(model):
-    return jax.jit(functools.partial(transformer.init, model))(jax.random.key(0))
 
 
 CONFIG = rollout.PlayConfig(

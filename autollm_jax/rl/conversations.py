@@ -1,0 +1,164 @@
+"""Conversations in progress: what a batch of them holds, on which devices, and how it grows.
+
+`sampler.py` adds tokens to them. Letters: B rows, S slots of the context, V vocabulary.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from autollm_jax.models import transformer
+from autollm_jax.models.transformer import TransformerConfig
+from autollm_jax.sharding.rules import constrain, partition_spec
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """Sizes that the sampler compiles for.
+
+    context: the most tokens a row can hold.
+    cache_block: the KV cache grows in steps of this many slots, since a token's cost is the cache
+      it looks at; one compilation for each size met.
+    chunk_sizes: rising widths that appended chunks are padded to; what is longer than the last one
+      is appended in pieces of it.
+    """
+
+    context: int
+    cache_block: int = 256
+    chunk_sizes: tuple[int, ...] = (160,)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SamplerState:
+    """Conversations in progress.
+
+    tokens_BS: i32, the row's first length_B tokens are real, the others are 0.
+    turns_BS: i32, the turn (from 0, in its own row) in which a token was sampled; -1 for the
+      environment's tokens and for padding.
+    logprobs_BS: f32, log-probability of each sampled token under the distribution that it was drawn
+      from (logits / temperature; untempered where decoding was greedy; over the tokens that a
+      grammar left, renormalised); 0 elsewhere.
+    length_B: i32, tokens in the row.
+    turn_B: i32, turns generated so far.
+    stopped_B: bool, the last generated turn ended with the stop token.
+    truncated_B: bool, the row ran out of context; it takes part in nothing further.
+    seeds_B: u32, what a row's randomness is keyed by.
+    logits_BV: f32, of the token that comes next.
+    cache: the model's KV cache, at most S slots.
+    """
+
+    tokens_BS: jax.Array
+    turns_BS: jax.Array
+    logprobs_BS: jax.Array
+    length_B: jax.Array
+    turn_B: jax.Array
+    stopped_B: jax.Array
+    truncated_B: jax.Array
+    seeds_B: jax.Array
+    logits_BV: jax.Array
+    cache: tuple
+
+    @property
+    def loss_mask_BS(self) -> jax.Array:
+        """True on the tokens that the policy sampled."""
+        return self.turns_BS >= 0
+
+
+def init_state(
+    model: TransformerConfig,
+    config: SamplerConfig,
+    seeds_B: Sequence[int],
+    mesh: Mesh | None = None,
+) -> SamplerState:
+    """Make empty conversations, one for each seed.
+
+    Args:
+      model: the policy's shape.
+      config: the sampler's sizes.
+      seeds_B: one number a row. A row's samples depend on the key, its seed and its own tokens, not
+        on the rows beside it; rows that share a seed and tokens are the same.
+      mesh: where given, rows are split over its `data` and `fsdp` axes, whose product must divide
+        them. Call `append` and `generate` under `jax.set_mesh(mesh)` then.
+    """
+
+    def make():
+        return empty(model, config, jnp.asarray(np.asarray(seeds_B, np.uint32)))
+
+    if mesh is None:
+        return jax.jit(make)()
+    shardings = jax.tree_util.tree_map_with_path(
+        lambda path, x: NamedSharding(mesh, partition_spec(_axes(path, x), x.shape, mesh)),
+        jax.eval_shape(make),
+    )
+    return jax.jit(make, out_shardings=shardings)()
+
+
+def empty(model: TransformerConfig, config: SamplerConfig, seeds_B: jax.Array) -> SamplerState:
+    """Make empty conversations inside a traced function; `init_state` is for everyone else."""
+    B, S = len(seeds_B), config.context
+    zeros_B = jnp.zeros((B,), jnp.int32)
+    return SamplerState(
+        tokens_BS=jnp.zeros((B, S), jnp.int32),
+        turns_BS=jnp.full((B, S), -1, jnp.int32),
+        logprobs_BS=jnp.zeros((B, S), jnp.float32),
+        length_B=zeros_B,
+        turn_B=zeros_B,
+        stopped_B=zeros_B > 0,
+        truncated_B=zeros_B > 0,
+        seeds_B=seeds_B,
+        logits_BV=jnp.zeros((B, model.vocab_size), jnp.float32),
+        cache=transformer.init_cache(model, B, min(config.cache_block, S)),
+    )
+
+
+def _axes(path, leaf) -> tuple[str | None, ...]:
+    """Name the logical axes of a leaf of the state."""
+    inner = {"cache": (None, "kv_heads", None), "logits_BV": ("vocab",)}.get(path[0].name)
+    return ("batch", *(inner or (None,) * (leaf.ndim - 1)))
+
+
+def pin(state: SamplerState) -> SamplerState:
+    """Keep the state's layout on a mesh; another one would compile everything anew."""
+    return jax.tree_util.tree_map_with_path(lambda p, x: constrain(x, *_axes(p, x)), state)
+
+
+def repeat(state: SamplerState, times: int, seeds_B: Sequence[int]) -> SamplerState:
+    """Copy each row `times` times, neighbours together, under new seeds.
+
+    A group of samples of one prompt reads the prompt once: append it to one row, then repeat that.
+    """
+    copied = _repeat(state, times)
+    seeds_B = jax.device_put(np.asarray(seeds_B, np.uint32), copied.seeds_B.sharding)
+    return dataclasses.replace(copied, seeds_B=seeds_B)
+
+
+@functools.partial(jax.jit, static_argnames="times")
+def _repeat(state, times):
+    return pin(jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=0), state))
+
+
+def grow(state: SamplerState, needed: int, config: SamplerConfig) -> SamplerState:
+    """Lengthen the cache to hold `needed` slots, in whole blocks."""
+    capacity = state.cache[0]["key"].shape[1]
+    if needed <= capacity:
+        return state
+    blocks = -(-needed // config.cache_block)
+    return _pad_cache(state, min(blocks * config.cache_block, config.context))
+
+
+@functools.partial(jax.jit, static_argnames="capacity")
+def _pad_cache(state, capacity):
+    def longer(leaf):
+        return jnp.pad(leaf, ((0, 0), (0, capacity - leaf.shape[1]), (0, 0), (0, 0)))
+
+    cache = tuple(
+        {**layer, "key": longer(layer["key"]), "value": longer(layer["value"])}
+        for layer in state.cache
+    )
+    return pin(dataclasses.replace(state, cache=cache))
