@@ -104,19 +104,17 @@ def _law(observation, name, value, by_parameters, by_tokens):
     return trends == [by_parameters, by_tokens] and statements.law_values(seen)[d] == value
 
 
-def _equal_size(observation):
-    """The effects are those at equal size: the most relevant table has a limit."""
+def _heading(observation, words):
+    """The effects are those at equal size if the most relevant table has a limit."""
     seen = listing.view(observation)
-    return bool(seen.nearest) and seen.nearest[0].limit is not None
+    return bool(seen.nearest) and words == statements.effects_heading(seen)
 
 
-def _effect(observation, name, way):
-    """More of this has this effect in the most relevant table."""
+def _effect(observation, name, words):
+    """More of this has this effect, of this size, in the most relevant table."""
     seen = listing.view(observation)
-    if not seen.nearest:
-        return False
-    percents = {effect.name: effect.percent for effect in effects(seen.nearest[0])}
-    return (percents.get(name, 0) < 0) if way == "helps" else (percents.get(name, 0) > 0)
+    texts = map(statements.effect_text, effects(seen.nearest[0])) if seen.nearest else ()
+    return f"{name} {words}" in texts
 
 
 def _listed(observation, label):
@@ -159,13 +157,14 @@ _NUMBER = r"(?<![\w.])-?\d[\d.]*(?:e-?\d+)?[kMBT]?(?![A-Za-z_])"
 _GLUE = r"\band\b"
 _TREND = f"({'|'.join(statements.TRENDS.values())})"
 _CELL = r"([^;<]+?)"
+_STOP = rf"(?={prompts.LINE}|;?$)"  # a think part comes without the spaces around it
 _PATTERNS = (
-    (rf"nearest best at {_CELL}(?=\. |$)", _nearest),
+    (rf"nearest best at {_CELL}{_STOP}", _nearest),
     (r"target has (\S+ x \w+(?: \S+ x \w+)?)", _sizes),
-    (rf"law for {_NAME} (\S+), {_TREND} parameters, {_TREND} tokens", _law),
-    (r"more (\S+) (helps|hurts)", _effect),
-    (r"at equal size", _equal_size),
-    (rf"lowest ([A-Z]) (\S+%)(?: at {_CELL})?$", _lowest),
+    (rf"law for {_NAME} (\S+) {_TREND} parameters, {_TREND} tokens", _law),
+    (r"(more in the nearest(?: at equal size)?):", _heading),
+    (rf"(?<=\n) (\S+) ((?:helps|hurts) \S+?){_STOP}", _effect),
+    (rf"lowest ([A-Z]) ([\d.]+%)(?: at {_CELL})?{_STOP}", _lowest),
     (r"^(first|better|worse|diverged|infeasible|invalid)\b", _verdict),
-    (rf"^\w+\. best {_CELL}(?=\. |$)", _best),
+    (rf"^\w+;\nbest {_CELL}{_STOP}", _best),
 )

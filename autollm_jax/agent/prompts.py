@@ -7,7 +7,8 @@ An agent's turn runs from `<think>` to the end-of-turn symbol, both included.
 
 Every number shown derives from the evidence, the space and the trials so far. The spelling keeps
 numbers between a space and a space or symbol, so that one value is the same tokens wherever it
-stands and can be copied; a mixture is spelled as in the action's JSON for the same reason. In lists
+stands and can be copied; a mixture is spelled as in the action's JSON for the same reason, and what
+the agent states ends as a line does: SentencePiece would join a full stop to a number. In lists
 the key comes before what it stands for. Choices are in the space's order, experiments nearest
 first; candidates are lowest forecast last, so that the best one stands right before the agent's
 turn: a small policy learns to copy over a short, steady distance.
@@ -217,12 +218,8 @@ def _describe(observation: Observation, lines: int, most: int, shortened: bool) 
             low, high = statements.step_percent(seen)[d]
             parts.append(f" {space.names[d]} lower {low} higher {high}{LINE}")
     if statements.shown_effects(seen):
-        equal = "" if seen.nearest[0].limit is None else " at equal size"
-        parts.append(f"more in the nearest{equal}, percent of regret{LIST}")
-        parts += [
-            f" {statements.effect_text(e)} {abs(e.percent)}{LINE}"
-            for e in statements.shown_effects(seen)
-        ]
+        parts.append(f"percent of regret of {statements.effects_heading(seen)}{LIST}")
+        parts += [f" {statements.effect_text(e)}{LINE}" for e in statements.shown_effects(seen)]
     parts.append(_forecast_lines(observation, most))
     return "".join(parts)
 

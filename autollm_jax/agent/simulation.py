@@ -148,14 +148,14 @@ def _extrapolate(observation: Observation, pick: listing.Candidate) -> str:
         for d in statements.law_dimensions(seen):
             by_size, by_tokens = map(statements.trend, seen.law.slopes_D2[d])
             sentences.append(
-                f"law for {target.space.names[d]} {values[d]}, {by_size} parameters, "
+                f"law for {target.space.names[d]} {values[d]} {by_size} parameters, "
                 f"{by_tokens} tokens"
             )
     effects = statements.shown_effects(seen)
     if effects:
-        equal = "" if seen.nearest[0].limit is None else "at equal size "
-        sentences.append(equal + ", ".join(f"more {statements.effect_text(e)}" for e in effects))
-    return "".join(f"{sentence}. " for sentence in sentences) + _choice(observation, pick)
+        lines = prompts.LINE.join(f" {statements.effect_text(e)}" for e in effects)
+        sentences.append(f"{statements.effects_heading(seen)}{prompts.LIST}{lines}")
+    return _lines(*sentences, _choice(observation, pick))
 
 
 def _choice(observation: Observation, pick: listing.Candidate) -> str:
@@ -168,7 +168,11 @@ def _refine(observation: Observation, pick: listing.Candidate) -> str:
     """State what the latest trial brought and where the best one so far lies, and choose."""
     said = prompts.verdict(observation.trials[-1], observation)
     best = f"best {prompts.best_text(observation)}"
-    return f"{said}. {best}. {_choice(observation, pick)}"
+    return _lines(said, best, _choice(observation, pick))
+
+
+def _lines(*sentences: str) -> str:
+    return "".join(f"{sentence}{prompts.LINE}" for sentence in sentences)
 
 
 def _perturb(observation: Observation, random: np.random.Generator) -> str:

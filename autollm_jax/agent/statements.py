@@ -87,6 +87,11 @@ def moving_parts(seen: BaseForecast, dimension: Dimension) -> list[str]:
     return [name for name in names if name in ranked]
 
 
+def effects_heading(seen: BaseForecast) -> str:
+    """Say what effects are of: more of each, at equal size where there is a parameter limit."""
+    return "more in the nearest" + ("" if seen.nearest[0].limit is None else " at equal size")
+
+
 def effect_text(effect: Effect) -> str:
-    """Say in words which way an effect goes: github helps."""
-    return f"{effect.name} {'helps' if effect.percent < 0 else 'hurts'}"
+    """Say which way an effect goes, and its size in percent of regret: github helps 31."""
+    return f"{effect.name} {'helps' if effect.percent < 0 else 'hurts'} {abs(effect.percent)}"

@@ -1,4 +1,6 @@
 import dataclasses
+import itertools
+import re
 
 import jax
 import numpy as np
@@ -121,6 +123,20 @@ def test_endings_are_the_tokens_that_training_turns_end_with(tokenizer, own):
                 edges = range(built.first_N[node], built.first_N[node] + built.count_N[node])
                 node = next(built.child_E[e] for e in edges if built.token_E[e] == token)
             assert built.count_N[node] == 0  # an ending's end
+
+
+def test_tokens_end_where_numbers_end(tokenizer, own):
+    """A number that shared a token with the sign behind it would not be the same everywhere."""
+    found = 0
+    for target, evidence in own:
+        for text in itertools.chain(*researched(target, evidence)):
+            ends = set(
+                itertools.accumulate(len(tokenizer.decode([i])) for i in tokenizer.encode(text))
+            )
+            for number in re.finditer(r"(?<![\w.^-])\d+(?:\.\d+)?(?:e-\d)?[kMB%]?(?!\w)", text):
+                assert number.end() in ends, text[number.start() - 20 : number.end() + 20]
+                found += 1
+    assert found > 500
 
 
 def test_every_briefly_spelled_configuration_is_an_ending(tokenizer, own, large):

@@ -81,8 +81,8 @@ def test_a_wrong_verdict_or_best_trial_is_caught(family, recipe):
     _, (turn, observation), *_ = _states(pair, simulate(pair, 0))
     think = parse_action(turn.text).think
     assert all(c.true for c in check_claims(think, observation))
-    assert think.startswith("first. best ")
-    wrong = think.replace("first. ", "worse. ")
+    assert think.startswith("first;\nbest ")
+    wrong = think.replace("first;", "worse;")
     assert not all(c.true for c in check_claims(wrong, observation))
     wrong = think.replace("best ", "best 1")
     assert not all(c.true for c in check_claims(wrong, observation))
