@@ -22,6 +22,7 @@ from autollm_jax.agent.curation import CurationConfig
 from autollm_jax.agent.distillation import distill, encode_conversation, pack
 from autollm_jax.agent.rollout import make_rollout, policy_player
 from autollm_jax.agent.simulation import Researcher, SimulationConfig, simulate_all
+from autollm_jax.agent.surfaces import left_out_means
 from autollm_jax.baselines import BASELINES, META_LEARNED
 from autollm_jax.baselines.learned import Learned
 from autollm_jax.data.tokenizer import train_tokenizer
@@ -342,6 +343,7 @@ def report(job: Job) -> None:
         job.report_folder,
         stress_paths={} if job.stress.label else job.stress_results(),
         spending=None if job.stress.label else spending.spending(job),
+        predict=None if job.stress.label else left_out_means,
         provenance={
             "config": job.config.to_dict(),
             "tables (SHA-256)": table_hashes(job.roots),

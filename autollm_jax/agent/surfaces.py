@@ -182,15 +182,8 @@ def _same_table(a: Experiment, b: Experiment) -> bool:
 def _fit(group: tuple[Experiment, ...]) -> Surface:
     """Fit one surface to the union of some experiments' rows."""
     lead = group[0]
-    loss_R = np.min([raw_losses(e) for e in group], axis=0)
-    # A limit's excluded cells say nothing; a diverged one is as bad as can be told.
-    kept_R = np.any([e.feasible_R for e in group], axis=0)
-    x_RD, loss_R = place(lead, lead)[kept_R], loss_R[kept_R]
-    best = loss_R.min()
-    unit = max(_middling(loss_R) - best, 1e-12)
-    loss_R = np.minimum(loss_R, best + CAP * unit)
-    rows = _thinned(loss_R)
-    x_ND, loss_N = x_RD[rows], loss_R[rows]
+    rows_N, loss_N = _fitted_rows(group)
+    x_ND = place(lead, lead)[rows_N]
     level, deviation = float(loss_N.mean()), max(float(loss_N.std()), 1e-12)
     y_N = (loss_N - level) / deviation
     centre_D, spread_D = x_ND.mean(0), x_ND.std(0)
@@ -215,6 +208,33 @@ def _fit(group: tuple[Experiment, ...]) -> Surface:
         group, centre_D, scale_D / spread_D, x_ND, inverse_NN, inverse_NN @ y_N,
         level, deviation, variance, length, noise,
     )  # fmt: skip
+
+
+def _fitted_rows(group: tuple[Experiment, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows [N] that a surface is fitted to, and their losses [N], cut at CAP."""
+    loss_R = np.min([raw_losses(e) for e in group], axis=0)
+    # A limit's excluded cells say nothing; a diverged one is as bad as can be told.
+    kept = np.flatnonzero(np.any([e.feasible_R for e in group], axis=0))
+    best = loss_R[kept].min()
+    unit = max(_middling(loss_R[kept]) - best, 1e-12)
+    loss_K = np.minimum(loss_R[kept], best + CAP * unit)
+    chosen = _thinned(loss_K)
+    return kept[chosen], loss_K[chosen]
+
+
+def left_out_means(experiment: Experiment) -> np.ndarray:
+    """Predict each cell of an open experiment from all its other cells [R].
+
+    Losses, lower being better, inf over the limit. A row's own outcome is left out of the fitted
+    process in closed form (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006,
+    eq. 5.12); its few settings are those of all rows.
+    """
+    surface = _fit((experiment,))
+    mean_R = surface.mean(surface.scaled(experiment))
+    rows_N, loss_N = _fitted_rows((experiment,))
+    own_N = surface.weights_N / np.diag(surface.inverse_NN)
+    mean_R[rows_N] = loss_N - surface.deviation * own_N
+    return np.where(experiment.feasible_R, mean_R, np.inf)
 
 
 def _middling(loss_R: np.ndarray) -> float:

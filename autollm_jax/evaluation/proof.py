@@ -66,15 +66,47 @@ def stress_rows(plain: Results, stressed: Mapping[str, Results], focus: str) -> 
     ]
 
 
+def ceiling_rows(results: Results, ceiling: Mapping[str, Mapping], focus: str) -> list[dict]:
+    """Set what could be known beside a method and the best other one, all tasks first.
+
+    Args:
+      results: the results.
+      ceiling: what `ceiling.ceilings` returned; nothing gives no rows.
+      focus: the method.
+    """
+    if not ceiling or focus not in results.methods:
+        return []
+    tasks = [ALL, *results.tasks] if len(results.tasks) > 1 else results.tasks
+    return [
+        {
+            "task": task,
+            "cells": [
+                {
+                    "known": show_regret(ceiling[task][str(k)]),
+                    "focus": show_regret(results.curve(focus, task)[k - 1].mean),
+                    **_best_other(results, focus, task, k),
+                }
+                for k in results.budgets
+            ],
+        }
+        for task in tasks
+    ]
+
+
+def _best_other(results: Results, focus: str, task: str, k: int) -> dict:
+    """Name the method that is best after k trials, other than the one in focus."""
+    means = {m: results.curve(m, task)[k - 1].mean for m in results.methods if m != focus}
+    other = min(means, key=means.get, default=None)
+    return {"method": other, "other": show_regret(means[other]) if means else "–"}
+
+
 def _against_best(results: Results, focus: str, k: int) -> dict:
     """Compare a method after k trials with the other one that is best there."""
-    means = {m: results.curve(m, ALL)[k - 1].mean for m in results.methods}
-    other = min((m for m in means if m != focus), key=means.get)
+    best = _best_other(results, focus, ALL, k)
     return {
-        "focus": show_regret(means[focus]),
-        "method": other,
-        "other": show_regret(means[other]),
-        **difference_cell(results, focus, other, ALL, k),
+        "focus": show_regret(results.curve(focus, ALL)[k - 1].mean),
+        **best,
+        **difference_cell(results, focus, best["method"], ALL, k),
     }
 
 

@@ -2,15 +2,17 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jinja2
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from autollm_jax.errors import UserError
 from autollm_jax.evaluation import comparisons, details, maps, proof
+from autollm_jax.evaluation.ceiling import ceilings
 from autollm_jax.evaluation.cost import Spending, cost_groups, summarise_costs
 from autollm_jax.evaluation.curves import method_panels
 from autollm_jax.evaluation.formats import show_name, show_task
@@ -46,6 +48,9 @@ GLOSSARY = {
     "invalid": "The proposal held nothing that could be run. It spends a trial and scores 1.",
     "claim": "A statement of the thinking that can be checked: a number or a direction. Each is "
     "checked against the tables that were seen, not against the prompt's words.",
+    "could be known": "The regret of somebody who reads the held-out table itself: each "
+    "configuration is predicted from all the others in it. What is left is the luck of single "
+    "runs, and what no smooth landscape explains. A yardstick, no method.",
     "break-even": "The number of experiments from which the agent's cumulative cost, training "
     "included, stays below every other method's.",
     "held out": "Not seen in training, by any method: its outcomes come from trials alone.",
@@ -61,6 +66,7 @@ def write_report(
     provenance: Mapping | None = None,
     stress_paths: Mapping[str, Path] | None = None,
     spending: Spending | None = None,
+    predict: Callable[[Experiment], np.ndarray] | None = None,
 ) -> dict:
     """Write the summary and the page.
 
@@ -73,10 +79,13 @@ def write_report(
       provenance: what to state about the run: nested mappings of plain values.
       stress_paths: `results.parquet` of each stress, by its label.
       spending: what training and evidence cost; without it there is no section on cost.
+      predict: predicts an experiment's cells from one another (`ceiling.ceilings`); without it
+        nothing is said of what could be known.
 
     Returns:
-      The summary: see `summarise`, and under "claims", "stress" and "cost" `summarise_claims`,
-      `summarise_stress` and `summarise_costs` (the last only with `spending`).
+      The summary: see `summarise`, and under "claims", "stress", "cost" and "ceiling"
+      `summarise_claims`, `summarise_stress`, `summarise_costs` and `ceilings` (the last two only
+      with `spending` and `predict`).
 
     Raises:
       UserError: the results cannot be read or hold no trial.
@@ -95,6 +104,8 @@ def write_report(
     }
     if spending:
         summary["cost"] = summarise_costs(groups, agent_method, spending)
+    if predict:
+        summary["ceiling"] = ceilings(results, opened, predict)
     page = render(
         results,
         rows,
@@ -105,6 +116,7 @@ def write_report(
         {
             "claims": proof.claim_rows(summary["claims"], agent_method),
             "stress": proof.stress_rows(results, stressed, agent_method) if stressed else [],
+            "ceiling": proof.ceiling_rows(results, summary.get("ceiling", {}), agent_method),
             "cost": proof.cost_view(groups, agent_method, spending.training) if spending else None,
         },
     )
@@ -131,7 +143,7 @@ def render(
       transcripts: of any methods.
       agent_method: the method in focus, or the best one where it is not in the results.
       provenance: see `write_report`.
-      proofs: what the sections on claims, stress and cost show; empty ones are left out.
+      proofs: what the sections on claims, stress, ceiling and cost show; empty ones are left out.
     """
     has_agent = agent_method in results.methods
     focus = agent_method

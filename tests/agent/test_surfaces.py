@@ -8,7 +8,7 @@ import pytest
 from autollm_jax.agent import listing
 from autollm_jax.agent.forecast import forecast
 from autollm_jax.agent.surface_forecast import SurfaceForecast
-from autollm_jax.agent.surfaces import effects, raw_losses, surfaces
+from autollm_jax.agent.surfaces import effects, left_out_means, raw_losses, surfaces
 from autollm_jax.gym.environment import Episode
 
 
@@ -128,3 +128,26 @@ def test_effects_under_a_limit_are_those_at_equal_size(architectures):
     percents = {effect.name: effect.percent for effect in effects(architectures[0])}
     # More of everything is better in this table, but at equal size only depth is.
     assert percents["layers"] < 0 < percents["width"]
+
+
+def test_left_out_means_are_those_of_a_table_without_the_row(mixtures):
+    """With a row's outcome changed by much, what the others say of it hardly moves."""
+    table = mixtures[0]
+    before_R = left_out_means(table)
+    row = int(np.argsort(table.outcomes_R)[len(table.outcomes_R) // 2])
+    outcomes_R = table.outcomes_R.copy()
+    outcomes_R[row] += 0.2 * np.ptp(outcomes_R)
+    changed = dataclasses.replace(
+        table, record=dataclasses.replace(table.record, outcomes_R=outcomes_R)
+    )
+    after_R = left_out_means(changed)
+    moved_R = np.abs(after_R - before_R)
+    assert moved_R[row] < 0.05 * np.ptp(outcomes_R)
+    # They do predict: better than the mean does.
+    off_R = before_R - raw_losses(table)
+    assert off_R.std() < 0.7 * table.outcomes_R.std()
+
+
+def test_left_out_means_offer_nothing_over_the_limit(architectures):
+    means_R = left_out_means(architectures[0])
+    assert np.array_equal(np.isfinite(means_R), architectures[0].feasible_R)

@@ -264,3 +264,11 @@ def test_cost_has_a_section_that_says_what_is_unknown(small_split, tmp_path, hou
 def test_without_claims_stress_and_spending_there_are_no_such_sections(small_split, tmp_path):
     _, page = write(small_split, tmp_path)
     assert not any(f'id="{name}"' in page for name in ("claims", "stress", "cost"))
+
+
+def test_what_could_be_known_stands_beside_the_methods(small_split, tmp_path):
+    summary, page = write(small_split, tmp_path, predict=lambda e: e.regrets_R)
+    assert summary["ceiling"]["all"] == {"1": 0.0, "3": 0.0}
+    assert "What could be known" in page
+    _, page = write(small_split, tmp_path / "without")
+    assert "What could be known" not in page
