@@ -1,5 +1,7 @@
 """Running a script of `launch/`: a user's mistake becomes one line and exit code 1."""
 
+import ctypes
+import os
 import runpy
 import sys
 from collections.abc import Callable
@@ -7,6 +9,28 @@ from collections.abc import Callable
 from absl import app, flags
 
 from autollm_jax.errors import UserError
+
+# What glibc does with freed memory (mallopt's parameters in malloc.h): it keeps it, in one arena.
+_KEPT = {"M_TRIM_THRESHOLD": (-1, -1), "M_TOP_PAD": (-2, 2**28), "M_MMAP_MAX": (-4, 0),
+         "M_ARENA_MAX": (-8, 1)}  # fmt: skip
+
+
+def _keep_freed_memory() -> None:
+    """Let the C library keep the memory that it has freed; where it is another than glibc, nothing.
+
+    XLA on a CPU allocates and frees every temporary array of a step. As it comes, glibc returns
+    large ones to the kernel, which clears their pages when they are asked for again: a third of a
+    train step's CPU time (docs/performance.md). Variables MALLOC_* take precedence.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
+        for parameter, value in _KEPT.values():
+            mallopt(parameter, value)
+
+
+# While there is one thread: the number of arenas is settled when a second one allocates. So scripts
+# import this module before any that starts threads.
+_keep_freed_memory()
 
 
 def run(main: Callable[[list[str]], None]) -> None:

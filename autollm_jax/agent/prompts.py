@@ -218,8 +218,7 @@ def _describe(observation: Observation, lines: int, most: int, shortened: bool) 
             low, high = statements.step_percent(seen)[d]
             parts.append(f" {space.names[d]} lower {low} higher {high}{LINE}")
     if statements.shown_effects(seen):
-        parts.append(f"percent of regret of {statements.effects_heading(seen)}{LIST}")
-        parts += [f" {statements.effect_text(e)}{LINE}" for e in statements.shown_effects(seen)]
+        parts.append(f"{statements.effects_text(seen)}{LINE}")
     parts.append(_forecast_lines(observation, most))
     return "".join(parts)
 

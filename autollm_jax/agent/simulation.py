@@ -151,10 +151,8 @@ def _extrapolate(observation: Observation, pick: listing.Candidate) -> str:
                 f"law for {target.space.names[d]} {values[d]} {by_size} parameters, "
                 f"{by_tokens} tokens"
             )
-    effects = statements.shown_effects(seen)
-    if effects:
-        lines = prompts.LINE.join(f" {statements.effect_text(e)}" for e in effects)
-        sentences.append(f"{statements.effects_heading(seen)}{prompts.LIST}{lines}")
+    if statements.shown_effects(seen):
+        sentences.append(statements.effects_text(seen))
     return _lines(*sentences, _choice(observation, pick))
 
 

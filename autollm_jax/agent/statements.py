@@ -6,6 +6,7 @@ import numpy as np
 
 from autollm_jax.agent.base_forecast import BaseForecast
 from autollm_jax.agent.evidence import value_at
+from autollm_jax.agent.listing import percent
 from autollm_jax.agent.shifted_forecast import step_costs
 from autollm_jax.agent.spelling import short_names, significant
 from autollm_jax.agent.surfaces import Effect, effects
@@ -89,9 +90,17 @@ def moving_parts(seen: BaseForecast, dimension: Dimension) -> list[str]:
 
 def effects_heading(seen: BaseForecast) -> str:
     """Say what effects are of: more of each, at equal size where there is a parameter limit."""
-    return "more in the nearest" + ("" if seen.nearest[0].limit is None else " at equal size")
+    where = "" if seen.nearest[0].limit is None else " at equal size"
+    return f"what more does in the nearest{where}"
 
 
 def effect_text(effect: Effect) -> str:
-    """Say which way an effect goes, and its size in percent of regret: github helps 31."""
-    return f"{effect.name} {'helps' if effect.percent < 0 else 'hurts'} {abs(effect.percent)}"
+    """Say which way an effect goes, and by how much regret: github helps 31%."""
+    size = percent(abs(effect.percent) / 100)
+    return f"{effect.name} {'helps' if effect.percent < 0 else 'hurts'} {size}"
+
+
+def effects_text(seen: BaseForecast) -> str:
+    """State the largest effects on one line, without signs between them: see `prompts`."""
+    effects = " ".join(map(effect_text, shown_effects(seen)))
+    return f"{effects_heading(seen)}: {effects}"

@@ -1,0 +1,34 @@
+"""What scripts have in common."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import autollm_jax
+
+ROOT = pathlib.Path(autollm_jax.__file__).parents[1]
+# 200 arrays of 16 MB, one at a time: 800,000 pages if each one's are asked for anew.
+CHURN = """
+import resource
+from autollm_jax import command_line
+import numpy as np
+for _ in range(200):
+    np.ones(2**21)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+
+
+def page_faults(**variables):
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | variables
+    done = subprocess.run(
+        [sys.executable, "-c", CHURN], cwd=ROOT, env=env, capture_output=True, text=True, check=True
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_scripts_keep_freed_memory_unless_the_environment_says_otherwise():
+    assert page_faults() < 0.2 * page_faults(MALLOC_PERTURB_="0")
