@@ -10,19 +10,20 @@ import pytest
 import autollm_jax
 
 ROOT = pathlib.Path(autollm_jax.__file__).parents[1]
-# 200 arrays of 16 MB, one at a time: 800,000 pages if each one's are asked for anew.
+# 50 arrays of 64 MB, one at a time: 800,000 pages if each one's are asked for anew.
 CHURN = """
 import resource
 from autollm_jax import command_line
 import numpy as np
-for _ in range(200):
-    np.ones(2**21)
+for _ in range(50):
+    np.ones(2**23)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 """
 
 
 def page_faults(**variables):
-    env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | variables
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    env |= variables | {"NUMPY_MADVISE_HUGEPAGE": "0"}
     done = subprocess.run(
         [sys.executable, "-c", CHURN], cwd=ROOT, env=env, capture_output=True, text=True, check=True
     )
