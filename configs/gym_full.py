@@ -3,10 +3,10 @@
     python launch/main.py --config=configs/gym_full.py
     python launch/main.py --config=configs/gym_full.py --config.gym.roots=gym_data,tables
 
-Almost three times the simulated episodes, more than twice the updates of distillation, on twice as
-many rows each, and thirteen times the steps of GRPO: meant for own and public tables together, since the more
-kinds of names and numbers there are to copy, the longer it takes to copy all of them well. It has
-not been run to its end yet. `:smoke` is the main job's.
+Almost three times the simulated episodes, more than twice the updates of distillation on twice as
+many rows each, and seven times the steps of GRPO: meant for own and public tables together, since
+the more kinds of names and numbers there are to copy, the longer it takes to copy all of them well.
+`:smoke` is the main job's.
 """
 
 import runpy
@@ -23,6 +23,6 @@ def get_config(variant: str = "") -> ConfigDict:
     c.curate.distill_pairs = 9000
     c.distill.steps = 1800
     c.distill.batch_rows = 8
-    c.grpo.steps = 80
-    c.grpo.save_every = 20
+    c.grpo.steps = 40
+    c.grpo.save_every = 10
     return c

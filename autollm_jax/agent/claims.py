@@ -76,15 +76,16 @@ def check_claims(think: str, observation: Observation) -> list[Claim]:
     return claims
 
 
-def _nearest(observation, values):
-    """The values are the best cell of the usable table nearest in fidelity."""
+def _nearest(observation, size, values):
+    """The values are the best cell of the usable table nearest in fidelity, and this its size."""
     seen = listing.view(observation)
     if not seen.nearest:
         return False
     other = seen.nearest[0]
     sign = 1.0 if other.minimize else -1.0
     loss_R = np.where(other.status_R == "ok", sign * other.outcomes_R, np.inf)
-    return values.strip() == spelling.spell_row(other.cells, int(np.nanargmin(loss_R)))
+    best = spelling.spell_row(other.cells, int(np.nanargmin(loss_R)))
+    return values == best and size.startswith(spelling.size(other.fidelity))
 
 
 def _sizes(observation, words):
@@ -93,15 +94,13 @@ def _sizes(observation, words):
     return bool(seen.nearest) and words == statements.sizes_text(seen)
 
 
-def _law(observation, name, value, by_parameters, by_tokens):
-    """The law predicts this value, and its exponents have these signs."""
+def _law(observation, words, name):
+    """The law predicts this value, with these exponents, which have these signs."""
     seen = listing.view(observation)
     names = observation.experiment.space.names
     if seen.law is None or name not in names:
         return False
-    d = names.index(name)
-    trends = [statements.trend(slope) for slope in seen.law.slopes_D2[d]]
-    return trends == [by_parameters, by_tokens] and statements.law_values(seen)[d] == value
+    return words == statements.law_text(seen, names.index(name))
 
 
 def _heading(observation, words):
@@ -155,16 +154,15 @@ def _best(observation, where):
 _NUMBER = r"(?<![\w.])-?\d[\d.]*(?:e-?\d+)?[kMBT]?(?![A-Za-z_])"
 # Words that join claims and state nothing.
 _GLUE = r"\band\b"
-_TREND = f"({'|'.join(statements.TRENDS.values())})"
 _CELL = r"([^;<]+?)"
 _STOP = rf"(?={prompts.LINE}|;?$)"  # a think part comes without the spaces around it
 _PATTERNS = (
-    (rf"nearest best at {_CELL}{_STOP}", _nearest),
-    (r"target has (\S+ x \w+(?: \S+ x \w+)?)", _sizes),
-    (rf"law for {_NAME} (\S+) {_TREND} parameters, {_TREND} tokens", _law),
+    (rf"best of the nearest cheap experiment: ([^;<]*?) at {_CELL}{_STOP}", _nearest),
+    (rf"(target has [^;<]+?){_STOP}", _sizes),
+    (rf"(law for {_NAME} [^;<]+?){_STOP}", _law),
     (r"(what more does in the nearest(?: at equal size)?):", _heading),
     (r"(?<=[:%]) (\S+) ((?:helps|hurts) [\d.]+%)", _effect),
     (rf"lowest ([A-Z]) ([\d.]+%)(?: at {_CELL})?{_STOP}", _lowest),
     (r"^(first|better|worse|diverged|infeasible|invalid)\b", _verdict),
-    (rf"^\w+;\nbest {_CELL}{_STOP}", _best),
+    (rf"^\w+;\nbest (?!of ){_CELL}{_STOP}", _best),
 )

@@ -11,7 +11,8 @@ stands and can be copied; a mixture is spelled as in the action's JSON for the s
 the agent states ends as a line does: SentencePiece would join a full stop to a number. In lists
 the key comes before what it stands for. Choices are in the space's order, experiments nearest
 first; candidates are lowest forecast last, so that the best one stands right before the agent's
-turn: a small policy learns to copy over a short, steady distance.
+turn: a small policy learns to copy over a short, steady distance. What the agent may state stands
+in the prompt as a line of its own, word for word.
 
 What is left out is chosen by rules: of a mixture the lightest components (`spelling.mixture`), of
 the effects (and a mixture's components) the smallest, of the law the flattest dimensions, of the
@@ -176,11 +177,17 @@ def _context(observation: Observation) -> str:
     return "".join(text for _, text in names[:2]) + limit
 
 
-def _evidence_line(other: Experiment, target: Experiment) -> str:
+def nearest_text(observation: Observation) -> str:
+    """State the best configuration of the most relevant cheap experiment."""
+    nearest = listing.view(observation).nearest[0]
+    return f"best of the nearest cheap experiment: {_evidence(nearest, observation.experiment)}"
+
+
+def _evidence(other: Experiment, target: Experiment) -> str:
     objective = "" if other.objective_metric == target.objective_metric else f" {_metric(other)}"
     limit = "" if other.limit is None else f" limit {short(other.limit['at_most'])}"
     where = spell_row(other.cells, listing.best_row(other))
-    return f" {size(other.fidelity)}{objective}{limit} at {where}{LINE}"
+    return f"{size(other.fidelity)}{objective}{limit} at {where}"
 
 
 def _metric(experiment: Experiment) -> str:
@@ -200,21 +207,18 @@ def _describe(observation: Observation, lines: int, most: int, shortened: bool) 
         f"default: {spell_row(target.cells, target.match(target.default).row)}{LINE}",
     ]
     if seen.nearest:
-        parts.append(f"best of cheap experiments, nearest first{LIST}")
-        parts += [_evidence_line(other, target) for other in seen.nearest[:lines]]
+        parts.append(f"{nearest_text(observation)}{LINE}")
+        others = [f" {_evidence(other, target)}{LINE}" for other in seen.nearest[1:lines]]
+        parts += [f"of others{LIST}", *others] if others else []
         sizes = statements.sizes_text(seen)
-        parts += [f"target has {sizes} of the nearest{LINE}"] * bool(sizes)
+        parts += [f"{sizes}{LINE}"] * bool(sizes)
     else:
         parts.append(f"no cheap experiments{LINE}")
     if seen.law is not None:
-        for d in statements.law_dimensions(seen):
-            by_size, by_tokens = map(statements.slope_text, seen.law.slopes_D2[d])
-            parts.append(
-                f"law for {space.names[d]} {statements.law_values(seen)[d]} as parameters ^ "
-                f"{by_size} tokens ^ {by_tokens}{LINE}"
-            )
+        dimensions = statements.law_dimensions(seen)
+        parts += [f"{statements.law_text(seen, d)}{LINE}" for d in dimensions]
         parts.append(f"cost in percent of a factor {LOG_FACTOR} off{LIST}")
-        for d in statements.law_dimensions(seen):
+        for d in dimensions:
             low, high = statements.step_percent(seen)[d]
             parts.append(f" {space.names[d]} lower {low} higher {high}{LINE}")
     if statements.shown_effects(seen):
@@ -339,7 +343,7 @@ def feedback(trial: Trial, observation: Observation) -> str:
         else:
             outcome = f"{where}gives no {metric} {said}"
     parts = [f"trial {trial.number} {outcome}{LINE}"]
-    parts.append(f"best {best_text(observation)} and {observation.budget_left} left{LINE}")
+    parts.append(f"best {best_text(observation)}{LINE}{observation.budget_left} left{LINE}")
     if observation.budget_left:
         parts.append(_forecast_lines(observation, listing.offered(observation)))
     return "".join(parts)

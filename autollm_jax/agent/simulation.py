@@ -138,19 +138,12 @@ def _extrapolate(observation: Observation, pick: listing.Candidate) -> str:
     sentences = []
     if seen.nearest:
         if not listing.is_long(target.space):
-            other = seen.nearest[0]
-            best = spelling.spell_row(other.cells, listing.best_row(other))
-            sentences.append(f"nearest best at {best}")
+            sentences.append(prompts.nearest_text(observation))
         sizes = statements.sizes_text(seen)
-        sentences += [f"target has {sizes}"] * bool(sizes)
+        sentences += [sizes] * bool(sizes)
     if seen.law is not None:
-        values = statements.law_values(seen)
-        for d in statements.law_dimensions(seen):
-            by_size, by_tokens = map(statements.trend, seen.law.slopes_D2[d])
-            sentences.append(
-                f"law for {target.space.names[d]} {values[d]} {by_size} parameters, "
-                f"{by_tokens} tokens"
-            )
+        dimensions = statements.law_dimensions(seen)
+        sentences += [statements.law_text(seen, d) for d in dimensions]
     if statements.shown_effects(seen):
         sentences.append(statements.effects_text(seen))
     return _lines(*sentences, _choice(observation, pick))

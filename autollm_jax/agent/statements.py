@@ -19,20 +19,21 @@ MOST_PARTS = 8
 
 
 def sizes_text(seen: BaseForecast) -> str:
-    """Spell how many times the most relevant cheap run's size the target has.
+    """State how many times the most relevant cheap run's size the target has.
 
-    Empty where neither number is known: 2.4 x parameters 1.0 x tokens.
+    Empty where neither number is known: target has 2.4 x parameters 1.0 x tokens of the nearest.
     """
     target, nearest = seen.target.fidelity, seen.nearest[0].fidelity
     pairs = {
         "parameters": (target.parameters, nearest.parameters),
         "tokens": (target.tokens, nearest.tokens),
     }
-    return " ".join(
+    ratios = " ".join(
         f"{significant(here / there, 2)} x {what}"
         for what, (here, there) in pairs.items()
         if here > 0 and there > 0
     )
+    return f"target has {ratios} of the nearest" if ratios else ""
 
 
 def trend(slope: float) -> str:
@@ -48,6 +49,16 @@ def slope_text(slope: float) -> str:
 def law_value(dimension: Dimension, value: float) -> str:
     """Spell a value that the law predicts: two significant digits, not one of the choices."""
     return significant(value, 2)
+
+
+def law_text(seen: BaseForecast, d: int) -> str:
+    """State the law of one dimension: law for rate 1.0e-3 falls with parameters ^ -0.5 and ..."""
+    by_size, by_tokens = seen.law.slopes_D2[d]
+    return (
+        f"law for {seen.target.space.names[d]} {law_values(seen)[d]} "
+        f"{trend(by_size)} parameters ^ {slope_text(by_size)} and "
+        f"{trend(by_tokens)} tokens ^ {slope_text(by_tokens)}"
+    )
 
 
 def law_values(seen: BaseForecast) -> list[str]:

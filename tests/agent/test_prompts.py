@@ -96,7 +96,7 @@ def test_feedback_says_how_the_trial_compares(episode):
     assert re.search(r"trial 1 2.4e-4 512 gives loss \d\.\d+ first;", said[0])
     assert re.search(r"trial 2 2.0e-3 192 gives loss \d\.\d+ better by 0\.\d+;", said[1])
     assert re.search(r"trial 3 .* worse by 0\.\d+;", said[2])
-    assert "best 2.0e-3 192 and 0 left" in said[2]
+    assert "best 2.0e-3 192;\n0 left;" in said[2]
 
 
 def test_feedback_shows_what_a_trial_was_matched_to(episode):

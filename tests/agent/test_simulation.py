@@ -66,7 +66,7 @@ def test_a_wrong_number_is_caught(family, recipe):
     think = parse_action(turn.text).think
     assert all(c.true for c in check_claims(think, observation))
     for old, new in [
-        ("nearest best at 2", "nearest best at 7"),
+        ("experiment: 2", "experiment: 7"),
         (" x tokens", "1 x tokens"),
         ("falls with parameters", "rises with parameters"),
         ("% at ", "% at 1"),
