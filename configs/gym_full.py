@@ -3,9 +3,9 @@
     python launch/main.py --config=configs/gym_full.py
     python launch/main.py --config=configs/gym_full.py --config.gym.roots=gym_data,tables
 
-Almost three times the simulated episodes, more than twice the updates of distillation on twice as
-many rows each, and seven times the steps of GRPO: meant for own and public tables together, since
-the more kinds of names and numbers there are to copy, the longer it takes to copy all of them well.
+Half as many simulated episodes again, updates of distillation on twice as many rows, and more steps
+of GRPO: meant for own and public tables together, since the more kinds of names and numbers there
+are to copy, the more it takes to copy all of them well.
 `:smoke` is the main job's.
 """
 
@@ -20,9 +20,8 @@ def get_config(variant: str = "") -> ConfigDict:
     c = runpy.run_path(str(Path(__file__).with_name("gym.py")))["get_config"](variant)
     if variant == "smoke":
         return c
-    c.curate.distill_pairs = 9000
-    c.distill.steps = 1800
+    c.curate.distill_pairs = 5000
     c.distill.batch_rows = 8
-    c.grpo.steps = 40
-    c.grpo.save_every = 10
+    c.grpo.steps = 10
+    c.grpo.save_every = 5
     return c
