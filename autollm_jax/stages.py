@@ -19,7 +19,13 @@ from autollm_jax import cross_validation, spending
 from autollm_jax import workdir as work_directory
 from autollm_jax.agent import curation, prompts
 from autollm_jax.agent.curation import CurationConfig
-from autollm_jax.agent.distillation import distill, encode_conversation, pack
+from autollm_jax.agent.distillation import (
+    distill,
+    encode_conversation,
+    interchangeable,
+    pack,
+    relabel,
+)
 from autollm_jax.agent.rollout import make_rollout, policy_player
 from autollm_jax.agent.simulation import Researcher, SimulationConfig, simulate_all
 from autollm_jax.agent.surfaces import left_out_means
@@ -210,6 +216,8 @@ def distill_policy(job: Job) -> None:
             f"config.distill.row_length={config.row_length}, the longest has "
             f"{max(map(len, cut))} tokens; raise it and config.policy.context"
         )
+    sets = interchangeable(tokenizer, [tokens for tokens, _ in conversations])
+    conversations = relabel(conversations, sets, config.relabelled, job.config.seed)
     distill(
         dataclasses.replace(job.model(), dtype=config.dtype),
         LoopConfig(config.steps, config.microbatches, save_every=config.save_every),

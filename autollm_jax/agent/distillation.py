@@ -10,6 +10,7 @@ Letters: N rows, B rows of a batch, T tokens.
 import dataclasses
 import functools
 import hashlib
+import re
 from collections.abc import Sequence
 
 import jax
@@ -18,6 +19,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from autollm_jax.agent import parsing, prompts
 from autollm_jax.agent.prompts import Turn
 from autollm_jax.checkpointing.checkpoints import Checkpoints
 from autollm_jax.errors import UserError
@@ -56,6 +58,65 @@ def encode_conversation(tokenizer, turns: Sequence[Turn]) -> tuple[np.ndarray, n
         tokens += ids
         mask += [turn.learned] * len(ids)
     return np.asarray(tokens, np.int32), np.asarray(mask, bool)
+
+
+_NUMBER = re.compile(r"( ?)-?[0-9.]+")
+
+
+def interchangeable(tokenizer, conversations: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Find the tokens that conversations copy and that could as well be others.
+
+    Args:
+      tokenizer: the policy's.
+      conversations: tokens of each.
+
+    Returns:
+      Three sets of ids: of numbers behind a space, of the rest of numbers, and of names of a
+      mixture's components: what follows a quote but begins no line (as names of dimensions do).
+    """
+    texts = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
+    numbers = [_NUMBER.fullmatch(text) for text in texts]
+    begun = [[i for i, m in enumerate(numbers) if m and bool(m[1]) == space] for space in (1, 0)]
+    quotes = {tokenizer.id_of(symbol) for symbol in (prompts.OPENING_QUOTE, prompts.NEXT_QUOTE)}
+    lines = {tokenizer.id_of(symbol) for symbol in (prompts.LINE, prompts.LIST, parsing.THINK)}
+    lines.add(tokenizer.bos_id)
+    behind: dict[bool, set[int]] = {True: set(), False: set()}
+    for tokens in conversations:
+        for before, token in zip(tokens[:-1].tolist(), tokens[1:].tolist(), strict=True):
+            if before in quotes or before in lines:
+                behind[before in quotes].add(token)
+    names = [token for token in behind[True] - behind[False] if texts[token].isalpha()]
+    return [np.array(sorted(ids), int) for ids in (*begun, names)]
+
+
+def relabel(
+    conversations: Sequence[tuple[np.ndarray, np.ndarray]],
+    sets: Sequence[np.ndarray],
+    share: float,
+    seed: int,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Exchange tokens within sets, in a share of the conversations, each in its own way.
+
+    What an agent states is copied from the prompt, so it stays right. A policy then learns to copy
+    whatever stands there, also numbers and names that it has seldom or never been shown (after
+    symbol tuning, Wei et al., arXiv 2305.08298).
+
+    Args:
+      conversations: (tokens, loss mask) each.
+      sets: ids that may stand for each other, from `interchangeable`.
+      share: of the conversations, 0 to 1.
+      seed: of the draws.
+    """
+    random, changed = np.random.default_rng([seed, 2305_08298]), []
+    size = 1 + max((int(ids.max()) for ids in sets if len(ids)), default=-1)
+    for tokens, mask in conversations:
+        if random.random() < share:
+            other = np.arange(max(size, int(tokens.max(initial=0)) + 1), dtype=tokens.dtype)
+            for ids in sets:
+                other[ids] = random.permutation(ids)
+            tokens = other[tokens]
+        changed.append((tokens, mask))
+    return changed
 
 
 @jax.tree_util.register_dataclass

@@ -38,6 +38,7 @@ from autollm_jax.gym.spaces import Dimension
 END_OF_TURN = parsing.END_OF_TURN
 LINE = ";\n"
 LIST = ":\n"
+OPENING_QUOTE, NEXT_QUOTE = '{"', ',"'
 # User-defined symbols of the tokenizer: one id each, wherever they stand. Without them a number
 # would merge with the sign behind it, and no longer be the same tokens everywhere.
 CONTROL_SYMBOLS = (
@@ -49,9 +50,9 @@ CONTROL_SYMBOLS = (
 )
 SYMBOLS = (
     *CONTROL_SYMBOLS,
-    '{"',
+    OPENING_QUOTE,
+    NEXT_QUOTE,
     '":',
-    ',"',
     "}" + parsing.EXEC_END,
     "}}" + parsing.EXEC_END,
     "}" + LINE,

@@ -6,17 +6,21 @@ import jax
 import numpy as np
 import pytest
 
+from autollm_jax.agent import prompts
 from autollm_jax.agent.distillation import (
     PackedRows,
     batch_order,
     distill,
     encode_conversation,
     imitation_loss,
+    interchangeable,
     pack,
+    relabel,
     score,
 )
 from autollm_jax.agent.prompts import agent_turn, environment_turn
 from autollm_jax.checkpointing.checkpoints import Checkpoints
+from autollm_jax.data.tokenizer import train_tokenizer
 from autollm_jax.errors import UserError
 from autollm_jax.models import transformer
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
@@ -219,3 +223,76 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 def test_rows_pass_through_jax_as_a_batch():
     rows = pack(conversations(4), 32, pad_id=0)
     assert isinstance(jax.tree.map(lambda x: x, rows), PackedRows)
+
+
+NAMES = ("wiki", "code", "books", "law", "news", "chat")
+CHOICE = 'lowest A 12% at {{"{0}": {1},"{2}": {3}}};\n'
+
+
+def mixture_talk(count=60, seed=0):
+    """Turns as they are in mixtures: a list, and one of it stated and run."""
+    random, talks = np.random.default_rng(seed), []
+    for _ in range(count):
+        first, second = random.choice(NAMES, 2, replace=False)
+        said = (first, int(random.integers(2, 40)), second, int(random.integers(2, 40)))
+        line = CHOICE.format(*said)
+        config = line.partition("at ")[2].removesuffix(";\n")
+        talks.append(
+            [
+                environment_turn(f"law for mixtures:\n 0.25 {line}"),
+                agent_turn(f"<think>{line}</think><exec>{config}</exec><end>"),
+            ]
+        )
+    return talks
+
+
+@pytest.fixture(scope="module")
+def spoken():
+    """A vocabulary of such talk, and its conversations."""
+    talks = mixture_talk()
+    made = train_tokenizer(
+        [turn.text for talk in talks for turn in talk],
+        len(prompts.SYMBOLS) + 350,
+        user_defined_symbols=prompts.SYMBOLS,
+        split_digits=False,
+    )
+    return made, [encode_conversation(made, talk) for talk in talks]
+
+
+def test_numbers_and_names_of_components_may_stand_for_each_other(spoken):
+    tokenizer, found = spoken
+    behind_space, rest, names = (
+        {tokenizer.decode([i]) for i in ids}
+        for ids in interchangeable(tokenizer, [tokens for tokens, _ in found])
+    )
+    assert " 0" in behind_space | {t[:2] for t in behind_space} and not rest & behind_space
+    assert all(text.strip(" 0123456789.-") == "" for text in behind_space | rest)
+    assert "12%" not in behind_space | rest  # forecasts keep their order
+    # "law" begins a line too: it is no name that could be another's.
+    assert names and names <= {"wiki", "code", "books", "news", "chat"}
+
+
+def test_what_is_copied_stays_a_copy(spoken):
+    tokenizer, found = spoken
+    sets = interchangeable(tokenizer, [tokens for tokens, _ in found])
+    changed = relabel(found, sets, 1.0, seed=3)
+    same = 0
+    for (tokens, mask), (others, its_mask) in zip(found, changed, strict=True):
+        assert mask is its_mask and len(tokens) == len(others)
+        text = tokenizer.decode(others.tolist())
+        stated = text.partition("<think>")[2].partition("</think>")[0]
+        assert stated in text.partition("<think>")[0]
+        same += np.array_equal(tokens, others)
+        moved = tokens != others
+        assert np.isin(tokens[moved], np.concatenate(sets)).all()
+    assert same < 0.1 * len(found)
+
+
+def test_a_share_is_relabelled_the_same_way_each_time(spoken):
+    tokenizer, found = spoken
+    sets = interchangeable(tokenizer, [tokens for tokens, _ in found])
+    none, half, again = (relabel(found, sets, share, seed=3) for share in (0.0, 0.5, 0.5))
+    assert all(np.array_equal(a[0], b[0]) for a, b in zip(none, found, strict=True))
+    assert all(np.array_equal(a[0], b[0]) for a, b in zip(half, again, strict=True))
+    kept = np.mean([np.array_equal(a[0], b[0]) for a, b in zip(half, found, strict=True)])
+    assert 0.3 < kept < 0.7
