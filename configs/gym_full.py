@@ -3,9 +3,9 @@
     python launch/main.py --config=configs/gym_full.py
     python launch/main.py --config=configs/gym_full.py --config.gym.roots=gym_data,tables
 
-Half as many simulated episodes again, updates of distillation on twice as many rows, and more steps
-of GRPO: meant for own and public tables together, since the more kinds of names and numbers there
-are to copy, the more it takes to copy all of them well.
+Half as many simulated episodes and updates of distillation again, and more steps of GRPO: meant for
+own and public tables together, since the more kinds of names and numbers there are to copy, the
+more it takes to copy all of them well.
 `:smoke` is the main job's.
 """
 
@@ -21,7 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "smoke":
         return c
     c.curate.distill_pairs = 5000
-    c.distill.batch_rows = 8
+    c.distill.steps = 1200
     c.grpo.steps = 10
     c.grpo.save_every = 5
     return c

@@ -20,6 +20,7 @@ from autollm_jax.agent.augmentation import (
     augment,
     needs_copies,
 )
+from autollm_jax.agent.spelling import short_names
 from autollm_jax.agent.synthetic_kinds import sample_family
 from autollm_jax.errors import UserError
 from autollm_jax.gym.experiments import Experiment
@@ -206,6 +207,12 @@ def _cheaper(experiments: Sequence[Experiment]) -> list[tuple[int, ...]]:
     return [tuple(places[c.id] for c in evidence_for(t, experiments)) for t in experiments]
 
 
+def _parts(training: Sequence[Experiment]) -> tuple[str, ...]:
+    """Return what the parts of the tables' mixtures are called, so that a policy knows the names."""
+    dimensions = {d for e in training for d in e.space.dimensions if d.kind == "simplex"}
+    return tuple(sorted({name for d in dimensions for name in short_names(d).values()}))
+
+
 _FAMILIES: dict = {}
 _MOST_FAMILIES = 4
 
@@ -213,13 +220,14 @@ _MOST_FAMILIES = 4
 def _family(training, kind, source, task, seed, changes) -> list[Experiment]:
     """Make a family, or return it if it is one of the latest few."""
     # Identities are sound keys, because the kept value keeps the tables alive.
-    tables = [] if kind == synthetic.PROVENANCE else _groups(training).get((source, task), [])
-    key = (kind, seed if changes or not tables else 0, changes, *map(id, tables))
+    made_up = kind == synthetic.PROVENANCE
+    tables = list(training) if made_up else _groups(training).get((source, task), [])
+    key = (kind, seed if changes or made_up else 0, changes, *map(id, tables))
     if key not in _FAMILIES:
         while len(_FAMILIES) >= _MOST_FAMILIES:
             del _FAMILIES[next(iter(_FAMILIES))]
-        if kind == synthetic.PROVENANCE:
-            made = sample_family(seed)
+        if made_up:
+            made = sample_family(seed, _parts(training))
         elif changes:
             made = augment(tables, changes, seed)
         else:

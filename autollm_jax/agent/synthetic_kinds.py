@@ -6,7 +6,9 @@ what the mixture holds of use to it; an architecture's with its size, with a bes
 tuning has a bowl with interactions. From one fidelity to the next their constants drift a little.
 """
 
+import functools
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,8 +17,9 @@ from autollm_jax.gym.experiments import Experiment, Fidelity, make_experiment
 from autollm_jax.gym.spaces import Dimension, Space
 
 # What parts of mixtures are called, here and where curation renames them: words, each one piece of
-# the vocabulary. Names of several pieces are not worth what learning to copy them costs a policy of
-# this size: with them, four of five tokens of an action on a mixture were right.
+# the vocabulary, beside the names that the training tables have. Names of several pieces are not
+# worth what learning to copy them costs a policy of this size: with them, four of five tokens of an
+# action on a mixture were right.
 WORDS = (
     "arxiv books chat code dialogue essays europarl exams forum github gutenberg hacker instruct "
     "irc java jokes law letters lyrics mail manuals math medical news nih novels openweb papers "
@@ -25,20 +28,34 @@ WORDS = (
 ).split()
 
 
-def part_names(random: np.random.Generator, count: int) -> tuple[str, ...]:
-    """Draw so many different names of a mixture's parts; no two are alike when cut short."""
-    distinct = {word[:6]: word for word in WORDS}
+def part_names(
+    random: np.random.Generator, count: int, also: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """Draw so many different names of a mixture's parts; no two are alike when cut short.
+
+    Args:
+      random: of the draw.
+      count: how many.
+      also: names that may be drawn beside `WORDS`.
+    """
+    distinct = {word[:6]: word for word in (*WORDS, *also)}
     return tuple(random.choice(list(distinct.values()), count, replace=False).tolist())
 
 
-def sample_family(seed: int) -> list[Experiment]:
+def sample_family(seed: int, parts: Sequence[str] = ()) -> list[Experiment]:
     """Draw one family: experiments of several fidelities of one made-up task.
 
     Args:
       seed: the same seed gives the same family.
+      parts: what parts of mixtures may be called, beside `WORDS`.
     """
     random = np.random.default_rng([seed, 211210510])
-    kinds = (sample_bowls, _sample_mixtures, _sample_architectures, _sample_tuning)
+    kinds = (
+        sample_bowls,
+        functools.partial(_sample_mixtures, parts=parts),
+        _sample_architectures,
+        _sample_tuning,
+    )
     kind = kinds[random.choice(len(kinds), p=(0.4, 0.3, 0.15, 0.15))]
     return kind(random, seed)
 
@@ -66,9 +83,9 @@ def _sizes(random: np.random.Generator) -> list[tuple[float, float]]:
     return [(parameters * s, parameters * s * tokens * 2 ** random.normal(0, 0.3)) for s in steps]
 
 
-def _sample_mixtures(random: np.random.Generator, seed: int) -> list[Experiment]:
+def _sample_mixtures(random: np.random.Generator, seed: int, parts=()) -> list[Experiment]:
     count = int(random.integers(4, 18))
-    names = part_names(random, count)
+    names = part_names(random, count, parts)
     rows = int(random.integers(40, 110))
     concentration = random.uniform(0.15, 1.5)
     weights_RC = random.dirichlet(np.full(count, concentration), rows)

@@ -12,6 +12,7 @@ from autollm_jax.agent.curation import (
     curate,
     plan,
 )
+from autollm_jax.agent.spelling import short_names
 from autollm_jax.agent.synthetic_kinds import sample_family
 from autollm_jax.errors import UserError
 from autollm_jax.gym.environment import Episode
@@ -142,3 +143,16 @@ def test_synthetic_optima_lie_mostly_inside_their_grids():
             ]
             inside += [all(ends)] if ends else []
     assert np.mean(inside) > 0.6
+
+
+def test_made_up_mixtures_call_their_parts_as_the_tables_do(mixtures):
+    recipes = list(plan(mixtures, CurationConfig(seed=0, pairs=60, synthetic=1.0)))
+    names = {
+        name
+        for recipe in recipes
+        for dimension in build(recipe, mixtures).target.space.dimensions
+        if dimension.kind == "simplex"
+        for name in dimension.choices
+    }
+    own = set(short_names(mixtures[0].space["mixture"]).values())
+    assert own <= names and names - own
