@@ -208,7 +208,7 @@ def _cheaper(experiments: Sequence[Experiment]) -> list[tuple[int, ...]]:
 
 
 def _parts(training: Sequence[Experiment]) -> tuple[str, ...]:
-    """Return what the parts of the tables' mixtures are called, so that a policy knows the names."""
+    """Return the names of the parts of the tables' mixtures, for a policy to learn."""
     dimensions = {d for e in training for d in e.space.dimensions if d.kind == "simplex"}
     return tuple(sorted({name for d in dimensions for name in short_names(d).values()}))
 
