@@ -17,7 +17,13 @@ from autollm_jax.evaluation.cost import Spending, cost_groups, summarise_costs
 from autollm_jax.evaluation.curves import method_panels
 from autollm_jax.evaluation.formats import show_name, show_task
 from autollm_jax.evaluation.reasoning import summarise_claims
-from autollm_jax.evaluation.summary import ALL, Results, experiment_id, summarise
+from autollm_jax.evaluation.summary import (
+    ALL,
+    Results,
+    experiment_id,
+    summarise,
+    summarise_differences,
+)
 from autollm_jax.files import write_atomic, write_json_atomic
 from autollm_jax.gym.experiments import Experiment, reveal
 
@@ -83,9 +89,9 @@ def write_report(
         nothing is said of what could be known.
 
     Returns:
-      The summary: see `summarise`, and under "claims", "stress", "cost" and "ceiling"
-      `summarise_claims`, `summarise_stress`, `summarise_costs` and `ceilings` (the last two only
-      with `spending` and `predict`).
+      The summary: see `summarise`, and under "difference", "claims", "stress", "cost" and "ceiling"
+      `summarise_differences`, `summarise_claims`, `summarise_stress`, `summarise_costs` and
+      `ceilings` (the last two only with `spending` and `predict`).
 
     Raises:
       UserError: the results cannot be read or hold no trial.
@@ -99,6 +105,7 @@ def write_report(
     stressed = proof.stress_results(stress_paths or {}, opened)
     groups = cost_groups(results, opened, spending, transcripts) if spending else []
     summary = summarise(results) | {
+        "difference": summarise_differences(results, agent_method),
         "claims": summarise_claims(transcripts),
         "stress": proof.summarise_stress(stressed),
     }

@@ -238,6 +238,27 @@ def summarise(results: Results) -> dict:
     }
 
 
+def summarise_differences(results: Results, method: str) -> dict:
+    """Return by how much a method's regret is below (negative) each other's, paired.
+
+    Returns:
+      {OTHER: {TASK: {"1": {"mean", "low", "high", "n"}, …}}}; nothing without results of the method.
+    """
+    if method not in results.methods:
+        return {}
+    return {
+        other: {
+            task: {
+                str(k): results.difference(method, other, task)[k - 1].to_json()
+                for k in results.budgets
+            }
+            for task in (*results.tasks, ALL)
+        }
+        for other in results.methods
+        if other != method
+    }
+
+
 def experiment_id(row: dict) -> str:
     """Return the id of the experiment that a row of the results belongs to."""
     return f"{row['source']}/{row['task']}/{row['experiment']}"

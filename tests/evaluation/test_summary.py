@@ -4,7 +4,12 @@ import pyarrow as pa
 import pytest
 
 from autollm_jax.evaluation.runner import SCHEMA
-from autollm_jax.evaluation.summary import Results, cluster_of, summarise
+from autollm_jax.evaluation.summary import (
+    Results,
+    cluster_of,
+    summarise,
+    summarise_differences,
+)
 
 from .conftest import small
 
@@ -125,3 +130,12 @@ def test_reaching_a_threshold_takes_the_first_trial_at_it():
     read = trials(*[(True, False)] * 3)
     assert list(read.reached("a", 0.5).values()) == [2]
     assert list(read.reached("a", 0.1).values()) == [None]
+
+
+def test_differences_are_paired_with_each_other_method():
+    read = Results(table({"grpo": {"x": {"a": 0.2, "b": 0.5}, "y": {"a": 0.4, "b": 0.3}}}))
+    found = summarise_differences(read, "a")
+    assert set(found) == {"b"}
+    cell = found["b"]["all"]["1"]
+    assert cell["mean"] == pytest.approx(-0.1) and cell["low"] <= cell["mean"] <= cell["high"]
+    assert summarise_differences(read, "nobody") == {}
