@@ -242,7 +242,7 @@ def summarise_differences(results: Results, method: str) -> dict:
     """Return by how much a method's regret is below (negative) each other's, paired.
 
     Returns:
-      {OTHER: {TASK: {"1": {"mean", "low", "high", "n"}, …}}}; nothing without results of the method.
+      {OTHER: {TASK: {"1": {"mean", "low", "high", "n"}, …}}}; empty without its results.
     """
     if method not in results.methods:
         return {}
