@@ -92,7 +92,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.simulate.processes = 2
 
     c.distill = ConfigDict()
-    c.distill.steps = 800  # 0: GRPO starts from random parameters
+    c.distill.steps = 900  # 0: GRPO starts from random parameters
     c.distill.batch_rows = 4  # as many updates learn as much with 6, fewer rows less
     c.distill.microbatches = 1  # pieces that an update's gradient is summed over
     c.distill.relabelled = 0.5  # share of the episodes whose numbers and names are exchanged

@@ -3,7 +3,7 @@
     python launch/main.py --config=configs/gym_full.py
     python launch/main.py --config=configs/gym_full.py --config.gym.roots=gym_data,tables
 
-Half as many simulated episodes and updates of distillation again, and more steps of GRPO: meant for
+Half as many simulated episodes again, a third more updates of distillation, more steps of GRPO: for
 own and public tables together, since the more kinds of names and numbers there are to copy, the
 more it takes to copy all of them well.
 `:smoke` is the main job's.
