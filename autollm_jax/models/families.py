@@ -176,6 +176,31 @@ def shape_from_json(values: Mapping, where: str) -> tuple[Family, TransformerCon
     return family, config
 
 
+def json_from_shape(family: Family, config: TransformerConfig) -> dict:
+    """Write what `shape_from_json` reads.
+
+    Raises:
+      UserError: the rotary frequencies are stretched by a rule that the shape does not name.
+    """
+    if config.rope_factors:
+        raise UserError("stretched rotary frequencies cannot be written without the original rule")
+    return {
+        "architectures": [family.architecture],
+        "model_type": family.name,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.mlp_width,
+        "vocab_size": config.vocab_size,
+        "rms_norm_eps": config.norm_epsilon,
+        "rope_theta": config.rope_theta,
+        "tie_word_embeddings": config.tied_embeddings,
+        "hidden_act": "silu",
+    }
+
+
 def _rope_factors(rope: Mapping, theta: float, head_dim: int, where: str) -> tuple[float, ...]:
     """Return what each rotary frequency is divided by, () where nothing is.
 

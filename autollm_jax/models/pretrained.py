@@ -3,6 +3,8 @@
     config, params = load(Path("SmolLM2-135M"), mesh)
     export(config, params, Path("out"), like=Path("SmolLM2-135M"))
 
+`launch/convert_model.py` does both.
+
 Only the blocks that a device of this process holds are read, leaf by leaf.
 """
 
@@ -18,7 +20,13 @@ from jax.sharding import Mesh
 
 from autollm_jax.errors import UserError
 from autollm_jax.models import pattern, safetensors_files, transformer
-from autollm_jax.models.families import Family, Leaf, leaves_of, shape_from_json
+from autollm_jax.models.families import (
+    Family,
+    Leaf,
+    json_from_shape,
+    leaves_of,
+    shape_from_json,
+)
 from autollm_jax.models.gguf_files import ROPE_FACTORS, GGUFFile
 from autollm_jax.models.safetensors_files import SafetensorsFiles
 from autollm_jax.models.transformer import TransformerConfig
@@ -183,23 +191,26 @@ def export(
       config: the model's shape.
       params: its parameters; each leaf is gathered on this host by itself.
       folder: where the files go.
-      like: the safetensors directory that the model was loaded from: its config.json is written too.
+      like: what the model was loaded from: a directory's config.json is written too, of a GGUF file
+        one is made.
       dtype: what is stored: float32, float16 or bfloat16.
       shard_bytes: the most that one file holds.
 
     Raises:
-      UserError: `like` is no directory of this shape, or the type is not known.
+      UserError: `like` is of another shape, or the type is not known.
     """
     if dtype not in STORED:
         raise UserError(f"dtype {dtype!r}: accepted are {', '.join(STORED)}")
-    if not like.is_dir():
-        raise UserError(f"{like}: only what came from a safetensors directory can be exported")
-    values = safetensors_files.read_json(like / CONFIG)
-    family, shape = shape_from_json(values, str(like / CONFIG))
+    source = open_source(like)
     numerics = ("dtype", "remat", "scan_unroll", "attention_block")
     same = {name: getattr(config, name) for name in numerics}
-    if dataclasses.replace(shape, **same) != config:
-        raise UserError(f"{like / CONFIG}: describes another model than the one to export")
+    if dataclasses.replace(source.config, **same) != config:
+        raise UserError(f"{like}: another model than the one to export")
+    family = source.family
+    if like.is_dir():
+        values = safetensors_files.read_json(like / CONFIG)
+    else:
+        values = json_from_shape(family, config)
     safetensors_files.write(folder, _shards(family, config, params, STORED[dtype], shard_bytes))
     field = "dtype" if "dtype" in values else "torch_dtype"
     text = json.dumps(values | {field: dtype}, indent=2, sort_keys=True)

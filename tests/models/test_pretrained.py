@@ -301,8 +301,18 @@ def test_a_gguf_file_that_lacks_a_tensor_is_refused(tmp_path, one):
         pretrained.load(path, one)
 
 
-def test_only_what_came_from_a_directory_is_exported(tmp_path, one):
-    path = write_gguf(tmp_path / "m.gguf", "LlamaForCausalLM", tensors(), "F16")
+def test_a_gguf_file_becomes_a_directory(tmp_path, one):
+    path = write_gguf(tmp_path / "m.gguf", "LlamaForCausalLM", tensors(), "F32")
     config, params = pretrained.load(path, one)
-    with pytest.raises(UserError, match="safetensors directory"):
-        pretrained.export(config, params, tmp_path / "out", path)
+    pretrained.export(config, params, tmp_path / "out", path, "float32")
+    again, found = pretrained.load(tmp_path / "out", one)
+    assert again == config
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+
+
+def test_another_model_is_not_exported(tmp_path, one):
+    folder = write(tmp_path / "in", tensors(), config_json())
+    config, params = pretrained.load(folder, one)
+    changed = dataclasses.replace(config, rope_theta=5e5)
+    with pytest.raises(UserError, match="another model"):
+        pretrained.export(changed, params, tmp_path / "out", folder)
