@@ -262,7 +262,7 @@ def test_gguf_files_hold_the_same_weights(tmp_path, one, architecture, kind):
 
 
 def test_q6_k_is_read_as_its_definition_says(tmp_path, one):
-    """ggml's block_q6_K: 256 weights as 128 low nibbles, 64 high pairs, 16 scales and one factor."""
+    """ggml block_q6_K: of 256 weights 128 low nibbles, 64 high pairs, 16 scales, one factor."""
     random = np.random.default_rng(0)
     raw = random.integers(0, 256, (3, 210), np.uint8)
     raw[:, 208:] = np.array([0.01], np.float16).view(np.uint8)
