@@ -4,8 +4,8 @@
     python launch/convert_model.py --source=DIR --out=DIR [--dtype=float32]
 
 Reads a Hugging Face safetensors directory or a GGUF file of the Llama family or of Qwen3, checks
-every tensor against the architecture, and writes a directory that both this project and
-transformers load. The tokenizer is not converted.
+every tensor against the architecture, and writes a directory, vocabulary and chat template with it,
+that both this project and transformers load.
 """
 
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from autollm_jax import command_line
+from autollm_jax.data import pretrained_tokenizer
 from autollm_jax.errors import UserError
 from autollm_jax.models import pretrained, transformer
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
@@ -32,7 +33,18 @@ def main(argv):
     if out.resolve() == source.resolve():
         raise UserError("--out is the source; give another folder")
     config, params = pretrained.load(source, make_mesh(MeshShape()))
+    if source.is_dir():
+        tokenizer = pretrained_tokenizer.load_folder(source)
+    else:
+        fields = pretrained.GGUFFile(source).fields
+        tokenizer = pretrained_tokenizer.from_gguf(fields, str(source))
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{source}: a vocabulary of {tokenizer.vocab_size} tokens does not fit a model of "
+            f"{config.vocab_size}"
+        )
     pretrained.export(config, params, out, source, DTYPE.value)
+    tokenizer.save(out)
     count = transformer.parameter_count(config)
     print(f"wrote {out}: {count:,} parameters, {config.layers} layers of width {config.width}")
 

@@ -16,6 +16,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from autollm_jax.errors import UserError
+from autollm_jax.files import write_atomic, write_json_atomic
 
 TOKENIZER, TOKENIZER_CONFIG, TEMPLATE = (
     "tokenizer.json",
@@ -46,7 +47,7 @@ class PretrainedTokenizer:
         Raises:
           UserError: the template cannot be rendered, or leaves out what it is given.
         """
-        self._vocabulary = vocabulary
+        self._vocabulary, self._template, self._names = vocabulary, template, dict(names)
         self.vocab_size = vocabulary.get_vocab_size(with_added_tokens=True)
         digest = hashlib.sha256(vocabulary.to_str().encode() + template.encode())
         self.content_hash = digest.hexdigest()
@@ -73,6 +74,14 @@ class PretrainedTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Decode ids; control ids give nothing."""
         return self._vocabulary.decode(list(ids), skip_special_tokens=True)
+
+    def save(self, folder: Path) -> None:
+        """Write what `load_folder` reads."""
+        self._vocabulary.encode_special_tokens = False
+        write_atomic(folder / TOKENIZER, self._vocabulary.to_str(pretty=True))
+        write_atomic(folder / TEMPLATE, self._template)
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self._names}
+        write_json_atomic(folder / TOKENIZER_CONFIG, settings)
 
     def _control(self, text: str) -> list[int]:
         """Encode a part of a template, control tokens as themselves."""

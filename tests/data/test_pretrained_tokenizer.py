@@ -88,6 +88,15 @@ def test_both_forms_of_a_vocabulary_give_the_same_ids(tmp_path):
     assert 256 in one.encode("cab")
 
 
+def test_what_is_saved_is_read_back(tokenizer, tmp_path):
+    tokenizer.encode("<|im_end|>")  # as text: what is saved must not remember that
+    (tmp_path / "out").mkdir()
+    tokenizer.save(tmp_path / "out")
+    again = pretrained_tokenizer.load_folder(tmp_path / "out")
+    assert again.encode_opening("cab <|im_end|>") == tokenizer.encode_opening("cab <|im_end|>")
+    assert (again.stop_id, again.joint) == (tokenizer.stop_id, tokenizer.joint)
+
+
 def test_a_template_that_rewrites_the_past_still_joins_turns(tmp_path):
     """Qwen3's drops old thinking: the ids that were sampled stay as they are."""
     made = pretrained_tokenizer.load_folder(folder_with(tmp_path, chat_template=TRIMMING))
