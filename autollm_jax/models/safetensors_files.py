@@ -108,6 +108,7 @@ def write(folder: Path, shards: Iterator[Mapping[str, np.ndarray]]) -> None:
     for number, shard in enumerate(shards):
         path = folder / f".part-{number}.safetensors"
         save_file(dict(shard), path, metadata={"format": "pt"})
+        path.chmod(0o644)  # the library lets nobody else read it
         written.append((path, list(shard)))
         total += sum(array.nbytes for array in shard.values())
     for number, (path, names) in enumerate(written):
