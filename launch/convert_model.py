@@ -10,7 +10,7 @@ that both this project and transformers load.
 
 from pathlib import Path
 
-from absl import flags
+from absl import flags, logging
 
 from autollm_jax import command_line
 from autollm_jax.data import pretrained_tokenizer
@@ -50,4 +50,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    logging.set_verbosity(logging.WARNING)
     command_line.run(main)
