@@ -38,7 +38,9 @@ class TransformerConfig:
     qk_norm: bool = True
     key_smear: bool = False  # keys mix with their predecessor's: copying takes one layer, not two
     tied_embeddings: bool = True
+    scaled_embedding: bool = True  # tokens enter as unit variance: rows times sqrt(width)
     rope_theta: float = 10_000.0
+    rope_factors: tuple[float, ...] = ()  # what each rotary frequency is divided by; () is 1
     rope_fraction: float = 1.0  # share of a head's coordinates that carry its position
     mimetic: bool = False  # start attention as a copier (see `_mimic`)
     norm_epsilon: float = 1e-6
@@ -85,7 +87,7 @@ class RMSNorm(nn.Module):
         return normed * jnp.broadcast_to(scale, x.shape)
 
 
-def rotate(x_BTHA, positions_BT, theta: float, fraction: float = 1.0):
+def rotate(x_BTHA, positions_BT, theta: float, fraction: float = 1.0, factors=()):
     """Apply rotary position embeddings to queries or keys.
 
     Pairs are (i, i + R/2) of the first R = fraction x A coordinates, the layout of the Llama
@@ -96,6 +98,8 @@ def rotate(x_BTHA, positions_BT, theta: float, fraction: float = 1.0):
     x_BTHA, rest_BTHA = x_BTHA[..., :rotated], x_BTHA[..., rotated:]
     half = rotated // 2
     frequency_111h = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)[None, None, None]
+    if factors:  # stretched to longer contexts than the model was first trained on
+        frequency_111h = frequency_111h / jnp.array(factors, jnp.float32)[None, None, None]
     angle_BT1h = positions_BT[..., None, None].astype(jnp.float32) * frequency_111h
     cos, sin = jnp.cos(angle_BT1h), jnp.sin(angle_BT1h)
     first, second = x_BTHA[..., :half], x_BTHA[..., half:]
@@ -145,7 +149,11 @@ class Block(nn.Module):
             q_BTHA = RMSNorm(c.norm_epsilon, name="query_norm")(q_BTHA)
             k_BTKA = RMSNorm(c.norm_epsilon, name="key_norm")(k_BTKA)
         place = functools.partial(
-            rotate, positions_BT=positions_BT, theta=c.rope_theta, fraction=c.rope_fraction
+            rotate,
+            positions_BT=positions_BT,
+            theta=c.rope_theta,
+            fraction=c.rope_fraction,
+            factors=c.rope_factors,
         )
         q_BTHA = constrain(place(q_BTHA), "batch", None, "heads", None)
         k_BTKA = constrain(place(k_BTKA), "batch", None, "kv_heads", None)
@@ -200,10 +208,12 @@ class Transformer(nn.Module):
         )(c)
 
     def embed(self, tokens_BT):
-        """Look tokens up; the rows have unit variance, whatever the width."""
+        """Look tokens up; scaled, the rows have unit variance, whatever the width."""
         # The table's fsdp shards are gathered first, as every parameter's are where it is used.
         table = constrain(self.embedding, "vocab", "activation")
-        x_BTD = jnp.take(table, tokens_BT, axis=0) * self.config.width**0.5
+        x_BTD = jnp.take(table, tokens_BT, axis=0)
+        if self.config.scaled_embedding:
+            x_BTD = x_BTD * self.config.width**0.5
         return constrain(x_BTD, "batch", "length", "activation")
 
     def logits(self, x_BTD):

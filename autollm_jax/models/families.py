@@ -1,0 +1,226 @@
+"""Published model families: what their files call each parameter, and how it lies there.
+
+One table per family. A leaf's pattern reads "how the file stores it -> how this model keeps it",
+letters as in `TransformerConfig` (V vocab, D width, H heads, K key-value heads, A head width, F MLP
+width); letters in brackets are one axis of the array. Linear layers are stored as [out, in].
+
+Names are those of the published checkpoints (Hugging Face) and of GGUF's specification (llama.cpp,
+gguf-py/gguf/constants.py).
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+from autollm_jax.errors import UserError
+from autollm_jax.models.transformer import TransformerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """Where one parameter comes from.
+
+    Attributes:
+      path: in the parameter tree.
+      name: in a safetensors file; `{layer}` in it is the number of the layer.
+      pattern: how it lies there and here.
+      gguf: its name in a GGUF file, without ".weight".
+      gguf_pattern: how it lies there, where that is another way.
+    """
+
+    path: tuple[str, ...]
+    name: str
+    pattern: str
+    gguf: str
+    gguf_pattern: str = ""
+
+    @property
+    def layered(self) -> bool:
+        return self.path[0] == "layers"
+
+
+def _layer(path: str, name: str, pattern: str, gguf: str, gguf_pattern: str = "") -> Leaf:
+    name, gguf = f"model.layers.{{layer}}.{name}.weight", f"blk.{{layer}}.{gguf}"
+    return Leaf(("layers", *path.split(".")), name, pattern, gguf, gguf_pattern)
+
+
+# GGUF keeps the Llama family's queries and keys in pairs of neighbours, as llama.cpp rotates them.
+_PAIRED_QUERY, _PAIRED_KEY = "(H h P) D -> D H (P h)", "(K h P) D -> D K (P h)"
+_SHARED = (
+    Leaf(("embedding",), "model.embed_tokens.weight", "V D -> V D", "token_embd"),
+    Leaf(("unembedding",), "lm_head.weight", "V D -> V D", "output"),
+    Leaf(("final_norm", "scale"), "model.norm.weight", "D -> D", "output_norm"),
+    _layer("attention_norm.scale", "input_layernorm", "D -> D", "attn_norm"),
+    _layer("value", "self_attn.v_proj", "(K A) D -> D K A", "attn_v"),
+    _layer("output", "self_attn.o_proj", "D (H A) -> H A D", "attn_output"),
+    _layer("mlp_norm.scale", "post_attention_layernorm", "D -> D", "ffn_norm"),
+    _layer("gate", "mlp.gate_proj", "F D -> D F", "ffn_gate"),
+    _layer("up", "mlp.up_proj", "F D -> D F", "ffn_up"),
+    _layer("down", "mlp.down_proj", "D F -> F D", "ffn_down"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A family of published models.
+
+    Attributes:
+      name: what GGUF files call it (`general.architecture`).
+      architecture: what Hugging Face's config.json calls it.
+      leaves: of the parameter tree, the output embedding among them.
+      qk_norm: whether queries and keys are normalised.
+    """
+
+    name: str
+    architecture: str
+    leaves: tuple[Leaf, ...]
+    qk_norm: bool = False
+
+
+LLAMA = Family(
+    "llama",
+    "LlamaForCausalLM",
+    (
+        *_SHARED,
+        _layer("query", "self_attn.q_proj", "(H A) D -> D H A", "attn_q", _PAIRED_QUERY),
+        _layer("key", "self_attn.k_proj", "(K A) D -> D K A", "attn_k", _PAIRED_KEY),
+    ),
+)
+QWEN3 = Family(
+    "qwen3",
+    "Qwen3ForCausalLM",
+    (
+        *_SHARED,
+        _layer("query", "self_attn.q_proj", "(H A) D -> D H A", "attn_q"),
+        _layer("key", "self_attn.k_proj", "(K A) D -> D K A", "attn_k"),
+        _layer("query_norm.scale", "self_attn.q_norm", "A -> A", "attn_q_norm"),
+        _layer("key_norm.scale", "self_attn.k_norm", "A -> A", "attn_k_norm"),
+    ),
+    qk_norm=True,
+)
+FAMILIES = (LLAMA, QWEN3)
+
+
+def leaves_of(family: Family, config: TransformerConfig) -> tuple[Leaf, ...]:
+    """Return the leaves that a model of this shape has."""
+    return tuple(
+        leaf
+        for leaf in family.leaves
+        if leaf.path != ("unembedding",) or not config.tied_embeddings
+    )
+
+
+def family_named(name: str, attribute: str, where: str) -> Family:
+    """Find a family by its `name` or its `architecture`.
+
+    Raises:
+      UserError: no family is called so.
+    """
+    for family in FAMILIES:
+        if getattr(family, attribute) == name:
+            return family
+    known = ", ".join(getattr(family, attribute) for family in FAMILIES)
+    raise UserError(f"{where}: architecture {name!r} is not known; accepted are {known}")
+
+
+# What config.json may say beyond the shape, and the only values that the model here computes.
+_ONLY = {
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "hidden_act": ("silu", None),
+    "use_sliding_window": (False, None),
+}
+
+
+def shape_from_json(values: Mapping, where: str) -> tuple[Family, TransformerConfig]:
+    """Read Hugging Face's config.json.
+
+    Args:
+      values: its content.
+      where: its path, for messages.
+
+    Raises:
+      UserError: the architecture is not known, a field is missing, or one asks for what the model
+        here does not compute.
+    """
+    architectures = values.get("architectures") or ["none named"]
+    family = family_named(str(architectures[0]), "architecture", where)
+    for name, accepted in _ONLY.items():
+        if values.get(name) not in accepted:
+            raise UserError(f"{where}: {name}={values[name]!r} is not supported")
+    try:
+        heads = int(values["num_attention_heads"])
+        width = int(values["hidden_size"])
+        rope = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
+        theta = float(values.get("rope_theta", rope.get("rope_theta", 10_000.0)))
+        head_dim = int(values.get("head_dim") or width // heads)
+        config = TransformerConfig(
+            vocab_size=int(values["vocab_size"]),
+            width=width,
+            layers=int(values["num_hidden_layers"]),
+            heads=heads,
+            kv_heads=int(values.get("num_key_value_heads") or heads),
+            head_dim=head_dim,
+            mlp_width=int(values["intermediate_size"]),
+            qk_norm=family.qk_norm,
+            tied_embeddings=bool(values.get("tie_word_embeddings", False)),
+            scaled_embedding=False,
+            rope_theta=theta,
+            rope_factors=_rope_factors(rope, theta, head_dim, where),
+            norm_epsilon=float(values["rms_norm_eps"]),
+        )
+    except KeyError as error:
+        raise UserError(f"{where}: field {error} is missing") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: {error}") from error
+    return family, config
+
+
+def json_from_shape(family: Family, config: TransformerConfig) -> dict:
+    """Write what `shape_from_json` reads.
+
+    Raises:
+      UserError: the rotary frequencies are stretched by a rule that the shape does not name.
+    """
+    if config.rope_factors:
+        raise UserError("stretched rotary frequencies cannot be written without the original rule")
+    return {
+        "architectures": [family.architecture],
+        "model_type": family.name,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.mlp_width,
+        "vocab_size": config.vocab_size,
+        "rms_norm_eps": config.norm_epsilon,
+        "rope_theta": config.rope_theta,
+        "tie_word_embeddings": config.tied_embeddings,
+        "hidden_act": "silu",
+    }
+
+
+def _rope_factors(rope: Mapping, theta: float, head_dim: int, where: str) -> tuple[float, ...]:
+    """Return what each rotary frequency is divided by, () where nothing is.
+
+    Llama 3's rule: wavelengths short against the original context stay, long ones are stretched by
+    the factor, those between are interpolated (The Llama 3 Herd of Models, arXiv 2407.21783, and
+    its published code).
+
+    Raises:
+      UserError: another rule is asked for.
+    """
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return ()
+    if kind != "llama3":
+        raise UserError(f"{where}: rope scaling {kind!r} is not supported; accepted is llama3")
+    factor, original = float(rope["factor"]), float(rope["original_max_position_embeddings"])
+    low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
+    factors = []
+    for pair in range(head_dim // 2):
+        wavelength = 2 * math.pi * theta ** (2 * pair / head_dim)
+        kept = min(max((original / wavelength - low) / (high - low), 0.0), 1.0)
+        factors.append(1.0 / ((1 - kept) / factor + kept))
+    return () if all(f == 1.0 for f in factors) else tuple(factors)

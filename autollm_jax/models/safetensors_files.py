@@ -1,0 +1,121 @@
+"""Safetensors directories: one file, or several with an index, beside a config.json."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from autollm_jax.errors import UserError
+from autollm_jax.models.pattern import Slices
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+READ = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+class SafetensorsFiles:
+    """The tensors of a directory, read part by part.
+
+    Attributes:
+      shapes: of each tensor, by name.
+      dtypes: as the files name them: F32, F16 or BF16.
+
+    Raises:
+      UserError: a file is missing, damaged, or holds a tensor of another type.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._open = {}
+        self._file_of: dict[str, str] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
+        indexed = _index(folder)
+        for file in sorted(set(indexed.values())) if indexed else [SINGLE]:
+            for name, shape, dtype in self._described(file):
+                if name in self.shapes:
+                    raise UserError(f"{folder / file}: {name} is in {self._file_of[name]} too")
+                self._file_of[name] = file
+                self.shapes[name], self.dtypes[name] = shape, dtype
+        for name, file in indexed.items():
+            if self._file_of.get(name) != file:
+                raise UserError(f"{folder / INDEX}: {name} is not in {file}")
+
+    def _described(self, file: str) -> Iterator[tuple[str, tuple[int, ...], str]]:
+        path = self.folder / file
+        if not path.exists():
+            raise UserError(f"{path}: missing")
+        try:
+            self._open[file] = safe_open(path, framework="np")
+            for name in self._open[file].keys():  # noqa: SIM118, it is no mapping
+                part = self._open[file].get_slice(name)
+                dtype = part.get_dtype()
+                if dtype not in READ:
+                    raise UserError(f"{path}: {name} is {dtype}; accepted are {', '.join(READ)}")
+                yield name, tuple(part.get_shape()), dtype
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: not a whole safetensors file: {error}") from error
+
+    def read(self, name: str, slices: Slices) -> np.ndarray:
+        """Read a block of a tensor as f32."""
+        block = self._open[self._file_of[name]].get_slice(name)[slices]
+        return np.asarray(block).astype(np.float32)
+
+
+def _index(folder: Path) -> dict[str, str]:
+    """Read which file holds each tensor; nothing where there is one file."""
+    path = folder / INDEX
+    if not path.exists():
+        return {}
+    values = read_json(path)
+    weights = values.get("weight_map")
+    if not isinstance(weights, dict) or not all(
+        isinstance(file, str) and Path(file).name == file for file in weights.values()
+    ):
+        raise UserError(f"{path}: weight_map does not name files of this folder")
+    return weights
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON object.
+
+    Raises:
+      UserError: there is none.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return values
+
+
+def write(folder: Path, shards: Iterator[Mapping[str, np.ndarray]]) -> None:
+    """Write tensors, one file a shard, and an index where there is more than one.
+
+    The files appear under their names when all are written.
+
+    Args:
+      folder: made if needed.
+      shards: tensors by name; a shard is held in memory while it is written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written, weights, total = [], {}, 0
+    for number, shard in enumerate(shards):
+        path = folder / f".part-{number}.safetensors"
+        save_file(dict(shard), path, metadata={"format": "pt"})
+        path.chmod(0o644)  # the library lets nobody else read it
+        written.append((path, list(shard)))
+        total += sum(array.nbytes for array in shard.values())
+    for number, (path, names) in enumerate(written):
+        alone = len(written) == 1
+        name = SINGLE if alone else f"model-{number + 1:05}-of-{len(written):05}.safetensors"
+        path.rename(folder / name)
+        weights |= dict.fromkeys(names, name)
+    if len(written) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weights}
+        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
