@@ -308,7 +308,12 @@ def _players(job: Job) -> dict[str, Player]:
             job.model(),
             trained(),
             job.tokenizer(),
-            job.play(settings.temperature, constrained=settings.constrained, advisor=advisor),
+            job.play(
+                settings.temperature,
+                constrained=settings.constrained,
+                advisor=advisor,
+                retries=settings.retries,
+            ),
             rows=job.even(min(games, MOST_GAMES)),
             mesh=job.mesh,
         )
