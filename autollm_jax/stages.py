@@ -308,12 +308,7 @@ def _players(job: Job) -> dict[str, Player]:
             job.model(),
             trained(),
             job.tokenizer(),
-            job.play(
-                settings.temperature,
-                constrained=settings.constrained,
-                advisor=advisor,
-                retries=settings.retries,
-            ),
+            job.play(settings.temperature, constrained=settings.constrained, advisor=advisor),
             rows=job.even(min(games, MOST_GAMES)),
             mesh=job.mesh,
         )

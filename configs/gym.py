@@ -126,7 +126,6 @@ def get_config(variant: str = "") -> ConfigDict:
     c.evaluation.meta_learning = 1.0  # of the steps of baselines that learn; less tries them out
     c.evaluation.advisor = "panel"  # who forecasts in the prompt (agent/forecast.py): or own
     c.evaluation.constrained = True  # the agent's turns run measured, untried configurations only
-    c.evaluation.retries = 0  # times a turn is taken back whose statements are not true
 
     c.cross_validate = ConfigDict()  # --stage=cross_validate: for choosing, without the held-out
     c.cross_validate.pairs = 240  # of changed copies of training experiments

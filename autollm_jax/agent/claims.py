@@ -42,11 +42,6 @@ class Audit:
     words: int
     unread: int
 
-    @property
-    def sound(self) -> bool:
-        """Whether all that is said is understood, and true."""
-        return self.true == self.n and not self.unread
-
 
 def audit(think: str, observation: Observation) -> Audit:
     """Check every claim of a think part, and count what is not understood as any.

@@ -33,7 +33,6 @@ from autollm_jax.errors import UserError
 from autollm_jax.gym.environment import Episode
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl import sampler
-from autollm_jax.rl.conversations import mark, rewind
 from autollm_jax.rl.loop import RolloutBatch
 from autollm_jax.rl.sampler import SamplerConfig, SamplerState
 
@@ -48,9 +47,6 @@ class PlayConfig:
     constrained: each turn runs a configuration of the experiment's own that is measured and untried
       (`agent.constraint`), so that none is invalid or matched.
     advisor: who makes the forecast in the prompt (`agent.forecast`).
-    retries: how often a turn whose thinking states what is not so (`agent.claims`), by all that
-      the policy itself may see, is taken back and sampled anew; the last one stands.
-    retry_temperature: of those.
     """
 
     sampler: SamplerConfig
@@ -58,8 +54,6 @@ class PlayConfig:
     temperature: float = 1.0
     constrained: bool = False
     advisor: str = "own"
-    retries: int = 0
-    retry_temperature: float = 0.7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +65,6 @@ class Played:
     rewards: each conversation's reward per agent turn; ending the episode early is a turn of
       reward 0.
     audits: what the thinking of each agent turn states, where that was asked for.
-    retried: how often each agent turn was taken back.
     environment_seconds: time spent outside the policy: texts, tokens, parsing, look-ups.
     seconds: time in all.
     """
@@ -80,7 +73,6 @@ class Played:
     transcripts: list[list[Turn]]
     rewards: list[list[float]]
     audits: list[list[Audit]]
-    retried: list[list[int]]
     environment_seconds: float
     seconds: float
 
@@ -145,7 +137,7 @@ def _play(
             f"prompt of {longest}; raise config.policy.context"
         )
     transcripts = [[prompts.environment_turn(text)] for text in opening for _ in range(group_size)]
-    rewards, audits, retried = ([[] for _ in episodes] for _ in range(3))
+    rewards, audits = [[] for _ in episodes], [[] for _ in episodes]
     outside += time.perf_counter() - began
 
     empty = (rows or len(episodes)) - len(episodes)
@@ -164,34 +156,19 @@ def _play(
         entered = time.perf_counter()
         grammar = grammar_of(tokenizer, episodes, len(seeds)) if config.constrained else None
         outside += time.perf_counter() - entered
-        marked = mark(state) if config.retries else None
-        taking_B, taken_B = active_B, np.zeros(len(seeds), int)
-        for attempt in range(config.retries + 1):
-            state = sampler.generate(
-                model,
-                params,
-                config.sampler,
-                state,
-                jax.random.fold_in(key, attempt) if attempt else key,
-                stop_id=stop_id,
-                max_new_tokens=config.max_new_tokens,
-                temperature=config.retry_temperature if attempt else config.temperature,
-                active_B=taking_B,
-                grammar=grammar,
-            )
-            tokens_BS, end_B = np.asarray(state.tokens_BS), np.asarray(state.length_B)
-            if attempt == config.retries:
-                break
-            entered = time.perf_counter()
-            taking_B = taking_B & (end_B > start_B)
-            for row in np.flatnonzero(taking_B):
-                said = tokenizer.decode(tokens_BS[row, start_B[row] : end_B[row]].tolist())
-                taking_B[row] = not audit(parse_action(said).think, episodes[row].tell()).sound
-            outside += time.perf_counter() - entered
-            if not taking_B.any():
-                break
-            taken_B += taking_B
-            state = rewind(state, marked, taking_B)
+        state = sampler.generate(
+            model,
+            params,
+            config.sampler,
+            state,
+            key,
+            stop_id=stop_id,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            active_B=active_B,
+            grammar=grammar,
+        )
+        tokens_BS, end_B = np.asarray(state.tokens_BS), np.asarray(state.length_B)
 
         entered = time.perf_counter()
         chunks = [[] for _ in seeds]
@@ -201,7 +178,6 @@ def _play(
             transcripts[row].append(prompts.agent_turn(text))
             if audited:
                 audits[row].append(audit(parse_action(text).think, episode.tell()))
-            retried[row].append(int(taken_B[row]))
             spent = len(episode.rewards)
             trial = act(episode, text)
             if not episode.done:
@@ -218,7 +194,7 @@ def _play(
     state = dataclasses.replace(state, cache=(), logits_BV=np.zeros((len(seeds), 0)))
     state = jax.tree.map(lambda x: np.asarray(x)[: len(episodes)], state)
     seconds = time.perf_counter() - began
-    return Played(state, transcripts, rewards, audits, retried, outside, seconds)
+    return Played(state, transcripts, rewards, audits, outside, seconds)
 
 
 def rollout_batch(played: Played, turns: int) -> RolloutBatch:
@@ -331,16 +307,8 @@ class PolicyPlayer:
                 jax.random.key(0), rows=self.rows, mesh=self.mesh, audited=True,
             )  # fmt: skip
             transcripts += [
-                {
-                    "text": prompts.render(turns),
-                    "claims": [
-                        dataclasses.asdict(audited) | {"again": again}
-                        for audited, again in zip(audits, retried, strict=True)
-                    ],
-                }
-                for turns, audits, retried in zip(
-                    played.transcripts, played.audits, played.retried, strict=True
-                )
+                {"text": prompts.render(turns), "claims": list(map(dataclasses.asdict, audits))}
+                for turns, audits in zip(played.transcripts, played.audits, strict=True)
             ]
         return transcripts
 

@@ -37,7 +37,7 @@ def claim_rows(claims: Mapping[str, Mapping], method: str) -> list[dict]:
         {
             "task": task,
             "n": cell["n"],
-            **{name: _percent(cell[name]) for name in ("true", "unchecked", "unread", "again")},
+            **{name: _percent(cell[name]) for name in ("true", "unchecked", "unread")},
             "per_turn": f"{cell['n'] / cell['turns']:.1f}" if cell["turns"] else "–",
         }
         for task, cell in sorted(by_task.items(), key=lambda item: item[0] != ALL)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from autollm_jax.evaluation.summary import ALL
 
-COUNTS = ("n", "true", "numbers", "unchecked", "words", "unread", "again")
+COUNTS = ("n", "true", "numbers", "unchecked", "words", "unread")
 
 
 def summarise_claims(transcripts: Sequence[Mapping]) -> dict:
@@ -13,8 +13,7 @@ def summarise_claims(transcripts: Sequence[Mapping]) -> dict:
     Returns:
       {METHOD: {TASK: {"true": share of the claims, "n": claims, "unchecked": share of the numbers
       that stand in no claim, "unread": share of the words that neither stand in a claim nor join
-      two, "again": times that a turn was taken back for what it stated, a turn, "turns": turns}}},
-      with a TASK named `all`; a share of nothing is None. Methods whose
+      two, "turns": turns}}}, with a TASK named `all`; a share of nothing is None. Methods whose
       transcripts carry no counts are left out.
     """
     totals: dict[str, dict[str, dict]] = {}
@@ -25,7 +24,7 @@ def summarise_claims(transcripts: Sequence[Mapping]) -> dict:
                 total = by_task.setdefault(task, dict.fromkeys((*COUNTS, "turns"), 0))
                 total["turns"] += 1
                 for name in COUNTS:
-                    total[name] += counts.get(name, 0)
+                    total[name] += counts[name]
     return {
         method: {task: _shares(total) for task, total in sorted(by_task.items())}
         for method, by_task in totals.items()
@@ -38,7 +37,6 @@ def _shares(total: Mapping) -> dict:
         "n": total["n"],
         "unchecked": _share(total["unchecked"], total["numbers"]),
         "unread": _share(total["unread"], total["words"]),
-        "again": _share(total["again"], total["turns"]),
         "turns": total["turns"],
     }
 

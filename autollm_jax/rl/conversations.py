@@ -143,62 +143,6 @@ def _repeat(state, times):
     return pin(jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=0), state))
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Mark:
-    """What a state's rows have to be given back to go on from here once more; see `rewind`.
-
-    before: of each layer's cache, where its keys are smeared.
-    """
-
-    length_B: jax.Array
-    turn_B: jax.Array
-    stopped_B: jax.Array
-    truncated_B: jax.Array
-    logits_BV: jax.Array
-    before: tuple[jax.Array, ...]
-
-
-@jax.jit
-def mark(state: SamplerState) -> Mark:
-    """Remember where a state stands; copies, so that the state may be consumed."""
-    copied = {f.name: getattr(state, f.name) for f in dataclasses.fields(Mark)[:-1]}
-    before = tuple(layer["before"] for layer in state.cache if "before" in layer)
-    return jax.tree.map(jnp.copy, Mark(**copied, before=before))
-
-
-@functools.partial(jax.jit, donate_argnames="state")
-def rewind(state: SamplerState, marked: Mark, rows_B: jax.Array) -> SamplerState:
-    """Take some rows back to where they were marked; what they said since is gone.
-
-    The cache's later slots stay as they are: they lie behind the row's end, and are overwritten.
-
-    Args:
-      state: consumed.
-      marked: from `mark`, on the same conversations.
-      rows_B: which rows.
-    """
-
-    def back(then, now):
-        return jnp.where(rows_B.reshape(-1, *[1] * (now.ndim - 1)), then, now)
-
-    names = [f.name for f in dataclasses.fields(Mark)[:-1]]
-    changed = {name: back(getattr(marked, name), getattr(state, name)) for name in names}
-    slots_1S = jnp.arange(state.tokens_BS.shape[1])[None]
-    kept_BS = ~rows_B[:, None] | (slots_1S < marked.length_B[:, None])
-    cache = state.cache
-    if marked.before:
-        pairs = zip(cache, marked.before, strict=True)
-        cache = tuple({**layer, "before": back(then, layer["before"])} for layer, then in pairs)
-    changed |= {
-        "tokens_BS": jnp.where(kept_BS, state.tokens_BS, 0),
-        "turns_BS": jnp.where(kept_BS, state.turns_BS, -1),
-        "logprobs_BS": jnp.where(kept_BS, state.logprobs_BS, 0.0),
-        "cache": cache,
-    }
-    return pin(dataclasses.replace(state, **changed))
-
-
 def grow(state: SamplerState, needed: int, config: SamplerConfig) -> SamplerState:
     """Lengthen the cache to hold `needed` slots, in whole blocks."""
     capacity = state.cache[0]["key"].shape[1]

@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from autollm_jax.agent import constraint, listing, parsing, prompts, rollout
-from autollm_jax.agent.claims import Audit
+from autollm_jax.agent import constraint, listing, prompts, rollout
 from autollm_jax.agent.distillation import encode_turn
 from autollm_jax.agent.parsing import THINK_END
 from autollm_jax.agent.playing import act
@@ -202,30 +201,3 @@ def test_free_text_cannot_spell_a_symbol(tokenizer):
 def test_grpo_refuses_constrained_rollouts(model, tokenizer):
     with pytest.raises(ValueError, match="constrained must be False"):
         rollout.make_rollout(model, tokenizer, CONFIG, lambda step: [], group_size=2)
-
-
-def test_turns_that_state_what_is_not_so_are_taken_back(model, params, tokenizer, own, monkeypatch):
-    """An untrained policy states nothing that is understood: where it thinks, it is asked again."""
-    room = dataclasses.replace(CONFIG, max_new_tokens=48)
-    again = dataclasses.replace(room, retries=2)
-    episodes = [Episode(*pair, BUDGET) for pair in own for _ in range(2)]
-    found = play(model, params, tokenizer, episodes, again)
-    assert_own_untried(episodes)
-    assert [len(episode.trials) for episode in episodes] == [BUDGET] * len(episodes)
-    counts = [count for row in found.retried for count in row]
-    thoughts = [
-        parsing.parse_action(turn.text).think
-        for turns in found.transcripts
-        for turn in turns
-        if turn.role == "agent"
-    ]
-    assert any(counts) and max(counts) <= 2
-    assert all(count == 2 for count, think in zip(counts, thoughts, strict=True) if think)
-    # What is sound stands as it was said.
-    monkeypatch.setattr(rollout, "audit", lambda think, observation: Audit(1, 1, 0, 0, 0, 0))
-    plain, sound = (
-        play(model, params, tokenizer, [Episode(*pair, BUDGET) for pair in own], settings)
-        for settings in (room, again)
-    )
-    assert sound.retried == [[0] * BUDGET] * len(own)
-    np.testing.assert_array_equal(sound.state.tokens_BS, plain.state.tokens_BS)

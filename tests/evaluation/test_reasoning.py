@@ -14,8 +14,8 @@ def test_claims_are_added_up_by_method_and_task():
     found = summarise_claims(transcripts)
     assert set(found) == {"a"}
     assert found["a"]["grpo"]["true"] == 0.8 and found["a"]["grpo"]["turns"] == 2
-    shares = {"true": 0.4, "unchecked": 0.25, "unread": None, "again": 0}
-    assert found["a"]["all"] == shares | {"n": 10, "turns": 3}
+    assert found["a"]["all"] == {"true": 0.4, "n": 10, "unchecked": 0.25, "unread": None,
+                                 "turns": 3}  # fmt: skip
 
 
 def test_of_no_claims_no_share_is_true():

@@ -7,7 +7,6 @@ import pytest
 
 from autollm_jax.models import transformer
 from autollm_jax.rl import sampler
-from autollm_jax.rl.conversations import mark, rewind
 from autollm_jax.rl.logprobs import token_logprobs
 from autollm_jax.rl.sampler import SamplerConfig
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
@@ -153,45 +152,3 @@ def test_rows_split_over_a_mesh_sample_the_same_tokens(params):
     with jax.set_mesh(mesh):
         split = play(params, [0, 1, 2, 3], mesh=mesh)
     np.testing.assert_array_equal(split.tokens_BS, play(params, [0, 1, 2, 3]).tokens_BS)
-
-
-def test_a_turn_taken_back_leaves_no_trace(params):
-    """Said again with the same key, after another try, the rows go on as if nothing had been."""
-    rows = [0, 1, 2, 3]
-    whole = play(params, rows)
-    options = dict(stop_id=STOP, max_new_tokens=12, temperature=0.8)
-    state = sampler.init_state(MODEL, CONFIG, rows)
-    for turn, chunks in enumerate((PROMPTS, REPLIES)):
-        state = sampler.append(MODEL, params, CONFIG, state, chunks)
-        marked = mark(state)
-        wrong = np.array([True, False, True, turn == 1])
-        other = jax.random.key(7)
-        state = sampler.generate(MODEL, params, CONFIG, state, other, **options, active_B=wrong)
-        assert (np.asarray(state.length_B) > np.asarray(marked.length_B)).tolist() == wrong.tolist()
-        state = rewind(state, marked, wrong)
-        state = sampler.generate(MODEL, params, CONFIG, state, jax.random.key(0), **options)
-    state = jax.tree.map(np.asarray, state)
-    # The cache may have grown earlier, so that sums are rounded otherwise.
-    close = functools.partial(np.testing.assert_allclose, atol=1e-3)
-    for field in dataclasses.fields(state):
-        if field.name not in ("cache", "logprobs_BS", "logits_BV"):
-            ours, theirs = (getattr(one, field.name) for one in (state, whole))
-            np.testing.assert_array_equal(ours, theirs, field.name)
-    close(state.logprobs_BS, whole.logprobs_BS)
-    close(state.logits_BV, whole.logits_BV)
-    for ours, theirs in zip(state.cache, whole.cache, strict=True):
-        close(ours["before"], theirs["before"])
-
-
-def test_rows_that_are_not_taken_back_keep_their_turn(params):
-    state = sampler.init_state(MODEL, CONFIG, [0, 1])
-    state = sampler.append(MODEL, params, CONFIG, state, PROMPTS[:2])
-    marked = mark(state)
-    options = dict(stop_id=STOP, max_new_tokens=12, temperature=0.8)
-    state = sampler.generate(MODEL, params, CONFIG, state, jax.random.key(0), **options)
-    said = np.array(state.tokens_BS)
-    state = jax.tree.map(np.array, rewind(state, marked, np.array([True, False])))
-    np.testing.assert_array_equal(state.tokens_BS[1], said[1])
-    np.testing.assert_array_equal(state.tokens_BS[0, :3], PROMPTS[0])
-    assert not state.tokens_BS[0, 3:].any() and not (state.turns_BS[0] >= 0).any()
-    assert state.turn_B.tolist() == [0, 1] and state.length_B[0] == 3
