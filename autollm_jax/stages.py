@@ -31,8 +31,8 @@ from autollm_jax.agent.simulation import Researcher, SimulationConfig, simulate_
 from autollm_jax.agent.surfaces import left_out_means
 from autollm_jax.baselines import BASELINES, META_LEARNED
 from autollm_jax.baselines.learned import Learned
-from autollm_jax.data.tokenizer import train_tokenizer
 from autollm_jax.command_line import release_freed_memory
+from autollm_jax.data.tokenizer import train_tokenizer
 from autollm_jax.errors import UserError
 from autollm_jax.evaluation.report import write_report
 from autollm_jax.evaluation.runner import Player, evaluate, play_method, table_hashes
