@@ -15,18 +15,6 @@ _KEPT = {"M_TRIM_THRESHOLD": (-1, -1), "M_TOP_PAD": (-2, 2**28), "M_MMAP_MAX": (
          "M_ARENA_MAX": (-8, 1)}  # fmt: skip
 
 
-def _glibc(name: str):
-    """Return a function of the C library, None where it has none of that name."""
-    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
-
-
-def release_freed_memory() -> None:
-    """Give freed memory back to the kernel: between stages, which need it for other things."""
-    trim = _glibc("malloc_trim")
-    if trim is not None:
-        trim(0)
-
-
 def _keep_freed_memory() -> None:
     """Let the C library keep the memory that it has freed; where it is another than glibc, nothing.
 
@@ -34,7 +22,7 @@ def _keep_freed_memory() -> None:
     large ones to the kernel, which clears their pages when they are asked for again: a third of a
     train step's CPU time (docs/performance.md). Variables MALLOC_* take precedence.
     """
-    mallopt = _glibc("mallopt")
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
         for parameter, value in _KEPT.values():
             mallopt(parameter, value)

@@ -31,7 +31,6 @@ from autollm_jax.agent.simulation import Researcher, SimulationConfig, simulate_
 from autollm_jax.agent.surfaces import left_out_means
 from autollm_jax.baselines import BASELINES, META_LEARNED
 from autollm_jax.baselines.learned import Learned
-from autollm_jax.command_line import release_freed_memory
 from autollm_jax.data.tokenizer import train_tokenizer
 from autollm_jax.errors import UserError
 from autollm_jax.evaluation.report import write_report
@@ -73,7 +72,6 @@ def run(config: ConfigDict, workdir: str, stage: str) -> None:
     for name in PIPELINE if stage == "all" else (stage,):
         with spending.timed(job, name):
             STAGES[name](job)
-        release_freed_memory()
 
 
 def ground_truth(job: Job) -> None:

@@ -22,7 +22,6 @@ def get_config(variant: str = "") -> ConfigDict:
         return c
     c.curate.distill_pairs = 5000
     c.distill.steps = 1200
-    c.distill.relabelled = 0.5  # what other tables call things is copied as well
     c.grpo.steps = 10
     c.grpo.save_every = 5
     return c
