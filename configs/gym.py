@@ -76,7 +76,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.policy.head_dim = 32
     c.policy.mlp_width = 352
     # Most of what it has to learn is to copy what it reads: these three start it there.
-    c.policy.key_smear = True
+    c.policy.short_conv = 3
     c.policy.rope_fraction = 0.25
     c.policy.mimetic = True
     c.policy.scan_unroll = 4

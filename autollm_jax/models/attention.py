@@ -36,29 +36,37 @@ def _attend(q_BTKGA, k_BKSA, v_BKSA, visible, dtype):
     return mixed_BKRA.reshape(B, K, G, T, A).transpose(0, 3, 1, 2, 4)
 
 
-def smeared(k_BTKA, before_B1KA, positions_BT, smear_KA):
-    """Mix each key with the one before it in its sequence, coordinate by coordinate.
+def short_convolution(x_BTNA, past_BPNA, positions_BT, taps_WNA):
+    """Mix each query or key with those just before it in its sequence, coordinate by coordinate.
 
-    A query can then look for what follows a token, so that one layer can copy: without this it
-    takes two, the first of which learns to hand each token its predecessor.
+    A query can then look for what follows not a token but a run of tokens, so that one layer copies
+    what follows a phrase: without this it takes two, the first of which learns to hand each token
+    its predecessors. A depthwise causal convolution, as in Hyena (arXiv 2302.10866) and Gated
+    DeltaNet (2412.06464).
 
     Args:
-      k_BTKA: keys.
-      before_B1KA: the key before the first of them; not read where that begins a sequence.
-      positions_BT: position of each key in its own sequence; the key at 0 stays as it is.
-      smear_KA: share of the predecessor, 0 to 1.
+      x_BTNA: queries or keys of N heads.
+      past_BPNA: the P = W - 1 before the first of them; not read where that begins a sequence.
+      positions_BT: position of each in its own sequence.
+      taps_WNA: weights, the tap of the token itself first, then of the one before, and so on.
     """
-    before_BTKA = jnp.concatenate([before_B1KA.astype(k_BTKA.dtype), k_BTKA[:, :-1]], axis=1)
-    before_BTKA = jnp.where((positions_BT > 0)[..., None, None], before_BTKA, k_BTKA)
-    return k_BTKA + smear_KA.astype(k_BTKA.dtype)[None, None] * (before_BTKA - k_BTKA)
+    T, P = x_BTNA.shape[1], past_BPNA.shape[1]
+    taps_W11NA = taps_WNA[:, None, None]
+    whole_BSNA = jnp.concatenate([past_BPNA.astype(x_BTNA.dtype), x_BTNA], axis=1)
+    mixed_BTNA = x_BTNA * taps_W11NA[0]
+    for back in range(1, P + 1):
+        earlier_BTNA = whole_BSNA[:, P - back : P - back + T]
+        there_BT11 = (positions_BT >= back)[..., None, None]
+        mixed_BTNA += jnp.where(there_BT11, earlier_BTNA * taps_W11NA[back], 0.0)
+    return mixed_BTNA
 
 
-def last_valid(k_BTKA, valid_BT, before_B1KA):
-    """Return each row's last valid key [B, 1, K, A]; the one before where none is valid."""
-    count_B = valid_BT.sum(axis=1)
-    index_B111 = jnp.maximum(count_B - 1, 0)[:, None, None, None]
-    last_B1KA = jnp.take_along_axis(k_BTKA, index_B111, axis=1).astype(before_B1KA.dtype)
-    return jnp.where(count_B[:, None, None, None] > 0, last_B1KA, before_B1KA)
+def shift_past(past_BPNA, x_BTNA, valid_BT):
+    """Return each row's last P queries or keys, its valid ones (which come first) included."""
+    P = past_BPNA.shape[1]
+    whole_BSNA = jnp.concatenate([past_BPNA, x_BTNA.astype(past_BPNA.dtype)], axis=1)
+    last_BP = valid_BT.sum(axis=1)[:, None] + jnp.arange(P)[None, :]
+    return jnp.take_along_axis(whole_BSNA, last_BP[:, :, None, None], axis=1)
 
 
 def causal_attention(q_BTHA, k_BTKA, v_BTKA, segments_BT=None, *, block: int, dtype: str):

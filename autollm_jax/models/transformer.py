@@ -1,9 +1,9 @@
 """A decoder-only transformer: one model for the ground-truth runs and for the agent's policy.
 
 RMSNorm (arXiv 1910.07467), rotary positions (2104.09864), grouped-query attention (2305.13245) with
-optional QK norm (2302.05442) and smeared keys (Olsson et al., In-context Learning and Induction
-Heads, 2022), SwiGLU (2002.05202), tied or untied embeddings. Parameters are f32;
-`dtype` is what matrix products read, and they always accumulate in f32.
+optional QK norm (2302.05442) and short convolutions over queries and keys (2412.06464), SwiGLU
+(2002.05202), tied or untied embeddings. Parameters are f32; `dtype` is what matrix products read,
+and they always accumulate in f32.
 
 Outside this package the model is the functions at the end of this file: `init`, `apply`,
 `init_cache` and `extend`, over a plain tree of parameters.
@@ -16,7 +16,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from autollm_jax.models.attention import cached_attention, causal_attention, last_valid, smeared
+from autollm_jax.models.attention import (
+    cached_attention,
+    causal_attention,
+    shift_past,
+    short_convolution,
+)
 from autollm_jax.models.product import product
 from autollm_jax.sharding.rules import constrain
 
@@ -36,7 +41,7 @@ class TransformerConfig:
     head_dim: int
     mlp_width: int
     qk_norm: bool = True
-    key_smear: bool = False  # keys mix with their predecessor's: copying takes one layer, not two
+    short_conv: int = 0  # taps of a convolution over queries and keys: copying takes one layer
     tied_embeddings: bool = True
     scaled_embedding: bool = True  # tokens enter as unit variance: rows times sqrt(width)
     rope_theta: float = 10_000.0
@@ -54,6 +59,8 @@ class TransformerConfig:
             raise ValueError(f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even for rotary positions")
+        if self.short_conv < 0 or self.short_conv == 1:
+            raise ValueError(f"short_conv={self.short_conv} must be 0 (none), or 2 taps or more")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype={self.dtype!r} must be 'float32' or 'bfloat16'")
 
@@ -70,7 +77,8 @@ PARAMETER_AXES = {
     "up": ("width", "mlp"),
     "down": ("mlp", "width"),
     "scale": ("activation",),
-    "smear": ("kv_heads", "head_dim"),
+    "query_taps": (None, "heads", "head_dim"),
+    "key_taps": (None, "kv_heads", "head_dim"),
 }
 
 
@@ -87,6 +95,11 @@ class RMSNorm(nn.Module):
         return normed * jnp.broadcast_to(scale, x.shape)
 
 
+def rotated_width(head_dim: int, fraction: float) -> int:
+    """How many of a head's coordinates carry its position."""
+    return 2 * round(fraction * head_dim / 2)
+
+
 def rotate(x_BTHA, positions_BT, theta: float, fraction: float = 1.0, factors=()):
     """Apply rotary position embeddings to queries or keys.
 
@@ -94,7 +107,7 @@ def rotate(x_BTHA, positions_BT, theta: float, fraction: float = 1.0, factors=()
     family's published weights; the other coordinates compare contents at any distance (partial
     rotary embedding, as in GPT-NeoX, arXiv 2204.06745).
     """
-    rotated = 2 * round(fraction * x_BTHA.shape[-1] / 2)
+    rotated = rotated_width(x_BTHA.shape[-1], fraction)
     x_BTHA, rest_BTHA = x_BTHA[..., :rotated], x_BTHA[..., rotated:]
     half = rotated // 2
     frequency_111h = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)[None, None, None]
@@ -105,6 +118,11 @@ def rotate(x_BTHA, positions_BT, theta: float, fraction: float = 1.0, factors=()
     first, second = x_BTHA[..., :half], x_BTHA[..., half:]
     parts = [first * cos - second * sin, second * cos + first * sin, rest_BTHA]
     return jnp.concatenate(parts, axis=-1)
+
+
+def _identity_taps(_, shape):
+    """Start a short convolution as none: all weight on the token itself."""
+    return jnp.zeros(shape, jnp.float32).at[0].set(1.0)
 
 
 class Block(nn.Module):
@@ -123,6 +141,17 @@ class Block(nn.Module):
         )
         return product(spec, x, self.param(name, initializer, shape), self.config.dtype)
 
+    def _convolve(self, name, x_BTNA, positions_BT, cache, valid_BT):
+        """Convolve queries or keys with their own past; returns them, and the updated cache."""
+        B, _, *shape = x_BTNA.shape
+        taps_WNA = self.param(f"{name}_taps", _identity_taps, (self.config.short_conv, *shape))
+        if cache is None:
+            past_BPNA = jnp.zeros((B, self.config.short_conv - 1, *shape), x_BTNA.dtype)
+        else:
+            past_BPNA = cache[f"past_{name}"]
+            cache = {**cache, f"past_{name}": shift_past(past_BPNA, x_BTNA, valid_BT)}
+        return short_convolution(x_BTNA, past_BPNA, positions_BT, taps_WNA), cache
+
     @nn.compact
     def __call__(self, x_BTD, positions_BT, segments_BT=None, cache=None, valid_BT=None):
         """Run the layer.
@@ -133,7 +162,8 @@ class Block(nn.Module):
           segments_BT: tokens attend only within their segment; None is one segment a row.
           cache: None, or this layer's {"key", "value"} of shape [B, S, K, A]; the tokens are
             written at the slots named by their positions and attend to all slots up to their own.
-            With smeared keys also {"before"} [B, 1, K, A], the last key as it was before that.
+            With a short convolution also {"past_query"} [B, W - 1, H, A] and {"past_key"}
+            [B, W - 1, K, A], the last of them as they were before it.
           valid_BT: with a cache, which tokens are real; the others are not written.
 
         Returns:
@@ -157,12 +187,9 @@ class Block(nn.Module):
         )
         q_BTHA = constrain(place(q_BTHA), "batch", None, "heads", None)
         k_BTKA = constrain(place(k_BTKA), "batch", None, "kv_heads", None)
-        if c.key_smear:
-            smear_KA = nn.sigmoid(self.param("smear", nn.initializers.zeros, (K, A), jnp.float32))
-            before_B1KA = k_BTKA[:, :1] if cache is None else cache["before"]
-            if cache is not None:
-                cache = {**cache, "before": last_valid(k_BTKA, valid_BT, before_B1KA)}
-            k_BTKA = smeared(k_BTKA, before_B1KA, positions_BT, smear_KA)
+        if c.short_conv:
+            q_BTHA, cache = self._convolve("query", q_BTHA, positions_BT, cache, valid_BT)
+            k_BTKA, cache = self._convolve("key", k_BTKA, positions_BT, cache, valid_BT)
         if cache is None:
             mixed_BTHA = causal_attention(
                 q_BTHA, k_BTKA, v_BTKA, segments_BT, block=c.attention_block, dtype=c.dtype
@@ -241,10 +268,15 @@ MIMETIC_OUTPUT = 0.5
 def _mimic(config: TransformerConfig, params):
     """Start attention heads where training would first have to find them.
 
-    Keys start equal to the queries of their group's first head, so that a token looks for its like
-    (with smeared keys, for what followed its like), and a head's output starts as its value
-    transposed, so that what it finds is written as it was read. After Trockman and Kolter, Mimetic
-    Initialization of Self-Attention Layers (arXiv 2305.09828).
+    Keys start equal to the queries of their group's first head, so that a token looks for its like,
+    and a head's output starts as its value transposed, so that what it finds is written as it was
+    read. After Trockman and Kolter, Mimetic Initialization of Self-Attention Layers (arXiv
+    2305.09828).
+
+    With a short convolution of W taps a token looks for what followed the like of the run of W - 1
+    tokens that it ends: the coordinates without a position are shared out, and the j-th share
+    compares the token j back with the one j + 1 back of the key (an induction head, Olsson et al.,
+    In-context Learning and Induction Heads, 2022).
     """
     layers = params["layers"]
     queries_per_key = config.heads // config.kv_heads
@@ -253,6 +285,13 @@ def _mimic(config: TransformerConfig, params):
         "key": layers["query"][:, :, ::queries_per_key],
         "output": MIMETIC_OUTPUT * value_LDHA.transpose(0, 2, 3, 1),
     }
+    if config.short_conv:
+        rotated, run = rotated_width(config.head_dim, config.rope_fraction), config.short_conv - 1
+        place_A = jnp.maximum(jnp.arange(config.head_dim) - rotated, 0)
+        back_A = place_A * run // max(config.head_dim - rotated, 1)
+        for name, offset in (("query_taps", 0), ("key_taps", 1)):
+            taps_W1A = jax.nn.one_hot(back_A + offset, run + 1, axis=0)[:, None]
+            changed[name] = jnp.broadcast_to(taps_W1A, layers[name].shape)
     return {**params, "layers": {**layers, **changed}}
 
 
@@ -275,7 +314,7 @@ def parameter_count(config: TransformerConfig) -> int:
     """Count the parameters, embeddings included; a formula, since plans ask for thousands."""
     c = config
     attention = 2 * c.width * c.head_dim * (c.heads + c.kv_heads)
-    attention += c.kv_heads * c.head_dim if c.key_smear else 0
+    attention += c.short_conv * c.head_dim * (c.heads + c.kv_heads)
     norms = 2 * c.width + (2 * c.head_dim if c.qk_norm else 0)
     layer = attention + 3 * c.width * c.mlp_width + norms
     tables = 1 if c.tied_embeddings else 2
@@ -308,8 +347,9 @@ def init_cache(config: TransformerConfig, batch: int, length: int):
     shape = (batch, length, config.kv_heads, config.head_dim)
     dtype = jnp.dtype(config.dtype)
     shapes = {"key": shape, "value": shape}
-    if config.key_smear:
-        shapes["before"] = (batch, 1, *shape[2:])
+    if config.short_conv:
+        for name, heads in (("past_query", config.heads), ("past_key", config.kv_heads)):
+            shapes[name] = (batch, config.short_conv - 1, heads, config.head_dim)
     return tuple(
         {name: jnp.zeros(shape, dtype) for name, shape in shapes.items()}
         for _ in range(config.layers)

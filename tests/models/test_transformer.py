@@ -46,7 +46,7 @@ def test_no_gradient_flows_from_a_logit_to_later_tokens(params):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"qk_norm": False}, {"key_smear": True}, {"rope_fraction": 0.25}]
+    "changes", [{}, {"qk_norm": False}, {"short_conv": 3, "mimetic": True}, {"rope_fraction": 0.25}]
 )
 def test_decoding_token_by_token_equals_the_full_forward_pass(changes):
     config = dataclasses.replace(TINY, **changes)
@@ -61,16 +61,18 @@ def test_decoding_token_by_token_equals_the_full_forward_pass(changes):
         np.testing.assert_allclose(logits_B1V[:, 0], full_BTV[:, t], atol=1e-4)
 
 
-def test_rows_of_different_lengths_extend_as_if_alone(params):
-    lengths, chunk = (3, 7), 8
-    tokens_BT = tokens_of(length=20)
-    cache = transformer.init_cache(TINY, 2, 32)
+@pytest.mark.parametrize("short_conv", [0, 3])
+@pytest.mark.parametrize("lengths", [(3, 7), (0, 1)])
+def test_rows_of_different_lengths_extend_as_if_alone(lengths, short_conv):
+    config = dataclasses.replace(TINY, short_conv=short_conv, mimetic=True)
+    params, tokens_BT, chunk = init(config, jax.random.key(0)), tokens_of(length=20), 8
+    cache = transformer.init_cache(config, 2, 32)
     _, cache = extend(
-        TINY, params, tokens_BT[:, :chunk], jnp.array(lengths), jnp.zeros(2, int), cache
+        config, params, tokens_BT[:, :chunk], jnp.array(lengths), jnp.zeros(2, int), cache
     )
     rest_BC = jnp.stack([tokens_BT[b, n : n + chunk] for b, n in enumerate(lengths)])
-    logits_BCV, _ = extend(TINY, params, rest_BC, jnp.full(2, chunk), jnp.array(lengths), cache)
-    full_BTV = apply(TINY, params, tokens_BT)
+    logits_BCV, _ = extend(config, params, rest_BC, jnp.full(2, chunk), jnp.array(lengths), cache)
+    full_BTV = apply(config, params, tokens_BT)
     for b, n in enumerate(lengths):
         np.testing.assert_allclose(logits_BCV[b], full_BTV[b, n : n + chunk], atol=1e-4)
 
@@ -83,9 +85,9 @@ def test_last_returns_each_rows_last_real_logits(params):
     np.testing.assert_allclose(last_BV, all_BCV[jnp.arange(2), lengths_B - 1], atol=1e-5)
 
 
-@pytest.mark.parametrize("key_smear", [False, True])
-def test_segments_do_not_see_each_other(key_smear):
-    config = dataclasses.replace(TINY, key_smear=key_smear)
+@pytest.mark.parametrize("short_conv", [0, 3])
+def test_segments_do_not_see_each_other(short_conv):
+    config = dataclasses.replace(TINY, short_conv=short_conv, mimetic=True)
     params, tokens_BT = init(config, jax.random.key(0)), tokens_of(batch=1)
     segments_BT = jnp.array([[1] * 5 + [2] * 7])
     positions_BT = jnp.array([[*range(5), *range(7)]])
@@ -151,7 +153,8 @@ def test_impossible_shapes_are_refused(changes):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"qk_norm": False}, {"tied_embeddings": False}, {"key_smear": True}]
+    "changes",
+    [{}, {"qk_norm": False}, {"tied_embeddings": False}, {"short_conv": 3, "mimetic": True}],
 )
 def test_the_formula_counts_the_parameters_that_init_makes(changes):
     config = TransformerConfig(
@@ -161,21 +164,36 @@ def test_the_formula_counts_the_parameters_that_init_makes(changes):
     assert transformer.parameter_count(config) == sum(leaf.size for leaf in shapes)
 
 
+COPIER = dataclasses.replace(
+    TINY, width=64, kv_heads=2, head_dim=32, vocab_size=512, rope_fraction=0.25, mimetic=True
+)
+
+
+def mean_rank(config, tokens_T):
+    """Of 512 tokens, the rank of what comes next when `tokens_T` are read again, untrained."""
+    again_1T, T = jnp.concatenate([tokens_T, tokens_T])[None], len(tokens_T)
+    logits_TV = apply(config, init(config, jax.random.key(0)), again_1T)[0, T : 2 * T - 1]
+    right_T1 = jnp.take_along_axis(logits_TV, tokens_T[1:, None], axis=1)
+    return float((logits_TV > right_T1).sum(1).mean())
+
+
 def test_mimetic_attention_starts_by_copying():
     """Before any training a token that comes again is followed by what followed it before."""
-    shape = dict(width=64, heads=4, kv_heads=2, head_dim=32, vocab_size=512)
-    config = dataclasses.replace(TINY, **shape, rope_fraction=0.25, key_smear=True)
     tokens_T = jax.random.permutation(jax.random.key(1), 512)[:40]
-    again_1T = jnp.concatenate([tokens_T, tokens_T])[None]
+    started, random = (
+        mean_rank(dataclasses.replace(COPIER, short_conv=2, mimetic=m), tokens_T)
+        for m in (True, False)
+    )
+    assert started < 0.5 * random
 
-    def mean_rank(config):
-        """Rank what comes next in the second copy, of 512 tokens."""
-        logits_TV = apply(config, init(config, jax.random.key(0)), again_1T)[0, 40:79]
-        right_T1 = jnp.take_along_axis(logits_TV, tokens_T[1:, None], axis=1)
-        return float((logits_TV > right_T1).sum(1).mean())
 
-    ranks = [mean_rank(dataclasses.replace(config, mimetic=m)) for m in (True, False)]
-    assert ranks[0] < 0.75 * ranks[1], ranks
+def test_mimetic_attention_copies_what_follows_a_run_of_tokens():
+    """Each token comes with several successors: which it is, the token before it tells."""
+    tokens_T = jax.random.randint(jax.random.key(1), (80,), 0, 12) * 40
+    run_of_one, run_of_two = (
+        mean_rank(dataclasses.replace(COPIER, short_conv=taps), tokens_T) for taps in (2, 3)
+    )
+    assert run_of_two < 0.8 * run_of_one
 
 
 @pytest.mark.parametrize("fraction", [0.25, 0.5])

@@ -12,7 +12,15 @@ from autollm_jax.rl.sampler import SamplerConfig
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 
 MODEL = transformer.TransformerConfig(
-    key_smear=True, vocab_size=40, width=16, layers=2, heads=2, kv_heads=1, head_dim=8, mlp_width=32
+    short_conv=3,
+    mimetic=True,
+    vocab_size=40,
+    width=16,
+    layers=2,
+    heads=2,
+    kv_heads=1,
+    head_dim=8,
+    mlp_width=32,
 )
 CONFIG = SamplerConfig(context=64, cache_block=32, chunk_sizes=(8,))
 STOP = 3
