@@ -165,6 +165,7 @@ def curate(job: Job) -> None:
             pairs=pairs,
             synthetic=synthetic,
             unchanged=config.curate.unchanged,
+            invented_names=config.curate.invented_names,
             pairs_per_family=per_family,
             **({} if config.gym.evidence else {"no_evidence": 1.0}),
         )

@@ -86,6 +86,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.curate.distill_pairs = 3200  # (target, evidence) pairs to simulate
     c.curate.synthetic = 0.5  # share of them from the prior of synthetic landscapes
     c.curate.unchanged = 0.1  # share of the tables' families that are not augmented
+    c.curate.invented_names = 0.2  # share of all families whose dimensions are called otherwise
 
     c.simulate = ConfigDict()
     c.simulate.reasoning = True  # whether turns have a think part

@@ -13,7 +13,7 @@ import numpy as np
 
 from autollm_jax.agent.evidence import is_shiftable
 from autollm_jax.agent.listing import is_brief
-from autollm_jax.agent.synthetic_kinds import part_names
+from autollm_jax.agent.names import part_names
 from autollm_jax.gym.experiments import Experiment, Fidelity, make_experiment
 from autollm_jax.gym.spaces import Dimension, Space
 

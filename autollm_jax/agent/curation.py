@@ -20,13 +20,16 @@ from autollm_jax.agent.augmentation import (
     augment,
     needs_copies,
 )
+from autollm_jax.agent.names import invented_names
 from autollm_jax.agent.spelling import short_names
 from autollm_jax.agent.synthetic_kinds import sample_family
 from autollm_jax.errors import UserError
 from autollm_jax.gym.experiments import Experiment
+from autollm_jax.gym.renaming import renamed_alike
 from autollm_jax.gym.splits import evidence_for
 
 TABLES = "tables"
+INVENTED_NAMES = "invented names"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +41,7 @@ class CurationConfig:
       pairs: how many.
       synthetic: share of families from the synthetic prior (the rest are from tables).
       unchanged: share of the tables' families that are left as they are.
+      invented_names: share of all families whose dimensions and components are called otherwise.
       pairs_per_family: how many pairs share a family.
       all_evidence: share of pairs that get all cheaper experiments; the others get some.
       no_evidence: share of pairs without any.
@@ -47,6 +51,7 @@ class CurationConfig:
     pairs: int = 8000
     synthetic: float = 0.5
     unchanged: float = 0.1
+    invented_names: float = 0.0
     pairs_per_family: int = 16
     all_evidence: float = 0.6
     no_evidence: float = 0.01
@@ -155,6 +160,8 @@ def plan(training: Sequence[Experiment], config: CurationConfig) -> Iterator[Rec
                 changes = tuple(c for c, k in zip(options, kept, strict=True) if k)
             if needs_copies(tables):
                 changes += (CHEAPER_COPIES,)
+        if random.random() < config.invented_names:
+            changes += (INVENTED_NAMES,)
         experiments = _family(training, kind, source, task, seed, changes)
         cheaper = _cheaper(experiments)
         targets = [t for t, e in enumerate(cheaper) if e]
@@ -226,11 +233,15 @@ def _family(training, kind, source, task, seed, changes) -> list[Experiment]:
     if key not in _FAMILIES:
         while len(_FAMILIES) >= _MOST_FAMILIES:
             del _FAMILIES[next(iter(_FAMILIES))]
+        augmentations = tuple(change for change in changes if change != INVENTED_NAMES)
         if made_up:
             made = sample_family(seed, _parts(training))
-        elif changes:
-            made = augment(tables, changes, seed)
+        elif augmentations:
+            made = augment(tables, augmentations, seed)
         else:
             made = tables
+        if INVENTED_NAMES in changes:
+            random = np.random.default_rng([seed, 7])
+            made = renamed_alike(made, lambda: invented_names(random))
         _FAMILIES[key] = (made, tables)
     return _FAMILIES[key][0]

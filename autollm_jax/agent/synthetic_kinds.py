@@ -12,34 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from autollm_jax.agent.names import part_names
 from autollm_jax.agent.synthetic import PROVENANCE, SOURCE, sample_bowls
 from autollm_jax.gym.experiments import Experiment, Fidelity, make_experiment
 from autollm_jax.gym.spaces import Dimension, Space
-
-# What parts of mixtures are called, here and where curation renames them: words, each one piece of
-# the vocabulary, beside the names that the training tables have. Names of several pieces are not
-# worth what learning to copy them costs a policy of this size: with them, four of five tokens of an
-# action on a mixture were right.
-WORDS = (
-    "arxiv books chat code dialogue essays europarl exams forum github gutenberg hacker instruct "
-    "irc java jokes law letters lyrics mail manuals math medical news nih novels openweb papers "
-    "patents philosophy physics pile poems proofs pubmed python qa recipes reddit reviews science "
-    "scripts sms speech sports stack stories subtitles tables travel tweets ubuntu uspto web wiki"
-).split()
-
-
-def part_names(
-    random: np.random.Generator, count: int, also: Sequence[str] = ()
-) -> tuple[str, ...]:
-    """Draw so many different names of a mixture's parts; no two are alike when cut short.
-
-    Args:
-      random: of the draw.
-      count: how many.
-      also: names that may be drawn beside `WORDS`.
-    """
-    distinct = {word[:6]: word for word in (*WORDS, *also)}
-    return tuple(random.choice(list(distinct.values()), count, replace=False).tolist())
 
 
 def sample_family(seed: int, parts: Sequence[str] = ()) -> list[Experiment]:
@@ -47,7 +23,7 @@ def sample_family(seed: int, parts: Sequence[str] = ()) -> list[Experiment]:
 
     Args:
       seed: the same seed gives the same family.
-      parts: what parts of mixtures may be called, beside `WORDS`.
+      parts: what parts of mixtures may be called, beside `names.WORDS`.
     """
     random = np.random.default_rng([seed, 211210510])
     kinds = (

@@ -1,6 +1,7 @@
-"""Neutral names for dimensions and a mixture's components: x1, x2.1, part3."""
+"""Other names for dimensions and a mixture's components; neutral ones are x1, x2.1, part3."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from autollm_jax.gym.cells import Cells
@@ -26,20 +27,23 @@ class _Names:
     parts: Mapping[str, str]
 
     @classmethod
-    def of(cls, spaces: Sequence[Space]) -> "_Names":
-        """Number what the spaces name, in order; a name that two of them share stays shared."""
+    def of(cls, spaces: Sequence[Space], axis_names: Iterator, part_names: Iterator) -> "_Names":
+        """Give what the spaces name the next new name; one that two of them share stays shared."""
         dimensions, groups, parts, axes = {}, {}, {}, {}
         for space in spaces:
             group_of = {m: g for g in space.groups.values() for m in g.members}
             for dimension in space.dimensions:
                 name, group = dimension.name, group_of.get(dimension.name)
                 axis = name if group is None else group.name
-                dimensions[name] = new = axes.setdefault(axis, f"x{len(axes) + 1}")
+                if axis not in axes:
+                    axes[axis] = next(axis_names)
+                dimensions[name] = new = axes[axis]
                 if group is not None:
                     groups[axis] = new
                     dimensions[name] = f"{new}.{group.members.index(name) + 1}"
                 for part in dimension.choices if dimension.kind == "simplex" else ():
-                    parts.setdefault(part, f"part{len(parts) + 1}")
+                    if part not in parts:
+                        parts[part] = next(part_names)
         return cls(dimensions, groups, parts)
 
     def space(self, space: Space) -> Space:
@@ -68,12 +72,25 @@ class _Names:
         }
 
 
-def renamed_alike(experiments: Sequence[Experiment]) -> list[Experiment]:
-    """Rename all experiments of a task and source alike."""
+def _numbered(stem: str) -> Iterator[str]:
+    return (f"{stem}{number}" for number in itertools.count(1))
+
+
+def renamed_alike(
+    experiments: Sequence[Experiment], new_names: Callable[[], Iterator[str]] | None = None
+) -> list[Experiment]:
+    """Rename all experiments of a task and source alike.
+
+    Args:
+      experiments: of any tasks and sources.
+      new_names: makes an endless iterator over different names, one for dimensions and one for
+        components, for each task and source; None numbers them.
+    """
     made = list(experiments)
     cells: dict[int, Cells] = {}
     for places in grouped(experiments, lambda e: (e.source, e.task)):
-        names = _Names.of([experiments[place].space for place in places])
+        axes, parts = (new_names() if new_names else _numbered(stem) for stem in ("x", "part"))
+        names = _Names.of([experiments[place].space for place in places], axes, parts)
         for place in places:
             e = experiments[place]
             if id(e.cells) not in cells:

@@ -1,4 +1,6 @@
 import dataclasses
+import itertools
+import re
 
 import numpy as np
 import pytest
@@ -6,14 +8,16 @@ import pytest
 from autollm_jax.agent import synthetic
 from autollm_jax.agent.augmentation import AUGMENTATIONS, augment
 from autollm_jax.agent.curation import (
+    INVENTED_NAMES,
     CurationConfig,
     Recipe,
     build,
     curate,
     plan,
 )
+from autollm_jax.agent.names import WORDS, invented_names
 from autollm_jax.agent.spelling import short_names
-from autollm_jax.agent.synthetic_kinds import WORDS, sample_family
+from autollm_jax.agent.synthetic_kinds import sample_family
 from autollm_jax.errors import UserError
 from autollm_jax.gym.environment import Episode
 
@@ -158,3 +162,34 @@ def test_made_up_mixtures_call_their_parts_as_the_tables_do(mixtures):
     }
     own = set(short_names(mixtures[0].space["mixture"]).values())
     assert own & names - set(WORDS) and names & set(WORDS)
+
+
+def test_invented_names_are_different_and_of_every_kind():
+    names = list(itertools.islice(invented_names(np.random.default_rng(0)), 200))
+    assert len(set(names)) == 200
+    assert all(re.fullmatch(r"[a-z][a-z0-9_]*", name) for name in names)
+    assert {"lora_rank", "momentum"} < set(names)
+
+
+def test_a_renamed_family_has_the_same_landscapes_under_one_set_of_new_names(family):
+    config = dataclasses.replace(SMALL, synthetic=0.0, unchanged=1.0, invented_names=1.0)
+    plain = curate(family, dataclasses.replace(config, invented_names=0.0))
+    for pair, before in zip(curate(family, config), plain, strict=True):
+        assert pair.recipe.changes == (INVENTED_NAMES,)
+        names = set(pair.target.space.names)
+        assert not names & set(before.target.space.names)
+        assert all(set(e.space.names) == names for e in pair.evidence)
+        np.testing.assert_array_equal(pair.target.outcomes_R, before.target.outcomes_R)
+        values = [list(config.values()) for config in pair.target.configurations]
+        assert values == [list(config.values()) for config in before.target.configurations]
+
+
+def test_made_up_mixtures_are_renamed_with_their_components():
+    config = CurationConfig(pairs=40, pairs_per_family=1, synthetic=1.0, invented_names=1.0)
+    mixtures = [
+        d
+        for pair in curate([], config)
+        for d in pair.target.space.dimensions
+        if d.kind == "simplex"
+    ]
+    assert mixtures and not {part for d in mixtures for part in d.choices} & set(WORDS)
