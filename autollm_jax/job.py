@@ -10,10 +10,10 @@ import optax
 from ml_collections import ConfigDict
 
 from autollm_jax.agent.curation import Recipe
+from autollm_jax.agent.dialogue import PolicyTokenizer
 from autollm_jax.agent.rollout import PlayConfig
 from autollm_jax.agent.simulation import Trajectory
 from autollm_jax.checkpointing.checkpoints import Checkpoints
-from autollm_jax.data.tokenizer import Tokenizer
 from autollm_jax.errors import UserError
 from autollm_jax.gym.experiments import Experiment, load_experiments
 from autollm_jax.gym.splits import Split, split
@@ -135,9 +135,9 @@ class Job:
         lines = needed(self.trajectories_path, "simulate").read_text().splitlines()
         return [t for t in map(Trajectory.from_json, lines) if t.kept]
 
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> PolicyTokenizer:
         """Load the policy's vocabulary."""
-        return Tokenizer.load(needed(self.tokenizer_path, "simulate"))
+        return PolicyTokenizer.load(needed(self.tokenizer_path, "simulate"))
 
     def model(self) -> TransformerConfig:
         """The policy's shape."""

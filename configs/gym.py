@@ -76,7 +76,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.policy.head_dim = 32
     c.policy.mlp_width = 352
     # Most of what it has to learn is to copy what it reads: these three start it there.
-    c.policy.short_conv = 3
+    c.policy.short_conv = 4
     c.policy.rope_fraction = 0.25
     c.policy.mimetic = True
     c.policy.scan_unroll = 4
@@ -86,7 +86,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.curate.distill_pairs = 3200  # (target, evidence) pairs to simulate
     c.curate.synthetic = 0.5  # share of them from the prior of synthetic landscapes
     c.curate.unchanged = 0.1  # share of the tables' families that are not augmented
-    c.curate.invented_names = 0.2  # share of all families whose dimensions are called otherwise
+    c.curate.invented_names = 0.2  # share of the pairs whose dimensions are called otherwise
 
     c.simulate = ConfigDict()
     c.simulate.reasoning = True  # whether turns have a think part

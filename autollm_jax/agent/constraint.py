@@ -2,7 +2,7 @@
 
 A turn may think as it likes, and then runs one of the target's configurations that is measured,
 within its limit, spelled briefly and, while there are such, untried; in the very tokens by which
-training spells it (`spelling.exec_part`, `distillation.encode_turn`). What an ending's text reads
+training spells it (`spelling.exec_part`, `dialogue`). What an ending's text reads
 as is checked when the automaton is made: only those that name their own row are in it.
 
 Free text has no `<`, so that it cannot spell a symbol letter by letter.
@@ -15,7 +15,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from autollm_jax.agent import listing, parsing, spelling
-from autollm_jax.agent.distillation import encode_turn
 from autollm_jax.gym.cells import Cells, Match
 from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.spaces import InvalidConfiguration
@@ -79,7 +78,7 @@ def endings_of(tokenizer, cells: Cells) -> Endings | None:
         text = spelling.exec_part(cells, row) + parsing.END_OF_TURN
         if _read(cells, text) == Match(row, matched=False):
             rows.append(row)
-            tokens.append(encode_turn(tokenizer, text, opens=False))
+            tokens.append(tokenizer.encode_agent(text))
     if not rows:
         return None
     think, think_end = map(tokenizer.id_of, (parsing.THINK, parsing.THINK_END))

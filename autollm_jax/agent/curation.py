@@ -41,7 +41,7 @@ class CurationConfig:
       pairs: how many.
       synthetic: share of families from the synthetic prior (the rest are from tables).
       unchanged: share of the tables' families that are left as they are.
-      invented_names: share of all families whose dimensions and components are called otherwise.
+      invented_names: share of pairs whose dimensions and components are called otherwise.
       pairs_per_family: how many pairs share a family.
       all_evidence: share of pairs that get all cheaper experiments; the others get some.
       no_evidence: share of pairs without any.
@@ -160,8 +160,6 @@ def plan(training: Sequence[Experiment], config: CurationConfig) -> Iterator[Rec
                 changes = tuple(c for c, k in zip(options, kept, strict=True) if k)
             if needs_copies(tables):
                 changes += (CHEAPER_COPIES,)
-        if random.random() < config.invented_names:
-            changes += (INVENTED_NAMES,)
         experiments = _family(training, kind, source, task, seed, changes)
         cheaper = _cheaper(experiments)
         targets = [t for t, e in enumerate(cheaper) if e]
@@ -176,7 +174,8 @@ def plan(training: Sequence[Experiment], config: CurationConfig) -> Iterator[Rec
             elif draw < 1 - config.all_evidence:
                 some = [e for e in evidence if random.random() < 0.6]
                 evidence = tuple(some) or (evidence[int(random.integers(len(evidence)))],)
-            yield Recipe(kind, source, task, seed, changes, target, evidence, number)
+            renamed = (INVENTED_NAMES,) if random.random() < config.invented_names else ()
+            yield Recipe(kind, source, task, seed, changes + renamed, target, evidence, number)
             number += 1
 
 
@@ -186,15 +185,18 @@ def build(recipe: Recipe, training: Sequence[Experiment]) -> Pair:
     Raises:
       UserError: the experiments are not those.
     """
-    family = _family(
-        training, recipe.family, recipe.source, recipe.task, recipe.seed, recipe.changes
-    )
+    changes = tuple(change for change in recipe.changes if change != INVENTED_NAMES)
+    family = _family(training, recipe.family, recipe.source, recipe.task, recipe.seed, changes)
     if max((recipe.target, *recipe.evidence)) >= len(family):
         raise UserError(
             f"pair {recipe.number}: its {recipe.provenance} has {len(family)} experiments, "
             "fewer than when it was planned; accepted are the same training tables"
         )
-    return Pair(family[recipe.target], tuple(family[e] for e in recipe.evidence), recipe)
+    target, *evidence = (family[place] for place in (recipe.target, *recipe.evidence))
+    if changes != recipe.changes:
+        random = np.random.default_rng([recipe.seed, recipe.number])
+        target, *evidence = renamed_alike([target, *evidence], lambda: invented_names(random))
+    return Pair(target, tuple(evidence), recipe)
 
 
 def curate(training: Sequence[Experiment], config: CurationConfig) -> list[Pair]:
@@ -233,15 +235,11 @@ def _family(training, kind, source, task, seed, changes) -> list[Experiment]:
     if key not in _FAMILIES:
         while len(_FAMILIES) >= _MOST_FAMILIES:
             del _FAMILIES[next(iter(_FAMILIES))]
-        augmentations = tuple(change for change in changes if change != INVENTED_NAMES)
         if made_up:
             made = sample_family(seed, _parts(training))
-        elif augmentations:
-            made = augment(tables, augmentations, seed)
+        elif changes:
+            made = augment(tables, changes, seed)
         else:
             made = tables
-        if INVENTED_NAMES in changes:
-            random = np.random.default_rng([seed, 7])
-            made = renamed_alike(made, lambda: invented_names(random))
         _FAMILIES[key] = (made, tables)
     return _FAMILIES[key][0]

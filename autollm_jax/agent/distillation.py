@@ -20,6 +20,7 @@ import optax
 from jax.sharding import Mesh
 
 from autollm_jax.agent import parsing, prompts
+from autollm_jax.agent.dialogue import encode_turn
 from autollm_jax.agent.prompts import Turn
 from autollm_jax.checkpointing.checkpoints import Checkpoints
 from autollm_jax.errors import UserError
@@ -32,20 +33,6 @@ from autollm_jax.training.metrics import MetricsWriter
 from autollm_jax.training.state import TrainState
 
 
-def encode_turn(tokenizer, text: str, opens: bool) -> list[int]:
-    """Encode one turn, the way it stands in every conversation.
-
-    Distillation and rollout both make tokens here and nowhere else, so that a policy reads in a
-    rollout what it was trained on.
-
-    Args:
-      tokenizer: `data.tokenizer.Tokenizer` or its like.
-      text: of one turn.
-      opens: whether the turn opens the conversation: the beginning-of-sequence token comes before.
-    """
-    return [tokenizer.bos_id, *tokenizer.encode(text)] if opens else tokenizer.encode(text)
-
-
 def encode_conversation(tokenizer, turns: Sequence[Turn]) -> tuple[np.ndarray, np.ndarray]:
     """Encode a conversation turn by turn.
 
@@ -54,7 +41,7 @@ def encode_conversation(tokenizer, turns: Sequence[Turn]) -> tuple[np.ndarray, n
     """
     tokens, mask = [], []
     for number, turn in enumerate(turns):
-        ids = encode_turn(tokenizer, turn.text, opens=number == 0)
+        ids = encode_turn(tokenizer, turn, opens=number == 0)
         tokens += ids
         mask += [turn.learned] * len(ids)
     return np.asarray(tokens, np.int32), np.asarray(mask, bool)

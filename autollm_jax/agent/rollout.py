@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from autollm_jax.agent import prompts
 from autollm_jax.agent.claims import Audit, audit
 from autollm_jax.agent.constraint import grammar_of
-from autollm_jax.agent.distillation import encode_turn
+from autollm_jax.agent.dialogue import encode_turn
 from autollm_jax.agent.forecast import advised_by
 from autollm_jax.agent.parsing import parse_action
 from autollm_jax.agent.playing import act
@@ -123,20 +123,22 @@ def _play(
     model, params, tokenizer, config, episodes, seeds, key, group_size, rows, mesh, audited
 ) -> Played:
     began, outside = time.perf_counter(), 0.0
-    stop_id = tokenizer.id_of(prompts.END_OF_TURN)
+    stop_id = tokenizer.stop_id
     first_of_group = episodes[::group_size]
     for number, episode in enumerate(episodes):
         if episode.experiment.id != first_of_group[number // group_size].experiment.id:
             raise ValueError("the members of a group play different experiments")
-    opening = [prompts.describe(episode.tell()) for episode in first_of_group]
-    chunks = [encode_turn(tokenizer, text, opens=True) for text in opening]
+    opening = [
+        prompts.environment_turn(prompts.describe(episode.tell())) for episode in first_of_group
+    ]
+    chunks = [encode_turn(tokenizer, turn, opens=True) for turn in opening]
     longest = max(map(len, chunks))
     if longest >= config.sampler.context:
         raise UserError(
             f"the policy's context of {config.sampler.context} tokens has no room for a first "
             f"prompt of {longest}; raise config.policy.context"
         )
-    transcripts = [[prompts.environment_turn(text)] for text in opening for _ in range(group_size)]
+    transcripts = [[turn] for turn in opening for _ in range(group_size)]
     rewards, audits = [[] for _ in episodes], [[] for _ in episodes]
     outside += time.perf_counter() - began
 
@@ -181,8 +183,8 @@ def _play(
             spent = len(episode.rewards)
             trial = act(episode, text)
             if not episode.done:
-                reply = prompts.feedback(trial, episode.tell())
-                transcripts[row].append(prompts.environment_turn(reply))
+                reply = prompts.environment_turn(prompts.feedback(trial, episode.tell()))
+                transcripts[row].append(reply)
                 chunks[row] = encode_turn(tokenizer, reply, opens=False)
             rewards[row].append(sum(episode.rewards[spent:]))
             active_B[row] = not episode.done

@@ -78,7 +78,6 @@ def choice_names(dimension: Dimension) -> dict:
     return dict(zip(dimension.choices, names, strict=True))
 
 
-BARE_VALUES = 2  # a configuration of so many values is spelled without their names
 LONGEST_SHORT_NAME = 6
 SHORTEST_SHORT_NAME = 3
 LEAST_COMPONENTS = 2
@@ -166,13 +165,13 @@ def _texts(cells: Cells, row: int) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=8192)
 def spell_row(cells: Cells, row: int) -> str:
-    """Spell a measured configuration: its values in the space's order, 1.4e-3 128.
+    """Spell a measured configuration in the space's order: width 16 layers 2 heads 4.
 
-    More than two of them are named, width 16 layers 2 heads 4: a small policy that copies them into
-    an action finds each by what stands before it, where it would lose count of bare values.
+    A single value, such as a mixture, is spelled without its name. Of several a small policy that
+    copies them into an action finds each by the name before it, where it would lose count.
     """
     texts = _texts(cells, row)
-    named = len(texts) > BARE_VALUES
+    named = len(texts) > 1
     return " ".join(f"{name} {text}" if named else text for name, text in texts.items())
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from autollm_jax.agent import constraint, listing, prompts, rollout
-from autollm_jax.agent.distillation import encode_turn
+from autollm_jax.agent.dialogue import PolicyTokenizer
 from autollm_jax.agent.parsing import THINK_END
 from autollm_jax.agent.playing import act
 from autollm_jax.agent.simulation import respond
@@ -50,9 +50,10 @@ def researched(target, evidence, budget=BUDGET):
 @pytest.fixture(scope="module")
 def tokenizer(own):
     texts = [text for pair in own for part in researched(*pair) for text in part]
-    return train_tokenizer(
+    made = train_tokenizer(
         texts, len(prompts.SYMBOLS) + 500, user_defined_symbols=prompts.SYMBOLS, split_digits=False
     )
+    return PolicyTokenizer(made.model)
 
 
 def play(model, params, tokenizer, episodes, config=CONFIG, mesh=None):
@@ -115,7 +116,7 @@ def test_endings_are_the_tokens_that_training_turns_end_with(tokenizer, own):
     for target, evidence in own:
         built = constraint.endings_of(tokenizer, target.cells).automaton
         for text in researched(target, evidence)[0]:
-            tokens = encode_turn(tokenizer, text, opens=False)
+            tokens = tokenizer.encode_agent(text)
             thought = tokens[1 : tokens.index(close)]
             assert thought and constraint.free_tokens(tokenizer)[thought].all()
             node = grammar.ROOT
@@ -181,7 +182,7 @@ def test_an_episode_that_outgrows_the_context_ends_without_an_invalid_trial(
 ):
     prompt = prompts.describe(Episode(*own[0], BUDGET).tell())
     for spare in (20, 70):
-        size = len(encode_turn(tokenizer, prompt, opens=True)) + spare
+        size = len(tokenizer.encode_opening(prompt)) + spare
         sizes = dataclasses.replace(CONFIG.sampler, context=size, cache_block=size)
         episodes = [Episode(*own[0], BUDGET)]
         play(model, params, tokenizer, episodes, dataclasses.replace(CONFIG, sampler=sizes))

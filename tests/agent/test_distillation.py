@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from autollm_jax.agent import prompts
+from autollm_jax.agent.dialogue import PolicyTokenizer
 from autollm_jax.agent.distillation import (
     PackedRows,
     batch_order,
@@ -39,6 +40,11 @@ class Letters:
 
     def encode(self, text):
         return [ord(letter) - ord("a") + 4 for letter in text]
+
+    def encode_opening(self, text):
+        return [self.bos_id, *self.encode(text)]
+
+    encode_reply = encode_agent = encode
 
 
 TURNS = [
@@ -250,12 +256,13 @@ def mixture_talk(count=60, seed=0):
 def spoken():
     """A vocabulary of such talk, and its conversations."""
     talks = mixture_talk()
-    made = train_tokenizer(
+    trained = train_tokenizer(
         [turn.text for talk in talks for turn in talk],
         len(prompts.SYMBOLS) + 350,
         user_defined_symbols=prompts.SYMBOLS,
         split_digits=False,
     )
+    made = PolicyTokenizer(trained.model)
     return made, [encode_conversation(made, talk) for talk in talks]
 
 

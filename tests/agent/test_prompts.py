@@ -58,7 +58,7 @@ def test_a_value_is_spelled_the_same_in_the_list_the_forecast_and_the_action(epi
     text = prompts.describe(observation)
     listed = re.search(r"^learning_rate: (.*);$", text, re.M).group(1).split()
     for candidate in listing.candidates(observation):
-        rate, _ = candidate.text.split()
+        _, rate, _, _ = candidate.text.split()
         assert rate in listed
         assert f'": {rate},"' in spelling.exec_part(observation.experiment.cells, candidate.row)
 
@@ -93,16 +93,22 @@ def test_feedback_says_how_the_trial_compares(episode):
     for config in (worse, better, worse):
         trial = episode.exec_config(config)
         said.append(prompts.feedback(trial, episode.tell()))
-    assert re.search(r"trial 1 2.4e-4 512 gives loss \d\.\d+ first;", said[0])
-    assert re.search(r"trial 2 2.0e-3 192 gives loss \d\.\d+ better by 0\.\d+;", said[1])
+    assert re.search(
+        r"trial 1 learning_rate 2.4e-4 batch_size 512 gives loss \d\.\d+ first;", said[0]
+    )
+    assert re.search(
+        r"trial 2 learning_rate 2.0e-3 batch_size 192 gives loss \d\.\d+ better by 0\.\d+;", said[1]
+    )
     assert re.search(r"trial 3 .* worse by 0\.\d+;", said[2])
-    assert "best 2.0e-3 192;\n0 left;" in said[2]
+    assert "best learning_rate 2.0e-3 batch_size 192;\n0 left;" in said[2]
 
 
 def test_feedback_shows_what_a_trial_was_matched_to(episode):
     trial = episode.exec_config({"learning_rate": 1.6e-3, "batch_size": 100})
     assert trial.matched
-    assert "not measured, nearest is 1.4e-3 128" in prompts.feedback(trial, episode.tell())
+    assert "not measured, nearest is learning_rate 1.4e-3 batch_size 128" in prompts.feedback(
+        trial, episode.tell()
+    )
 
 
 def test_feedback_shows_why_a_trial_is_invalid_and_that_it_diverged(episode):
@@ -170,7 +176,7 @@ def test_a_mixture_and_a_categorical_are_described_and_read_back():
         for name, size in (("small", 1e6), ("large", 1e8))
     ]  # fmt: skip
     observation = Episode(made[1], made[:1], 2).tell()
-    assert '{"web": 75,"code": 25} "adam"' in prompts.describe(observation)
+    assert 'weights {"web": 75,"code": 25} optimizer "adam"' in prompts.describe(observation)
     best = min(listing.candidates(observation), key=lambda c: c.expected)
     action = parse_action(spelling.exec_part(made[1].cells, best.row))
     config = spelling.read_config(made[1].cells, action.config)

@@ -7,7 +7,8 @@ import pytest
 
 from autollm_jax.agent import prompts, rollout, synthetic
 from autollm_jax.agent.curation import CurationConfig, build, plan
-from autollm_jax.agent.distillation import encode_conversation, encode_turn
+from autollm_jax.agent.dialogue import PolicyTokenizer, encode_turn
+from autollm_jax.agent.distillation import encode_conversation
 from autollm_jax.agent.simulation import SimulationConfig, respond, simulate
 from autollm_jax.data.tokenizer import train_tokenizer
 from autollm_jax.errors import UserError
@@ -38,11 +39,12 @@ def trajectories(pairs):
 
 @pytest.fixture(scope="module")
 def tokenizer(trajectories):
-    return train_tokenizer(
+    made = train_tokenizer(
         [t.text for t in trajectories],
         len(prompts.SYMBOLS) + 400,
         user_defined_symbols=prompts.SYMBOLS,
     )
+    return PolicyTokenizer(made.model)
 
 
 CONFIG = rollout.PlayConfig(
@@ -71,7 +73,7 @@ def test_rollout_and_distillation_lay_tokens_out_alike(
     monkeypatch, model, params, tokenizer, pairs, trajectories
 ):
     said = [
-        [encode_turn(tokenizer, turn.text, opens=False) for turn in t.turns if turn.role == "agent"]
+        [encode_turn(tokenizer, turn, opens=False) for turn in t.turns if turn.role == "agent"]
         for t in trajectories[:2]
     ]
 
@@ -124,7 +126,7 @@ def test_environment_tokens_are_those_of_the_transcript(group, tokenizer):
         expected = []
         for number, turn in enumerate(turns):
             if turn.role == "environment":
-                expected += encode_turn(tokenizer, turn.text, opens=number == 0)
+                expected += encode_turn(tokenizer, turn, opens=number == 0)
         length = played.state.length_B[row]
         given = played.state.tokens_BS[row, :length][played.state.turns_BS[row, :length] < 0]
         assert given.tolist() == expected
@@ -180,7 +182,7 @@ def test_a_prompt_that_does_not_fit_is_a_users_error(model, params, tokenizer, p
 
 def test_an_episode_that_outgrows_the_context_ends(model, params, tokenizer, pairs):
     prompt = prompts.describe(episodes_of(pairs[:1])[0].tell())
-    size = len(encode_turn(tokenizer, prompt, opens=True)) + CONFIG.max_new_tokens + 4
+    size = len(tokenizer.encode_opening(prompt)) + CONFIG.max_new_tokens + 4
     sizes = dataclasses.replace(CONFIG.sampler, context=size, cache_block=size)
     config = dataclasses.replace(CONFIG, sampler=sizes)
     episodes = episodes_of(pairs[:1])

@@ -1,0 +1,82 @@
+"""How an episode's turns become tokens: each by itself, once, for own and for published policies.
+
+Distillation and rollout both make tokens here and nowhere else, so that a policy reads in a rollout
+what it was trained on. Both kinds of tokenizer have `encode_opening`, `encode_reply`,
+`encode_agent`, `decode`, `stop_id`, `pad_id`, `vocab_size` and `content_hash`.
+"""
+
+from autollm_jax.agent import parsing
+from autollm_jax.agent.prompts import Turn
+from autollm_jax.data.pretrained_tokenizer import PretrainedTokenizer
+from autollm_jax.data.tokenizer import Tokenizer
+
+INSTRUCTIONS = (
+    "You choose the configuration of a language-model training run. You read what cheaper runs "
+    "showed and what a forecast expects, lowest expected regret last. Think in a few words between "
+    f"{parsing.THINK} and {parsing.THINK_END}, then give one configuration from the listed values "
+    f"as JSON between {parsing.EXEC} and {parsing.EXEC_END}.\n\n"
+)
+
+
+class PolicyTokenizer(Tokenizer):
+    """The vocabulary of a policy of our own, in which a turn's end is a symbol of its text."""
+
+    @property
+    def stop_id(self) -> int:
+        """The token that ends an agent's turn."""
+        return self.id_of(parsing.END_OF_TURN)
+
+    def encode_opening(self, text: str) -> list[int]:
+        """Encode the environment's first turn."""
+        return [self.bos_id, *self.encode(text)]
+
+    def encode_reply(self, text: str) -> list[int]:
+        """Encode a later turn of the environment."""
+        return self.encode(text)
+
+    def encode_agent(self, text: str) -> list[int]:
+        """Encode an agent's turn."""
+        return self.encode(text)
+
+
+class ChatTokenizer:
+    """A published vocabulary whose chat template holds the turns, instructions before the first."""
+
+    def __init__(self, published: PretrainedTokenizer, preface: str = INSTRUCTIONS):
+        """Take a vocabulary.
+
+        Args:
+          published: with its chat template.
+          preface: what the first turn says before the experiment.
+        """
+        self._published, self._preface = published, preface
+        self.stop_id = self.pad_id = published.stop_id  # padding is known by its place alone
+        self.vocab_size = published.vocab_size
+        self.content_hash = f"{published.content_hash} {preface}"
+        self.decode = published.decode
+
+    def encode_opening(self, text: str) -> list[int]:
+        """Encode the instructions and the environment's first turn."""
+        return self._published.encode_opening(self._preface + text)
+
+    def encode_reply(self, text: str) -> list[int]:
+        """Encode a later turn of the environment."""
+        return self._published.encode_reply(text)
+
+    def encode_agent(self, text: str) -> list[int]:
+        """Encode an agent's turn; the template's own token ends it."""
+        return self._published.encode_agent(text.removesuffix(parsing.END_OF_TURN))
+
+
+def encode_turn(tokenizer, turn: Turn, opens: bool) -> list[int]:
+    """Encode one turn, the way it stands in every conversation.
+
+    Args:
+      tokenizer: a `PolicyTokenizer` or its like.
+      turn: of the environment or the agent.
+      opens: whether it opens the conversation.
+    """
+    if turn.role == "agent":
+        return tokenizer.encode_agent(turn.text)
+    return (tokenizer.encode_opening if opens else tokenizer.encode_reply)(turn.text)
+
