@@ -10,7 +10,7 @@ import optax
 from ml_collections import ConfigDict
 
 from autollm_jax.agent.curation import Recipe
-from autollm_jax.agent.dialogue import PolicyTokenizer
+from autollm_jax.agent.dialogue import ChatTokenizer, PolicyTokenizer
 from autollm_jax.agent.rollout import PlayConfig
 from autollm_jax.agent.simulation import Trajectory
 from autollm_jax.checkpointing.checkpoints import Checkpoints
@@ -18,7 +18,7 @@ from autollm_jax.errors import UserError
 from autollm_jax.gym.experiments import Experiment, load_experiments
 from autollm_jax.gym.splits import Split, split
 from autollm_jax.gym.stress import Stress
-from autollm_jax.models import scaling, transformer
+from autollm_jax.models import pretrained, scaling, transformer
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl.grpo import GRPOHyperparameters
 from autollm_jax.rl.sampler import SamplerConfig
@@ -135,14 +135,24 @@ class Job:
         lines = needed(self.trajectories_path, "simulate").read_text().splitlines()
         return [t for t in map(Trajectory.from_json, lines) if t.kept]
 
-    def tokenizer(self) -> PolicyTokenizer:
+    @property
+    def weights(self) -> Path | None:
+        """The published weights that the policy starts from; None where it starts from none."""
+        return Path(self.config.policy.weights) if self.config.policy.weights else None
+
+    def tokenizer(self) -> PolicyTokenizer | ChatTokenizer:
         """Load the policy's vocabulary."""
+        if self.weights:
+            return ChatTokenizer(pretrained.load_tokenizer(self.weights))
         return PolicyTokenizer.load(needed(self.tokenizer_path, "simulate"))
 
     def model(self) -> TransformerConfig:
         """The policy's shape."""
         names = [field.name for field in dataclasses.fields(TransformerConfig)]
         policy = self.config.policy
+        if self.weights:
+            own = {name: policy[name] for name in ("remat", "scan_unroll")}
+            return dataclasses.replace(pretrained.open_source(self.weights).config, **own)
         shape = TransformerConfig(**{name: policy[name] for name in names if name in policy})
         return scaling.scaled(shape, policy.scale)
 
@@ -162,8 +172,17 @@ class Job:
         sizes = SamplerConfig(context=self.config.policy.context)
         return PlayConfig(sizes, temperature=temperature, **changes)
 
+    def first_parameters(self):
+        """Make the parameters that training starts from: the published ones, or random ones."""
+        if self.weights:
+            return pretrained.load(self.weights, self.mesh)[1]
+        model = self.model()
+        init, axes = functools.partial(transformer.init, model), transformer.logical_axes(model)
+        key = jax.random.key(self.config.seed)
+        return init_state(init, axes, optax.identity(), key, self.mesh).params
+
     def parameters(self, stage: str):
-        """Restore the policy that a stage trained; random parameters where it has no steps.
+        """Restore the policy that a stage trained; the first parameters where it has no steps.
 
         Raises:
           UserError: the stage has not been run to its end.
@@ -171,8 +190,7 @@ class Job:
         model, checkpoints = self.model(), self.checkpoints(stage)
         init, axes = functools.partial(transformer.init, model), transformer.logical_axes(model)
         if not self.config[stage].steps:
-            key = jax.random.key(self.config.seed)
-            return init_state(init, axes, optax.identity(), key, self.mesh).params
+            return self.first_parameters()
         if checkpoints.latest() != self.config[stage].steps:
             raise UserError(
                 f"{checkpoints.directory}: no policy of {self.config[stage].steps} steps; "

@@ -188,7 +188,7 @@ def simulate(job: Job) -> None:
         played = simulate_all(job.training, recipes, settings, config.processes)
         bar = tqdm(played, "simulate", len(recipes), unit="episode", dynamic_ncols=True)
         write_atomic(job.trajectories_path, "".join(t.to_json() + "\n" for t in bar))
-    if not job.tokenizer_path.exists():
+    if not job.weights and not job.tokenizer_path.exists():
         texts = [trajectory.text for trajectory in job.trajectories()]
         train_tokenizer(
             texts,
@@ -217,8 +217,14 @@ def distill_policy(job: Job) -> None:
             f"config.distill.row_length={config.row_length}, the longest has "
             f"{max(map(len, cut))} tokens; raise it and config.policy.context"
         )
-    sets = interchangeable(tokenizer, [tokens for tokens, _ in conversations])
-    conversations = relabel(conversations, sets, config.relabelled, job.config.seed)
+    if config.relabelled:
+        if job.weights:
+            raise UserError(
+                f"config.distill.relabelled={config.relabelled} is for a vocabulary of our own; "
+                "with config.policy.weights it has to be 0"
+            )
+        sets = interchangeable(tokenizer, [tokens for tokens, _ in conversations])
+        conversations = relabel(conversations, sets, config.relabelled, job.config.seed)
     distill(
         dataclasses.replace(job.model(), dtype=config.dtype),
         LoopConfig(config.steps, config.microbatches, save_every=config.save_every),
@@ -229,6 +235,7 @@ def distill_policy(job: Job) -> None:
         checkpoints,
         job.workdir,
         jax.random.key(job.config.seed),
+        params=job.first_parameters() if job.weights else None,
     )
 
 

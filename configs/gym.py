@@ -66,20 +66,22 @@ def get_config(variant: str = "") -> ConfigDict:
     c.verify.rows = 5  # random rows of each own table to train again
 
     c.policy = ConfigDict()  # the agent's transformer
+    c.policy.weights = ""  # published ones to start from: a safetensors folder or a GGUF file
     c.policy.scale = 1.0  # of the parameters, about: the widths below follow
     c.policy.vocab_size = 2048  # SentencePiece pieces, trained on the simulated trajectories
     c.policy.split_digits = False  # whole numbers may be pieces: turns are a third shorter
     c.policy.width = 128
     c.policy.layers = 4
-    c.policy.heads = 4
+    c.policy.heads = 2
     c.policy.kv_heads = 2
-    c.policy.head_dim = 32
+    c.policy.head_dim = 64
     c.policy.mlp_width = 352
     # Most of what it has to learn is to copy what it reads: these three start it there.
-    c.policy.short_conv = 4
+    c.policy.short_conv = 8
     c.policy.rope_fraction = 0.25
     c.policy.mimetic = True
     c.policy.scan_unroll = 4
+    c.policy.remat = False  # recompute each layer in the backward pass: less memory, more time
     c.policy.context = 832  # tokens of a whole episode
 
     c.curate = ConfigDict()

@@ -13,7 +13,6 @@ from pathlib import Path
 from absl import flags, logging
 
 from autollm_jax import command_line
-from autollm_jax.data import pretrained_tokenizer
 from autollm_jax.errors import UserError
 from autollm_jax.models import pretrained, transformer
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
@@ -33,16 +32,7 @@ def main(argv):
     if out.resolve() == source.resolve():
         raise UserError("--out is the source; give another folder")
     config, params = pretrained.load(source, make_mesh(MeshShape()))
-    if source.is_dir():
-        tokenizer = pretrained_tokenizer.load_folder(source)
-    else:
-        fields = pretrained.GGUFFile(source).fields
-        tokenizer = pretrained_tokenizer.from_gguf(fields, str(source))
-    if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(
-            f"{source}: a vocabulary of {tokenizer.vocab_size} tokens does not fit a model of "
-            f"{config.vocab_size}"
-        )
+    tokenizer = pretrained.load_tokenizer(source)
     pretrained.export(config, params, out, source, DTYPE.value)
     tokenizer.save(out)
     count = transformer.parameter_count(config)

@@ -163,6 +163,6 @@ _PATTERNS = (
     (r"(what more does in the nearest(?: at equal size)?):", _heading),
     (r"(?<=[:%]) (\S+) ((?:helps|hurts) [\d.]+%)", _effect),
     (rf"lowest ([A-Z]) ([\d.]+%)(?: at {_CELL})?{_STOP}", _lowest),
-    (r"^(first|better|worse|diverged|infeasible|invalid)\b", _verdict),
-    (rf"^\w+;\nbest (?!of ){_CELL}{_STOP}", _best),
+    (r"latest is (\w+)", _verdict),
+    (rf"best is {_CELL}{_STOP}", _best),
 )

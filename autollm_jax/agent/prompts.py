@@ -10,15 +10,14 @@ numbers between a space and a space or symbol, so that one value is the same tok
 stands and can be copied; a mixture is spelled as in the action's JSON for the same reason, and what
 the agent states ends as a line does: SentencePiece would join a full stop to a number. In lists
 the key comes before what it stands for. Choices are in the space's order, experiments nearest
-first; candidates are lowest forecast last, so that the best one stands right before the agent's
-turn: a small policy learns to copy over a short, steady distance. What the agent may state stands
-in the prompt as a line of its own, word for word.
+first; candidates are lowest forecast last and how things stand comes behind them, right before the
+agent's turn: a small policy learns to copy over a short, steady distance. What the agent may state
+stands in the prompt as a line of its own, word for word.
 
 What is left out is chosen by rules: of a mixture the lightest components (`spelling.mixture`), of
 the effects (and a mixture's components) the smallest, of the law the flattest dimensions, of the
 cheap experiments the least relevant (`describe`), of the configurations those whose per-layer
-values differ, which are not offered. Where configurations are long (`is_long`), fewer are offered,
-and a trial is named by its number.
+values differ, which are not offered. Where configurations are long (`is_long`), fewer are offered.
 """
 
 import dataclasses
@@ -293,14 +292,9 @@ def best_trial(experiment: Experiment, trials: Sequence[Trial]) -> Trial | None:
 
 
 def best_text(observation: Observation) -> str:
-    """Name the best trial so far: by its number where configurations are long; or none."""
-    target = observation.experiment
-    best = best_trial(target, observation.trials)
-    if best is None:
-        return "none"
-    if listing.is_long(target.space):
-        return f"trial {best.number}"
-    return spell_row(target.cells, listing.view(observation).row_of(best))
+    """Name the best trial so far by its number; or none."""
+    best = best_trial(observation.experiment, observation.trials)
+    return "none" if best is None else f"trial {best.number}"
 
 
 def verdict(trial: Trial, observation: Observation) -> str:
@@ -316,8 +310,14 @@ def verdict(trial: Trial, observation: Observation) -> str:
     return "worse" if sign * (trial.outcome - before.outcome) >= 0 else "better"
 
 
+def standing(observation: Observation) -> str:
+    """State what the latest trial brought: latest is better and best is trial 2."""
+    latest = verdict(observation.trials[-1], observation)
+    return f"latest is {latest} and best is {best_text(observation)}"
+
+
 def feedback(trial: Trial, observation: Observation) -> str:
-    """Write a later environment turn: the outcome, how it compares, what is left, the forecast.
+    """Write a later environment turn: the outcome, what is left, the forecast, how things stand.
 
     Args:
       trial: the latest trial.
@@ -344,7 +344,7 @@ def feedback(trial: Trial, observation: Observation) -> str:
         else:
             outcome = f"{where}gives no {metric} {said}"
     parts = [f"trial {trial.number} {outcome}{LINE}"]
-    parts.append(f"best {best_text(observation)}{LINE}{observation.budget_left} left{LINE}")
+    parts.append(f"{observation.budget_left} left{LINE}")
     if observation.budget_left:
         parts.append(_forecast_lines(observation, listing.offered(observation)))
-    return "".join(parts)
+    return "".join([*parts, f"{standing(observation)}{LINE}"])

@@ -157,9 +157,7 @@ def _choice(observation: Observation, pick: listing.Candidate) -> str:
 
 def _refine(observation: Observation, pick: listing.Candidate) -> str:
     """State what the latest trial brought and where the best one so far lies, and choose."""
-    said = prompts.verdict(observation.trials[-1], observation)
-    best = f"best {prompts.best_text(observation)}"
-    return _lines(said, best, _choice(observation, pick))
+    return _lines(prompts.standing(observation), _choice(observation, pick))
 
 
 def _lines(*sentences: str) -> str:

@@ -18,6 +18,8 @@ import ml_dtypes
 import numpy as np
 from jax.sharding import Mesh
 
+from autollm_jax.data import pretrained_tokenizer
+from autollm_jax.data.pretrained_tokenizer import PretrainedTokenizer
 from autollm_jax.errors import UserError
 from autollm_jax.models import pattern, safetensors_files, transformer
 from autollm_jax.models.families import (
@@ -141,6 +143,28 @@ def load(path: Path, mesh: Mesh) -> tuple[TransformerConfig, dict]:
             node = node.setdefault(key, {})
         node[leaf.path[-1]] = array
     return config, params
+
+
+def load_tokenizer(path: Path) -> PretrainedTokenizer:
+    """Load the vocabulary that published weights come with.
+
+    Args:
+      path: a safetensors directory (with its tokenizer.json), or a GGUF file.
+
+    Raises:
+      UserError: it cannot be read, or has more ids than the model.
+    """
+    source = open_source(path)
+    if isinstance(source.files, GGUFFile):
+        tokenizer = pretrained_tokenizer.from_gguf(source.files.fields, str(path))
+    else:
+        tokenizer = pretrained_tokenizer.load_folder(path)
+    if tokenizer.vocab_size > source.config.vocab_size:
+        raise UserError(
+            f"{path}: a vocabulary of {tokenizer.vocab_size} tokens does not fit a model of "
+            f"{source.config.vocab_size}"
+        )
+    return tokenizer
 
 
 def _at(tree, path):

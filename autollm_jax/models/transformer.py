@@ -276,7 +276,8 @@ def _mimic(config: TransformerConfig, params):
     With a short convolution of W taps a token looks for what followed the like of the run of W - 1
     tokens that it ends: the coordinates without a position are shared out, and the j-th share
     compares the token j back with the one j + 1 back of the key (an induction head, Olsson et al.,
-    In-context Learning and Induction Heads, 2022).
+    In-context Learning and Induction Heads, 2022). The first share is the largest, so that of two
+    runs the one that agrees in the latest tokens is the more alike.
     """
     layers = params["layers"]
     queries_per_key = config.heads // config.kv_heads
@@ -288,7 +289,7 @@ def _mimic(config: TransformerConfig, params):
     if config.short_conv:
         rotated, run = rotated_width(config.head_dim, config.rope_fraction), config.short_conv - 1
         place_A = jnp.maximum(jnp.arange(config.head_dim) - rotated, 0)
-        back_A = place_A * run // max(config.head_dim - rotated, 1)
+        back_A = place_A**2 * run // max(config.head_dim - rotated, 1) ** 2
         for name, offset in (("query_taps", 0), ("key_taps", 1)):
             taps_W1A = jax.nn.one_hot(back_A + offset, run + 1, axis=0)[:, None]
             changed[name] = jnp.broadcast_to(taps_W1A, layers[name].shape)

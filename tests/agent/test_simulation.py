@@ -81,10 +81,10 @@ def test_a_wrong_verdict_or_best_trial_is_caught(family, recipe):
     _, (turn, observation), *_ = _states(pair, simulate(pair, 0))
     think = parse_action(turn.text).think
     assert all(c.true for c in check_claims(think, observation))
-    assert think.startswith("first;\nbest ")
-    wrong = think.replace("first;", "worse;")
+    assert think.startswith("latest is first and best is trial 1;\n")
+    wrong = think.replace("first", "worse")
     assert not all(c.true for c in check_claims(wrong, observation))
-    wrong = think.replace("best ", "best 1")
+    wrong = think.replace("trial 1", "trial 2")
     assert not all(c.true for c in check_claims(wrong, observation))
 
 

