@@ -82,7 +82,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.policy.mimetic = True
     c.policy.scan_unroll = 4
     c.policy.remat = False  # recompute each layer in the backward pass: less memory, more time
-    c.policy.context = 832  # tokens of a whole episode
+    c.policy.context = 896  # tokens of a whole episode
 
     c.curate = ConfigDict()
     c.curate.distill_pairs = 3200  # (target, evidence) pairs to simulate
@@ -96,11 +96,11 @@ def get_config(variant: str = "") -> ConfigDict:
     c.simulate.processes = 2
 
     c.distill = ConfigDict()
-    c.distill.steps = 900  # 0: GRPO starts from random parameters
+    c.distill.steps = 700  # 0: GRPO starts from random parameters
     c.distill.batch_rows = 4  # as many updates learn as much with 6, fewer rows less
     c.distill.microbatches = 1  # pieces that an update's gradient is summed over
     c.distill.relabelled = 0.5  # share of the episodes whose numbers and names are exchanged
-    c.distill.row_length = 832  # tokens; short episodes share a row
+    c.distill.row_length = 896  # tokens; short episodes share a row
     c.distill.dtype = "bfloat16"
     c.distill.save_every = 200  # steps
     c.distill.optimizer = optimizer(3e-3, b2=0.98, weight_decay=0.05)

@@ -21,7 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "smoke":
         return c
     c.curate.distill_pairs = 5000
-    c.distill.steps = 1200
+    c.distill.steps = 1000
     c.grpo.steps = 10
     c.grpo.save_every = 5
     return c
