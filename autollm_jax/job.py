@@ -9,6 +9,7 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
+from autollm_jax.agent import dialogue
 from autollm_jax.agent.curation import Recipe
 from autollm_jax.agent.dialogue import ChatTokenizer, PolicyTokenizer
 from autollm_jax.agent.rollout import PlayConfig
@@ -138,12 +139,17 @@ class Job:
     @property
     def weights(self) -> Path | None:
         """The published weights that the policy starts from; None where it starts from none."""
-        return Path(self.config.policy.weights) if self.config.policy.weights else None
+        return pretrained.find(self.config.policy.weights) if self.config.policy.weights else None
 
-    def tokenizer(self) -> PolicyTokenizer | ChatTokenizer:
-        """Load the policy's vocabulary."""
+    def tokenizer(self, shots: int = 0) -> PolicyTokenizer | ChatTokenizer:
+        """Load the policy's vocabulary.
+
+        Args:
+          shots: simulated first turns that instructions show; for published weights.
+        """
         if self.weights:
-            return ChatTokenizer(pretrained.load_tokenizer(self.weights))
+            examples = dialogue.examples(self.trajectories(), shots) if shots else ""
+            return ChatTokenizer(pretrained.load_tokenizer(self.weights), examples)
         return PolicyTokenizer.load(needed(self.tokenizer_path, "simulate"))
 
     def model(self) -> TransformerConfig:
@@ -169,8 +175,9 @@ class Job:
 
     def play(self, temperature: float, **changes) -> PlayConfig:
         """How the policy plays."""
-        sizes = SamplerConfig(context=self.config.policy.context)
-        return PlayConfig(sizes, temperature=temperature, **changes)
+        policy = self.config.policy
+        sizes = SamplerConfig(context=policy.context)
+        return PlayConfig(sizes, policy.turn_tokens, temperature, **changes)
 
     def first_parameters(self):
         """Make the parameters that training starts from: the published ones, or random ones."""

@@ -311,11 +311,11 @@ def _players(job: Job) -> dict[str, Player]:
     def trained():
         return job.parameters("grpo" if config.grpo.steps else "distill")
 
-    def policy(advisor):
+    def policy(params, advisor, shots=0):
         return policy_player(
             job.model(),
-            trained(),
-            job.tokenizer(),
+            params,
+            job.tokenizer(shots),
             job.play(settings.temperature, constrained=settings.constrained, advisor=advisor),
             rows=job.even(min(games, MOST_GAMES)),
             mesh=job.mesh,
@@ -326,10 +326,14 @@ def _players(job: Job) -> dict[str, Player]:
         method, share = META_LEARNED[name], settings.meta_learning
         return play_method(Learned(method, job.training, config.seed, path, share))
 
+    def untrained():
+        return policy(job.first_parameters(), settings.advisor, settings.shots)
+
     makers = {
-        "agent": lambda: policy(settings.advisor),
+        "agent": lambda: policy(trained(), settings.advisor),
         "researcher": lambda: Researcher(settings.advisor),
-        "hybrid": lambda: policy("gaussian_process"),  # it proposes, the agent decides
+        "hybrid": lambda: policy(trained(), "gaussian_process"),  # it proposes, the agent decides
+        **({"zero_shot": untrained} if job.weights else {}),
         **{name: functools.partial(play_method, cls) for name, cls in BASELINES.items()},
         **{name: functools.partial(learned, name) for name in META_LEARNED},
     }

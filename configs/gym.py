@@ -66,7 +66,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.verify.rows = 5  # random rows of each own table to train again
 
     c.policy = ConfigDict()  # the agent's transformer
-    c.policy.weights = ""  # published ones to start from: a safetensors folder or a GGUF file
+    c.policy.weights = ""  # published ones to start from: a folder, a GGUF file or a package
     c.policy.scale = 1.0  # of the parameters, about: the widths below follow
     c.policy.vocab_size = 2048  # SentencePiece pieces, trained on the simulated trajectories
     c.policy.split_digits = False  # whole numbers may be pieces: turns are a third shorter
@@ -83,6 +83,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.policy.scan_unroll = 4
     c.policy.remat = False  # recompute each layer in the backward pass: less memory, more time
     c.policy.context = 896  # tokens of a whole episode
+    c.policy.turn_tokens = 112  # the most that it says in a turn
 
     c.curate = ConfigDict()
     c.curate.distill_pairs = 3200  # (target, evidence) pairs to simulate
@@ -129,6 +130,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.evaluation.methods = ""  # by name, comma between; empty for all of them
     c.evaluation.meta_learning = 1.0  # of the steps of baselines that learn; less tries them out
     c.evaluation.advisor = "panel"  # who forecasts in the prompt (agent/forecast.py): or own
+    c.evaluation.shots = 1  # examples that zero_shot is shown: published weights as they come
     c.evaluation.constrained = True  # the agent's turns run measured, untried configurations only
 
     c.cross_validate = ConfigDict()  # --stage=cross_validate: for choosing, without the held-out

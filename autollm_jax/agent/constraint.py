@@ -81,8 +81,8 @@ def endings_of(tokenizer, cells: Cells) -> Endings | None:
             tokens.append(tokenizer.encode_agent(text))
     if not rows:
         return None
-    think, think_end = map(tokenizer.id_of, (parsing.THINK, parsing.THINK_END))
-    return Endings(np.array(rows), grammar.build(tokens, think, think_end))
+    symbols = map(tokenizer.encode, (parsing.THINK, parsing.THINK_END))
+    return Endings(np.array(rows), grammar.build(tokens, *symbols))
 
 
 def _read(cells: Cells, text: str) -> Match | None:

@@ -5,11 +5,17 @@ what it was trained on. Both kinds of tokenizer have `encode_opening`, `encode_r
 `encode_agent`, `decode`, `stop_id`, `pad_id`, `vocab_size` and `content_hash`.
 """
 
+import itertools
+import re
+from collections.abc import Iterable
+
 from autollm_jax.agent import parsing
 from autollm_jax.agent.prompts import Turn
+from autollm_jax.agent.simulation import Trajectory
 from autollm_jax.data.pretrained_tokenizer import PretrainedTokenizer
 from autollm_jax.data.tokenizer import Tokenizer
 
+_SYMBOLS = re.compile(f"({parsing.THINK}|{parsing.THINK_END}|{parsing.EXEC}|{parsing.EXEC_END})")
 INSTRUCTIONS = (
     "You choose the configuration of a language-model training run. You read what cheaper runs "
     "showed and what a forecast expects, lowest expected regret last. Think in a few words between "
@@ -42,18 +48,19 @@ class PolicyTokenizer(Tokenizer):
 class ChatTokenizer:
     """A published vocabulary whose chat template holds the turns, instructions before the first."""
 
-    def __init__(self, published: PretrainedTokenizer, preface: str = INSTRUCTIONS):
+    def __init__(self, published: PretrainedTokenizer, examples: str = ""):
         """Take a vocabulary.
 
         Args:
           published: with its chat template.
-          preface: what the first turn says before the experiment.
+          examples: what follows the instructions, before the experiment.
         """
+        preface = INSTRUCTIONS + examples
         self._published, self._preface = published, preface
         self.stop_id = self.pad_id = published.stop_id  # padding is known by its place alone
         self.vocab_size = published.vocab_size
         self.content_hash = f"{published.content_hash} {preface}"
-        self.decode = published.decode
+        self.encode, self.decode = published.encode, published.decode
 
     def encode_opening(self, text: str) -> list[int]:
         """Encode the instructions and the environment's first turn."""
@@ -64,8 +71,24 @@ class ChatTokenizer:
         return self._published.encode_reply(text)
 
     def encode_agent(self, text: str) -> list[int]:
-        """Encode an agent's turn; the template's own token ends it."""
-        return self._published.encode_agent(text.removesuffix(parsing.END_OF_TURN))
+        """Encode an agent's turn; the template's own token ends it.
+
+        The symbols are cut out first, so that each is the same tokens everywhere.
+        """
+        parts = _SYMBOLS.split(text.removesuffix(parsing.END_OF_TURN))
+        return [*itertools.chain(*map(self.encode, parts)), self.stop_id]
+
+
+def examples(trajectories: Iterable[Trajectory], count: int) -> str:
+    """Show the shortest first turns of simulated episodes, each of another kind of experiment."""
+    shortest: dict[str, str] = {}
+    for trajectory in trajectories:
+        prompt, answer = (turn.text for turn in trajectory.turns[:2])
+        kind, _, _ = prompt.partition(":")
+        text = f"Example:\n{prompt}\n{answer.removesuffix(parsing.END_OF_TURN)}\n\n"
+        if trajectory.turns[1].learned and len(text) < len(shortest.get(kind, text + " ")):
+            shortest[kind] = text
+    return "".join(sorted(shortest.values(), key=len)[:count]) + "Now the experiment:\n"
 
 
 def encode_turn(tokenizer, turn: Turn, opens: bool) -> list[int]:
@@ -79,4 +102,3 @@ def encode_turn(tokenizer, turn: Turn, opens: bool) -> list[int]:
     if turn.role == "agent":
         return tokenizer.encode_agent(turn.text)
     return (tokenizer.encode_opening if opens else tokenizer.encode_reply)(turn.text)
-

@@ -50,7 +50,7 @@ class PlayConfig:
     """
 
     sampler: SamplerConfig
-    max_new_tokens: int = 112
+    max_new_tokens: int
     temperature: float = 1.0
     constrained: bool = False
     advisor: str = "own"

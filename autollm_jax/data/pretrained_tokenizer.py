@@ -102,10 +102,6 @@ class PretrainedTokenizer:
         before, after = self.joint
         return [*before, *self.encode(text), *after]
 
-    def encode_agent(self, text: str) -> list[int]:
-        """Encode an agent's turn, its stop id included."""
-        return [*self.encode(text), self.stop_id]
-
 
 def _split(text: str, placeholder: str) -> tuple[str, str]:
     before, found, after = text.partition(placeholder)

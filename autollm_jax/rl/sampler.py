@@ -241,7 +241,10 @@ def _decode(
         if grammar is not None:
             token_BK, child_BK = grammars.edges(grammar, node_B)
             left_B = limit_B - state.length_B
-            may_BV = grammars.allowed(grammar, node_B, token_BK, left_B) | ~going_B[:, None]
+            may_BV = grammars.allowed(grammar, node_B, token_BK, left_B)
+            # A model may have more rows than its vocabulary has tokens.
+            beyond = logits_BV.shape[1] - may_BV.shape[1]
+            may_BV = jnp.pad(may_BV, ((0, 0), (0, beyond))) | ~going_B[:, None]
             logits_BV = jnp.where(constrain(may_BV, "batch", "vocab"), logits_BV, -jnp.inf)
         scores_BV = logits_BV
         if not greedy:

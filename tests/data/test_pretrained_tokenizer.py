@@ -62,7 +62,7 @@ def shown(tokenizer, ids):
 
 def test_turns_stand_as_the_template_has_them(tokenizer):
     ids = tokenizer.encode_opening("one")
-    ids += tokenizer.encode_agent("two")
+    ids += [*tokenizer.encode("two"), tokenizer.stop_id]
     ids += tokenizer.encode_reply("three")
     rendered = (
         "<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\ntwo<|im_end|>\n"

@@ -30,7 +30,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def automata():
-    return [grammar.build(endings, OPEN, CLOSE) for endings in (ENDINGS, SHORT)]
+    return [grammar.build(endings, [OPEN], [CLOSE]) for endings in (ENDINGS, SHORT)]
 
 
 @pytest.fixture(scope="module")
@@ -132,8 +132,8 @@ def test_a_turn_that_stays_within_the_grammar_is_what_it_was_without(params, tem
     rows, other = [], []
     for turn in free:
         around = [[35, 35, 35, token] for token in range(20, 30)]
-        rows.append((grammar.build([turn, *around], OPEN, CLOSE), np.ones(11, bool)))
-        other.append((grammar.build(around, OPEN, CLOSE), np.ones(10, bool)))
+        rows.append((grammar.build([turn, *around], [OPEN], [CLOSE]), np.ones(11, bool)))
+        other.append((grammar.build(around, [OPEN], [CLOSE]), np.ones(10, bool)))
     within, beside = (
         turns(play(params, grammar.join(r, FREE_V), temperature=temperature, new_tokens=6))
         for r in (rows, other)
@@ -180,7 +180,7 @@ def test_other_endings_of_the_same_automata_compile_nothing(params, rules, autom
 def test_thousands_of_endings_share_their_beginnings():
     digits = list(itertools.product(range(7, 17), repeat=3))
     endings = [[EXEC, *three, STOP] for three in digits]
-    built = grammar.build(endings, OPEN, CLOSE)
+    built = grammar.build(endings, [OPEN], [CLOSE])
     assert len(built.count_N) == 3 + 1 + 10 + 100 + 1000 + 1000
     for ending, path in zip(endings, built.path_RL, strict=True):
         node = grammar.ROOT
@@ -192,3 +192,22 @@ def test_thousands_of_endings_share_their_beginnings():
                 == child
             )
             node = child
+
+
+def test_symbols_of_several_tokens_are_walked_through(params):
+    """As in a published vocabulary, in which both symbols begin with the bracket of an ending."""
+    bracket, opening, closing = 6, [6, 13, 14], [6, 15, 14]
+    endings = [[bracket, 7, 8, STOP], [bracket, 9, STOP]]
+    one = grammar.build(endings, opening, closing)
+    rules = grammar.join([(one, np.ones(2, bool))] * 4, FREE_V)
+    assert rules.shortest_B.tolist() == [3 + 3 + 4] * 4
+    taken, thought = set(), 0
+    for seed in range(10):
+        for turn in turns(play(params, rules, seed, temperature=3.0)):
+            assert turn[:3] == opening
+            close = turn.index(bracket, 1)
+            assert FREE_V[turn[3:close]].all()
+            assert turn[close : close + 3] == closing and turn[close + 3 :] in endings
+            thought += close - 3
+            taken.add(len(turn) - close)
+    assert thought and len(taken) == 2

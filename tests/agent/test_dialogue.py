@@ -1,0 +1,87 @@
+"""Turns as tokens of own and published vocabularies, and play with a published one."""
+
+import jax
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+
+from autollm_jax.agent import constraint, dialogue, parsing, prompts, rollout
+from autollm_jax.agent.curation import Pair, Recipe
+from autollm_jax.agent.distillation import encode_conversation
+from autollm_jax.agent.simulation import simulate
+from autollm_jax.data.pretrained_tokenizer import PretrainedTokenizer
+from autollm_jax.gym.environment import Episode
+from autollm_jax.models import transformer
+from autollm_jax.rl.sampler import SamplerConfig
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
+    "+ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% endif %}"
+)
+BUDGET = 2
+
+
+@pytest.fixture(scope="module")
+def published():
+    """One token a byte, and two that open and close turns."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = tokenizers.Tokenizer(models.BPE({letter: n for n, letter in enumerate(letters)}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    control = ("<|im_start|>", "<|im_end|>")
+    made.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in control])
+    return PretrainedTokenizer(made, CHATML, {})
+
+
+@pytest.fixture
+def trajectory(family):
+    recipe = Recipe("tables", "made", "pretraining", 0, (), 3, (0, 1, 2), 0)
+    return simulate(Pair(family[3], tuple(family[:3]), recipe), 0, BUDGET)
+
+
+def test_a_conversation_stands_in_the_template_and_only_agents_turns_are_learned(
+    published, trajectory
+):
+    chat = dialogue.ChatTokenizer(published)
+    tokens, mask = encode_conversation(chat, trajectory.turns)
+    whole = published._vocabulary.decode(tokens.tolist(), skip_special_tokens=False)
+    said = [turn.text.removesuffix(parsing.END_OF_TURN) for turn in trajectory.turns]
+    assert whole.startswith(f"<|im_start|>user\n{dialogue.INSTRUCTIONS}{said[0]}<|im_end|>\n")
+    assert f"<|im_start|>assistant\n{said[1]}<|im_end|>\n<|im_start|>user\n{said[2]}" in whole
+    assert parsing.END_OF_TURN not in whole
+    assert chat.decode(tokens[mask].tolist()) == "".join(said[1::2])
+    assert (tokens[mask] == chat.stop_id).sum() == BUDGET
+
+
+def test_examples_are_short_first_turns_of_different_tasks(trajectory):
+    text = dialogue.examples([trajectory] * 3, 2)
+    assert text.count("Example:") == 1 and text.endswith("Now the experiment:\n")
+    assert prompts.END_OF_TURN not in text
+    assert parsing.parse_action(text.split("\n\n")[1]).error is None
+
+
+@pytest.mark.parametrize("constrained", [False, True])
+def test_a_policy_of_a_published_vocabulary_plays(published, family, constrained):
+    chat = dialogue.ChatTokenizer(published)
+    model = transformer.TransformerConfig(
+        vocab_size=chat.vocab_size + 6, width=16, layers=1, heads=2, kv_heads=1, head_dim=8,
+        mlp_width=16,
+    )  # fmt: skip
+    params = jax.jit(transformer.init, static_argnums=0)(model, jax.random.key(0))
+    episodes = [Episode(family[3], family[:3], BUDGET) for _ in range(2)]
+    sizes = SamplerConfig(context=4096, cache_block=4096, chunk_sizes=(1024,))
+    config = rollout.PlayConfig(sizes, 120, 1.0, constrained=constrained)
+    played = rollout.play(model, params, chat, config, episodes, [0, 1], jax.random.key(1))
+    trials = [trial for episode in episodes for trial in episode.trials]
+    if constrained:
+        assert all(trial.valid and not trial.matched for trial in trials)
+        cells = family[3].cells
+        text = played.transcripts[0][1].text
+        assert parsing.parse_action(text).error is None
+        assert constraint.endings_of(chat, cells).automaton.opening == len("<think>")
+    else:
+        assert not any(trial.valid for trial in trials)
+    assert all(len(episode.trials) == BUDGET for episode in episodes)
+    assert np.all(played.state.length_B > 0)
