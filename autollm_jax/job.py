@@ -19,7 +19,7 @@ from autollm_jax.errors import UserError
 from autollm_jax.gym.experiments import Experiment, load_experiments
 from autollm_jax.gym.splits import Split, split
 from autollm_jax.gym.stress import Stress
-from autollm_jax.models import pretrained, scaling, transformer
+from autollm_jax.models import lora, pretrained, scaling, transformer
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl.grpo import GRPOHyperparameters
 from autollm_jax.rl.sampler import SamplerConfig
@@ -154,11 +154,21 @@ class Job:
 
     def model(self) -> TransformerConfig:
         """The policy's shape."""
-        names = [field.name for field in dataclasses.fields(TransformerConfig)]
         policy = self.config.policy
         if self.weights:
-            own = {name: policy[name] for name in ("remat", "scan_unroll")}
-            return dataclasses.replace(pretrained.open_source(self.weights).config, **own)
+            lora_targets = tuple(policy.lora_targets.split(",")) if policy.lora_rank else ()
+            settings = ("remat", "scan_unroll", "lora_rank", "lora_scale")
+            return dataclasses.replace(
+                pretrained.open_source(self.weights).config,
+                **{name: policy[name] for name in settings},
+                lora_targets=lora_targets,
+            )
+        if policy.lora_rank:
+            raise UserError(
+                f"config.policy.lora_rank={policy.lora_rank}: factors are trained beside published "
+                "weights; name some in config.policy.weights, or set it to 0"
+            )
+        names = {field.name for field in dataclasses.fields(TransformerConfig)} - {"lora_targets"}
         shape = TransformerConfig(**{name: policy[name] for name in names if name in policy})
         return scaling.scaled(shape, policy.scale)
 
@@ -179,14 +189,18 @@ class Job:
         sizes = SamplerConfig(context=policy.context)
         return PlayConfig(sizes, policy.turn_tokens, temperature, **changes)
 
+    @functools.cached_property
     def first_parameters(self):
-        """Make the parameters that training starts from: the published ones, or random ones."""
-        if self.weights:
-            return pretrained.load(self.weights, self.mesh)[1]
-        model = self.model()
-        init, axes = functools.partial(transformer.init, model), transformer.logical_axes(model)
-        key = jax.random.key(self.config.seed)
-        return init_state(init, axes, optax.identity(), key, self.mesh).params
+        """The parameters that training starts from: published ones, or random ones."""
+        model, key = self.model(), jax.random.key(self.config.seed)
+        if not self.weights:
+            init, axes = functools.partial(transformer.init, model), transformer.logical_axes(model)
+            return init_state(init, axes, optax.identity(), key, self.mesh).params
+        _, published = pretrained.load(self.weights, self.mesh)
+        if not model.lora_rank:
+            return published
+        init, axes = functools.partial(lora.init, model), lora.logical_axes(model)
+        return lora.join(published, init_state(init, axes, optax.identity(), key, self.mesh).params)
 
     def parameters(self, stage: str):
         """Restore the policy that a stage trained; the first parameters where it has no steps.
@@ -194,18 +208,19 @@ class Job:
         Raises:
           UserError: the stage has not been run to its end.
         """
-        model, checkpoints = self.model(), self.checkpoints(stage)
-        init, axes = functools.partial(transformer.init, model), transformer.logical_axes(model)
         if not self.config[stage].steps:
-            return self.first_parameters()
+            return self.first_parameters
+        model, checkpoints = self.model(), self.checkpoints(stage)
         if checkpoints.latest() != self.config[stage].steps:
             raise UserError(
                 f"{checkpoints.directory}: no policy of {self.config[stage].steps} steps; "
                 f"run --stage={stage} first"
             )
+        init, axes = functools.partial(lora.init, model), lora.logical_axes(model)
         optimizer = self.optimizer(self.config[stage])
         state, _ = checkpoints.restore(abstract_state(init, axes, optimizer, self.mesh))
-        return state.params
+        frozen = lora.split(model, self.first_parameters)[0] if model.lora_rank else {}
+        return lora.join(frozen, state.params)
 
     def even(self, rows: int) -> int:
         """Round a batch up to what the mesh's data and fsdp axes divide."""

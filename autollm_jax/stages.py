@@ -235,7 +235,7 @@ def distill_policy(job: Job) -> None:
         checkpoints,
         job.workdir,
         jax.random.key(job.config.seed),
-        params=job.first_parameters() if job.weights else None,
+        params=job.first_parameters if job.weights else None,
     )
 
 
@@ -327,7 +327,7 @@ def _players(job: Job) -> dict[str, Player]:
         return play_method(Learned(method, job.training, config.seed, path, share))
 
     def untrained():
-        return policy(job.first_parameters(), settings.advisor, settings.shots)
+        return policy(job.first_parameters, settings.advisor, settings.shots)
 
     makers = {
         "agent": lambda: policy(trained(), settings.advisor),

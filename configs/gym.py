@@ -67,6 +67,9 @@ def get_config(variant: str = "") -> ConfigDict:
 
     c.policy = ConfigDict()  # the agent's transformer
     c.policy.weights = ""  # published ones to start from: a folder, a GGUF file or a package
+    c.policy.lora_rank = 0  # of published weights: train factors of so many columns; 0 trains all
+    c.policy.lora_targets = "query,key,value,output,gate,up,down"  # the matrices that get factors
+    c.policy.lora_scale = 2.0  # what the factors' product is multiplied by
     c.policy.scale = 1.0  # of the parameters, about: the widths below follow
     c.policy.vocab_size = 2048  # SentencePiece pieces, trained on the simulated trajectories
     c.policy.split_digits = False  # whole numbers may be pieces: turns are a third shorter

@@ -24,7 +24,7 @@ from autollm_jax.agent.dialogue import encode_turn
 from autollm_jax.agent.prompts import Turn
 from autollm_jax.checkpointing.checkpoints import Checkpoints
 from autollm_jax.errors import UserError
-from autollm_jax.models import transformer
+from autollm_jax.models import lora
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl.logprobs import token_logprobs
 from autollm_jax.training.loop import LoopConfig, train
@@ -193,10 +193,10 @@ def distill(
       workdir: where metrics go, as stage `distill`.
       key: randomness of the initial parameters and of the rows' order.
       validation: rows that are scored after the last step.
-      params: where to start from; fresh parameters by default.
+      params: where to start from, all of the model's; fresh parameters by default.
 
     Returns:
-      The state after the last step, its parameters the policy.
+      The state after the last step, its parameters the policy; with LoRA, its factors.
 
     Raises:
       UserError: if the loss stops being finite, or the checkpoint's rows are others than these.
@@ -208,9 +208,12 @@ def distill(
         return select(rows, batch_order(len(rows.tokens_NT), batch_rows, seed, step))
 
     trained_already = checkpoints.latest() == config.steps
+    frozen, params = ({}, None) if params is None else lora.split(model, params)
+    if model.lora_rank and not frozen:
+        raise UserError("distillation: LoRA adapts published weights, and there are none")
     state = train(
-        functools.partial(transformer.init, model),
-        transformer.logical_axes(model),
+        functools.partial(lora.init, model),
+        lora.logical_axes(model),
         functools.partial(imitation_loss, model),
         optimizer,
         batch_of_step,
@@ -223,9 +226,10 @@ def distill(
         data=_digest(rows),
         tokens_of=lambda batch: int((batch.segments_NT > 0).sum()),
         params=params,
+        frozen=frozen,
     )
     if validation is not None and not trained_already:
-        scores = score(model, state.params, validation, batch_rows, mesh)
+        scores = score(model, lora.join(frozen, state.params), validation, batch_rows, mesh)
         writer = MetricsWriter(workdir, "distill", first_step=config.steps)
         writer.write(config.steps, {f"validation_{name}": v for name, v in scores.items()})
         writer.close()

@@ -25,6 +25,10 @@ from autollm_jax.models.attention import (
 from autollm_jax.models.product import product
 from autollm_jax.sharding.rules import constrain
 
+# A layer's matrices, and how many of their first axes are contracted.
+MATRICES = {"query": 1, "key": 1, "value": 1, "output": 2, "gate": 1, "up": 1, "down": 1}
+LORA_IN, LORA_OUT = "_lora_in", "_lora_out"
+
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
@@ -47,6 +51,9 @@ class TransformerConfig:
     rope_theta: float = 10_000.0
     rope_factors: tuple[float, ...] = ()  # what each rotary frequency is divided by; () is 1
     rope_fraction: float = 1.0  # share of a head's coordinates that carry its position
+    lora_rank: int = 0  # of the factors beside each of `lora_targets` (`models.lora`); 0 is none
+    lora_targets: tuple[str, ...] = ()  # of query, key, value, output, gate, up, down
+    lora_scale: float = 1.0  # what the factors' product is multiplied by
     mimetic: bool = False  # start attention as a copier (see `_mimic`)
     norm_epsilon: float = 1e-6
     dtype: str = "float32"  # or "bfloat16"; what matrix products read
@@ -61,6 +68,12 @@ class TransformerConfig:
             raise ValueError(f"head_dim={self.head_dim} must be even for rotary positions")
         if self.short_conv < 0 or self.short_conv == 1:
             raise ValueError(f"short_conv={self.short_conv} must be 0 (none), or 2 taps or more")
+        unknown = set(self.lora_targets) - MATRICES.keys()
+        if unknown or bool(self.lora_rank) != bool(self.lora_targets):
+            raise ValueError(
+                f"lora_rank={self.lora_rank} with lora_targets={self.lora_targets}: needs both or "
+                f"neither, targets of {', '.join(MATRICES)}"
+            )
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype={self.dtype!r} must be 'float32' or 'bfloat16'")
 
@@ -120,6 +133,12 @@ def rotate(x_BTHA, positions_BT, theta: float, fraction: float = 1.0, factors=()
     return jnp.concatenate(parts, axis=-1)
 
 
+def _fan_in(in_axis, out_axis):
+    return nn.initializers.variance_scaling(
+        1.0, "fan_in", "truncated_normal", in_axis=in_axis, out_axis=out_axis
+    )
+
+
 def _identity_taps(_, shape):
     """Start a short convolution as none: all weight on the token itself."""
     return jnp.zeros(shape, jnp.float32).at[0].set(1.0)
@@ -130,16 +149,25 @@ class Block(nn.Module):
 
     config: TransformerConfig
 
-    def _project(self, name, spec, x, shape, contract=1):
-        """Multiply with the parameter `name` of `shape`, over its first `contract` axes."""
-        initializer = nn.initializers.variance_scaling(
-            1.0,
-            "fan_in",
-            "truncated_normal",
-            in_axis=range(contract),
-            out_axis=range(contract, len(shape)),
-        )
-        return product(spec, x, self.param(name, initializer, shape), self.config.dtype)
+    def _project(self, name, spec, x, shape):
+        """Multiply with the parameter `name` of `shape`, over its first axes (`MATRICES`)."""
+        c, contract = self.config, MATRICES[name]
+        first, rest = shape[:contract], shape[contract:]
+
+        def parameter(name, shape, initial):
+            return self.param(name, initial(range(contract), range(contract, len(shape))), shape)
+
+        out = product(spec, x, parameter(name, shape, _fan_in), c.dtype)
+        if name not in c.lora_targets:
+            return out
+        terms, result = spec.split("->")
+        left, right = terms.split(",")
+        down, up = right[:contract], right[contract:]
+        # One factor starts at zero, so that nothing changes before training.
+        low = parameter(name + LORA_IN, (*first, c.lora_rank), _fan_in)
+        high = self.param(name + LORA_OUT, nn.initializers.zeros, (c.lora_rank, *rest))
+        x_BTr = product(f"{left},{down}r->BTr", x, low, c.dtype)
+        return out + c.lora_scale * product(f"BTr,r{up}->{result}", x_BTr, high, c.dtype)
 
     def _convolve(self, name, x_BTNA, positions_BT, cache, valid_BT):
         """Convolve queries or keys with their own past; returns them, and the updated cache."""
@@ -198,7 +226,7 @@ class Block(nn.Module):
             mixed_BTHA, cache = cached_attention(
                 q_BTHA, k_BTKA, v_BTKA, positions_BT, valid_BT, cache, dtype=c.dtype
             )
-        out = self._project("output", "BTHA,HAD->BTD", mixed_BTHA, (H, A, D), contract=2)
+        out = self._project("output", "BTHA,HAD->BTD", mixed_BTHA, (H, A, D))
         x_BTD = constrain(x_BTD + out, "batch", "length", "activation")
 
         normed = RMSNorm(c.norm_epsilon, name="mlp_norm")(x_BTD)
@@ -300,10 +328,19 @@ def logical_axes(config: TransformerConfig):
     """The parameter tree with a tuple of logical axis names in place of each array."""
 
     def axes(path, leaf):
-        names = PARAMETER_AXES[path[-1].key]
+        names = _axes_of(path[-1].key)
         return ("layers", *names) if path[0].key == "layers" else names
 
     return jax.tree_util.tree_map_with_path(axes, parameter_shapes(config))
+
+
+def _axes_of(name: str) -> tuple[str | None, ...]:
+    for suffix in (LORA_IN, LORA_OUT):
+        if name.endswith(suffix):
+            target = name.removesuffix(suffix)
+            axes, contract = PARAMETER_AXES[target], MATRICES[target]
+            return (*axes[:contract], None) if suffix == LORA_IN else (None, *axes[contract:])
+    return PARAMETER_AXES[name]
 
 
 def parameter_shapes(config: TransformerConfig):
@@ -317,7 +354,10 @@ def parameter_count(config: TransformerConfig) -> int:
     attention = 2 * c.width * c.head_dim * (c.heads + c.kv_heads)
     attention += c.short_conv * c.head_dim * (c.heads + c.kv_heads)
     norms = 2 * c.width + (2 * c.head_dim if c.qk_norm else 0)
-    layer = attention + 3 * c.width * c.mlp_width + norms
+    wide, narrow = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    outputs = dict(query=wide, key=narrow, value=narrow, output=wide)
+    factors = sum(c.width + outputs.get(name, c.mlp_width) for name in c.lora_targets)
+    layer = attention + 3 * c.width * c.mlp_width + norms + c.lora_rank * factors
     tables = 1 if c.tied_embeddings else 2
     return tables * c.vocab_size * c.width + c.layers * layer + c.width
 

@@ -24,11 +24,11 @@ from tqdm import tqdm
 
 from autollm_jax.checkpointing.checkpoints import Checkpoints
 from autollm_jax.errors import UserError
-from autollm_jax.models import transformer
+from autollm_jax.models import lora, transformer
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl.grpo import GRPOHyperparameters, grpo_loss, token_advantages, turn_advantages
 from autollm_jax.rl.logprobs import token_logprobs
-from autollm_jax.sharding.rules import RULES
+from autollm_jax.sharding.rules import RULES, tree_shardings
 from autollm_jax.training.metrics import MetricsWriter
 from autollm_jax.training.state import TrainState, abstract_state, state_shardings
 from autollm_jax.training.step import make_train_step
@@ -123,21 +123,26 @@ def train_grpo(
       config: of the loop.
       optimizer: what is saved holds its state too.
       rollout: plays `group_size` conversations each on some prompts.
-      reference_params: the policy to start from, and the one that the KL penalty refers to.
+      reference_params: the policy to start from, and the one that the KL penalty refers to. With
+        LoRA its frozen part is shared by both.
       mesh: parameters and rows are split over it.
       checkpoints: this stage's.
       workdir: where metrics go, as stage `grpo`.
       key: randomness; step i uses only its i-th descendants.
 
     Returns:
-      The state after the last step, its parameters the trained policy.
+      The state after the last step, its parameters the trained policy; with LoRA, its factors.
 
     Raises:
       UserError: if the loss stops being finite.
     """
-    init, axes = functools.partial(transformer.init, model), transformer.logical_axes(model)
+    init, axes = functools.partial(lora.init, model), lora.logical_axes(model)
     shardings = state_shardings(init, axes, optimizer, mesh)
-    reference_params = jax.device_put(reference_params, shardings.params)
+    whole = tree_shardings(
+        transformer.logical_axes(model), transformer.parameter_shapes(model), mesh
+    )
+    reference_params = jax.device_put(reference_params, whole)
+    frozen, reference = lora.split(model, reference_params)
     step_fn = make_train_step(
         functools.partial(policy_loss, model, hp), optimizer, shardings, mesh, config.microbatches
     )
@@ -147,7 +152,7 @@ def train_grpo(
     if first:
         state, _ = checkpoints.restore(abstract_state(init, axes, optimizer, mesh))
     else:
-        state = _start(reference_params, optimizer, shardings, mesh)
+        state = _start(reference, optimizer, shardings, mesh)
     writer = MetricsWriter(workdir, "grpo", first_step=first)
     bar = tqdm(total=config.steps, initial=first, desc="grpo", unit="step", disable=None)
     for step in range(first, config.steps):
@@ -155,7 +160,7 @@ def train_grpo(
         # 1. Roll out.
         began = time.perf_counter()
         with jax.set_mesh(mesh):
-            played, metrics = rollout(state.params, rollout_key, step)
+            played, metrics = rollout(lora.join(frozen, state.params), rollout_key, step)
         metrics = dict(metrics, rollout_seconds=time.perf_counter() - began)
         # 2. Score.
         began = time.perf_counter()
@@ -167,7 +172,7 @@ def train_grpo(
             batch = _with_reference(batch, rows, reference_fn, reference_params, config)
         seed = int(jax.random.bits(order_key))
         for minibatch in minibatches(batch, rows, config, seed):
-            state, update_metrics = step_fn(state, minibatch)
+            state, update_metrics = step_fn(state, minibatch, frozen)
             losses.append(update_metrics)
         # 5. Report and save.
         losses = jax.device_get(losses)

@@ -57,6 +57,7 @@ def train(
     data: str,
     tokens_of: Callable,
     params=None,
+    frozen=None,
 ) -> TrainState:
     """Train to the last step; resumes where `checkpoints` stands.
 
@@ -75,6 +76,7 @@ def train(
       data: names what is trained on, for a checkpoint to be known by.
       tokens_of: batch -> tokens in it, for the rate.
       params: where to start from; fresh parameters by default.
+      frozen: parameters beside them that are not trained; a checkpoint does not hold them.
 
     Returns:
       The state after the last step.
@@ -112,7 +114,7 @@ def train(
 
     for step in range(first, config.steps):
         batch = batch_of_step(step)
-        state, metrics = step_fn(state, batch)
+        state, metrics = step_fn(state, batch, frozen)
         if waiting is not None:
             report(*waiting)
             waiting = None

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from autollm_jax.models import lora
 from autollm_jax.sharding.rules import RULES
 from autollm_jax.training.masked import divide
 from autollm_jax.training.state import TrainState
@@ -22,7 +23,9 @@ def next_token_loss(logits_BTV, targets_BT, mask_BT):
     return (losses_BT * mask_BT).sum(), mask_BT.sum().astype(jnp.float32)
 
 
-def update(loss_fn: Callable, optimizer, state: TrainState, batch, microbatches: int = 1):
+def update(
+    loss_fn: Callable, optimizer, state: TrainState, batch, microbatches: int = 1, frozen=None
+):
     """Do one optimizer step.
 
     Args:
@@ -32,13 +35,14 @@ def update(loss_fn: Callable, optimizer, state: TrainState, batch, microbatches:
       state: the state before.
       batch: a tree of arrays with the batch axis first.
       microbatches: how many pieces the batch is cut into; gradients are summed over them.
+      frozen: parameters that the loss reads beside the trained ones (`models.lora`).
 
     Returns:
       The state after, and metrics: name -> f32 scalar, with `loss` and `gradient_norm`.
     """
 
     def objective(params, piece):
-        loss_sum, count, metrics = loss_fn(params, piece)
+        loss_sum, count, metrics = loss_fn(lora.join(frozen or {}, params), piece)
         return loss_sum, (count, {**metrics, "loss": (loss_sum, count)})
 
     gradient = jax.grad(objective, has_aux=True)
@@ -79,19 +83,22 @@ def make_train_step(
       microbatches: as in `update`.
 
     Returns:
-      step(state, batch) -> (state, metrics).
+      step(state, batch, frozen={}) -> (state, metrics).
     """
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(RULES["batch"]))
 
-    def step(state, batch):
-        return update(loss_fn, optimizer, state, batch, microbatches)
+    def step(state, batch, frozen):
+        return update(loss_fn, optimizer, state, batch, microbatches, frozen)
 
     jitted = jax.jit(
-        step, in_shardings=(shardings, rows), out_shardings=(shardings, None), donate_argnums=0
+        step,
+        in_shardings=(shardings, rows, None),
+        out_shardings=(shardings, None),
+        donate_argnums=0,
     )
 
-    def call(state, batch):
+    def call(state, batch, frozen=None):
         with jax.set_mesh(mesh):
-            return jitted(state, batch)
+            return jitted(state, batch, frozen or {})
 
     return call
