@@ -6,11 +6,13 @@ is caught too.
 """
 
 import dataclasses
+import math
 import re
 
 import numpy as np
 
-from autollm_jax.agent import listing, prompts, spelling, statements
+from autollm_jax.agent import listing, prompts, spelling
+from autollm_jax.agent.evidence import value_at
 from autollm_jax.agent.surfaces import effects
 from autollm_jax.gym.environment import Observation
 
@@ -76,6 +78,27 @@ def check_claims(think: str, observation: Observation) -> list[Claim]:
     return claims
 
 
+_UNITS = {"k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+
+
+def _close(text: str, value: float, digits: int) -> bool:
+    """Tell whether a number is this value, rounded to its last digit (a unit may follow: 429M).
+
+    Of a whole number zeros at the end may stand for digits beyond the `digits` significant ones.
+    """
+    if not re.fullmatch(_NUMBER, text):
+        return False
+    unit = _UNITS.get(text[-1], 1.0)
+    mantissa, _, power = text.rstrip("kMBT").partition("e")
+    whole, _, decimals = mantissa.partition(".")
+    last = -len(decimals) if decimals else len(whole) - len(whole.rstrip("0"))
+    scale = unit * 10.0 ** int(power or 0)
+    rounding = 0.5 * 10.0**last * scale
+    if last > 0:
+        rounding = min(rounding, 0.5 * 10.0 ** (1 - digits) * abs(value))
+    return abs(float(mantissa) * scale - value) <= 1.001 * rounding + 1e-12
+
+
 def _nearest(observation, size, values):
     """The values are the best cell of the usable table nearest in fidelity, and this its size."""
     seen = listing.view(observation)
@@ -85,35 +108,73 @@ def _nearest(observation, size, values):
     sign = 1.0 if other.minimize else -1.0
     loss_R = np.where(other.status_R == "ok", sign * other.outcomes_R, np.inf)
     best = spelling.spell_row(other.cells, int(np.nanargmin(loss_R)))
-    return values == best and size.startswith(spelling.size(other.fidelity))
+    facts = [n for n in (other.fidelity.parameters, other.fidelity.tokens) if n]
+    words = size.split()
+    if other.limit is not None:
+        if words[-2:-1] != ["limit"]:
+            return False
+        facts, words = [*facts, other.limit["at_most"]], [*words[:-2], words[-1]]
+    if other.objective_metric != observation.experiment.objective_metric:
+        known = sum(map(bool, (other.fidelity.parameters, other.fidelity.tokens)))
+        if not words[known:] or not other.objective_metric.startswith(words.pop(known)):
+            return False
+    same = len(words) == len(facts) and all(
+        _close(word, fact, 3) for word, fact in zip(words, facts, strict=True)
+    )
+    return same and values == best
 
 
 def _sizes(observation, words):
     """The target has so many times the nearest table's parameters and tokens."""
     seen = listing.view(observation)
-    return bool(seen.nearest) and words == statements.sizes_text(seen)
+    stated = re.findall(r"(\S+) x (parameters|tokens)\b", words)
+    if not seen.nearest or not stated or len(words.split()) != 2 + 3 * len(stated) + 3:
+        return False
+    here, there = observation.experiment.fidelity, seen.nearest[0].fidelity
+    return all(
+        getattr(there, what) > 0 and _close(number, getattr(here, what) / getattr(there, what), 2)
+        for number, what in stated
+    )
+
+
+_LAW = (
+    r"law for \S+ (\S+) (rises with|falls with|flat in) parameters \^ (\S+) "
+    r"and (rises with|falls with|flat in) tokens \^ (\S+)"
+)
 
 
 def _law(observation, words, name):
     """The law predicts this value, with these exponents, which have these signs."""
     seen = listing.view(observation)
     names = observation.experiment.space.names
-    if seen.law is None or name not in names:
+    found = re.fullmatch(_LAW, words)
+    if seen.law is None or name not in names or found is None:
         return False
-    return words == statements.law_text(seen, names.index(name))
+    number, by_size, size_slope, by_tokens, tokens_slope = found.groups()
+    if not all(re.fullmatch(_NUMBER, text) for text in (size_slope, tokens_slope)):
+        return False
+    d = names.index(name)
+    predicted = value_at(observation.experiment.space.dimensions[d], float(seen.law.centre_D[d]))
+    stated = ((by_size, float(size_slope)), (by_tokens, float(tokens_slope)))
+    signs = {"rises with": 1, "falls with": -1, "flat in": 0}
+    return _close(number, predicted, 2) and all(
+        signs[word] == np.sign(slope) and abs(slope - actual) <= 0.051
+        for (word, slope), actual in zip(stated, seen.law.slopes_D2[d], strict=True)
+    )
 
 
-def _heading(observation, words):
+def _heading(observation, equal_size):
     """The effects are those at equal size if the most relevant table has a limit."""
     seen = listing.view(observation)
-    return bool(seen.nearest) and words == statements.effects_heading(seen)
+    return bool(seen.nearest) and bool(equal_size) == (seen.nearest[0].limit is not None)
 
 
-def _effect(observation, name, words):
+def _effect(observation, name, word, share):
     """More of this has this effect, of this size, in the most relevant table."""
     seen = listing.view(observation)
-    texts = map(statements.effect_text, effects(seen.nearest[0])) if seen.nearest else ()
-    return f"{name} {words}" in texts
+    percents = {e.name: e.percent for e in effects(seen.nearest[0])} if seen.nearest else {}
+    signed = float(share) * (-1 if word == "helps" else 1)
+    return name in percents and abs(signed - percents[name]) <= 0.5
 
 
 def _listed(observation, label):
@@ -138,16 +199,32 @@ def _lowest(observation, label, share, values):
     )
 
 
-def _verdict(observation, words):
+def _losses(observation) -> list[float]:
+    """Return what each trial brought, lower is better; inf where there is no outcome."""
+    sign = 1.0 if observation.experiment.minimize else -1.0
+    return [
+        sign * t.outcome if t.valid and t.status == "ok" and math.isfinite(t.outcome) else math.inf
+        for t in observation.trials
+    ]
+
+
+def _verdict(observation, word):
     """The latest trial compares so with the earlier ones."""
     if not observation.trials:
         return False
-    return prompts.verdict(observation.trials[-1], observation) == words
+    latest, (*before, loss) = observation.trials[-1], _losses(observation)
+    if math.isinf(loss):
+        return word == (latest.status if latest.valid else "invalid")
+    best = min(before, default=math.inf)
+    return word == ("first" if math.isinf(best) else "better" if loss < best else "worse")
 
 
 def _best(observation, where):
-    """The best trial so far is this one."""
-    return where == prompts.best_text(observation)
+    """The best trial so far is this one, the earliest of equals."""
+    losses = _losses(observation)
+    if math.isinf(min(losses, default=math.inf)):
+        return where == "none"
+    return where == f"trial {1 + losses.index(min(losses))}"
 
 
 # Numbers, not the digits of a name (w16, github2).
@@ -160,8 +237,8 @@ _PATTERNS = (
     (rf"best of the nearest cheap experiment: ([^;<]*?) at {_CELL}{_STOP}", _nearest),
     (rf"(target has [^;<]+?){_STOP}", _sizes),
     (rf"(law for {_NAME} [^;<]+?){_STOP}", _law),
-    (r"(what more does in the nearest(?: at equal size)?):", _heading),
-    (r"(?<=[:%]) (\S+) ((?:helps|hurts) [\d.]+%)", _effect),
+    (r"what more does in the nearest( at equal size)?:", _heading),
+    (r"(?<=[:%]) (\S+) (helps|hurts) (\d+\.?\d*)%", _effect),
     (rf"lowest ([A-Z]) ([\d.]+%)(?: at {_CELL})?{_STOP}", _lowest),
     (r"latest is (\w+)", _verdict),
     (rf"best is {_CELL}{_STOP}", _best),

@@ -46,7 +46,7 @@ def slope_text(slope: float) -> str:
     return f"{slope + 0.0:.1f}".replace("-0.0", "0.0")
 
 
-def law_value(dimension: Dimension, value: float) -> str:
+def law_value(value: float) -> str:
     """Spell a value that the law predicts: two significant digits, not one of the choices."""
     return significant(value, 2)
 
@@ -65,8 +65,7 @@ def law_values(seen: BaseForecast) -> list[str]:
     """Spell the law's prediction for the target, per dimension."""
     dimensions = seen.target.space.dimensions
     return [
-        law_value(d, value_at(d, float(c)))
-        for d, c in zip(dimensions, seen.law.centre_D, strict=True)
+        law_value(value_at(d, float(c))) for d, c in zip(dimensions, seen.law.centre_D, strict=True)
     ]
 
 

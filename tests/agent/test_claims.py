@@ -1,9 +1,13 @@
 """What an audit counts, besides what `check_claims` finds (tested with the simulation)."""
 
+import re
+
 import pytest
 
+from autollm_jax.agent import prompts, statements
 from autollm_jax.agent.claims import audit
 from autollm_jax.agent.parsing import parse_action
+from autollm_jax.agent.playing import act
 from autollm_jax.agent.simulation import respond
 from autollm_jax.gym.environment import Episode
 
@@ -49,3 +53,54 @@ def test_when_every_cell_is_tried_a_lowest_one_is_false(bowl):
         episode.exec_config(config)
     found = audit("lowest A 10%", episode.tell())
     assert (found.n, found.true) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "wrong"),
+    [
+        (statements, "slope_text", lambda slope: "9.9"),
+        (statements, "law_value", lambda value: "7.7e-7"),
+        (statements, "sizes_text", lambda seen: "target has 9.0 x parameters of the nearest"),
+        (prompts, "verdict", lambda trial, observation: "worse"),
+        (prompts, "best_text", lambda observation: "trial 4"),
+        (prompts, "size", lambda fidelity: "123M 456M"),
+    ],
+)
+def test_what_a_wrong_prompt_says_is_false(monkeypatch, family, module, function, wrong):
+    """The audit reads the tables, not the functions that write the prompt."""
+
+    def states():
+        episode = Episode(family[-1], family[:-1], 2)
+        yield episode.tell()
+        act(episode, respond(episode.tell()))
+        yield episode.tell()
+
+    def false():
+        found = [audit(parse_action(respond(o)).think, o) for o in states()]
+        return sum(a.n - a.true for a in found)
+
+    assert false() == 0
+    monkeypatch.setattr(module, function, wrong)
+    assert false() > 0
+
+
+def test_an_effect_of_another_size_or_direction_is_false(mixtures):
+    *cheaper, target = mixtures
+    observation = Episode(target, cheaper, 5).tell()
+    think = parse_action(respond(observation)).think
+    found = re.search(r"(\S+) (helps|hurts) (\d+\.?\d*)%", think)
+    assert found is not None
+    flipped = {"helps": "hurts", "hurts": "helps"}[found[2]]
+    for other in (
+        f"{found[1]} {flipped} {found[3]}%",
+        f"{found[1]} {found[2]} {float(found[3]) + 2}%",
+    ):
+        said = audit(think.replace(found[0], other), observation)
+        assert said.true == said.n - 1
+
+
+def test_more_than_the_size_behind_the_nearest_is_false(observation, think):
+    told = re.search(r"experiment: ([^;]*?) at ", think)[1]
+    for other in (f"{told} limit 7k", f"{told} score", told.split()[0]):
+        said = audit(think.replace(f"{told} at", f"{other} at"), observation)
+        assert said.true == said.n - 1
