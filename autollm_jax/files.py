@@ -1,8 +1,12 @@
-"""Atomic files: a reader sees the old content or the new, never a part."""
+"""Files: written atomically (a reader sees the old content or the new), read, hashed."""
 
+import functools
+import hashlib
 import json
 import os
 from pathlib import Path
+
+from autollm_jax.errors import UserError
 
 
 def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
@@ -21,3 +25,28 @@ def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
 def write_json_atomic(path: str | os.PathLike, value) -> None:
     """Write `value` as indented JSON, atomically."""
     write_atomic(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON object.
+
+    Raises:
+      UserError: the file cannot be read, or holds none.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a JSON file: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return values
+
+
+@functools.cache
+def code_digest(*folders: str) -> str:
+    """Hash the modules of some of the package's folders: what depends on their code names it."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted((Path(__file__).parent / folder).glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -15,6 +15,7 @@ from autollm_jax.agent.dialogue import ChatTokenizer, PolicyTokenizer
 from autollm_jax.agent.rollout import PlayConfig
 from autollm_jax.agent.simulation import Trajectory
 from autollm_jax.checkpointing.checkpoints import Checkpoints
+from autollm_jax.data.pretrained_tokenizer import PretrainedTokenizer
 from autollm_jax.errors import UserError
 from autollm_jax.gym.experiments import Experiment, load_experiments
 from autollm_jax.gym.splits import Split, split
@@ -136,22 +137,28 @@ class Job:
         lines = needed(self.trajectories_path, "simulate").read_text().splitlines()
         return [t for t in map(Trajectory.from_json, lines) if t.kept]
 
-    @property
+    @functools.cached_property
     def weights(self) -> Path | None:
         """The published weights that the policy starts from; None where it starts from none."""
         return pretrained.find(self.config.policy.weights) if self.config.policy.weights else None
 
-    def tokenizer(self, shots: int = 0) -> PolicyTokenizer | ChatTokenizer:
-        """Load the policy's vocabulary.
-
-        Args:
-          shots: simulated first turns that instructions show; for published weights.
-        """
+    @functools.cached_property
+    def tokenizer(self) -> PolicyTokenizer | ChatTokenizer:
+        """The policy's vocabulary."""
         if self.weights:
-            examples = dialogue.examples(self.trajectories(), shots) if shots else ""
-            return ChatTokenizer(pretrained.load_tokenizer(self.weights), examples)
+            return ChatTokenizer(self._published_vocabulary)
         return PolicyTokenizer.load(needed(self.tokenizer_path, "simulate"))
 
+    def tokenizer_with_examples(self, shots: int) -> ChatTokenizer:
+        """Return a published vocabulary whose instructions show simulated first turns."""
+        shown = dialogue.examples(self.trajectories(), shots) if shots else ""
+        return ChatTokenizer(self._published_vocabulary, shown)
+
+    @functools.cached_property
+    def _published_vocabulary(self) -> PretrainedTokenizer:
+        return pretrained.load_tokenizer(self.weights)
+
+    @functools.cached_property
     def model(self) -> TransformerConfig:
         """The policy's shape."""
         policy = self.config.policy
@@ -192,7 +199,7 @@ class Job:
     @functools.cached_property
     def first_parameters(self):
         """The parameters that training starts from: published ones, or random ones."""
-        model, key = self.model(), jax.random.key(self.config.seed)
+        model, key = self.model, jax.random.key(self.config.seed)
         if not self.weights:
             init, axes = functools.partial(transformer.init, model), transformer.logical_axes(model)
             return init_state(init, axes, optax.identity(), key, self.mesh).params
@@ -210,7 +217,7 @@ class Job:
         """
         if not self.config[stage].steps:
             return self.first_parameters
-        model, checkpoints = self.model(), self.checkpoints(stage)
+        model, checkpoints = self.model, self.checkpoints(stage)
         if checkpoints.latest() != self.config[stage].steps:
             raise UserError(
                 f"{checkpoints.directory}: no policy of {self.config[stage].steps} steps; "

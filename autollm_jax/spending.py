@@ -15,6 +15,7 @@ from autollm_jax.models.transformer import parameter_count
 
 TRAINING_STAGES = ("curate", "simulate", "distill", "grpo")
 TRAINED = ("agent", "hybrid")  # the methods that use the trained policy
+UNTRAINED = ("zero_shot",)  # and the one that uses it as it came
 
 
 @contextlib.contextmanager
@@ -60,7 +61,7 @@ def training_flops(job: Job) -> float:
 
 def _row_flops(job: Job, length: int) -> float:
     """Return the training FLOPs of a row of so many tokens."""
-    model = job.model()
+    model = job.model
     attention = 12 * model.layers * model.heads * model.head_dim * length
     return float((6 * parameter_count(model) + attention) * length)
 
@@ -72,4 +73,4 @@ def spending(job: Job) -> Spending:
     playing = Cost(_row_flops(job, job.config.policy.context) / 3, 0.0)
     evidence = job.split.training if job.config.gym.evidence else ()
     runs = read_runs(job.roots, [*job.split.training, *job.split.held_out])
-    return Spending(training, playing, TRAINED, runs, evidence)
+    return Spending(training, playing, TRAINED, runs, evidence, UNTRAINED)

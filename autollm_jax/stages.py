@@ -1,6 +1,12 @@
 """The stages of a job, in order; each resumes where the work directory stands.
 
 ground_truth  train what our own outcome tables are made of
+curate        choose pairs of a target and cheaper evidence to learn from
+simulate      play the researcher on them
+distill       train the policy on his turns
+grpo          train it on by reinforcement learning
+evaluate      play it and every baseline on the held-out experiments
+report        summarise, draw, and print the headline
 verify        (on demand) train random rows of them again and compare
 cross_validate  (on demand) compare methods on changed copies of the training experiments
 pool          (on demand) pool the evaluations of several trainings into one report
@@ -205,7 +211,7 @@ def distill_policy(job: Job) -> None:
     if config.steps == 0 or checkpoints.latest() == config.steps:
         print(f"distill: done, {config.steps} steps")
         return
-    tokenizer = job.tokenizer()
+    tokenizer = job.tokenizer
     conversations = [
         encode_conversation(tokenizer, trajectory.turns)
         for trajectory in tqdm(job.trajectories(), "encode", unit="episode", dynamic_ncols=True)
@@ -226,7 +232,7 @@ def distill_policy(job: Job) -> None:
         sets = interchangeable(tokenizer, [tokens for tokens, _ in conversations])
         conversations = relabel(conversations, sets, config.relabelled, job.config.seed)
     distill(
-        dataclasses.replace(job.model(), dtype=config.dtype),
+        dataclasses.replace(job.model, dtype=config.dtype),
         LoopConfig(config.steps, config.microbatches, save_every=config.save_every),
         config.batch_rows,
         job.optimizer(config),
@@ -254,7 +260,7 @@ def grpo(job: Job) -> None:
             yield functools.partial(Episode, pair.target, pair.evidence, gym.budget, **terms)
 
     train_grpo(
-        job.model(),
+        job.model,
         job.grpo_hyperparameters(),
         GRPOLoopConfig(
             config.steps,
@@ -266,8 +272,8 @@ def grpo(job: Job) -> None:
         ),
         job.optimizer(config),
         make_rollout(
-            job.model(),
-            job.tokenizer(),
+            job.model,
+            job.tokenizer,
             job.play(config.temperature),
             prompts_of_step,
             config.group_size,
@@ -311,11 +317,11 @@ def _players(job: Job) -> dict[str, Player]:
     def trained():
         return job.parameters("grpo" if config.grpo.steps else "distill")
 
-    def policy(params, advisor, shots=0):
+    def policy(params, advisor, tokenizer=None):
         return policy_player(
-            job.model(),
+            job.model,
             params,
-            job.tokenizer(shots),
+            tokenizer or job.tokenizer,
             job.play(settings.temperature, constrained=settings.constrained, advisor=advisor),
             rows=job.even(min(games, MOST_GAMES)),
             mesh=job.mesh,
@@ -327,7 +333,8 @@ def _players(job: Job) -> dict[str, Player]:
         return play_method(Learned(method, job.training, config.seed, path, share))
 
     def untrained():
-        return policy(job.first_parameters, settings.advisor, settings.shots)
+        tokenizer = job.tokenizer_with_examples(settings.shots)
+        return policy(job.first_parameters, settings.advisor, tokenizer)
 
     makers = {
         "agent": lambda: policy(trained(), settings.advisor),

@@ -64,7 +64,7 @@ def test_without_distillation_grpo_starts_from_random_parameters(make):
 
 
 def test_the_policys_size_is_scaled(make):
-    sizes = [parameter_count(make(policy__scale=scale).model()) for scale in (0.25, 1.0, 4.0)]
+    sizes = [parameter_count(make(policy__scale=scale).model) for scale in (0.25, 1.0, 4.0)]
     assert sizes[0] < sizes[1] / 2 and sizes[2] > 2 * sizes[1]
 
 

@@ -29,7 +29,6 @@ from autollm_jax.gym.renaming import renamed_alike
 from autollm_jax.gym.splits import evidence_for
 
 TABLES = "tables"
-INVENTED_NAMES = "invented names"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +65,7 @@ class Recipe:
       source, task: which tables (empty for synthetic ones).
       seed: of the family's changes or draw.
       changes: augmentations applied, by name.
+      renamed: whether dimensions and components have invented names.
       target: position of the target in the family.
       evidence: positions of its evidence.
       number: the pair's position in the curation; trajectories derive their seeds from it.
@@ -76,6 +76,7 @@ class Recipe:
     task: str
     seed: int
     changes: tuple[str, ...]
+    renamed: bool
     target: int
     evidence: tuple[int, ...]
     number: int
@@ -83,9 +84,10 @@ class Recipe:
     @property
     def provenance(self) -> str:
         """Say where the outcomes come from, for people."""
+        changed = [*self.changes, *["invented names"] * self.renamed]
+        changes = f" with {', '.join(changed)}" if changed else ""
         if self.family == synthetic.PROVENANCE:
-            return synthetic.PROVENANCE
-        changes = f" with {', '.join(self.changes)}" if self.changes else ""
+            return synthetic.PROVENANCE + changes
         return f"{self.source}/{self.task}{changes}"
 
     def to_json(self) -> str:
@@ -174,8 +176,8 @@ def plan(training: Sequence[Experiment], config: CurationConfig) -> Iterator[Rec
             elif draw < 1 - config.all_evidence:
                 some = [e for e in evidence if random.random() < 0.6]
                 evidence = tuple(some) or (evidence[int(random.integers(len(evidence)))],)
-            renamed = (INVENTED_NAMES,) if random.random() < config.invented_names else ()
-            yield Recipe(kind, source, task, seed, changes + renamed, target, evidence, number)
+            renamed = bool(random.random() < config.invented_names)
+            yield Recipe(kind, source, task, seed, changes, renamed, target, evidence, number)
             number += 1
 
 
@@ -185,15 +187,16 @@ def build(recipe: Recipe, training: Sequence[Experiment]) -> Pair:
     Raises:
       UserError: the experiments are not those.
     """
-    changes = tuple(change for change in recipe.changes if change != INVENTED_NAMES)
-    family = _family(training, recipe.family, recipe.source, recipe.task, recipe.seed, changes)
+    family = _family(
+        training, recipe.family, recipe.source, recipe.task, recipe.seed, recipe.changes
+    )
     if max((recipe.target, *recipe.evidence)) >= len(family):
         raise UserError(
             f"pair {recipe.number}: its {recipe.provenance} has {len(family)} experiments, "
             "fewer than when it was planned; accepted are the same training tables"
         )
     target, *evidence = (family[place] for place in (recipe.target, *recipe.evidence))
-    if changes != recipe.changes:
+    if recipe.renamed:
         random = np.random.default_rng([recipe.seed, recipe.number])
         target, *evidence = renamed_alike([target, *evidence], lambda: invented_names(random))
     return Pair(target, tuple(evidence), recipe)

@@ -1,9 +1,9 @@
 """The text of an episode: what the environment says, and how values are spelled everywhere.
 
 A conversation is a list of `Turn`s, environment and agent alternating, and its text is their texts
-joined (`render`). Tokens are made in one place, from one turn at a time (`distillation` for
-simulated turns, `rollout` for played ones), so a turn's tokens never depend on its neighbours.
-An agent's turn runs from `<think>` to the end-of-turn symbol, both included.
+joined (`render`). Tokens are made in one place (`dialogue`), from one turn at a time, so that a
+turn's tokens never depend on its neighbours. An agent's turn runs from `<think>` to the
+end-of-turn symbol, both included.
 
 Every number shown derives from the evidence, the space and the trials so far. The spelling keeps
 numbers between a space and a space or symbol, so that one value is the same tokens wherever it
@@ -12,7 +12,7 @@ the agent states ends as a line does: SentencePiece would join a full stop to a 
 the key comes before what it stands for. Choices are in the space's order, experiments nearest
 first; candidates are lowest forecast last and how things stand comes behind them, right before the
 agent's turn: a small policy learns to copy over a short, steady distance. What the agent may state
-stands in the prompt as a line of its own, word for word.
+of evidence and trials stands in the prompt as a line of its own, word for word.
 
 What is left out is chosen by rules: of a mixture the lightest components (`spelling.mixture`), of
 the effects (and a mixture's components) the smallest, of the law the flattest dimensions, of the

@@ -30,6 +30,7 @@ from autollm_jax.agent.parsing import parse_action
 from autollm_jax.agent.playing import act
 from autollm_jax.agent.prompts import Turn
 from autollm_jax.errors import UserError
+from autollm_jax.files import code_digest
 from autollm_jax.gym.environment import Episode
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl import sampler
@@ -332,13 +333,15 @@ def policy_player(
 
     Args:
       model: the policy's shape.
-      params: the policy's parameters; their hash enters the player's identity.
+      params: the policy's parameters; their hash enters the player's identity, as does that of the
+        code that it plays with.
       tokenizer: the policy's.
       config: how to play.
       rows: games side by side.
       mesh: as in `sampler.init_state`.
     """
-    digest = hashlib.sha256(f"{model} {config} {tokenizer.content_hash}".encode())
+    code = code_digest("agent", "baselines", "models", "rl")
+    digest = hashlib.sha256(f"{model} {config} {tokenizer.content_hash} {code}".encode())
     for leaf in jax.tree.leaves(params):
         digest.update(np.asarray(leaf).tobytes())
     return PolicyPlayer(model, params, tokenizer, config, digest.hexdigest(), rows, mesh)

@@ -2,9 +2,9 @@
 
 He plays through the real `Episode`, so he knows of the target only what he has tried. His rule can
 be read off the text alone: before the first trial he states the nearest cheap experiment's best,
-the law and the safer sides, or where no law speaks what helps and what hurts; then, each time, he
-tries the listed configuration of the lowest forecast. `claims.check_claims` checks every statement
-against the tables.
+the law, or where no law speaks what helps and what hurts; then, each time, he
+tries the listed configuration of the lowest forecast. `claims` checks every statement against the
+tables.
 
 So that a policy also learns to go on from worse states than the researcher would reach, some
 episodes contain moves perturbed on purpose. Those turns are marked `learned=False`.
@@ -12,18 +12,15 @@ episodes contain moves perturbed on purpose. Those turns are marked `learned=Fal
 
 import concurrent.futures
 import dataclasses
-import hashlib
 import itertools
 import json
 import multiprocessing
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from autollm_jax.agent import listing, prompts, spelling, statements
-from autollm_jax.agent.claims import check_claims
 from autollm_jax.agent.curation import Pair, Recipe, build
 from autollm_jax.agent.forecast import advised_by
 from autollm_jax.agent.parsing import (
@@ -34,19 +31,9 @@ from autollm_jax.agent.parsing import (
     THINK_END,
 )
 from autollm_jax.agent.playing import act
-from autollm_jax.baselines import coordinates
+from autollm_jax.files import code_digest
 from autollm_jax.gym.environment import Episode, Observation
 from autollm_jax.gym.experiments import Experiment
-
-__all__ = [
-    "Researcher",
-    "SimulationConfig",
-    "Trajectory",
-    "check_claims",
-    "respond",
-    "simulate",
-    "simulate_all",
-]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,11 +193,7 @@ class Researcher:
     @property
     def identity(self) -> str:
         """Hash the code that he is made of: changed, he plays again."""
-        digest = hashlib.sha256(self.advisor.encode())
-        for folder in (Path(__file__).parent, Path(coordinates.__file__).parent):
-            for path in sorted(folder.glob("*.py")):
-                digest.update(path.read_bytes())
-        return digest.hexdigest()
+        return f"{self.advisor} {code_digest('agent', 'baselines')}"
 
     def __call__(self, games: Sequence) -> None:
         with advised_by(self.advisor):

@@ -20,9 +20,9 @@ import lightgbm
 import numpy as np
 
 from autollm_jax.baselines import coordinates
+from autollm_jax.baselines.acquisition import expected_best
 from autollm_jax.baselines.base import Candidates, Problem, draw_seed
 from autollm_jax.baselines.evidence import TargetScale, gather, move_along_law
-from autollm_jax.baselines.gaussian_process import expected_best
 
 EVIDENCE_ROWS = 2000
 # All of this was chosen on cheap experiments.

@@ -30,6 +30,7 @@ import optax
 from tqdm import tqdm
 
 from autollm_jax.baselines import kernels
+from autollm_jax.baselines.acquisition import expected_best
 from autollm_jax.baselines.base import Candidates, Problem, draw_seed
 from autollm_jax.baselines.context import (
     INPUTS,
@@ -41,7 +42,6 @@ from autollm_jax.baselines.context import (
     training_spaces,
 )
 from autollm_jax.baselines.evidence import TargetScale
-from autollm_jax.baselines.gaussian_process import expected_best
 from autollm_jax.baselines.kernels import TARGET, Points
 from autollm_jax.gym.experiments import Experiment
 

@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
-from scipy import optimize, stats
+from scipy import optimize
 
 from autollm_jax.baselines import coordinates
+from autollm_jax.baselines.acquisition import expected_best
 from autollm_jax.baselines.base import Candidates, Problem
 from autollm_jax.baselines.evidence import TargetScale, gather
 
@@ -118,23 +119,6 @@ class GaussianProcess:
                 )
         count = len(self._candidates.units_RD)
         return np.asarray(mean_R)[:count], np.asarray(variance_R)[:count]
-
-
-def expected_best(mean_R: np.ndarray, deviation_R: np.ndarray, scores_T: np.ndarray) -> np.ndarray:
-    """Return the score [R] that the best trial is expected to have once a cell is tried next.
-
-    Before the first trial that is the cell's own; later, less the best one's so far, it is the
-    expected improvement with its sign changed.
-    """
-    return -improvement(mean_R, deviation_R, scores_T.min()) if len(scores_T) else mean_R
-
-
-def improvement(mean_R: np.ndarray, deviation_R: np.ndarray, best: float) -> np.ndarray:
-    """Return the expected improvement over `best`, for scores of which less is better."""
-    gap_R = (best - mean_R) / deviation_R
-    gain_R = deviation_R * (gap_R * stats.norm.cdf(gap_R) + stats.norm.pdf(gap_R))
-    # Far from any improvement the sum is nothing but rounding: there only the order counts.
-    return np.where(gap_R > -6, gain_R, 1e-30 * gap_R)
 
 
 def pad(array: np.ndarray, *sizes: tuple[int, ...]) -> np.ndarray:

@@ -12,19 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from autollm_jax.baselines.base import MetaLearned, Problem
-from autollm_jax.files import write_atomic
+from autollm_jax.files import code_digest, write_atomic
 from autollm_jax.gym.experiments import Experiment
 
 # The entry of a file that says what the others were learned from.
 DIGEST = "digest"
-
-
-def code_digest() -> str:
-    """Hash the baselines' code: changed code learns, and plays, again."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def experiments_digest(experiments: Sequence[Experiment]) -> str:
@@ -69,7 +61,11 @@ class Learned:
     @functools.cached_property
     def digest(self) -> str:
         """Hash what is learned from, the code, the seed and the share."""
-        parts = [self.method.__qualname__, code_digest(), experiments_digest(self.training)]
+        parts = [
+            self.method.__qualname__,
+            code_digest("baselines"),
+            experiments_digest(self.training),
+        ]
         return hashlib.sha256(json.dumps([*parts, self.seed, self.share]).encode()).hexdigest()
 
     @functools.cached_property

@@ -16,7 +16,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from autollm_jax.errors import UserError
-from autollm_jax.files import write_atomic, write_json_atomic
+from autollm_jax.files import read_json, write_atomic, write_json_atomic
 
 TOKENIZER, TOKENIZER_CONFIG, TEMPLATE = (
     "tokenizer.json",
@@ -146,12 +146,8 @@ def load_folder(folder: Path) -> PretrainedTokenizer:
         vocabulary = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
         raise UserError(f"{path}: not a tokenizer: {error}") from error
-    settings = {}
-    if (folder / TOKENIZER_CONFIG).exists():
-        try:
-            settings = json.loads((folder / TOKENIZER_CONFIG).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder / TOKENIZER_CONFIG}: {error}") from error
+    settings_path = folder / TOKENIZER_CONFIG
+    settings = read_json(settings_path) if settings_path.exists() else {}
     template = settings.get("chat_template")
     if (folder / TEMPLATE).exists():
         template = (folder / TEMPLATE).read_text(encoding="utf-8")
@@ -202,7 +198,9 @@ def from_gguf(fields: Mapping, where: str) -> PretrainedTokenizer:
         raise UserError(f"{where}: vocabulary {kind!r}, {cut!r}; accepted are 'gpt2' with {known}")
     try:
         ids = {token: number for number, token in enumerate(tokens)}
-        vocabulary = tokenizers.Tokenizer(models.BPE(ids, merges))
+        # Llama 3's takes a word that is a token whole, also where no merges lead to it (llama.cpp).
+        whole = cut == "llama-bpe"
+        vocabulary = tokenizers.Tokenizer(models.BPE(ids, merges, ignore_merges=whole))
     except Exception as error:  # the library raises nothing narrower
         raise UserError(f"{where}: not a vocabulary: {error}") from error
     vocabulary.pre_tokenizer = pre_tokenizers.Sequence(_cuts(cut))

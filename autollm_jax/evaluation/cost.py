@@ -38,9 +38,10 @@ class Spending:
     Attributes:
       training: of the trained methods' policy, all stages.
       playing: of the policy's own reading and writing, an episode.
-      trained: names of the methods that use the policy.
+      trained: names of the methods that use the trained policy.
       runs: by experiment id, each run's key and cost (`read_runs`).
       evidence: the experiments that are evidence, open.
+      untrained: names of the methods that play with such a policy, but as it came.
     """
 
     training: Cost
@@ -48,6 +49,7 @@ class Spending:
     trained: tuple[str, ...]
     runs: Mapping[str, Mapping[tuple, Cost]]
     evidence: Sequence[Experiment]
+    untrained: tuple[str, ...] = ()
 
 
 def expected_trials(experiment: Experiment, tried: int, threshold: float = THRESHOLD) -> float:
@@ -137,8 +139,10 @@ def cost_groups(
                 flops = float(np.mean(own[method, source, task]))
                 share = flops / evidence.flops if evidence.flops else math.nan
                 each, once = each + Cost(flops, share * evidence.hours), Cost()
+            if method in (*spending.trained, *spending.untrained):
+                each = each + spending.playing
             if method in spending.trained:
-                each, training = each + spending.playing, spending.training
+                training = spending.training
             hits = [reached[method][u] is not None for u in units]
             shares = float(np.mean(hits)), float(np.mean(trials))
             lines[method] = Line(once, training, each, *shares)

@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from autollm_jax.baselines.base import Method, Problem
-from autollm_jax.baselines.learned import Learned, code_digest
+from autollm_jax.baselines.learned import Learned
 from autollm_jax.errors import UserError
-from autollm_jax.files import write_atomic
+from autollm_jax.files import code_digest, write_atomic
 from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.splits import Split, evidence_for
 from autollm_jax.gym.stress import Stress, distort
@@ -79,7 +79,7 @@ class MethodPlayer:
         """Name the method and its code: a changed one, or one that learned anew, plays again."""
         if isinstance(self.method, Learned):
             return self.method.digest
-        return f"{self.method.__qualname__} {code_digest()}"
+        return f"{self.method.__qualname__} {code_digest('baselines')}"
 
     def __call__(self, games: Sequence[Game]) -> list[Transcript] | None:
         spent = []

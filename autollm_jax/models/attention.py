@@ -42,7 +42,7 @@ def short_convolution(x_BTNA, past_BPNA, positions_BT, taps_WNA):
     A query can then look for what follows not a token but a run of tokens, so that one layer copies
     what follows a phrase: without this it takes two, the first of which learns to hand each token
     its predecessors. A depthwise causal convolution, as in Hyena (arXiv 2302.10866) and Gated
-    DeltaNet (2412.06464).
+    DeltaNet (2412.06464), but without an activation, behind norm and rotation, and not of values.
 
     Args:
       x_BTNA: queries or keys of N heads.

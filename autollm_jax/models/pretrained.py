@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from autollm_jax.data import pretrained_tokenizer
 from autollm_jax.data.pretrained_tokenizer import PretrainedTokenizer
 from autollm_jax.errors import UserError
+from autollm_jax.files import read_json
 from autollm_jax.models import pattern, safetensors_files, transformer
 from autollm_jax.models.families import (
     Family,
@@ -98,7 +99,7 @@ def open_source(path: Path) -> Source:
       UserError: it cannot be read, or a tensor is missing, left over or of another shape.
     """
     if path.is_dir():
-        values = safetensors_files.read_json(path / CONFIG)
+        values = read_json(path / CONFIG)
         family, config = shape_from_json(values, str(path / CONFIG))
         source = Source(family, config, SafetensorsFiles(path))
     else:
@@ -259,7 +260,7 @@ def export(
         raise UserError(f"{like}: another model than the one to export")
     family = source.family
     if like.is_dir():
-        values = safetensors_files.read_json(like / CONFIG)
+        values = read_json(like / CONFIG)
     else:
         values = json_from_shape(family, config)
     safetensors_files.write(folder, _shards(family, config, params, STORED[dtype], shard_bytes))

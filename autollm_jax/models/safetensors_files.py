@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from autollm_jax.errors import UserError
+from autollm_jax.files import read_json
 from autollm_jax.models.pattern import Slices
 
 INDEX = "model.safetensors.index.json"
@@ -21,7 +22,6 @@ class SafetensorsFiles:
 
     Attributes:
       shapes: of each tensor, by name.
-      dtypes: as the files name them: F32, F16 or BF16.
 
     Raises:
       UserError: a file is missing, damaged, or holds a tensor of another type.
@@ -32,19 +32,18 @@ class SafetensorsFiles:
         self._open = {}
         self._file_of: dict[str, str] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, str] = {}
         indexed = _index(folder)
         for file in sorted(set(indexed.values())) if indexed else [SINGLE]:
-            for name, shape, dtype in self._described(file):
+            for name, shape in self._described(file):
                 if name in self.shapes:
                     raise UserError(f"{folder / file}: {name} is in {self._file_of[name]} too")
                 self._file_of[name] = file
-                self.shapes[name], self.dtypes[name] = shape, dtype
+                self.shapes[name] = shape
         for name, file in indexed.items():
             if self._file_of.get(name) != file:
                 raise UserError(f"{folder / INDEX}: {name} is not in {file}")
 
-    def _described(self, file: str) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    def _described(self, file: str) -> Iterator[tuple[str, tuple[int, ...]]]:
         path = self.folder / file
         if not path.exists():
             raise UserError(f"{path}: missing")
@@ -55,7 +54,7 @@ class SafetensorsFiles:
                 dtype = part.get_dtype()
                 if dtype not in READ:
                     raise UserError(f"{path}: {name} is {dtype}; accepted are {', '.join(READ)}")
-                yield name, tuple(part.get_shape()), dtype
+                yield name, tuple(part.get_shape())
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: not a whole safetensors file: {error}") from error
 
@@ -77,21 +76,6 @@ def _index(folder: Path) -> dict[str, str]:
     ):
         raise UserError(f"{path}: weight_map does not name files of this folder")
     return weights
-
-
-def read_json(path: Path) -> dict:
-    """Read a JSON object.
-
-    Raises:
-      UserError: there is none.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: not a JSON object")
-    return values
 
 
 def write(folder: Path, shards: Iterator[Mapping[str, np.ndarray]]) -> None:

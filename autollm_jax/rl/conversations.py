@@ -119,8 +119,11 @@ def empty(model: TransformerConfig, config: SamplerConfig, seeds_B: jax.Array) -
 
 def _axes(path, leaf) -> tuple[str | None, ...]:
     """Name the logical axes of a leaf of the state."""
-    inner = {"cache": (None, "kv_heads", None), "logits_BV": ("vocab",)}.get(path[0].name)
-    return ("batch", *(inner or (None,) * (leaf.ndim - 1)))
+    if path[0].name == "logits_BV":
+        return ("batch", "vocab")
+    if path[0].name == "cache":
+        return ("batch", None, "heads" if path[-1].key == "past_query" else "kv_heads", None)
+    return ("batch", *(None,) * (leaf.ndim - 1))
 
 
 def pin(state: SamplerState) -> SamplerState:

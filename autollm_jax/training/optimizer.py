@@ -66,7 +66,7 @@ def make_optimizer(config: OptimizerConfig, steps, learning_rate=None):
       learning_rate: a peak that replaces the config's; a traced scalar lets a sweep vmap over it.
 
     Returns:
-      An `optax.GradientTransformation`. Matrices decay, vectors (norm scales) do not.
+      An `optax.GradientTransformation`. Weights decay, norm scales do not.
     """
     peak = config.learning_rate if learning_rate is None else learning_rate
     shape = schedule_shape(config, steps)

@@ -8,20 +8,20 @@ import pytest
 from autollm_jax.agent import synthetic
 from autollm_jax.agent.augmentation import AUGMENTATIONS, augment
 from autollm_jax.agent.curation import (
-    INVENTED_NAMES,
     CurationConfig,
     Recipe,
     build,
     curate,
     plan,
 )
-from autollm_jax.agent.names import WORDS, invented_names
+from autollm_jax.agent.names import HYPERPARAMETERS, WORDS, invented_names
 from autollm_jax.agent.spelling import short_names
 from autollm_jax.agent.synthetic_kinds import sample_family
 from autollm_jax.errors import UserError
 from autollm_jax.gym.environment import Episode
+from autollm_jax.gym.experiments import load_experiments
 
-SMALL = CurationConfig(pairs=60, pairs_per_family=6)
+SMALL = CurationConfig(pairs=60, pairs_per_family=6, invented_names=0.3)
 
 
 def _content(experiment):
@@ -118,7 +118,7 @@ def test_a_line_that_is_no_recipe_is_refused(line):
 
 
 def test_a_recipe_of_other_tables_is_refused(family):
-    recipe = Recipe("tables", "made", "pretraining", 0, (), 3, (0,), 0)
+    recipe = Recipe("tables", "made", "pretraining", 0, (), False, 3, (0,), 0)
     with pytest.raises(UserError, match="same training tables"):
         build(recipe, family[:2])
 
@@ -169,13 +169,21 @@ def test_invented_names_are_different_and_of_every_kind():
     assert len(set(names)) == 200
     assert all(re.fullmatch(r"[a-z][a-z0-9_]*", name) for name in names)
     assert {"lora_rank", "momentum"} < set(names)
+    assert all(any(re.fullmatch(kind, name) for name in names) for kind in (
+        r"[a-z]\d+", r"([b-z][aeiou]){2}", r"([b-z][aeiou]){1,2}\d+"
+    ))  # fmt: skip
+
+
+def test_other_peoples_hyperparameters_are_none_of_the_tables():
+    names = {name for e in load_experiments(["gym_data"]) for name in e.space.names}
+    assert "learning_rate" in names and not names & {*HYPERPARAMETERS}
 
 
 def test_a_renamed_family_has_the_same_landscapes_under_one_set_of_new_names(family):
     config = dataclasses.replace(SMALL, synthetic=0.0, unchanged=1.0, invented_names=1.0)
     plain = curate(family, dataclasses.replace(config, invented_names=0.0))
     for pair, before in zip(curate(family, config), plain, strict=True):
-        assert pair.recipe.changes == (INVENTED_NAMES,)
+        assert pair.recipe.renamed and not pair.recipe.changes
         names = set(pair.target.space.names)
         assert not names & set(before.target.space.names)
         assert all(set(e.space.names) == names for e in pair.evidence)

@@ -9,7 +9,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from autollm_jax.agent import constraint, dialogue, parsing, prompts, rollout
 from autollm_jax.agent.curation import Pair, Recipe
 from autollm_jax.agent.distillation import encode_conversation
-from autollm_jax.agent.simulation import simulate
+from autollm_jax.agent.simulation import Trajectory, simulate
 from autollm_jax.data.pretrained_tokenizer import PretrainedTokenizer
 from autollm_jax.gym.environment import Episode
 from autollm_jax.models import transformer
@@ -37,7 +37,7 @@ def published():
 
 @pytest.fixture
 def trajectory(family):
-    recipe = Recipe("tables", "made", "pretraining", 0, (), 3, (0, 1, 2), 0)
+    recipe = Recipe("tables", "made", "pretraining", 0, (), False, 3, (0, 1, 2), 0)
     return simulate(Pair(family[3], tuple(family[:3]), recipe), 0, BUDGET)
 
 
@@ -55,11 +55,26 @@ def test_a_conversation_stands_in_the_template_and_only_agents_turns_are_learned
     assert (tokens[mask] == chat.stop_id).sum() == BUDGET
 
 
-def test_examples_are_short_first_turns_of_different_tasks(trajectory):
-    text = dialogue.examples([trajectory] * 3, 2)
-    assert text.count("Example:") == 1 and text.endswith("Now the experiment:\n")
-    assert prompts.END_OF_TURN not in text
-    assert parsing.parse_action(text.split("\n\n")[1]).error is None
+def episode_of(task, length, learned=True):
+    turns = (
+        prompts.environment_turn(f"task {task}: {'x' * length};\n"),
+        prompts.agent_turn('<think>a</think><exec>{"x": 1}</exec><end>', learned),
+    )
+    recipe = Recipe("tables", "made", task, 0, (), False, 0, (), 0)
+    return Trajectory(recipe, turns, (), True)
+
+
+def test_examples_are_the_shortest_first_turns_each_of_another_task():
+    made = [episode_of("grpo", 9), episode_of("grpo", 3), episode_of("pretraining", 5)]
+    made += [episode_of("architecture", 7), episode_of("grpo", 1, learned=False)]
+    text = dialogue.examples(made, 2)
+    shown = [part for part in text.split("Example:\n") if part]
+    assert [part.partition(";")[0] for part in shown] == [
+        "task grpo: xxx",
+        "task pretraining: xxxxx",
+    ]
+    assert text.endswith("Now the experiment:\n") and prompts.END_OF_TURN not in text
+    assert parsing.parse_action(shown[0]).config == {"x": 1}
 
 
 @pytest.mark.parametrize("constrained", [False, True])

@@ -19,7 +19,7 @@ from autollm_jax.agent.simulation import (
 from autollm_jax.agent.spelling import read_config
 from autollm_jax.gym.environment import Episode
 
-CURATION = CurationConfig(pairs=90, pairs_per_family=6)
+CURATION = CurationConfig(pairs=90, pairs_per_family=6, invented_names=0.3)
 
 
 def _states(pair, trajectory, budget=5):

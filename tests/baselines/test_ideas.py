@@ -8,6 +8,7 @@ import pytest
 from scipy.stats import multivariate_normal
 
 from autollm_jax.baselines import Problem, coordinates, gaussian_process
+from autollm_jax.baselines.acquisition import improvement
 from autollm_jax.baselines.base import (
     Candidates,
     evidence_flops,
@@ -21,7 +22,6 @@ from autollm_jax.baselines.evidence import TargetScale, gather, move_along_law
 from autollm_jax.baselines.gaussian_process import (
     PRIOR_DEVIATION,
     GaussianProcess,
-    improvement,
     negative_log_posterior,
     pad,
     prior_mean,
