@@ -44,8 +44,19 @@ class Job:
         """Find the devices and lay the mesh over them.
 
         Raises:
-          UserError: the mesh does not fit the devices.
+          UserError: the mesh does not fit the devices, or fields of the config each other.
         """
+        policy, relabelled = config.policy, config.distill.relabelled
+        if policy.weights and relabelled:
+            raise UserError(
+                f"config.distill.relabelled={relabelled} is for a vocabulary of our own; with "
+                "config.policy.weights it has to be 0"
+            )
+        if policy.lora_rank and not policy.weights:
+            raise UserError(
+                f"config.policy.lora_rank={policy.lora_rank}: factors are trained beside published "
+                "weights; name some in config.policy.weights, or set it to 0"
+            )
         _split_cpu(config.mesh.cpu_devices)
         shape = MeshShape(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         return cls(config, Path(workdir), make_mesh(shape))
@@ -169,11 +180,6 @@ class Job:
                 pretrained.open_source(self.weights).config,
                 **{name: policy[name] for name in settings},
                 lora_targets=lora_targets,
-            )
-        if policy.lora_rank:
-            raise UserError(
-                f"config.policy.lora_rank={policy.lora_rank}: factors are trained beside published "
-                "weights; name some in config.policy.weights, or set it to 0"
             )
         names = {field.name for field in dataclasses.fields(TransformerConfig)} - {"lora_targets"}
         shape = TransformerConfig(**{name: policy[name] for name in names if name in policy})

@@ -224,11 +224,6 @@ def distill_policy(job: Job) -> None:
             f"{max(map(len, cut))} tokens; raise it and config.policy.context"
         )
     if config.relabelled:
-        if job.weights:
-            raise UserError(
-                f"config.distill.relabelled={config.relabelled} is for a vocabulary of our own; "
-                "with config.policy.weights it has to be 0"
-            )
         sets = interchangeable(tokenizer, [tokens for tokens, _ in conversations])
         conversations = relabel(conversations, sets, config.relabelled, job.config.seed)
     distill(

@@ -3,9 +3,13 @@
     python launch/main.py --config=configs/gym_full.py
     python launch/main.py --config=configs/gym_full.py --config.gym.roots=gym_data,tables
 
-Half as many simulated episodes again, a third more updates of distillation, more steps of GRPO: for
-own and public tables together, since the more kinds of names and numbers there are to copy, the
-more it takes to copy all of them well.
+Half as many simulated episodes again, more updates of distillation, more steps of GRPO: for own and
+public tables together, since the more kinds of names and numbers there are to copy, the more it
+takes to copy all of them well.
+
+On one of 2 CPU cores with own and public tables: 18 minutes, 5.6 GB. Expect the agent at a mean
+regret of .242 / .110 / .083 after 1 / 3 / 5 trials on the 64 held-out experiments (five trainings, all
+alike to three digits).
 `:smoke` is the main job's.
 """
 

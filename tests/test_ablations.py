@@ -123,3 +123,16 @@ def test_stages_log_how_long_training_took(make):
     stages.run(job.config, str(job.workdir), "curate")
     lines = [json.loads(line) for line in (job.workdir / "stages.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in lines] == ["curate"] and lines[0]["seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"policy__weights": "somewhere"}, "relabelled"),
+        ({"policy__lora_rank": 4}, "lora_rank"),
+    ],
+)
+def test_fields_that_contradict_each_other_are_refused_at_the_start(make, changes, words):
+    config = make(**changes).config
+    with pytest.raises(UserError, match=words):
+        Job.start(config, "nowhere")
