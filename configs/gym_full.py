@@ -8,8 +8,8 @@ public tables together, since the more kinds of names and numbers there are to c
 takes to copy all of them well.
 
 On one of 2 CPU cores with own and public tables: 18 minutes, 5.6 GB. Expect the agent at a mean
-regret of .242 / .110 / .083 after 1 / 3 / 5 trials on the 64 held-out experiments (five trainings, all
-alike to three digits).
+regret of .242 / .110 / .083 after 1 / 3 / 5 trials on the 64 held-out experiments (five trainings,
+all alike to three digits).
 `:smoke` is the main job's.
 """
 
