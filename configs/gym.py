@@ -9,7 +9,7 @@ or matched, all of its claims true.
 
     python launch/main.py --config=configs/gym.py:smoke
 
-The same job with every part of it small: under two minutes; its figures mean nothing.
+The same job with every part of it small: two to three minutes; its figures mean nothing.
 
 Ablations and stress are flags; README lists them.
 """
