@@ -83,7 +83,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.policy.rope_fraction = 0.25
     c.policy.mimetic = True
     c.policy.scan_unroll = 4
-    c.policy.remat = False  # recompute each layer in the backward pass: less memory, more time
+    c.policy.remat = "none"  # or attention, or layer: computed again backwards, to save memory
     c.policy.context = 896  # tokens of a whole episode
     c.policy.turn_tokens = 112  # the most that it says in a turn
 

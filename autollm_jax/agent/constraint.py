@@ -36,22 +36,23 @@ class Endings:
     automaton: Automaton
 
 
-def grammar_of(tokenizer, episodes: Sequence[Episode], rows: int) -> Grammar:
-    """Say what the next turn of each episode may be.
+# What a turn may be: an automaton, and which of its endings.
+Rules = tuple[Automaton, np.ndarray]
 
-    Args:
-      tokenizer: the policy's.
-      episodes: one for each of the first rows.
-      rows: the batch's size; the rows behind the episodes may say anything. So may one whose
-        experiment has no configuration whose spelling is read as itself.
+
+def next_turn(tokenizer, episode: Episode) -> Rules | None:
+    """Say what the next turn of an episode may be.
+
+    It may be anything (None) where the experiment has no configuration whose spelling is read as
+    itself.
     """
-    parts = [_of_episode(tokenizer, episode) for episode in episodes]
-    return grammar.join(parts + [None] * (rows - len(parts)), free_tokens(tokenizer))
-
-
-def _of_episode(tokenizer, episode: Episode) -> tuple[Automaton, np.ndarray] | None:
     endings = endings_of(tokenizer, episode.experiment.cells)
     return endings and (endings.automaton, allowed_endings(episode, endings.rows_R))
+
+
+def join(tokenizer, rules: Sequence[Rules | None]) -> Grammar:
+    """Lay the rules of a batch's rows side by side."""
+    return grammar.join(rules, free_tokens(tokenizer))
 
 
 def allowed_endings(episode: Episode, rows_R: np.ndarray) -> np.ndarray:

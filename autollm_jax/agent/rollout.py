@@ -1,9 +1,9 @@
 """Playing episodes with a policy, for training (`make_rollout`) and evaluation (`policy_player`).
 
     until every episode is over:
-      1. the environment's new text is encoded, once, and appended to each row
-      2. the policy takes a turn in every row that is still playing
-      3. its tokens are decoded, read as an action and run
+      1. the policy goes on with its turns, until some of them are over
+      2. a thread decodes those, reads them as actions and runs them, while 1. goes on with others
+      3. the answers are encoded, once, and appended to their rows
 
 Rows keep the sampled tokens as they are: what is decoded is read by the environment and by people,
 and never encoded again.
@@ -11,7 +11,9 @@ and never encoded again.
 Letters: B rows, N groups, G members of a group, S slots of the context, J turns.
 """
 
+import concurrent.futures
 import contextlib
+import contextvars
 import dataclasses
 import hashlib
 import time
@@ -20,10 +22,11 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from autollm_jax.agent import prompts
 from autollm_jax.agent.claims import Audit, audit
-from autollm_jax.agent.constraint import grammar_of
+from autollm_jax.agent.constraint import join, next_turn
 from autollm_jax.agent.dialogue import encode_turn
 from autollm_jax.agent.forecast import advised_by
 from autollm_jax.agent.parsing import parse_action
@@ -48,6 +51,8 @@ class PlayConfig:
     constrained: each turn runs a configuration of the experiment's own that is measured and untried
       (`agent.constraint`), so that none is invalid or matched.
     advisor: who makes the forecast in the prompt (`agent.forecast`).
+    pieces: the environment answers about one in so many of the rows at a time, while the policy
+      goes on with the others; with 1 the policy waits until all are answered.
     """
 
     sampler: SamplerConfig
@@ -55,6 +60,7 @@ class PlayConfig:
     temperature: float = 1.0
     constrained: bool = False
     advisor: str = "own"
+    pieces: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +72,7 @@ class Played:
     rewards: each conversation's reward per agent turn; ending the episode early is a turn of
       reward 0.
     audits: what the thinking of each agent turn states, where that was asked for.
-    environment_seconds: time spent outside the policy: texts, tokens, parsing, look-ups.
+    idle_seconds: time in which the policy waited: for texts, tokens, parsing, look-ups.
     seconds: time in all.
     """
 
@@ -74,7 +80,7 @@ class Played:
     transcripts: list[list[Turn]]
     rewards: list[list[float]]
     audits: list[list[Audit]]
-    environment_seconds: float
+    idle_seconds: float
     seconds: float
 
 
@@ -91,6 +97,7 @@ def play(
     rows: int | None = None,
     mesh: Mesh | None = None,
     audited: bool = False,
+    title: str = "",
 ) -> Played:
     """Play each episode to its end, all of them side by side.
 
@@ -108,6 +115,7 @@ def play(
         episodes by default. One size compiles once.
       mesh: as in `sampler.init_state`.
       audited: whether to check what each turn's thinking states.
+      title: of a progress bar; none where it is empty.
 
     Raises:
       ValueError: if the members of a group are on different experiments.
@@ -116,88 +124,134 @@ def play(
     on_mesh = contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
     with on_mesh, advised_by(config.advisor):
         return _play(
-            model, params, tokenizer, config, episodes, seeds, key, group_size, rows, mesh, audited
-        )
+            model, params, tokenizer, config, episodes, seeds, key, group_size, rows, mesh, audited,
+            title,
+        )  # fmt: skip
+
+
+class _Environment:
+    """The environment's side of episodes played side by side: texts, tokens and look-ups.
+
+    Attributes:
+      transcripts, rewards, audits: of each row, as in `Played`.
+      rules: for each row what its next turn may be; None where it may be anything.
+    """
+
+    def __init__(self, tokenizer, config: PlayConfig, episodes: Sequence[Episode], audited: bool):
+        self._tokenizer, self._config = tokenizer, config
+        self._episodes, self._audited = episodes, audited
+        self.transcripts: list[list[Turn]] = [[] for _ in episodes]
+        self.rewards: list[list[float]] = [[] for _ in episodes]
+        self.audits: list[list[Audit]] = [[] for _ in episodes]
+        self.rules: list = [None] * len(episodes)
+
+    def opening(self, rows: range) -> list[int]:
+        """Return the tokens of the first prompt of some rows, copies of one episode."""
+        turn = prompts.environment_turn(prompts.describe(self._episodes[rows[0]].tell()))
+        for row in rows:
+            if self._episodes[row].experiment.id != self._episodes[rows[0]].experiment.id:
+                raise ValueError("the members of a group play different experiments")
+            self.transcripts[row].append(turn)
+            self._permit(row)
+        return encode_turn(self._tokenizer, turn, opens=True)
+
+    def answer(self, row: int, tokens: Sequence[int]) -> list[int]:
+        """Take the agent's turn in a row; returns the reply's tokens, none where all is over."""
+        episode, text = self._episodes[row], self._tokenizer.decode(tokens)
+        self.transcripts[row].append(prompts.agent_turn(text))
+        if self._audited:
+            self.audits[row].append(audit(parse_action(text).think, episode.tell()))
+        spent = len(episode.rewards)
+        trial = act(episode, text)
+        self.rewards[row].append(sum(episode.rewards[spent:]))
+        if episode.done:
+            return []
+        turn = prompts.environment_turn(prompts.feedback(trial, episode.tell()))
+        self.transcripts[row].append(turn)
+        self._permit(row)
+        return encode_turn(self._tokenizer, turn, opens=False)
+
+    def _permit(self, row: int) -> None:
+        if self._config.constrained:
+            self.rules[row] = next_turn(self._tokenizer, self._episodes[row])
 
 
 def _play(
-    model, params, tokenizer, config, episodes, seeds, key, group_size, rows, mesh, audited
+    model, params, tokenizer, config, episodes, seeds, key, group_size, rows, mesh, audited, title
 ) -> Played:
-    began, outside = time.perf_counter(), 0.0
-    stop_id = tokenizer.stop_id
-    first_of_group = episodes[::group_size]
-    for number, episode in enumerate(episodes):
-        if episode.experiment.id != first_of_group[number // group_size].experiment.id:
-            raise ValueError("the members of a group play different experiments")
-    opening = [
-        prompts.environment_turn(prompts.describe(episode.tell())) for episode in first_of_group
-    ]
-    chunks = [encode_turn(tokenizer, turn, opens=True) for turn in opening]
+    began, idle = time.perf_counter(), 0.0
+    environment = _Environment(tokenizer, config, episodes, audited)
+    groups = range(0, len(episodes), group_size)
+    chunks = [environment.opening(range(start, start + group_size)) for start in groups]
     longest = max(map(len, chunks))
     if longest >= config.sampler.context:
         raise UserError(
             f"the policy's context of {config.sampler.context} tokens has no room for a first "
             f"prompt of {longest}; raise config.policy.context"
         )
-    transcripts = [[turn] for turn in opening for _ in range(group_size)]
-    rewards, audits = [[] for _ in episodes], [[] for _ in episodes]
-    outside += time.perf_counter() - began
+    idle += time.perf_counter() - began
 
-    empty = (rows or len(episodes)) - len(episodes)
+    B = rows or len(episodes)
+    empty = B - len(episodes)
     seeds = [*seeds, *[0] * empty]
     chunks += [[]] * (empty // group_size)
     state = sampler.init_state(model, config.sampler, seeds[::group_size], mesh)
     state = sampler.append(model, params, config.sampler, state, chunks)
     if group_size > 1:
         state = sampler.repeat(state, group_size, seeds)
-    active_B = np.arange(len(seeds)) < len(episodes)
-    while True:
-        active_B &= ~np.asarray(state.truncated_B)
-        if not active_B.any():
-            break
-        start_B = np.array(state.length_B)  # a copy: the state's buffers are about to be reused
-        entered = time.perf_counter()
-        grammar = grammar_of(tokenizer, episodes, len(seeds)) if config.constrained else None
-        outside += time.perf_counter() - entered
-        state = sampler.generate(
-            model,
-            params,
-            config.sampler,
-            state,
-            key,
-            stop_id=stop_id,
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            active_B=active_B,
-            grammar=grammar,
-        )
-        tokens_BS, end_B = np.asarray(state.tokens_BS), np.asarray(state.length_B)
 
-        entered = time.perf_counter()
-        chunks = [[] for _ in seeds]
-        for row in np.flatnonzero(active_B & (end_B > start_B)):  # the others had no room
-            episode = episodes[row]
-            text = tokenizer.decode(tokens_BS[row, start_B[row] : end_B[row]].tolist())
-            transcripts[row].append(prompts.agent_turn(text))
-            if audited:
-                audits[row].append(audit(parse_action(text).think, episode.tell()))
-            spent = len(episode.rewards)
-            trial = act(episode, text)
-            if not episode.done:
-                reply = prompts.environment_turn(prompts.feedback(trial, episode.tell()))
-                transcripts[row].append(reply)
-                chunks[row] = encode_turn(tokenizer, reply, opens=False)
-            rewards[row].append(sum(episode.rewards[spent:]))
-            active_B[row] = not episode.done
-        outside += time.perf_counter() - entered
-        state = sampler.append(model, params, config.sampler, state, chunks)
+    turns, answers = None, {}  # row -> its answer, perhaps still to come
+    ready_B, start_B = np.arange(B) < len(episodes), np.zeros(B, int)
+    bar = tqdm(
+        desc=title, total=sum(episode.budget for episode in episodes), unit="turn", leave=False,
+        disable=None if title else True, dynamic_ncols=True,
+    )  # fmt: skip
+    with concurrent.futures.ThreadPoolExecutor(1) as worker, bar:
+        while True:
+            # 1. Turns begin in the rows that have been answered, and go on in the others.
+            entered = time.perf_counter()
+            rules = environment.rules + [None] * empty
+            grammar = join(tokenizer, rules) if config.constrained else None
+            idle += time.perf_counter() - entered
+            start_B = np.where(ready_B, state.length_B, start_B)
+            state, turns = sampler.begin(
+                config.sampler, state, ready_B, config.max_new_tokens, grammar, turns
+            )
+            playing_B = ready_B | turns.going_B
+            state, turns = sampler.go_on(
+                model, params, config.sampler, state, turns, key, stop_id=tokenizer.stop_id,
+                temperature=config.temperature,
+                leave=int(turns.going_B.sum() * (1 - 1 / config.pieces)),
+            )  # fmt: skip
+            # 2. The turns that ended before have been answered meanwhile; those that ended now are
+            # answered while others go on, and at once where there are none.
+            tokens_BS, end_B = np.asarray(state.tokens_BS), np.asarray(state.length_B)
+            over_B = playing_B & ~turns.going_B
+            before, answers = answers, {}
+            for row in np.flatnonzero(over_B & (end_B > start_B)):  # the others had no room
+                tokens = tokens_BS[row, start_B[row] : end_B[row]].tolist()
+                context = contextvars.copy_context()
+                answers[row] = worker.submit(context.run, environment.answer, row, tokens)
+            entered = time.perf_counter()
+            if not before and not turns.going_B.any():
+                before, answers = answers, {}
+            chunks = [before[row].result() if row in before else [] for row in range(B)]
+            idle += time.perf_counter() - entered
+            bar.update(len(before))
+            # 3. The answers are read.
+            state = sampler.append(model, params, config.sampler, state, chunks)
+            ready_B = np.array([bool(chunk) for chunk in chunks]) & ~np.asarray(state.truncated_B)
+            if not (ready_B.any() or turns.going_B.any() or answers):
+                break
     for episode in episodes:
         if not episode.done:  # out of context
             episode.finish()
-    state = dataclasses.replace(state, cache=(), logits_BV=np.zeros((len(seeds), 0)))
+    state = dataclasses.replace(state, cache=(), logits_BV=np.zeros((B, 0)))
     state = jax.tree.map(lambda x: np.asarray(x)[: len(episodes)], state)
     seconds = time.perf_counter() - began
-    return Played(state, transcripts, rewards, audits, outside, seconds)
+    return Played(
+        state, environment.transcripts, environment.rewards, environment.audits, idle, seconds
+    )
 
 
 def rollout_batch(played: Played, turns: int) -> RolloutBatch:
@@ -238,7 +292,7 @@ def rollout_metrics(played: Played, episodes: Sequence[Episode]) -> dict[str, fl
         "truncated_share": float(np.mean(played.state.truncated_B)),
         "turn_tokens": sampled / max(turns, 1),
         "tokens_per_second": sampled / played.seconds,
-        "idle_ratio": played.environment_seconds / played.seconds,
+        "idle_ratio": played.idle_seconds / played.seconds,
     }
 
 
@@ -307,7 +361,7 @@ class PolicyPlayer:
             seeds = [row_seed(game.episode.experiment.id, game.seed) for game in batch]
             played = play(
                 self.model, self.params, self.tokenizer, self.config, episodes, seeds,
-                jax.random.key(0), rows=self.rows, mesh=self.mesh, audited=True,
+                jax.random.key(0), rows=self.rows, mesh=self.mesh, audited=True, title="play",
             )  # fmt: skip
             transcripts += [
                 {"text": prompts.render(turns), "claims": list(map(dataclasses.asdict, audits))}

@@ -57,7 +57,7 @@ class TransformerConfig:
     mimetic: bool = False  # start attention as a copier (see `_mimic`)
     norm_epsilon: float = 1e-6
     dtype: str = "float32"  # or "bfloat16"; what matrix products read
-    remat: bool = False  # recompute each layer in the backward pass
+    remat: str = "none"  # what the backward pass computes again: none, attention or layer
     scan_unroll: int = 1  # layers a step of the layer scan holds; `layers` unrolls it whole
     attention_block: int = 128  # query rows a causal block; each sees only the keys up to its end
 
@@ -74,6 +74,8 @@ class TransformerConfig:
                 f"lora_rank={self.lora_rank} with lora_targets={self.lora_targets}: needs both or "
                 f"neither, targets of {', '.join(MATRICES)}"
             )
+        if self.remat not in ("none", "attention", "layer"):
+            raise ValueError(f"remat={self.remat!r} must be 'none', 'attention' or 'layer'")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype={self.dtype!r} must be 'float32' or 'bfloat16'")
 
@@ -219,9 +221,10 @@ class Block(nn.Module):
             q_BTHA, cache = self._convolve("query", q_BTHA, positions_BT, cache, valid_BT)
             k_BTKA, cache = self._convolve("key", k_BTKA, positions_BT, cache, valid_BT)
         if cache is None:
-            mixed_BTHA = causal_attention(
-                q_BTHA, k_BTKA, v_BTKA, segments_BT, block=c.attention_block, dtype=c.dtype
-            )
+            attend = functools.partial(causal_attention, block=c.attention_block, dtype=c.dtype)
+            if c.remat == "attention":
+                attend = jax.checkpoint(attend, prevent_cse=False)
+            mixed_BTHA = attend(q_BTHA, k_BTKA, v_BTKA, segments_BT)
         else:
             mixed_BTHA, cache = cached_attention(
                 q_BTHA, k_BTKA, v_BTKA, positions_BT, valid_BT, cache, dtype=c.dtype
@@ -251,7 +254,7 @@ class Transformer(nn.Module):
             self.unembedding = self.param("unembedding", normal, shape, jnp.float32)
         self.final_norm = RMSNorm(c.norm_epsilon)
         block = Block
-        if c.remat:
+        if c.remat == "layer":
             block = nn.remat(Block, prevent_cse=False)
         self.layers = nn.scan(
             block,

@@ -26,11 +26,14 @@ class SamplerConfig:
       it looks at; one compilation for each size met.
     chunk_sizes: rising widths that appended chunks are padded to; what is longer than the last one
       is appended in pieces of it.
+    halvings: rows with nothing to do are left out of a computation where half of the batch holds
+      the others, or a half of that, and so on so many times; one compilation for each size met.
     """
 
     context: int
     cache_block: int = 256
     chunk_sizes: tuple[int, ...] = (160,)
+    halvings: int = 0
 
 
 @jax.tree_util.register_dataclass
@@ -144,6 +147,34 @@ def repeat(state: SamplerState, times: int, seeds_B: Sequence[int]) -> SamplerSt
 @functools.partial(jax.jit, static_argnames="times")
 def _repeat(state, times):
     return pin(jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=0), state))
+
+
+def batch_sizes(state: SamplerState, config: SamplerConfig) -> list[int]:
+    """Return the batches that are compiled for, falling: the whole one, and its halves."""
+    sizes, sharding = [len(state.length_B)], state.length_B.sharding
+    shards = sizes[0] // sharding.shard_shape((sizes[0],))[0]
+    while len(sizes) <= config.halvings and sizes[-1] % (2 * shards) == 0:
+        sizes.append(sizes[-1] // 2)
+    return sizes
+
+
+def choose(busy_B: np.ndarray, size: int) -> np.ndarray:
+    """Number the rows of a batch: all in order, or of a smaller one the busy ones, and others."""
+    if size == len(busy_B):
+        return np.arange(size)
+    return np.argsort(~busy_B, kind="stable")[:size]
+
+
+@jax.jit
+def take(state: SamplerState, rows) -> SamplerState:
+    """Copy some rows into a batch of their own."""
+    return pin(jax.tree.map(lambda leaf: leaf[rows], state))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def put(state: SamplerState, part: SamplerState, rows) -> SamplerState:
+    """Write a batch that was taken back to its rows."""
+    return pin(jax.tree.map(lambda leaf, other: leaf.at[rows].set(other), state, part))
 
 
 def grow(state: SamplerState, needed: int, config: SamplerConfig) -> SamplerState:

@@ -20,7 +20,16 @@ from autollm_jax.models import transformer
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl import grammar as grammars
 from autollm_jax.rl.conversations import SamplerConfig as SamplerConfig
-from autollm_jax.rl.conversations import SamplerState, empty, grow, pin
+from autollm_jax.rl.conversations import (
+    SamplerState,
+    batch_sizes,
+    choose,
+    empty,
+    grow,
+    pin,
+    put,
+    take,
+)
 from autollm_jax.rl.conversations import init_state as init_state
 from autollm_jax.rl.conversations import repeat as repeat
 from autollm_jax.rl.grammar import Grammar
@@ -66,8 +75,9 @@ def single_turn(
     state = _begin_turn(state, going_B, limit_B)
     temperature = 1.0 if greedy else temperature
     state, _, _ = _decode(
-        model, params, state, key, going_B, limit_B, stop_id, temperature, None, None, greedy=greedy
-    )
+        model, params, state, key, going_B, limit_B, stop_id, 0, temperature, None, None,
+        greedy=greedy,
+    )  # fmt: skip
     return _end_turn(state, state.length_B >= config.context)
 
 
@@ -106,10 +116,16 @@ def append(
         width = next((c for c in config.chunk_sizes if c >= left_B.max()), config.chunk_sizes[-1])
         take_B = np.minimum(left_B, width)
         tokens_BC = np.zeros((len(chunks), width), np.int32)
-        for row, (chunk, done, take) in enumerate(zip(chunks, done_B, take_B, strict=True)):
-            tokens_BC[row, :take] = chunk[done : done + take]
+        for row, (chunk, done, new) in enumerate(zip(chunks, done_B, take_B, strict=True)):
+            tokens_BC[row, :new] = chunk[done : done + new]
         state = grow(state, int((held_B + done_B + take_B).max()), config)
-        state = _append(model, params, state, tokens_BC, take_B)
+        size = min(s for s in batch_sizes(state, config) if s >= np.count_nonzero(take_B))
+        if size == len(chunks):
+            state = _append(model, params, state, tokens_BC, take_B)
+        else:
+            rows = choose(take_B > 0, size)
+            part = _append(model, params, take(state, rows), tokens_BC[rows], take_B[rows])
+            state = put(state, part, rows)
         done_B, left_B = done_B + take_B, left_B - take_B
     return state
 
@@ -136,6 +152,22 @@ def _append(model, params, state, tokens_BC, take_B):
     return pin(state)
 
 
+@dataclasses.dataclass(frozen=True)
+class Turns:
+    """The turns that rows are taking, on the host.
+
+    going_B: bool, rows whose turn is not over.
+    limit_B: i32, the length at which it is, at the latest.
+    node_B: i32, where they are in the grammar.
+    grammar: what each row may say; anything where it is None.
+    """
+
+    going_B: np.ndarray
+    limit_B: np.ndarray
+    node_B: np.ndarray | None = None
+    grammar: Grammar | None = None
+
+
 def generate(
     model: TransformerConfig,
     params,
@@ -149,54 +181,111 @@ def generate(
     active_B: Sequence[bool] | None = None,
     grammar: Grammar | None = None,
 ) -> SamplerState:
-    """Let the policy take one turn in each active row.
+    """Let the policy take one turn in each active row: `begin`, and `go_on` to the end."""
+    active_B = np.ones(len(state.length_B), bool) if active_B is None else active_B
+    state, turns = begin(config, state, active_B, max_new_tokens, grammar)
+    state, _ = go_on(
+        model, params, config, state, turns, key, stop_id=stop_id, temperature=temperature
+    )
+    return state
+
+
+def begin(
+    config: SamplerConfig,
+    state: SamplerState,
+    active_B: Sequence[bool],
+    max_new_tokens: int,
+    grammar: Grammar | None = None,
+    others: Turns | None = None,
+) -> tuple[SamplerState, Turns]:
+    """Begin a turn in each active row; the other rows do not change.
 
     A turn ends with the stop token (kept in the row), after `max_new_tokens`, or at the end of the
-    context (then the row is flagged truncated). The other rows do not change.
+    context (then the row is flagged truncated).
 
     Under a grammar a turn always ends as the grammar says: free text is closed while the longest
     ending still fits, and a turn gets more than `max_new_tokens` where one ending alone takes more.
     A row whose context has no room for an ending says nothing and is flagged truncated.
 
     Args:
-      model: the policy's shape.
-      params: the policy's parameters.
       config: the sampler's sizes.
       state: consumed (its buffers are reused).
-      key: randomness, combined with each row's seed and each token's position; the same key will do
-        for all turns of a conversation.
-      stop_id: the token that ends a turn.
+      active_B: rows that take a turn. Rows already truncated never do.
       max_new_tokens: the most tokens of a turn.
-      temperature: logits are divided by it; 0 takes the likeliest token.
-      active_B: rows that take a turn; all by default. Rows already truncated never do.
       grammar: what each row may say; anything by default. The same noise is drawn with it and
         without, so that a turn that stays within it is the same.
+      others: turns that other rows are in the midst of; the grammar has to hold those rows too.
 
     Raises:
       ValueError: if an active row is empty, so that there is nothing to continue.
     """
     # Copies, since the state's buffers are about to be reused.
     length_B, truncated_B = np.array(state.length_B), np.array(state.truncated_B)
-    going_B = ~truncated_B if active_B is None else np.asarray(active_B, bool) & ~truncated_B
-    if (length_B[going_B] == 0).any():
+    starts_B = np.asarray(active_B, bool) & ~truncated_B
+    if (length_B[starts_B] == 0).any():
         raise ValueError("generate: an active row is empty; append its prompt first")
     shortest_B = np.zeros_like(length_B) if grammar is None else grammar.shortest_B
     limit_B = np.minimum(length_B + np.maximum(max_new_tokens, shortest_B), config.context)
     limit_B = np.where(length_B + shortest_B > limit_B, length_B, limit_B).astype(np.int32)
-    node_B = None if grammar is None else grammar.base_B
-    state = _begin_turn(state, going_B, limit_B)
-    greedy = temperature == 0
-    took_turn_B = going_B
-    going_B = going_B & (length_B < limit_B)
-    while going_B.any():
+    state = _begin_turn(state, starts_B, limit_B)
+    going_B = starts_B & (length_B < limit_B)
+    node_B = None if grammar is None else np.array(grammar.base_B)
+    if others is not None:
+        going_B, limit_B = going_B | others.going_B, np.where(starts_B, limit_B, others.limit_B)
+        if grammar is not None:
+            within_B = others.node_B - others.grammar.base_B
+            node_B += np.where(starts_B, 0, within_B)
+    return state, Turns(going_B, limit_B, node_B, grammar)
+
+
+def go_on(
+    model: TransformerConfig,
+    params,
+    config: SamplerConfig,
+    state: SamplerState,
+    turns: Turns,
+    key: jax.Array,
+    *,
+    stop_id: int,
+    temperature: float,
+    leave: int = 0,
+) -> tuple[SamplerState, Turns]:
+    """Sample in the rows that are taking a turn until at most `leave` of them are.
+
+    Args:
+      model: the policy's shape.
+      params: the policy's parameters.
+      config: the sampler's sizes.
+      state: consumed (its buffers are reused).
+      turns: from `begin`, or from here.
+      key: randomness, combined with each row's seed and each token's position; the same key will do
+        for all turns of a conversation.
+      stop_id: the token that ends a turn.
+      temperature: logits are divided by it; 0 takes the likeliest token.
+      leave: so many turns, or fewer, are left for the next call.
+    """
+    greedy, grammar = temperature == 0, turns.grammar
+    going_B, node_B = np.array(turns.going_B), turns.node_B
+    length_B, began_B = np.array(state.length_B), going_B.copy()
+    while going_B.sum() > leave:
         state = grow(state, int(length_B[going_B].max()) + 1, config)
-        state, going_B, node_B = _decode(
-            model, params, state, key, going_B, limit_B, stop_id, 1.0 if greedy else temperature,
-            grammar, node_B, greedy=greedy,
+        sizes = batch_sizes(state, config)
+        size = min(s for s in sizes if s >= going_B.sum())
+        until = max([leave, *(s for s in sizes if s < size)])
+        rows = choose(going_B, size)
+        part = state if size == len(going_B) else take(state, rows)
+        part, going_rows, node_rows = _decode(
+            model, params, part, key, going_B[rows], turns.limit_B[rows], stop_id, until,
+            1.0 if greedy else temperature, grammar and grammar.of_rows(rows),
+            None if grammar is None else node_B[rows], greedy=greedy,
         )  # fmt: skip
-        going_B, node_B = jax.tree.map(np.array, (going_B, node_B))
+        state = part if size == len(going_B) else put(state, part, rows)
+        going_B[rows] = going_rows
+        if grammar is not None:
+            node_B[rows] = node_rows
         length_B = np.array(state.length_B)
-    return _end_turn(state, took_turn_B & (length_B >= config.context))
+    state = _end_turn(state, began_B & ~going_B & (length_B >= config.context))
+    return state, dataclasses.replace(turns, going_B=going_B, node_B=node_B)
 
 
 @functools.partial(jax.jit, donate_argnames="state")
@@ -220,9 +309,10 @@ def _end_turn(state, full_B):
 
 @functools.partial(jax.jit, static_argnames=("model", "greedy"), donate_argnames="state")
 def _decode(
-    model, params, state, key, going_B, limit_B, stop_id, temperature, grammar, node_B, *, greedy
-):
-    """Sample until no row goes on or one of them has filled the cache as it is.
+    model, params, state, key, going_B, limit_B, stop_id, leave, temperature, grammar, node_B, *,
+    greedy,
+):  # fmt: skip
+    """Sample until at most `leave` rows go on or one of them has filled the cache as it is.
 
     node_B is where each row is in the grammar; both are None where there is none.
     """
@@ -233,7 +323,7 @@ def _decode(
 
     def room(carry):
         state, going_B, _ = carry
-        return jnp.any(going_B) & jnp.all(~going_B | (state.length_B < capacity))
+        return (jnp.sum(going_B) > leave) & jnp.all(~going_B | (state.length_B < capacity))
 
     def step(carry):
         state, going_B, node_B = carry

@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import threading
 
 import jax
 import numpy as np
@@ -69,6 +70,22 @@ def group(model, params, tokenizer, pairs):
     return episodes, play(model, params, tokenizer, episodes, group_size=2)
 
 
+def speak(monkeypatch, said):
+    """Let each row's turns be said(row, number of the turn) in place of the policy's samples."""
+
+    def go_on(model, params, config, state, turns, key, **_):
+        turn_B, start_B = np.asarray(state.turn_B) - 1, np.asarray(state.length_B)
+        chunks = [said(row, turn_B[row]) if on else [] for row, on in enumerate(turns.going_B)]
+        state = sampler.append(model, params, config, state, chunks)
+        turns_BS = np.array(state.turns_BS)
+        for row, chunk in enumerate(chunks):
+            turns_BS[row, start_B[row] : start_B[row] + len(chunk)] = turn_B[row]
+        over = dataclasses.replace(turns, going_B=np.zeros_like(turns.going_B))
+        return dataclasses.replace(state, turns_BS=turns_BS), over
+
+    monkeypatch.setattr(rollout.sampler, "go_on", go_on)
+
+
 def test_rollout_and_distillation_lay_tokens_out_alike(
     monkeypatch, model, params, tokenizer, pairs, trajectories
 ):
@@ -77,19 +94,7 @@ def test_rollout_and_distillation_lay_tokens_out_alike(
         for t in trajectories[:2]
     ]
 
-    def scripted(model, params, config, state, key, *, active_B, **_):
-        """Emit the simulated researcher's tokens, and mark them as sampled."""
-        turn_B, start_B = np.asarray(state.turn_B), np.asarray(state.length_B)
-        chunks = [said[row][turn_B[row]] if active else [] for row, active in enumerate(active_B)]
-        state = sampler.append(model, params, config, state, chunks)
-        turns_BS = np.array(state.turns_BS)
-        for row, chunk in enumerate(chunks):
-            turns_BS[row, start_B[row] : start_B[row] + len(chunk)] = turn_B[row]
-        return dataclasses.replace(
-            state, turns_BS=turns_BS, turn_B=turn_B + np.asarray(active_B, np.int32)
-        )
-
-    monkeypatch.setattr(rollout.sampler, "generate", scripted)
+    speak(monkeypatch, lambda row, turn: said[row][turn])
     played = play(model, params, tokenizer, episodes_of(pairs[:2]))
     for row, trajectory in enumerate(trajectories[:2]):
         tokens, mask = encode_conversation(tokenizer, trajectory.turns)
@@ -100,17 +105,17 @@ def test_rollout_and_distillation_lay_tokens_out_alike(
 
 
 def test_tokens_trained_on_are_the_tokens_sampled(monkeypatch, model, params, tokenizer, pairs):
-    sampled, genuine = {}, sampler.generate
+    sampled, genuine = {}, sampler.go_on
 
-    def recording(model, params, config, state, key, **options):
-        start_B, turn_B = np.array(state.length_B), np.array(state.turn_B)
-        state = genuine(model, params, config, state, key, **options)
-        for row in np.flatnonzero(options["active_B"]):
+    def recording(model, params, config, state, turns, key, **options):
+        start_B, turn_B = np.array(state.length_B), np.array(state.turn_B) - 1
+        state, over = genuine(model, params, config, state, turns, key, **options)
+        for row in np.flatnonzero(turns.going_B):
             ids = np.array(state.tokens_BS[row, start_B[row] : int(state.length_B[row])])
             sampled[row, turn_B[row]] = ids.tolist()
-        return state
+        return state, over
 
-    monkeypatch.setattr(rollout.sampler, "generate", recording)
+    monkeypatch.setattr(rollout.sampler, "go_on", recording)
     played = play(model, params, tokenizer, episodes_of(pairs[:2]))
     batch = rollout.rollout_batch(played, BUDGET)
     assert len(sampled) == 2 * BUDGET
@@ -193,11 +198,7 @@ def test_an_episode_that_outgrows_the_context_ends(model, params, tokenizer, pai
 
 def test_saying_done_ends_the_episode_without_a_trial(monkeypatch, model, params, tokenizer, pairs):
     ids = tokenizer.encode('<exec>{"done": true}</exec><end>')
-
-    def done(model, params, config, state, key, **options):
-        return sampler.append(model, params, config, state, [ids])
-
-    monkeypatch.setattr(rollout.sampler, "generate", done)
+    speak(monkeypatch, lambda row, turn: ids)
     episodes = episodes_of(pairs[:1])
     played = play(model, params, tokenizer, episodes)
     assert episodes[0].done and not episodes[0].trials
@@ -210,11 +211,7 @@ def test_what_the_thinking_states_is_checked_in_the_state_in_which_it_was_said(
     (episode,) = episodes_of(pairs[:1])
     first = respond(episode.tell())
     ids = tokenizer.encode(first)
-
-    def parrot(model, params, config, state, key, **options):
-        return sampler.append(model, params, config, state, [ids])
-
-    monkeypatch.setattr(rollout.sampler, "generate", parrot)
+    speak(monkeypatch, lambda row, turn: ids)
     player = rollout.policy_player(model, params, tokenizer, CONFIG, rows=1)
     (said,) = player([Game(episode, seed=0)])
     assert len(said["claims"]) == len(episode.trials) == BUDGET
@@ -269,6 +266,33 @@ def test_rollouts_of_a_step_are_reproducible(model, params, tokenizer, pairs):
 
 def test_synthetic_families_are_what_these_tests_play_on(pairs):
     assert {pair.provenance for pair in pairs} == {synthetic.PROVENANCE}
+
+
+def test_answers_while_others_go_on_change_nothing(monkeypatch, model, params, tokenizer, pairs):
+    plain = dataclasses.replace(CONFIG, constrained=True)
+    halved = dataclasses.replace(CONFIG.sampler, halvings=2)
+    overlapped = dataclasses.replace(plain, pieces=3, sampler=halved)
+    sizes, threads, decode = [], set(), sampler._decode
+    genuine = rollout.act
+
+    def recording(model, params, state, *args, **options):
+        sizes.append(len(state.length_B))
+        return decode(model, params, state, *args, **options)
+
+    def acting(episode, text):
+        threads.add(threading.current_thread())
+        return genuine(episode, text)
+
+    monkeypatch.setattr(sampler, "_decode", recording)
+    monkeypatch.setattr(rollout, "act", acting)
+    expected = play(model, params, tokenizer, episodes_of(pairs[:4]), config=plain)
+    assert set(sizes) == {4}
+    found = play(model, params, tokenizer, episodes_of(pairs[:4]), config=overlapped)
+    assert 2 in sizes  # the rows that were over were left out
+    assert threading.current_thread() not in threads
+    np.testing.assert_array_equal(found.state.tokens_BS, expected.state.tokens_BS)
+    np.testing.assert_array_equal(found.state.turns_BS, expected.state.turns_BS)
+    assert found.transcripts == expected.transcripts and found.rewards == expected.rewards
 
 
 def test_play_on_a_mesh_is_the_same(model, params, tokenizer, pairs, group):
