@@ -10,16 +10,16 @@ import jax.numpy as jnp
 from autollm_jax.models.product import product
 
 
-def _attend(q_BTKGA, k_BKSA, v_BKSA, visible, dtype):
-    """Score, mask, normalise (in f32) and mix the values.
+def _attend(q_BTKGA, keys, v_BKSA, visible, dtype, layout="BKSA"):
+    """Score, mask, normalise (in f32) and mix the values; `layout` is that of the keys.
 
     The query heads that share a key head are laid beside its queries, so that both products are
     plain matrix products per (B, K), without a change of layout between them.
     """
     B, T, K, G, A = q_BTKGA.shape
-    S = k_BKSA.shape[2]
+    S = v_BKSA.shape[2]
     q_BKRA = (q_BTKGA * A**-0.5).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, A)
-    scores_BKRS = product("BKRA,BKSA->BKRS", q_BKRA, k_BKSA, dtype)
+    scores_BKRS = product(f"BKRA,{layout}->BKRS", q_BKRA, keys, dtype)
     scores_BKGTS = scores_BKRS.reshape(B, K, G, T, S)
     scores_BKGTS = jnp.where(visible, scores_BKGTS, jnp.finfo(jnp.float32).min)
     if T == 1:  # decoding: a copy of the cached values would cost more than the sum saves
@@ -114,20 +114,21 @@ def cached_attention(q_BTHA, k_BTKA, v_BTKA, positions_BT, valid_BT, cache, *, d
       v_BTKA: values.
       positions_BT: the slot of each token.
       valid_BT: which tokens are real; the others are not written.
-      cache: {"key", "value"}, each [B, S, K, A]; what else is in it stays.
+      cache: {"key": [B, K, A, S], "value": [B, K, S, A]}, as the two products read them: any other
+        order is copied at every token; what else is in it stays.
       dtype: what matrix products read.
 
     Returns:
       mixed_BTHA (f32; meaningless for tokens that are not valid), and the updated cache.
     """
     B, T, H, A = q_BTHA.shape
-    S, K = cache["key"].shape[1:3]
+    K, S = cache["value"].shape[1:3]
     rows = jnp.arange(B)[:, None]
     slots = jnp.where(valid_BT, positions_BT, S)  # slot S does not exist: such a write is dropped
-    keys = cache["key"].at[rows, slots].set(k_BTKA.astype(cache["key"].dtype), mode="drop")
-    values = cache["value"].at[rows, slots].set(v_BTKA.astype(cache["value"].dtype), mode="drop")
+    k_BTKA, v_BTKA = (x.astype(cache["key"].dtype) for x in (k_BTKA, v_BTKA))
+    k_BKAS = cache["key"].at[rows, :, :, slots].set(k_BTKA, mode="drop")
+    v_BKSA = cache["value"].at[rows, :, slots].set(v_BTKA, mode="drop")
     visible_BTS = jnp.arange(S)[None, None, :] <= positions_BT[:, :, None]
     q_BTKGA = q_BTHA.reshape(B, T, K, H // K, A)
-    visible = visible_BTS[:, None, None]
-    mixed = _attend(q_BTKGA, keys.swapaxes(1, 2), values.swapaxes(1, 2), visible, dtype)
-    return mixed.reshape(B, T, H, A), {**cache, "key": keys, "value": values}
+    mixed = _attend(q_BTKGA, k_BKAS, v_BKSA, visible_BTS[:, None, None], dtype, layout="BKAS")
+    return mixed.reshape(B, T, H, A), {**cache, "key": k_BKAS, "value": v_BKSA}

@@ -190,8 +190,8 @@ class Block(nn.Module):
           x_BTD: residual stream, f32.
           positions_BT: position of each token in its own sequence, from 0.
           segments_BT: tokens attend only within their segment; None is one segment a row.
-          cache: None, or this layer's {"key", "value"} of shape [B, S, K, A]; the tokens are
-            written at the slots named by their positions and attend to all slots up to their own.
+          cache: None, or this layer's entry (see `init_cache`); the tokens are written at the slots
+            named by their positions and attend to all slots up to their own.
             With a short convolution also {"past_query"} [B, W - 1, H, A] and {"past_key"}
             [B, W - 1, K, A], the last of them as they were before it.
           valid_BT: with a cache, which tokens are real; the others are not written.
@@ -386,18 +386,35 @@ def apply(config: TransformerConfig, params, tokens_BT, positions_BT=None, segme
 def init_cache(config: TransformerConfig, batch: int, length: int):
     """Make an empty KV cache for `batch` rows of at most `length` tokens.
 
-    One entry per layer, so that each is updated in place in a decoding loop.
+    One entry per layer, so that each is updated in place in a decoding loop: "key" [B, K, A, S] and
+    "value" [B, K, S, A], S being the length.
     """
-    shape = (batch, length, config.kv_heads, config.head_dim)
-    dtype = jnp.dtype(config.dtype)
-    shapes = {"key": shape, "value": shape}
+    heads, dtype = (batch, config.kv_heads), jnp.dtype(config.dtype)
+    shapes = {"key": (*heads, config.head_dim, length), "value": (*heads, length, config.head_dim)}
     if config.short_conv:
-        for name, heads in (("past_query", config.heads), ("past_key", config.kv_heads)):
-            shapes[name] = (batch, config.short_conv - 1, heads, config.head_dim)
+        for name, count in (("past_query", config.heads), ("past_key", config.kv_heads)):
+            shapes[name] = (batch, config.short_conv - 1, count, config.head_dim)
     return tuple(
         {name: jnp.zeros(shape, dtype) for name, shape in shapes.items()}
         for _ in range(config.layers)
     )
+
+
+def for_decoding(config: TransformerConfig, params):
+    """Lay parameters out for a loop over `extend`, in front of it: layer by layer, in `dtype`.
+
+    Inside the loop every token would cut the layers out of their stacks again.
+    """
+
+    def cut(path, leaf, layer):
+        matrix = path[-1].key.removesuffix(LORA_IN).removesuffix(LORA_OUT) in MATRICES
+        return leaf[layer].astype(config.dtype) if matrix else leaf[layer]
+
+    layers = tuple(
+        jax.tree_util.tree_map_with_path(functools.partial(cut, layer=layer), params["layers"])
+        for layer in range(config.layers)
+    )
+    return {**params, "layers": layers}
 
 
 def extend(config: TransformerConfig, params, tokens_BC, lengths_B, start_B, cache, last=False):
@@ -408,7 +425,7 @@ def extend(config: TransformerConfig, params, tokens_BC, lengths_B, start_B, cac
 
     Args:
       config: the model.
-      params: as from `init`.
+      params: as from `init` or `for_decoding`.
       tokens_BC: the new tokens.
       lengths_B: how many of them are real, per row (0 is allowed).
       start_B: how many tokens the row's cache holds already.
@@ -422,15 +439,14 @@ def extend(config: TransformerConfig, params, tokens_BC, lengths_B, start_B, cac
     positions_BC = start_B[:, None] + offsets_C[None, :]
     valid_BC = offsets_C[None, :] < lengths_B[:, None]
     model, block = Transformer(config), Block(config)
+    if not isinstance(params["layers"], tuple):
+        params = for_decoding(config, params)
     variables = {"params": params}
     x_BCD = model.apply(variables, tokens_BC, method=Transformer.embed)
     updated = []
     # Unrolled, since a scan over layers would copy every layer's cache at every token.
-    for layer in range(config.layers):
-        weights = jax.tree.map(lambda leaf, i=layer: leaf[i], params["layers"])
-        x_BCD, entry = block.apply(
-            {"params": weights}, x_BCD, positions_BC, None, cache[layer], valid_BC
-        )
+    for weights, entry in zip(params["layers"], cache, strict=True):
+        x_BCD, entry = block.apply({"params": weights}, x_BCD, positions_BC, None, entry, valid_BC)
         updated.append(entry)
     if last:
         index = jnp.maximum(lengths_B - 1, 0)[:, None, None]

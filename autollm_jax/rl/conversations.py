@@ -125,7 +125,9 @@ def _axes(path, leaf) -> tuple[str | None, ...]:
     if path[0].name == "logits_BV":
         return ("batch", "vocab")
     if path[0].name == "cache":
-        return ("batch", None, "heads" if path[-1].key == "past_query" else "kv_heads", None)
+        heads = "heads" if path[-1].key == "past_query" else "kv_heads"
+        past = path[-1].key.startswith("past_")
+        return ("batch", None, heads, None) if past else ("batch", heads, None, None)
     return ("batch", *(None,) * (leaf.ndim - 1))
 
 
@@ -179,7 +181,7 @@ def put(state: SamplerState, part: SamplerState, rows) -> SamplerState:
 
 def grow(state: SamplerState, needed: int, config: SamplerConfig) -> SamplerState:
     """Lengthen the cache to hold `needed` slots, in whole blocks."""
-    capacity = state.cache[0]["key"].shape[1]
+    capacity = state.cache[0]["value"].shape[2]
     if needed <= capacity:
         return state
     blocks = -(-needed // config.cache_block)
@@ -188,11 +190,14 @@ def grow(state: SamplerState, needed: int, config: SamplerConfig) -> SamplerStat
 
 @functools.partial(jax.jit, static_argnames="capacity")
 def _pad_cache(state, capacity):
-    def longer(leaf):
-        return jnp.pad(leaf, ((0, 0), (0, capacity - leaf.shape[1]), (0, 0), (0, 0)))
-
+    more = (0, capacity - state.cache[0]["value"].shape[2])
+    nothing = (0, 0)
     cache = tuple(
-        {**layer, "key": longer(layer["key"]), "value": longer(layer["value"])}
+        {
+            **layer,
+            "key": jnp.pad(layer["key"], (nothing, nothing, nothing, more)),
+            "value": jnp.pad(layer["value"], (nothing, nothing, more, nothing)),
+        }
         for layer in state.cache
     )
     return pin(dataclasses.replace(state, cache=cache))

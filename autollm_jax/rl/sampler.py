@@ -317,7 +317,8 @@ def _decode(
     node_B is where each row is in the grammar; both are None where there is none.
     """
     B, S = state.tokens_BS.shape
-    capacity = state.cache[0]["key"].shape[1]
+    capacity = state.cache[0]["value"].shape[2]
+    params = transformer.for_decoding(model, params)
     rows = jnp.arange(B)
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, state.seeds_B)
 
