@@ -198,9 +198,16 @@ class Job:
 
     def play(self, temperature: float, **changes) -> PlayConfig:
         """How the policy plays."""
-        policy = self.config.policy
-        sizes = SamplerConfig(context=policy.context)
-        return PlayConfig(sizes, policy.turn_tokens, temperature, **changes)
+        policy, rollout = self.config.policy, self.config.rollout
+        sizes = SamplerConfig(
+            context=policy.context,
+            cache_block=rollout.cache_block,
+            chunk_sizes=(rollout.chunk,),
+            halvings=rollout.halvings,
+        )
+        return PlayConfig(
+            sizes, policy.turn_tokens, temperature, pieces=rollout.pieces, **changes
+        )
 
     @functools.cached_property
     def first_parameters(self):
