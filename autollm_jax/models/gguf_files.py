@@ -1,8 +1,9 @@
 """GGUF files: a model's shape and its (quantised) weights, de-quantised block by block.
 
-The format is llama.cpp's (ggml-org/ggml, docs/gguf.md); its own library reads it.
+llama.cpp's own library de-quantises.
 """
 
+import mmap
 from pathlib import Path
 
 import gguf
@@ -10,6 +11,7 @@ import numpy as np
 
 from autollm_jax.errors import UserError
 from autollm_jax.models.families import Family, family_named
+from autollm_jax.models.gguf_header import read_header, row_bytes
 from autollm_jax.models.pattern import Slices
 from autollm_jax.models.transformer import TransformerConfig
 
@@ -31,28 +33,28 @@ class GGUFFile:
     def __init__(self, path: Path):
         self.path = path
         try:
-            reader = gguf.GGUFReader(path)
-            self.fields = {name: field.contents() for name, field in reader.fields.items()}
-        except (OSError, ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
+            with open(path, "rb") as file:
+                self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self.fields, self._tensors = read_header(self._data)
+        except (OSError, ValueError) as error:
             raise UserError(f"{path}: not a whole GGUF file: {error}") from error
-        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         for name, tensor in self._tensors.items():
-            if tensor.tensor_type.name not in READ:
+            if tensor.kind.name not in READ:
                 raise UserError(
-                    f"{path}: {name} is {tensor.tensor_type.name}; accepted are {', '.join(READ)}"
+                    f"{path}: {name} is {tensor.kind.name}; accepted are {', '.join(READ)}"
                 )
-        self.shapes = {
-            name: tuple(int(size) for size in reversed(tensor.shape))
-            for name, tensor in self._tensors.items()
-        }
+        self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
 
     def read(self, name: str, slices: Slices) -> np.ndarray:
         """Read a block of a tensor as f32: its rows are de-quantised, then cut."""
         tensor = self._tensors[name]
-        if len(self.shapes[name]) == 1:
-            return gguf.quants.dequantize(tensor.data, tensor.tensor_type)[slices]
-        rows = gguf.quants.dequantize(tensor.data[slices[0]], tensor.tensor_type)
-        return rows[(slice(None), *slices[1:])].astype(np.float32)
+        stored = np.frombuffer(
+            self._data, np.uint8, count=tensor.end - tensor.start, offset=tensor.start
+        )
+        rows = stored.reshape(*tensor.shape[:-1], row_bytes(tensor.kind, tensor.shape[-1]))
+        outer, columns = slices[:-1], slices[-1]
+        numbers = gguf.quants.dequantize(rows[outer], tensor.kind)
+        return numbers[..., columns].astype(np.float32, copy=False)
 
     def shape(self) -> tuple[Family, TransformerConfig]:
         """Read the family and the model's shape.
