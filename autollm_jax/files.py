@@ -35,7 +35,7 @@ def read_json(path: Path) -> dict:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a JSON file: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: not a JSON object")

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 
 from autollm_jax.errors import UserError
-from autollm_jax.models.families import Family, family_named
+from autollm_jax.models.families import Family, family_named, number, reading, size
 from autollm_jax.models.gguf_header import read_header, row_bytes
 from autollm_jax.models.pattern import Slices
 from autollm_jax.models.transformer import TransformerConfig
@@ -60,36 +60,46 @@ class GGUFFile:
         """Read the family and the model's shape.
 
         Raises:
-          UserError: the architecture is not known, or a field is missing.
+          UserError: the architecture is not known, a field is missing or cannot be, or one asks for
+            what the model here does not compute.
         """
-        family = family_named(str(self._field("general.architecture")), "name", str(self.path))
+        where = str(self.path)
+        family = family_named(str(self.fields.get("general.architecture")), "name", where)
+        prefix = f"{family.name}."
+        values = {
+            name.removeprefix(prefix): value
+            for name, value in self.fields.items()
+            if name.startswith(prefix)
+        }
+        with reading(where):
+            heads, width = size(values, "attention.head_count"), size(values, "embedding_length")
+            head_dim = size(values, "attention.key_length", width // heads)
+            scaling = values.get("rope.scaling.type", "none")
+            if scaling != "none":
+                raise ValueError(f"rope scaling {scaling!r} is not supported")
+            if size(values, "rope.dimension_count", head_dim) != head_dim:
+                raise ValueError("rotary positions of a part of each head are not supported")
+            config = TransformerConfig(
+                vocab_size=self.shapes.get("token_embd.weight", (1,))[0],
+                width=width,
+                layers=size(values, "block_count"),
+                heads=heads,
+                kv_heads=size(values, "attention.head_count_kv", heads),
+                head_dim=head_dim,
+                mlp_width=size(values, "feed_forward_length"),
+                qk_norm=family.qk_norm,
+                tied_embeddings="output.weight" not in self.shapes,
+                scaled_embedding=False,
+                rope_theta=number(values, "rope.freq_base", 10_000.0),
+                rope_factors=self._rope_factors(head_dim),
+                norm_epsilon=number(values, "attention.layer_norm_rms_epsilon"),
+            )
+        return family, config
 
-        def field(name, default=None):
-            return self._field(f"{family.name}.{name}", default)
-
-        heads, width = int(field("attention.head_count")), int(field("embedding_length"))
-        head_dim = int(field("attention.key_length", width // heads))
-        factors = ()
-        if ROPE_FACTORS in self.shapes:
-            factors = tuple(self.read(ROPE_FACTORS, (slice(None),)).tolist())
-        return family, TransformerConfig(
-            vocab_size=self.shapes.get("token_embd.weight", (0,))[0],
-            width=width,
-            layers=int(field("block_count")),
-            heads=heads,
-            kv_heads=int(field("attention.head_count_kv", heads)),
-            head_dim=head_dim,
-            mlp_width=int(field("feed_forward_length")),
-            qk_norm=family.qk_norm,
-            tied_embeddings="output.weight" not in self.shapes,
-            scaled_embedding=False,
-            rope_theta=float(field("rope.freq_base", 10_000.0)),
-            rope_factors=factors,
-            norm_epsilon=float(field("attention.layer_norm_rms_epsilon")),
-        )
-
-    def _field(self, name: str, default=None):
-        value = self.fields.get(name, default)
-        if value is None:
-            raise UserError(f"{self.path}: metadata {name!r} is missing")
-        return value
+    def _rope_factors(self, head_dim: int) -> tuple[float, ...]:
+        if ROPE_FACTORS not in self.shapes:
+            return ()
+        if self.shapes[ROPE_FACTORS] != (head_dim // 2,):
+            raise ValueError(f"{ROPE_FACTORS} has shape {self.shapes[ROPE_FACTORS]}")
+        factors = self.read(ROPE_FACTORS, (slice(None),)).tolist()
+        return tuple(number({ROPE_FACTORS: factor}, ROPE_FACTORS) for factor in factors)

@@ -131,6 +131,8 @@ def _described(cursor: _Cursor) -> tuple[str, tuple[tuple[int, ...], GGMLQuantiz
     if not 1 <= axes <= _MOST_AXES:
         raise ValueError(f"{name!r} has {axes} axes; accepted are 1 to {_MOST_AXES}")
     shape = tuple(cursor.number("Q") for _ in range(axes))[::-1]
+    if 0 in shape:
+        raise ValueError(f"{name!r} has shape {shape}")
     return name, (shape, GGMLQuantizationType(cursor.number("I")), cursor.number("Q"))
 
 

@@ -102,7 +102,10 @@ def open_source(path: Path) -> Source:
         values = read_json(path / CONFIG)
         family, config = shape_from_json(values, str(path / CONFIG))
         source = Source(family, config, SafetensorsFiles(path))
+    elif path.suffix == ".safetensors":
+        raise UserError(f"{path}: one file of a model; name its folder, with {CONFIG} in it")
     else:
+        safetensors_files.refuse_pickled([path])
         file = GGUFFile(path)
         source = Source(*file.shape(), file)
     _check(source, path)
@@ -110,12 +113,13 @@ def open_source(path: Path) -> Source:
 
 
 def _check(source: Source, path: Path) -> None:
-    sizes, expected = _sizes(source.config), {}
+    sizes, expected, found = _sizes(source.config), {}, source.files.shapes
+    if source.config.layers > len(found):
+        raise UserError(f"{path}: {len(found)} tensors for {source.config.layers:,} layers")
     for leaf in source.leaves:
         name, how = source.place(leaf)
         for layer in range(source.config.layers if leaf.layered else 1):
             expected[name.format(layer=layer)] = pattern.stored_shape(how, sizes)
-    found = source.files.shapes
     known = {ROPE_FACTORS} if isinstance(source.files, GGUFFile) else set()
     for what, names in (
         ("missing", expected.keys() - found.keys()),
