@@ -27,6 +27,18 @@ def write_json_atomic(path: str | os.PathLike, value) -> None:
     write_atomic(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
+def read_text(path: Path) -> str:
+    """Read a text file.
+
+    Raises:
+      UserError: it cannot be read, or is no UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a text file: {error}") from error
+
+
 def read_json(path: Path) -> dict:
     """Read a JSON object.
 

@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 from jax.sharding import Mesh
 
-from autollm_jax.data import pretrained_tokenizer
+from autollm_jax.data import gguf_vocabulary, pretrained_tokenizer
 from autollm_jax.data.pretrained_tokenizer import PretrainedTokenizer
 from autollm_jax.errors import UserError
 from autollm_jax.files import read_json
@@ -181,14 +181,14 @@ def load_tokenizer(path: Path) -> PretrainedTokenizer:
     """Load the vocabulary that published weights come with.
 
     Args:
-      path: a safetensors directory (with its tokenizer.json), or a GGUF file.
+      path: a safetensors directory (with its tokenizer.json or tokenizer.model), or a GGUF file.
 
     Raises:
       UserError: it cannot be read, or has more ids than the model.
     """
     source = open_source(path)
     if isinstance(source.files, GGUFFile):
-        tokenizer = pretrained_tokenizer.from_gguf(source.files.fields, str(path))
+        tokenizer = gguf_vocabulary.from_gguf(source.files.fields, str(path))
     else:
         tokenizer = pretrained_tokenizer.load_folder(path)
     if tokenizer.vocab_size > source.config.vocab_size:

@@ -6,7 +6,7 @@ import pytest
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from autollm_jax.data import pretrained_tokenizer
+from autollm_jax.data import gguf_vocabulary, pretrained_tokenizer
 from autollm_jax.errors import UserError
 
 CHATML = (
@@ -52,12 +52,12 @@ def gguf_fields(**changes):
 @pytest.fixture(params=["folder", "gguf"])
 def tokenizer(request, tmp_path):
     if request.param == "gguf":
-        return pretrained_tokenizer.from_gguf(gguf_fields(), "test")
+        return gguf_vocabulary.from_gguf(gguf_fields(), "test")
     return pretrained_tokenizer.load_folder(folder_with(tmp_path, chat_template=CHATML))
 
 
 def shown(tokenizer, ids):
-    return tokenizer._vocabulary.decode(ids, skip_special_tokens=False)
+    return tokenizer.decode(ids, control=True)
 
 
 def test_turns_stand_as_the_template_has_them(tokenizer):
@@ -83,7 +83,7 @@ def test_texts_come_back_and_write_no_control_id(tokenizer, text):
 
 def test_both_forms_of_a_vocabulary_give_the_same_ids(tmp_path):
     one = pretrained_tokenizer.load_folder(folder_with(tmp_path, chat_template=CHATML))
-    other = pretrained_tokenizer.from_gguf(gguf_fields(), "test")
+    other = gguf_vocabulary.from_gguf(gguf_fields(), "test")
     assert one.encode_opening("cab ab") == other.encode_opening("cab ab")
     assert 256 in one.encode("cab")
 
@@ -129,9 +129,9 @@ def test_what_is_missing_is_named(tmp_path):
     fields = gguf_fields()
     del fields["tokenizer.ggml.merges"]
     with pytest.raises(UserError, match="merges"):
-        pretrained_tokenizer.from_gguf(fields, "test")
+        gguf_vocabulary.from_gguf(fields, "test")
     with pytest.raises(UserError, match="accepted are"):
-        pretrained_tokenizer.from_gguf(gguf_fields(**{"tokenizer.ggml.pre": "poro-chat"}), "test")
+        gguf_vocabulary.from_gguf(gguf_fields(**{"tokenizer.ggml.pre": "poro-chat"}), "test")
 
 
 def test_a_template_in_a_file_of_its_own_is_read(tmp_path):
