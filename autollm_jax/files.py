@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from autollm_jax.errors import UserError
+from autollm_jax.errors import UserError, one_line
 
 
 def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
@@ -36,7 +36,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a text file: {error}") from error
+        raise UserError(f"{path}: not a text file: {one_line(error)}") from error
 
 
 def read_json(path: Path) -> dict:
@@ -48,7 +48,7 @@ def read_json(path: Path) -> dict:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a JSON file: {error}") from error
+        raise UserError(f"{path}: not a JSON file: {one_line(error)}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: not a JSON object")
     return values

@@ -8,7 +8,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from autollm_jax.data.pretrained_tokenizer import PretrainedTokenizer
 from autollm_jax.data.published_vocabularies import BytePairs, SentencePieces
-from autollm_jax.errors import UserError
+from autollm_jax.errors import UserError, one_line
 
 # GGUF's token types (llama.cpp, gguf-py/gguf/constants.py): control tokens, user-defined ones.
 _CONTROL, _USER_DEFINED = 3, 4
@@ -37,7 +37,8 @@ def from_gguf(fields: Mapping, where: str) -> PretrainedTokenizer:
       UserError: it holds none, or one of a kind that is not known.
     """
     try:
-        kind, cut = fields["tokenizer.ggml.model"], fields.get("tokenizer.ggml.pre", "default")
+        kind = str(fields["tokenizer.ggml.model"])
+        cut = str(fields.get("tokenizer.ggml.pre", "default"))
         tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
         template = fields["tokenizer.chat_template"]
         extra = fields[_EXTRA[kind]] if kind in _EXTRA else None
@@ -82,7 +83,7 @@ def _byte_pairs(tokens, merges, types, cut: str, where: str) -> BytePairs:
         pairs = [tuple(merge.split(" ")) for merge in merges]
         vocabulary = tokenizers.Tokenizer(models.BPE(ids, pairs, ignore_merges=whole))
     except Exception as error:  # the library raises nothing narrower
-        raise UserError(f"{where}: not a vocabulary: {error}") from error
+        raise UserError(f"{where}: not a vocabulary: {one_line(error)}") from error
     vocabulary.pre_tokenizer = pre_tokenizers.Sequence(_cuts(cut))
     vocabulary.decoder = decoders.ByteLevel()
     named = list(zip(tokens, types, strict=True))
@@ -108,7 +109,7 @@ def _sentence_pieces(tokens, scores, types, fields: Mapping, where: str) -> Sent
         model.normalizer_spec.remove_extra_whitespaces = False
         return SentencePieces(model.SerializeToString(), {})
     except (RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{where}: not a vocabulary: {error}") from error
+        raise UserError(f"{where}: not a vocabulary: {one_line(error)}") from error
 
 
 def _cuts(cut: str) -> list:

@@ -22,7 +22,7 @@ from autollm_jax.data.published_vocabularies import (
     SentencePieces,
     Vocabulary,
 )
-from autollm_jax.errors import UserError
+from autollm_jax.errors import UserError, one_line
 from autollm_jax.files import read_json, read_text, write_atomic, write_json_atomic
 
 TOKENIZER_CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
@@ -145,7 +145,7 @@ def _renderer(template: str, names: Mapping[str, str]) -> Callable[[list[dict]],
                 messages=messages, add_generation_prompt=True, **names
             )
         except Exception as error:  # a template may divide by zero, or ask for too much memory
-            raise UserError(f"chat template: {' '.join(str(error).split())}") from error
+            raise UserError(f"chat template: {one_line(error)}") from error
 
     return render
 

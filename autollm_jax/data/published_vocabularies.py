@@ -15,7 +15,7 @@ from typing import Protocol
 import sentencepiece
 import tokenizers
 
-from autollm_jax.errors import UserError
+from autollm_jax.errors import UserError, one_line
 from autollm_jax.files import read_json, write_atomic
 
 ADDED = "added_tokens_decoder"
@@ -76,7 +76,7 @@ class BytePairs:
         try:
             return cls(tokenizers.Tokenizer.from_str(json.dumps(values)), start)
         except Exception as error:  # the library raises nothing narrower
-            raise UserError(f"{path}: not a tokenizer: {error}") from error
+            raise UserError(f"{path}: not a tokenizer: {one_line(error)}") from error
 
     def encode(self, text: str, control: bool) -> list[int]:
         self._tokenizer.encode_special_tokens = not control
@@ -173,7 +173,7 @@ class SentencePieces:
         try:
             return cls(path.read_bytes(), added)
         except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"{path}: not a SentencePiece model: {error}") from error
+            raise UserError(f"{path}: not a SentencePiece model: {one_line(error)}") from error
 
     @property
     def bos(self) -> str:

@@ -13,7 +13,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 
-from autollm_jax.errors import UserError
+from autollm_jax.errors import UserError, one_line
 from autollm_jax.models.transformer import TransformerConfig
 
 
@@ -47,9 +47,10 @@ def _layer(path: str, name: str, pattern: str, gguf: str, gguf_pattern: str = ""
 
 # GGUF keeps the Llama family's queries and keys in pairs of neighbours, as llama.cpp rotates them.
 _PAIRED_QUERY, _PAIRED_KEY = "(H h P) D -> D H (P h)", "(K h P) D -> D K (P h)"
+EMBEDDING, UNEMBEDDING = "model.embed_tokens.weight", "lm_head.weight"
 _SHARED = (
-    Leaf(("embedding",), "model.embed_tokens.weight", "V D -> V D", "token_embd"),
-    Leaf(("unembedding",), "lm_head.weight", "V D -> V D", "output"),
+    Leaf(("embedding",), EMBEDDING, "V D -> V D", "token_embd"),
+    Leaf(("unembedding",), UNEMBEDDING, "V D -> V D", "output"),
     Leaf(("final_norm", "scale"), "model.norm.weight", "D -> D", "output_norm"),
     _layer("attention_norm.scale", "input_layernorm", "D -> D", "attn_norm"),
     _layer("value", "self_attn.v_proj", "(K A) D -> D K A", "attn_v"),
@@ -109,6 +110,17 @@ def leaves_of(family: Family, config: TransformerConfig) -> tuple[Leaf, ...]:
         for leaf in family.leaves
         if leaf.path != ("unembedding",) or not config.tied_embeddings
     )
+
+
+def redundant(config: TransformerConfig) -> set[str]:
+    """Name what published files hold beside the leaves: tensors that say nothing of their own.
+
+    The rotary frequencies that Llama 2's were saved with, and of tied embeddings the second copy
+    (Qwen3-0.6B's), which has to be one.
+    """
+    layers = range(config.layers)
+    names = {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in layers}
+    return names | ({UNEMBEDDING} if config.tied_embeddings else set())
 
 
 def family_named(name: str, attribute: str, where: str) -> Family:
@@ -187,7 +199,7 @@ def reading(where: str) -> Iterator[None]:
     except KeyError as error:
         raise UserError(f"{where}: field {error} is missing") from error
     except ValueError as error:
-        raise UserError(f"{where}: {error}") from error
+        raise UserError(f"{where}: {one_line(error)}") from error
 
 
 def size(values: Mapping, name: str, default: int | None = None) -> int:

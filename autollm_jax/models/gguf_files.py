@@ -9,7 +9,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from autollm_jax.errors import UserError
+from autollm_jax.errors import UserError, one_line
 from autollm_jax.models.families import Family, family_named, number, reading, size
 from autollm_jax.models.gguf_header import read_header, row_bytes
 from autollm_jax.models.pattern import Slices
@@ -37,7 +37,7 @@ class GGUFFile:
                 self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             self.fields, self._tensors = read_header(self._data)
         except (OSError, ValueError) as error:
-            raise UserError(f"{path}: not a whole GGUF file: {error}") from error
+            raise UserError(f"{path}: not a whole GGUF file: {one_line(error)}") from error
         for name, tensor in self._tensors.items():
             if tensor.kind.name not in READ:
                 raise UserError(

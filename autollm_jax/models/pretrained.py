@@ -25,10 +25,13 @@ from autollm_jax.errors import UserError
 from autollm_jax.files import read_json
 from autollm_jax.models import pattern, safetensors_files, transformer
 from autollm_jax.models.families import (
+    EMBEDDING,
+    UNEMBEDDING,
     Family,
     Leaf,
     json_from_shape,
     leaves_of,
+    redundant,
     shape_from_json,
 )
 from autollm_jax.models.gguf_files import ROPE_FACTORS, GGUFFile
@@ -120,7 +123,8 @@ def _check(source: Source, path: Path) -> None:
         name, how = source.place(leaf)
         for layer in range(source.config.layers if leaf.layered else 1):
             expected[name.format(layer=layer)] = pattern.stored_shape(how, sizes)
-    known = {ROPE_FACTORS} if isinstance(source.files, GGUFFile) else set()
+    gguf = isinstance(source.files, GGUFFile)
+    known = {ROPE_FACTORS} if gguf else redundant(source.config)
     for what, names in (
         ("missing", expected.keys() - found.keys()),
         ("not used by this architecture", found.keys() - expected.keys() - known),
@@ -131,6 +135,11 @@ def _check(source: Source, path: Path) -> None:
     for name, shape in expected.items():
         if found[name] != shape:
             raise UserError(f"{path}: {name} has shape {found[name]}; expected {shape}")
+    tied = not gguf and source.config.tied_embeddings and UNEMBEDDING in found
+    if tied and not source.files.equal(EMBEDDING, UNEMBEDDING):
+        raise UserError(
+            f"{path}: tie_word_embeddings says that {UNEMBEDDING} is {EMBEDDING}, but it is another"
+        )
 
 
 def _sizes(config: TransformerConfig) -> dict[str, int]:

@@ -9,12 +9,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from autollm_jax.errors import UserError
+from autollm_jax.errors import UserError, one_line
 from autollm_jax.files import read_json
 from autollm_jax.models.pattern import Slices
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_ROWS = 8192  # that are compared at a time
 _SHARD = r"[\w-][\w.-]*\.safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 READ = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -62,12 +63,20 @@ class SafetensorsFiles:
                     raise UserError(f"{path}: {name} is {dtype}; accepted are {', '.join(READ)}")
                 yield name, tuple(part.get_shape())
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: not a whole safetensors file: {error}") from error
+            raise UserError(f"{path}: not a whole safetensors file: {one_line(error)}") from error
 
     def read(self, name: str, slices: Slices) -> np.ndarray:
         """Read a block of a tensor as f32."""
         block = self._open[self._file_of[name]].get_slice(name)[slices]
         return np.asarray(block).astype(np.float32)
+
+    def equal(self, name: str, other: str) -> bool:
+        """Compare two tensors, some rows at a time."""
+        if self.shapes[name] != self.shapes[other]:
+            return False
+        length = self.shapes[name][0]
+        blocks = (slice(row, min(row + _ROWS, length)) for row in range(0, length, _ROWS))
+        return all(np.array_equal(self.read(name, (b,)), self.read(other, (b,))) for b in blocks)
 
 
 def _index(folder: Path) -> dict[str, str]:
