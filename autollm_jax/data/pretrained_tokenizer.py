@@ -90,9 +90,8 @@ class PretrainedTokenizer:
         self.joint = dataclasses.replace(frame, before=frame.before[place + 1 :])
 
     def _frame(self, before: str, after: str) -> _Frame:
-        bare = before.rstrip(" ")
-        encoded = (self._vocabulary.encode(text, control=True) for text in (bare, after))
-        return _Frame(next(encoded), before[len(bare) :], next(encoded))
+        bare, encode = before.rstrip(" "), self._vocabulary.encode
+        return _Frame(encode(bare, control=True), before[len(bare) :], encode(after, control=True))
 
     def encode(self, text: str) -> list[int]:
         """Encode ordinary text: a control token's spelling in it is text too."""

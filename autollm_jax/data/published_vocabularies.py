@@ -150,7 +150,7 @@ class SentencePieces:
         prefixing = sentencepiece.SentencePieceProcessor(model_proto=model)
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model + _NO_PREFIX)
         self.start = " " if prefixing.encode("a") == self._processor.encode(" a") else ""
-        pieces = self._processor.vocab_size()
+        self._pieces = pieces = self._processor.vocab_size()
         names = {self._processor.id_to_piece(id): id for id in range(pieces)}
         self._control = {n: id for n, id in names.items() if self._processor.is_control(id)}
         self._text = {}
@@ -208,7 +208,7 @@ class SentencePieces:
         text, run = [], []
         for id in ids:
             if id not in self._spelling:
-                run += [id] if id < self.size else []  # a model may have more rows
+                run += [id] if id < self._pieces else []  # a model may have more rows
                 continue
             text.append(self._processor.decode(run))
             text += [self._spelling[id]] if control or not self.is_control(id) else []

@@ -118,6 +118,34 @@ def test_a_template_that_does_not_fit_is_refused(tmp_path, template, words):
         pretrained_tokenizer.load_folder(folder_with(tmp_path, chat_template=template))
 
 
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "{{ cycler.__init__.__globals__.os.system('touch {marker}') }}",
+        "{{ lipsum.__globals__['os'].system('touch {marker}') }}",
+        "{{ (lipsum|attr('__globals__'))['os'].system('touch {marker}') }}",
+        "{{ raise_exception.__globals__['__builtins__'].open('{marker}', 'w') }}",
+        "{{ self.__init__.__globals__.__builtins__.open('{marker}', 'w') }}",
+        "{{ ''.__class__.__base__.__subclasses__() }}",
+        "{{ '{0.__class__.__init__.__globals__}'.format(raise_exception) }}",
+        "{{ messages.append(messages[0]) }}",
+        "{% include '/etc/passwd' %}",
+        "{% import 'os' as os %}",
+        "{% for i in range(1000000000) %}{% endfor %}",
+        "{{ 'x' * 99999999999999 }}",
+        "{{ 1 // 0 }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    ],
+)
+def test_a_template_reaches_nothing_outside_it(tmp_path, attempt):
+    marker = tmp_path / "executed"
+    folder = folder_with(tmp_path, chat_template=attempt.replace("{marker}", str(marker)) + CHATML)
+    with pytest.raises(UserError, match="chat template") as refused:
+        pretrained_tokenizer.load_folder(folder)
+    assert "\n" not in str(refused.value) and "root:" not in str(refused.value)
+    assert not marker.exists()
+
+
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(UserError, match="tokenizer.json: missing"):
         pretrained_tokenizer.load_folder(tmp_path)
