@@ -6,3 +6,8 @@ class UserError(Exception):
 
     `launch/main.py` prints the line and exits with 1; nothing has been overwritten by then.
     """
+
+
+def one_line(error: BaseException) -> str:
+    """Say what another library says, in one line."""
+    return " ".join(str(error).split())

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from autollm_jax.errors import UserError
+from autollm_jax.errors import UserError, one_line
 
 
 def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
@@ -27,6 +27,18 @@ def write_json_atomic(path: str | os.PathLike, value) -> None:
     write_atomic(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
+def read_text(path: Path) -> str:
+    """Read a text file.
+
+    Raises:
+      UserError: it cannot be read, or is no UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a text file: {one_line(error)}") from error
+
+
 def read_json(path: Path) -> dict:
     """Read a JSON object.
 
@@ -35,8 +47,8 @@ def read_json(path: Path) -> dict:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a JSON file: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a JSON file: {one_line(error)}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: not a JSON object")
     return values

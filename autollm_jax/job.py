@@ -44,7 +44,8 @@ class Job:
         """Find the devices and lay the mesh over them.
 
         Raises:
-          UserError: the mesh does not fit the devices, or fields of the config each other.
+          UserError: the mesh does not fit the devices, fields of the config each other, or
+            published weights their vocabulary.
         """
         policy, relabelled = config.policy, config.distill.relabelled
         if policy.weights and relabelled:
@@ -59,7 +60,10 @@ class Job:
             )
         _split_cpu(config.mesh.cpu_devices)
         shape = MeshShape(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-        return cls(config, Path(workdir), make_mesh(shape))
+        job = cls(config, Path(workdir), make_mesh(shape))
+        if job.weights:  # opened before any stage works: what does not fit is said at once
+            _ = job.model, job.tokenizer
+        return job
 
     @property
     def cache(self) -> Path:

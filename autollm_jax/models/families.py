@@ -8,11 +8,12 @@ Names are those of the published checkpoints (Hugging Face) and of GGUF's specif
 gguf-py/gguf/constants.py).
 """
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from autollm_jax.errors import UserError
+from autollm_jax.errors import UserError, one_line
 from autollm_jax.models.transformer import TransformerConfig
 
 
@@ -46,9 +47,10 @@ def _layer(path: str, name: str, pattern: str, gguf: str, gguf_pattern: str = ""
 
 # GGUF keeps the Llama family's queries and keys in pairs of neighbours, as llama.cpp rotates them.
 _PAIRED_QUERY, _PAIRED_KEY = "(H h P) D -> D H (P h)", "(K h P) D -> D K (P h)"
+EMBEDDING, UNEMBEDDING = "model.embed_tokens.weight", "lm_head.weight"
 _SHARED = (
-    Leaf(("embedding",), "model.embed_tokens.weight", "V D -> V D", "token_embd"),
-    Leaf(("unembedding",), "lm_head.weight", "V D -> V D", "output"),
+    Leaf(("embedding",), EMBEDDING, "V D -> V D", "token_embd"),
+    Leaf(("unembedding",), UNEMBEDDING, "V D -> V D", "output"),
     Leaf(("final_norm", "scale"), "model.norm.weight", "D -> D", "output_norm"),
     _layer("attention_norm.scale", "input_layernorm", "D -> D", "attn_norm"),
     _layer("value", "self_attn.v_proj", "(K A) D -> D K A", "attn_v"),
@@ -110,6 +112,17 @@ def leaves_of(family: Family, config: TransformerConfig) -> tuple[Leaf, ...]:
     )
 
 
+def redundant(config: TransformerConfig) -> set[str]:
+    """Name what published files hold beside the leaves: tensors that say nothing of their own.
+
+    The rotary frequencies that Llama 2's were saved with, and of tied embeddings the second copy
+    (Qwen3-0.6B's), which has to be one.
+    """
+    layers = range(config.layers)
+    names = {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in layers}
+    return names | ({UNEMBEDDING} if config.tied_embeddings else set())
+
+
 def family_named(name: str, attribute: str, where: str) -> Family:
     """Find a family by its `name` or its `architecture`.
 
@@ -143,37 +156,79 @@ def shape_from_json(values: Mapping, where: str) -> tuple[Family, TransformerCon
       UserError: the architecture is not known, a field is missing, or one asks for what the model
         here does not compute.
     """
-    architectures = values.get("architectures") or ["none named"]
-    family = family_named(str(architectures[0]), "architecture", where)
+    named = values.get("architectures")
+    name = named[0] if isinstance(named, list) and named else "none named"
+    family = family_named(str(name), "architecture", where)
     for name, accepted in _ONLY.items():
         if values.get(name) not in accepted:
             raise UserError(f"{where}: {name}={values[name]!r} is not supported")
-    try:
-        heads = int(values["num_attention_heads"])
-        width = int(values["hidden_size"])
-        rope = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
-        theta = float(values.get("rope_theta", rope.get("rope_theta", 10_000.0)))
-        head_dim = int(values.get("head_dim") or width // heads)
+    with reading(where):
+        heads, width = size(values, "num_attention_heads"), size(values, "hidden_size")
+        rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+        if not isinstance(rope, dict):
+            raise ValueError(f"rope parameters {rope!r} are no mapping")
+        stated = values if values.get("rope_theta") is not None else rope
+        theta = number(stated, "rope_theta", 10_000.0)
+        head_dim = size(values, "head_dim", width // heads)
         config = TransformerConfig(
-            vocab_size=int(values["vocab_size"]),
+            vocab_size=size(values, "vocab_size"),
             width=width,
-            layers=int(values["num_hidden_layers"]),
+            layers=size(values, "num_hidden_layers"),
             heads=heads,
-            kv_heads=int(values.get("num_key_value_heads") or heads),
+            kv_heads=size(values, "num_key_value_heads", heads),
             head_dim=head_dim,
-            mlp_width=int(values["intermediate_size"]),
+            mlp_width=size(values, "intermediate_size"),
             qk_norm=family.qk_norm,
             tied_embeddings=bool(values.get("tie_word_embeddings", False)),
             scaled_embedding=False,
             rope_theta=theta,
-            rope_factors=_rope_factors(rope, theta, head_dim, where),
-            norm_epsilon=float(values["rms_norm_eps"]),
+            rope_factors=_rope_factors(rope, theta, head_dim),
+            norm_epsilon=number(values, "rms_norm_eps"),
         )
+    return family, config
+
+
+LARGEST = 2**20  # of any size of a model: more is a damaged file's
+
+
+@contextlib.contextmanager
+def reading(where: str) -> Iterator[None]:
+    """Turn what `size` and `number` raise into a UserError that names the file."""
+    try:
+        yield
     except KeyError as error:
         raise UserError(f"{where}: field {error} is missing") from error
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: {error}") from error
-    return family, config
+    except ValueError as error:
+        raise UserError(f"{where}: {one_line(error)}") from error
+
+
+def size(values: Mapping, name: str, default: int | None = None) -> int:
+    """Read a size of a model.
+
+    Raises:
+      KeyError: it is missing, and has no default.
+      ValueError: it is none.
+    """
+    value = values.get(name)
+    if value is None:
+        value = default
+    if value is None:
+        raise KeyError(name)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
+        raise ValueError(f"{name} is {value!r}; accepted is a whole number from 1 to {LARGEST:,}")
+    return value
+
+
+def number(values: Mapping, name: str, default: float | None = None) -> float:
+    """Read a positive number; raises as `size` does."""
+    value = values.get(name)
+    if value is None:
+        value = default
+    if value is None:
+        raise KeyError(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
+        raise ValueError(f"{name} is {value!r}; accepted is a positive number")
+    return float(value)
 
 
 def json_from_shape(family: Family, config: TransformerConfig) -> dict:
@@ -201,7 +256,7 @@ def json_from_shape(family: Family, config: TransformerConfig) -> dict:
     }
 
 
-def _rope_factors(rope: Mapping, theta: float, head_dim: int, where: str) -> tuple[float, ...]:
+def _rope_factors(rope: Mapping, theta: float, head_dim: int) -> tuple[float, ...]:
     """Return what each rotary frequency is divided by, () where nothing is.
 
     Llama 3's rule: wavelengths short against the original context stay, long ones are stretched by
@@ -209,15 +264,18 @@ def _rope_factors(rope: Mapping, theta: float, head_dim: int, where: str) -> tup
     its published code).
 
     Raises:
-      UserError: another rule is asked for.
+      KeyError: a number of the rule is missing.
+      ValueError: another rule is asked for, or its numbers cannot be.
     """
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return ()
     if kind != "llama3":
-        raise UserError(f"{where}: rope scaling {kind!r} is not supported; accepted is llama3")
-    factor, original = float(rope["factor"]), float(rope["original_max_position_embeddings"])
-    low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
+        raise ValueError(f"rope scaling {kind!r} is not supported; accepted is llama3")
+    factor, original = number(rope, "factor"), number(rope, "original_max_position_embeddings")
+    low, high = number(rope, "low_freq_factor"), number(rope, "high_freq_factor")
+    if not low < high:
+        raise ValueError(f"low_freq_factor {low} is not below high_freq_factor {high}")
     factors = []
     for pair in range(head_dim // 2):
         wavelength = 2 * math.pi * theta ** (2 * pair / head_dim)

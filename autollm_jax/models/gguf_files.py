@@ -1,15 +1,17 @@
 """GGUF files: a model's shape and its (quantised) weights, de-quantised block by block.
 
-The format is llama.cpp's (ggml-org/ggml, docs/gguf.md); its own library reads it.
+llama.cpp's own library de-quantises.
 """
 
+import mmap
 from pathlib import Path
 
 import gguf
 import numpy as np
 
-from autollm_jax.errors import UserError
-from autollm_jax.models.families import Family, family_named
+from autollm_jax.errors import UserError, one_line
+from autollm_jax.models.families import Family, family_named, number, reading, size
+from autollm_jax.models.gguf_header import read_header, row_bytes
 from autollm_jax.models.pattern import Slices
 from autollm_jax.models.transformer import TransformerConfig
 
@@ -31,63 +33,73 @@ class GGUFFile:
     def __init__(self, path: Path):
         self.path = path
         try:
-            reader = gguf.GGUFReader(path)
-            self.fields = {name: field.contents() for name, field in reader.fields.items()}
-        except (OSError, ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
-            raise UserError(f"{path}: not a whole GGUF file: {error}") from error
-        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+            with open(path, "rb") as file:
+                self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self.fields, self._tensors = read_header(self._data)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: not a whole GGUF file: {one_line(error)}") from error
         for name, tensor in self._tensors.items():
-            if tensor.tensor_type.name not in READ:
+            if tensor.kind.name not in READ:
                 raise UserError(
-                    f"{path}: {name} is {tensor.tensor_type.name}; accepted are {', '.join(READ)}"
+                    f"{path}: {name} is {tensor.kind.name}; accepted are {', '.join(READ)}"
                 )
-        self.shapes = {
-            name: tuple(int(size) for size in reversed(tensor.shape))
-            for name, tensor in self._tensors.items()
-        }
+        self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
 
     def read(self, name: str, slices: Slices) -> np.ndarray:
         """Read a block of a tensor as f32: its rows are de-quantised, then cut."""
         tensor = self._tensors[name]
-        if len(self.shapes[name]) == 1:
-            return gguf.quants.dequantize(tensor.data, tensor.tensor_type)[slices]
-        rows = gguf.quants.dequantize(tensor.data[slices[0]], tensor.tensor_type)
-        return rows[(slice(None), *slices[1:])].astype(np.float32)
+        stored = np.frombuffer(
+            self._data, np.uint8, count=tensor.end - tensor.start, offset=tensor.start
+        )
+        rows = stored.reshape(*tensor.shape[:-1], row_bytes(tensor.kind, tensor.shape[-1]))
+        outer, columns = slices[:-1], slices[-1]
+        numbers = gguf.quants.dequantize(rows[outer], tensor.kind)
+        return numbers[..., columns].astype(np.float32, copy=False)
 
     def shape(self) -> tuple[Family, TransformerConfig]:
         """Read the family and the model's shape.
 
         Raises:
-          UserError: the architecture is not known, or a field is missing.
+          UserError: the architecture is not known, a field is missing or cannot be, or one asks for
+            what the model here does not compute.
         """
-        family = family_named(str(self._field("general.architecture")), "name", str(self.path))
+        where = str(self.path)
+        family = family_named(str(self.fields.get("general.architecture")), "name", where)
+        prefix = f"{family.name}."
+        values = {
+            name.removeprefix(prefix): value
+            for name, value in self.fields.items()
+            if name.startswith(prefix)
+        }
+        with reading(where):
+            heads, width = size(values, "attention.head_count"), size(values, "embedding_length")
+            head_dim = size(values, "attention.key_length", width // heads)
+            scaling = values.get("rope.scaling.type", "none")
+            if scaling != "none":
+                raise ValueError(f"rope scaling {scaling!r} is not supported")
+            if size(values, "rope.dimension_count", head_dim) != head_dim:
+                raise ValueError("rotary positions of a part of each head are not supported")
+            config = TransformerConfig(
+                vocab_size=self.shapes.get("token_embd.weight", (1,))[0],
+                width=width,
+                layers=size(values, "block_count"),
+                heads=heads,
+                kv_heads=size(values, "attention.head_count_kv", heads),
+                head_dim=head_dim,
+                mlp_width=size(values, "feed_forward_length"),
+                qk_norm=family.qk_norm,
+                tied_embeddings="output.weight" not in self.shapes,
+                scaled_embedding=False,
+                rope_theta=number(values, "rope.freq_base", 10_000.0),
+                rope_factors=self._rope_factors(head_dim),
+                norm_epsilon=number(values, "attention.layer_norm_rms_epsilon"),
+            )
+        return family, config
 
-        def field(name, default=None):
-            return self._field(f"{family.name}.{name}", default)
-
-        heads, width = int(field("attention.head_count")), int(field("embedding_length"))
-        head_dim = int(field("attention.key_length", width // heads))
-        factors = ()
-        if ROPE_FACTORS in self.shapes:
-            factors = tuple(self.read(ROPE_FACTORS, (slice(None),)).tolist())
-        return family, TransformerConfig(
-            vocab_size=self.shapes.get("token_embd.weight", (0,))[0],
-            width=width,
-            layers=int(field("block_count")),
-            heads=heads,
-            kv_heads=int(field("attention.head_count_kv", heads)),
-            head_dim=head_dim,
-            mlp_width=int(field("feed_forward_length")),
-            qk_norm=family.qk_norm,
-            tied_embeddings="output.weight" not in self.shapes,
-            scaled_embedding=False,
-            rope_theta=float(field("rope.freq_base", 10_000.0)),
-            rope_factors=factors,
-            norm_epsilon=float(field("attention.layer_norm_rms_epsilon")),
-        )
-
-    def _field(self, name: str, default=None):
-        value = self.fields.get(name, default)
-        if value is None:
-            raise UserError(f"{self.path}: metadata {name!r} is missing")
-        return value
+    def _rope_factors(self, head_dim: int) -> tuple[float, ...]:
+        if ROPE_FACTORS not in self.shapes:
+            return ()
+        if self.shapes[ROPE_FACTORS] != (head_dim // 2,):
+            raise ValueError(f"{ROPE_FACTORS} has shape {self.shapes[ROPE_FACTORS]}")
+        factors = self.read(ROPE_FACTORS, (slice(None),)).tolist()
+        return tuple(number({ROPE_FACTORS: factor}, ROPE_FACTORS) for factor in factors)

@@ -19,16 +19,19 @@ import ml_dtypes
 import numpy as np
 from jax.sharding import Mesh
 
-from autollm_jax.data import pretrained_tokenizer
+from autollm_jax.data import gguf_vocabulary, pretrained_tokenizer
 from autollm_jax.data.pretrained_tokenizer import PretrainedTokenizer
 from autollm_jax.errors import UserError
 from autollm_jax.files import read_json
 from autollm_jax.models import pattern, safetensors_files, transformer
 from autollm_jax.models.families import (
+    EMBEDDING,
+    UNEMBEDDING,
     Family,
     Leaf,
     json_from_shape,
     leaves_of,
+    redundant,
     shape_from_json,
 )
 from autollm_jax.models.gguf_files import ROPE_FACTORS, GGUFFile
@@ -102,7 +105,10 @@ def open_source(path: Path) -> Source:
         values = read_json(path / CONFIG)
         family, config = shape_from_json(values, str(path / CONFIG))
         source = Source(family, config, SafetensorsFiles(path))
+    elif path.suffix == ".safetensors":
+        raise UserError(f"{path}: one file of a model; name its folder, with {CONFIG} in it")
     else:
+        safetensors_files.refuse_pickled([path])
         file = GGUFFile(path)
         source = Source(*file.shape(), file)
     _check(source, path)
@@ -110,13 +116,15 @@ def open_source(path: Path) -> Source:
 
 
 def _check(source: Source, path: Path) -> None:
-    sizes, expected = _sizes(source.config), {}
+    sizes, expected, found = _sizes(source.config), {}, source.files.shapes
+    if source.config.layers > len(found):
+        raise UserError(f"{path}: {len(found)} tensors for {source.config.layers:,} layers")
     for leaf in source.leaves:
         name, how = source.place(leaf)
         for layer in range(source.config.layers if leaf.layered else 1):
             expected[name.format(layer=layer)] = pattern.stored_shape(how, sizes)
-    found = source.files.shapes
-    known = {ROPE_FACTORS} if isinstance(source.files, GGUFFile) else set()
+    gguf = isinstance(source.files, GGUFFile)
+    known = {ROPE_FACTORS} if gguf else redundant(source.config)
     for what, names in (
         ("missing", expected.keys() - found.keys()),
         ("not used by this architecture", found.keys() - expected.keys() - known),
@@ -127,6 +135,11 @@ def _check(source: Source, path: Path) -> None:
     for name, shape in expected.items():
         if found[name] != shape:
             raise UserError(f"{path}: {name} has shape {found[name]}; expected {shape}")
+    tied = not gguf and source.config.tied_embeddings and UNEMBEDDING in found
+    if tied and not source.files.equal(EMBEDDING, UNEMBEDDING):
+        raise UserError(
+            f"{path}: tie_word_embeddings says that {UNEMBEDDING} is {EMBEDDING}, but it is another"
+        )
 
 
 def _sizes(config: TransformerConfig) -> dict[str, int]:
@@ -177,14 +190,14 @@ def load_tokenizer(path: Path) -> PretrainedTokenizer:
     """Load the vocabulary that published weights come with.
 
     Args:
-      path: a safetensors directory (with its tokenizer.json), or a GGUF file.
+      path: a safetensors directory (with its tokenizer.json or tokenizer.model), or a GGUF file.
 
     Raises:
       UserError: it cannot be read, or has more ids than the model.
     """
     source = open_source(path)
     if isinstance(source.files, GGUFFile):
-        tokenizer = pretrained_tokenizer.from_gguf(source.files.fields, str(path))
+        tokenizer = gguf_vocabulary.from_gguf(source.files.fields, str(path))
     else:
         tokenizer = pretrained_tokenizer.load_folder(path)
     if tokenizer.vocab_size > source.config.vocab_size:

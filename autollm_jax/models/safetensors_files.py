@@ -1,19 +1,23 @@
 """Safetensors directories: one file, or several with an index, beside a config.json."""
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from autollm_jax.errors import UserError
+from autollm_jax.errors import UserError, one_line
 from autollm_jax.files import read_json
 from autollm_jax.models.pattern import Slices
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_ROWS = 8192  # that are compared at a time
+_SHARD = r"[\w-][\w.-]*\.safetensors"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 READ = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -46,7 +50,10 @@ class SafetensorsFiles:
     def _described(self, file: str) -> Iterator[tuple[str, tuple[int, ...]]]:
         path = self.folder / file
         if not path.exists():
+            refuse_pickled(sorted(self.folder.iterdir()))
             raise UserError(f"{path}: missing")
+        if not _belongs(path):
+            raise UserError(f"{path}: a link out of its folder; put the file itself there")
         try:
             self._open[file] = safe_open(path, framework="np")
             for name in self._open[file].keys():  # noqa: SIM118, it is no mapping
@@ -56,12 +63,20 @@ class SafetensorsFiles:
                     raise UserError(f"{path}: {name} is {dtype}; accepted are {', '.join(READ)}")
                 yield name, tuple(part.get_shape())
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: not a whole safetensors file: {error}") from error
+            raise UserError(f"{path}: not a whole safetensors file: {one_line(error)}") from error
 
     def read(self, name: str, slices: Slices) -> np.ndarray:
         """Read a block of a tensor as f32."""
         block = self._open[self._file_of[name]].get_slice(name)[slices]
         return np.asarray(block).astype(np.float32)
+
+    def equal(self, name: str, other: str) -> bool:
+        """Compare two tensors, some rows at a time."""
+        if self.shapes[name] != self.shapes[other]:
+            return False
+        length = self.shapes[name][0]
+        blocks = (slice(row, min(row + _ROWS, length)) for row in range(0, length, _ROWS))
+        return all(np.array_equal(self.read(name, (b,)), self.read(other, (b,))) for b in blocks)
 
 
 def _index(folder: Path) -> dict[str, str]:
@@ -72,10 +87,31 @@ def _index(folder: Path) -> dict[str, str]:
     values = read_json(path)
     weights = values.get("weight_map")
     if not isinstance(weights, dict) or not all(
-        isinstance(file, str) and Path(file).name == file for file in weights.values()
+        isinstance(file, str) and re.fullmatch(_SHARD, file) for file in weights.values()
     ):
         raise UserError(f"{path}: weight_map does not name files of this folder")
     return weights
+
+
+def _belongs(path: Path) -> bool:
+    """Whether a file lies in its folder: itself, or as the Hub's cache links to its `blobs`."""
+    folder, target = path.parent.resolve(), path.resolve()
+    cached = folder.parent.name == "snapshots" and target.parent == folder.parents[1] / "blobs"
+    return cached or target.parent == folder
+
+
+def refuse_pickled(paths: Iterable[Path]) -> None:
+    """Refuse checkpoints that only Python's pickle reads: they run what code they like.
+
+    Raises:
+      UserError: one of the paths is such a checkpoint.
+    """
+    for path in paths:
+        if path.suffix in PICKLED:
+            raise UserError(
+                f"{path}: pickled, and a pickle runs code of its own, so it is never opened; "
+                "convert it to safetensors where you trust it (transformers' save_pretrained)"
+            )
 
 
 def write(folder: Path, shards: Iterator[Mapping[str, np.ndarray]]) -> None:

@@ -11,6 +11,7 @@ from autollm_jax.agent.curation import Pair, Recipe
 from autollm_jax.agent.distillation import encode_conversation
 from autollm_jax.agent.simulation import Trajectory, simulate
 from autollm_jax.data.pretrained_tokenizer import PretrainedTokenizer
+from autollm_jax.data.published_vocabularies import BytePairs
 from autollm_jax.gym.environment import Episode
 from autollm_jax.models import transformer
 from autollm_jax.rl.sampler import SamplerConfig
@@ -32,7 +33,7 @@ def published():
     made.decoder = decoders.ByteLevel()
     control = ("<|im_start|>", "<|im_end|>")
     made.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in control])
-    return PretrainedTokenizer(made, CHATML, {})
+    return PretrainedTokenizer(BytePairs(made), CHATML, {})
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_a_conversation_stands_in_the_template_and_only_agents_turns_are_learned
 ):
     chat = dialogue.ChatTokenizer(published)
     tokens, mask = encode_conversation(chat, trajectory.turns)
-    whole = published._vocabulary.decode(tokens.tolist(), skip_special_tokens=False)
+    whole = published.decode(tokens.tolist(), control=True)
     said = [turn.text.removesuffix(parsing.END_OF_TURN) for turn in trajectory.turns]
     assert whole.startswith(f"<|im_start|>user\n{dialogue.INSTRUCTIONS}{said[0]}<|im_end|>\n")
     assert f"<|im_start|>assistant\n{said[1]}<|im_end|>\n<|im_start|>user\n{said[2]}" in whole

@@ -6,7 +6,7 @@ import pytest
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from autollm_jax.data import pretrained_tokenizer
+from autollm_jax.data import gguf_vocabulary, pretrained_tokenizer
 from autollm_jax.errors import UserError
 
 CHATML = (
@@ -52,12 +52,12 @@ def gguf_fields(**changes):
 @pytest.fixture(params=["folder", "gguf"])
 def tokenizer(request, tmp_path):
     if request.param == "gguf":
-        return pretrained_tokenizer.from_gguf(gguf_fields(), "test")
+        return gguf_vocabulary.from_gguf(gguf_fields(), "test")
     return pretrained_tokenizer.load_folder(folder_with(tmp_path, chat_template=CHATML))
 
 
 def shown(tokenizer, ids):
-    return tokenizer._vocabulary.decode(ids, skip_special_tokens=False)
+    return tokenizer.decode(ids, control=True)
 
 
 def test_turns_stand_as_the_template_has_them(tokenizer):
@@ -83,7 +83,7 @@ def test_texts_come_back_and_write_no_control_id(tokenizer, text):
 
 def test_both_forms_of_a_vocabulary_give_the_same_ids(tmp_path):
     one = pretrained_tokenizer.load_folder(folder_with(tmp_path, chat_template=CHATML))
-    other = pretrained_tokenizer.from_gguf(gguf_fields(), "test")
+    other = gguf_vocabulary.from_gguf(gguf_fields(), "test")
     assert one.encode_opening("cab ab") == other.encode_opening("cab ab")
     assert 256 in one.encode("cab")
 
@@ -118,6 +118,34 @@ def test_a_template_that_does_not_fit_is_refused(tmp_path, template, words):
         pretrained_tokenizer.load_folder(folder_with(tmp_path, chat_template=template))
 
 
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "{{ cycler.__init__.__globals__.os.system('touch {marker}') }}",
+        "{{ lipsum.__globals__['os'].system('touch {marker}') }}",
+        "{{ (lipsum|attr('__globals__'))['os'].system('touch {marker}') }}",
+        "{{ raise_exception.__globals__['__builtins__'].open('{marker}', 'w') }}",
+        "{{ self.__init__.__globals__.__builtins__.open('{marker}', 'w') }}",
+        "{{ ''.__class__.__base__.__subclasses__() }}",
+        "{{ '{0.__class__.__init__.__globals__}'.format(raise_exception) }}",
+        "{{ messages.append(messages[0]) }}",
+        "{% include '/etc/passwd' %}",
+        "{% import 'os' as os %}",
+        "{% for i in range(1000000000) %}{% endfor %}",
+        "{{ 'x' * 99999999999999 }}",
+        "{{ 1 // 0 }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    ],
+)
+def test_a_template_reaches_nothing_outside_it(tmp_path, attempt):
+    marker = tmp_path / "executed"
+    folder = folder_with(tmp_path, chat_template=attempt.replace("{marker}", str(marker)) + CHATML)
+    with pytest.raises(UserError, match="chat template") as refused:
+        pretrained_tokenizer.load_folder(folder)
+    assert "\n" not in str(refused.value) and "root:" not in str(refused.value)
+    assert not marker.exists()
+
+
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(UserError, match="tokenizer.json: missing"):
         pretrained_tokenizer.load_folder(tmp_path)
@@ -129,9 +157,9 @@ def test_what_is_missing_is_named(tmp_path):
     fields = gguf_fields()
     del fields["tokenizer.ggml.merges"]
     with pytest.raises(UserError, match="merges"):
-        pretrained_tokenizer.from_gguf(fields, "test")
+        gguf_vocabulary.from_gguf(fields, "test")
     with pytest.raises(UserError, match="accepted are"):
-        pretrained_tokenizer.from_gguf(gguf_fields(**{"tokenizer.ggml.pre": "poro-chat"}), "test")
+        gguf_vocabulary.from_gguf(gguf_fields(**{"tokenizer.ggml.pre": "poro-chat"}), "test")
 
 
 def test_a_template_in_a_file_of_its_own_is_read(tmp_path):

@@ -8,6 +8,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from tests.data import small_vocabularies
+from tests.models.test_pretrained import config_json, tensors, write
+
 
 def run(workdir, *arguments):
     return subprocess.run(
@@ -87,6 +90,47 @@ def test_a_work_directory_of_another_config(tmp_path):
     done = run(workdir, "--config=configs/gym.py", "--stage=curate", "--config.seed=1")
     assert refused(done, "config.json", "config.seed is 0 there and 1 now", "--workdir")
     assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A model as it would be published, of which nothing is read before it is opened."""
+    folder = write(tmp_path / "published", tensors(), config_json(vocab_size=340))
+    embedding = {"model.embed_tokens.weight": np.ones((340, 32), np.float32)}
+    write(folder, tensors() | embedding, config_json(vocab_size=340))
+    return small_vocabularies.sentencepiece_folder(folder)
+
+
+def damage(folder, name):
+    path = folder / name
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda folder: damage(folder, "model.safetensors"), "not a whole safetensors file"),
+        (lambda folder: damage(folder, "tokenizer.model"), "not a SentencePiece model"),
+        (lambda folder: (folder / "tokenizer.model").unlink(), "tokenizer.json: missing"),
+        (lambda folder: (folder / "tokenizer_config.json").unlink(), "no chat template"),
+        (
+            lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+            "convert it to safetensors",
+        ),
+    ],
+)
+def test_published_weights_that_cannot_be_used_end_the_job_before_it_works(
+    tmp_path, published, change, words
+):
+    change(published)
+    done = run(
+        tmp_path / "workdir",
+        "--config=configs/gym.py",
+        f"--config.policy.weights={published}",
+        "--config.distill.relabelled=0",
+    )
+    assert refused(done, words)
+    assert not (tmp_path / "workdir").exists()
 
 
 def test_help_names_the_flags():

@@ -214,7 +214,7 @@ def test_llama_3_stretches_long_wavelengths_only(tmp_path):
 QUANTISED = {"F32": 1e-7, "F16": 1e-3, "Q8_0": 4e-3, "Q4_0": 0.1, "Q4_1": 0.1}
 
 
-def write_gguf(path, architecture, values, kind, drop=()):
+def write_gguf(path, architecture, values, kind, drop=(), add=lambda writer: None):
     """Write a family's random weights as llama.cpp would."""
     family = families.family_named(architecture, "architecture", "test")
     writer = gguf.GGUFWriter(path, family.name)
@@ -225,6 +225,7 @@ def write_gguf(path, architecture, values, kind, drop=()):
     writer.add_key_length(SHAPES["A"])
     writer.add_feed_forward_length(SHAPES["F"])
     writer.add_layer_norm_rms_eps(1e-5)
+    add(writer)
     for leaf in family.leaves:
         for layer in range(LAYERS if leaf.layered else 1):
             name = leaf.name.format(layer=layer)
