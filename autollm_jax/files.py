@@ -50,3 +50,12 @@ def code_digest(*folders: str) -> str:
         for path in sorted((Path(__file__).parent / folder).glob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+@functools.cache
+def package_digest() -> str:
+    """Hash all of the package's modules."""
+    digest, package = hashlib.sha256(), Path(__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    return digest.hexdigest()

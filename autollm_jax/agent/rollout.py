@@ -36,6 +36,7 @@ from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl import sampler
 from autollm_jax.rl.loop import RolloutBatch
 from autollm_jax.rl.sampler import SamplerConfig, SamplerState
+from autollm_jax.sharding.hosts import processes_of, to_host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,10 +153,10 @@ def _play(
         state = sampler.repeat(state, group_size, seeds)
     active_B = np.arange(len(seeds)) < len(episodes)
     while True:
-        active_B &= ~np.asarray(state.truncated_B)
+        active_B &= ~to_host(state.truncated_B)
         if not active_B.any():
             break
-        start_B = np.array(state.length_B)  # a copy: the state's buffers are about to be reused
+        start_B = to_host(state.length_B)
         entered = time.perf_counter()
         grammar = grammar_of(tokenizer, episodes, len(seeds)) if config.constrained else None
         outside += time.perf_counter() - entered
@@ -171,7 +172,7 @@ def _play(
             active_B=active_B,
             grammar=grammar,
         )
-        tokens_BS, end_B = np.asarray(state.tokens_BS), np.asarray(state.length_B)
+        tokens_BS, end_B = to_host((state.tokens_BS, state.length_B))
 
         entered = time.perf_counter()
         chunks = [[] for _ in seeds]
@@ -195,7 +196,7 @@ def _play(
         if not episode.done:  # out of context
             episode.finish()
     state = dataclasses.replace(state, cache=(), logits_BV=np.zeros((len(seeds), 0)))
-    state = jax.tree.map(lambda x: np.asarray(x)[: len(episodes)], state)
+    state = jax.tree.map(lambda x: to_host(x)[: len(episodes)], state)
     seconds = time.perf_counter() - began
     return Played(state, transcripts, rewards, audits, outside, seconds)
 
@@ -289,6 +290,7 @@ class PolicyPlayer:
 
     identity: names all that the play depends on besides the games.
     rows: games are played in batches of so many.
+    mesh: where it spans several processes, all of them play.
     """
 
     model: TransformerConfig
@@ -298,6 +300,11 @@ class PolicyPlayer:
     identity: str
     rows: int = 64
     mesh: Mesh | None = None
+
+    @property
+    def together(self) -> bool:
+        """Whether it plays in several processes at once."""
+        return self.mesh is not None and len(processes_of(self.mesh)) > 1
 
     def __call__(self, games: Sequence) -> list[dict]:
         transcripts = []
@@ -343,5 +350,5 @@ def policy_player(
     code = code_digest("agent", "baselines", "models", "rl")
     digest = hashlib.sha256(f"{model} {config} {tokenizer.content_hash} {code}".encode())
     for leaf in jax.tree.leaves(params):
-        digest.update(np.asarray(leaf).tobytes())
+        digest.update(to_host(leaf).tobytes())
     return PolicyPlayer(model, params, tokenizer, config, digest.hexdigest(), rows, mesh)

@@ -24,6 +24,7 @@ from autollm_jax.rl.conversations import SamplerState, empty, grow, pin
 from autollm_jax.rl.conversations import init_state as init_state
 from autollm_jax.rl.conversations import repeat as repeat
 from autollm_jax.rl.grammar import Grammar
+from autollm_jax.sharding.hosts import to_devices, to_host
 from autollm_jax.sharding.rules import constrain
 
 
@@ -92,13 +93,13 @@ def append(
       ValueError: if there is not one chunk for each row.
     """
     # Copies, since the state's buffers are about to be reused.
-    held_B, truncated_B = np.array(state.length_B), np.array(state.truncated_B)
+    held_B, truncated_B = to_host((state.length_B, state.truncated_B))
     if len(chunks) != len(held_B):
         raise ValueError(f"{len(chunks)} chunks for {len(held_B)} rows")
     left_B = np.array([len(chunk) for chunk in chunks], np.int32)
     full_B = held_B + left_B > config.context
     if (full_B & ~truncated_B).any():
-        flags = jax.device_put(truncated_B | full_B, state.truncated_B.sharding)
+        flags = to_devices(truncated_B | full_B, state.truncated_B.sharding)
         state = dataclasses.replace(state, truncated_B=flags)
     left_B[full_B | truncated_B] = 0
     done_B = np.zeros_like(left_B)
@@ -176,7 +177,7 @@ def generate(
       ValueError: if an active row is empty, so that there is nothing to continue.
     """
     # Copies, since the state's buffers are about to be reused.
-    length_B, truncated_B = np.array(state.length_B), np.array(state.truncated_B)
+    length_B, truncated_B = to_host((state.length_B, state.truncated_B))
     going_B = ~truncated_B if active_B is None else np.asarray(active_B, bool) & ~truncated_B
     if (length_B[going_B] == 0).any():
         raise ValueError("generate: an active row is empty; append its prompt first")
@@ -194,8 +195,7 @@ def generate(
             model, params, state, key, going_B, limit_B, stop_id, 1.0 if greedy else temperature,
             grammar, node_B, greedy=greedy,
         )  # fmt: skip
-        going_B, node_B = jax.tree.map(np.array, (going_B, node_B))
-        length_B = np.array(state.length_B)
+        going_B, node_B, length_B = to_host((going_B, node_B, state.length_B))
     return _end_turn(state, took_turn_B & (length_B >= config.context))
 
 
