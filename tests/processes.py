@@ -1,6 +1,6 @@
 """One of the processes that `test_multiprocess.py` starts: trains a tiny policy both ways.
 
-    python -m tests.processes TASK FOLDER ADDRESS PROCESSES PROCESS
+python -m tests.processes TASK FOLDER ADDRESS PROCESSES PROCESS
 """
 
 import functools
@@ -27,7 +27,7 @@ from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from autollm_jax.training.state import abstract_state
 
 MODEL = transformer.TransformerConfig(
-    vocab_size=16, width=16, layers=2, heads=2, kv_heads=2, head_dim=8, mlp_width=32
+    vocab_size=16, width=16, layers=1, heads=2, kv_heads=2, head_dim=8, mlp_width=32
 )
 SAMPLER = sampler.SamplerConfig(context=8, cache_block=8, chunk_sizes=(4,))
 GROUPS, G, STEPS = 4, 4, 4
@@ -75,7 +75,7 @@ def grpo(folder, mesh, params, before_step=lambda step: None):
         batch = RolloutBatch(tokens, length, turns, logprobs, rewards.astype(np.float32), ones)
         return batch, {"reward": rewards.mean()}
 
-    loop = GRPOLoopConfig(STEPS, G, minibatch_rows=8, epochs=2, length_multiple=8, save_every=3)
+    loop = GRPOLoopConfig(STEPS, G, minibatch_rows=8, epochs=1, length_multiple=8, save_every=3)
     hp = GRPOHyperparameters(kl_coefficient=0.01)
     checkpoints = Checkpoints(folder / "grpo")
     args = MODEL, hp, loop, optimizer(), rollout, params, mesh, checkpoints, folder

@@ -4,13 +4,10 @@ Every process calls these alike: where an array is spread over them, a process t
 would leave the others waiting.
 """
 
-import functools
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 
 def to_host(tree):
@@ -65,24 +62,3 @@ def as_arguments(tree, sharding: NamedSharding):
 def processes_of(mesh: Mesh) -> list[int]:
     """Return the processes whose devices a mesh has."""
     return sorted({device.process_index for device in mesh.devices.flat})
-
-
-def any_process(flag: bool, mesh: Mesh) -> jax.Array:
-    """Start finding out whether a flag is set in any of a mesh's processes.
-
-    Returns:
-      A bool scalar that every one of them can read; reading it waits for the others.
-    """
-    places, reduce = _any_over(mesh)
-    flag_P = jax.make_array_from_callback(
-        (places.mesh.size,), places, lambda index: np.array([flag])
-    )
-    return reduce(flag_P)
-
-
-@functools.lru_cache(maxsize=2)
-def _any_over(mesh: Mesh):
-    first = {device.process_index: device for device in mesh.devices.flat[::-1]}
-    one_each = Mesh(np.array([first[p] for p in processes_of(mesh)]), ("processes",))
-    places = NamedSharding(one_each, PartitionSpec("processes"))
-    return places, jax.jit(jnp.any, out_shardings=NamedSharding(one_each, PartitionSpec()))

@@ -125,7 +125,7 @@ def train(
         writer.write(step, {**metrics, "tokens_per_second": rate})
         bar.set_postfix(loss=f"{metrics['loss']:.3f}", tokens_per_second=f"{rate:.0f}")
 
-    with preemption.deferred(mesh, late=True) as asked_to_stop:
+    with preemption.deferred(mesh) as asked_to_stop:
         for step in range(first, config.steps):
             batch = batch_of_step(step)
             state, metrics = step_fn(state, batch, frozen)
