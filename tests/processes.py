@@ -33,6 +33,20 @@ SAMPLER = sampler.SamplerConfig(context=8, cache_block=8, chunk_sizes=(4,))
 GROUPS, G, STEPS = 4, 4, 4
 SHAPE = MeshShape(data=2, fsdp=2, tensor=2)  # of two processes each has one half of `data`
 KILLED_AT = 1
+# The whole job in its smallest form: one experiment family, one trial.
+SMALL_JOB = (
+    "--config.gym.tasks=('pretraining',)", "--config.gym.evidence=False", "--config.gym.budget=1",
+    "--config.policy.width=16", "--config.policy.layers=1", "--config.policy.scan_unroll=1",
+    "--config.policy.heads=2", "--config.policy.kv_heads=1", "--config.policy.head_dim=8",
+    "--config.policy.mlp_width=32", "--config.policy.vocab_size=768",
+    "--config.policy.context=512", "--config.policy.turn_tokens=64",
+    "--config.policy.short_conv=0", "--config.curate.distill_pairs=24",
+    "--config.simulate.processes=1", "--config.simulate.reasoning=False",
+    "--config.distill.steps=2", "--config.distill.row_length=512", "--config.distill.save_every=2",
+    "--config.distill.relabelled=0.0", "--config.distill.dtype=float32", "--config.grpo.steps=1",
+    "--config.grpo.groups=2", "--config.grpo.group_size=2", "--config.grpo.minibatch_rows=4",
+    "--config.evaluation.seeds=(0,)", "--config.evaluation.methods=agent,random",
+)  # fmt: skip
 
 
 def optimizer():

@@ -64,6 +64,16 @@ def succeeded(done):
         assert one.returncode == 0, one.stderr[-3000:]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Let the processes find each other's compiled programs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+        yield
+
+
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
@@ -106,6 +116,31 @@ def test_process_0_writes_the_metrics_and_the_other_nothing(one_process, two_pro
     assert steps(one_process) == steps(two_processes)
     files = [sorted(p.name for p in f.iterdir()) for f in (one_process, two_processes)]
     assert files[0] == files[1]
+
+
+def job(workdir, devices):
+    """Run the main job; return its results' bytes and what it left behind."""
+
+    def command(address, process):
+        where = (address, len(devices), process)
+        fields = zip(("coordinator", "processes", "process_id"), where, strict=True)
+        flags = [f"--config.distributed.{name}={value}" for name, value in fields]
+        flags += ["--config.distributed.one_host=True", f"--workdir={workdir}"]
+        return ["launch/main.py", "--config=configs/gym.py", *flags, *processes.SMALL_JOB]
+
+    done = together(command, devices)
+    succeeded(done)
+    for other in done[1:]:
+        assert not other.stdout  # process 0 speaks for all
+    files = {str(p.relative_to(workdir)) for p in workdir.rglob("*") if p.is_file()}
+    left = {name for name in files if not name.startswith(("checkpoints", "tensorboard"))}
+    return (workdir / "evaluation" / "results.parquet").read_bytes(), left
+
+
+def test_the_main_job_gives_the_same_results_in_two_processes(tmp_path):
+    results, files = job(tmp_path / "one", [4])
+    assert "report/index.html" in files
+    assert job(tmp_path / "two", [2, 2]) == (results, files)
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 1), (1, 4, 1), (1, 1, 1)], ids=str)
