@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import os
+import socket
 from pathlib import Path
 
 from autollm_jax.errors import UserError, one_line
@@ -13,8 +14,8 @@ def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
     """Write `data` to `path` so that a kill at any moment leaves the old file or the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The process id keeps two writers of one path from sharing a temporary file.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # Host and process id keep two writers of one path from sharing a temporary file.
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     with open(partial, "wb") as file:
         file.write(data.encode() if isinstance(data, str) else data)
         file.flush()
@@ -61,4 +62,13 @@ def code_digest(*folders: str) -> str:
     for folder in folders:
         for path in sorted((Path(__file__).parent / folder).glob("*.py")):
             digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def package_digest() -> str:
+    """Hash all of the package's modules."""
+    digest, package = hashlib.sha256(), Path(__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
     return digest.hexdigest()

@@ -9,6 +9,7 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
+from autollm_jax import distributed, preemption
 from autollm_jax.agent import dialogue
 from autollm_jax.agent.curation import Recipe
 from autollm_jax.agent.dialogue import ChatTokenizer, PolicyTokenizer
@@ -41,11 +42,11 @@ class Job:
 
     @classmethod
     def start(cls, config: ConfigDict, workdir: str) -> "Job":
-        """Find the devices and lay the mesh over them.
+        """Connect the processes, find the devices and lay the mesh over them.
 
         Raises:
-          UserError: the mesh does not fit the devices, fields of the config each other, or
-            published weights their vocabulary.
+          UserError: the mesh does not fit the devices, fields of the config each other, published
+            weights their vocabulary, or the processes do not come together.
         """
         policy, relabelled = config.policy, config.distill.relabelled
         if policy.weights and relabelled:
@@ -58,12 +59,23 @@ class Job:
                 f"config.policy.lora_rank={policy.lora_rank}: factors are trained beside published "
                 "weights; name some in config.policy.weights, or set it to 0"
             )
+        settings = distributed.Settings(**config.distributed)
+        distributed.start(settings, config.to_dict(), Path(workdir))
+        preemption.listen()
         _split_cpu(config.mesh.cpu_devices)
+        distributed.check_devices(jax.local_device_count())
         shape = MeshShape(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         job = cls(config, Path(workdir), make_mesh(shape))
         if job.weights:  # opened before any stage works: what does not fit is said at once
             _ = job.model, job.tokenizer
         return job
+
+    @property
+    def alone(self) -> "Job":
+        """The same job over this process's own devices, for what one process does by itself."""
+        if distributed.count() == 1:
+            return self
+        return dataclasses.replace(self, mesh=make_mesh(MeshShape(), jax.local_devices()))
 
     @property
     def cache(self) -> Path:
@@ -209,9 +221,7 @@ class Job:
             chunk_sizes=(rollout.chunk,),
             halvings=rollout.halvings,
         )
-        return PlayConfig(
-            sizes, policy.turn_tokens, temperature, pieces=rollout.pieces, **changes
-        )
+        return PlayConfig(sizes, policy.turn_tokens, temperature, pieces=rollout.pieces, **changes)
 
     @functools.cached_property
     def first_parameters(self):

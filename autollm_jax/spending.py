@@ -6,8 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 
-import jax
-
+from autollm_jax import distributed
 from autollm_jax.evaluation.cost import Spending
 from autollm_jax.evaluation.run_costs import Cost, read_runs
 from autollm_jax.job import Job
@@ -26,7 +25,7 @@ def timed(job: Job, stage: str) -> Iterator[None]:
     """
     began = time.perf_counter()
     yield
-    if stage in TRAINING_STAGES and jax.process_index() == 0:
+    if stage in TRAINING_STAGES and distributed.is_main():
         line = {"stage": stage, "seconds": round(time.perf_counter() - began, 3)}
         job.workdir.mkdir(parents=True, exist_ok=True)
         with open(job.workdir / "stages.jsonl", "a") as file:

@@ -12,8 +12,10 @@ cross_validate  (on demand) compare methods on changed copies of the training ex
 pool          (on demand) pool the evaluations of several trainings into one report
 """
 
+import contextlib
 import dataclasses
 import functools
+import os
 import shutil
 from pathlib import Path
 
@@ -21,7 +23,7 @@ import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from autollm_jax import cross_validation, spending
+from autollm_jax import cross_validation, distributed, preemption, spending
 from autollm_jax import workdir as work_directory
 from autollm_jax.agent import curation, prompts
 from autollm_jax.agent.curation import CurationConfig
@@ -69,15 +71,30 @@ MOST_CUT = 0.1  # of the episodes, that may lose their end in distillation
 def run(config: ConfigDict, workdir: str, stage: str) -> None:
     """Run one stage, or all of them in order.
 
+    Of several processes all call this; those beside process 0 are silent.
+
     Raises:
       UserError: for whatever the user can mend.
+      Preempted: the job was asked to stop; the same call goes on.
     """
     scoring = stage in ("evaluate", "report", "verify", "cross_validate")
-    job = Job.start(config, workdir)
-    work_directory.claim(workdir, config.to_dict(), scoring)
-    for name in PIPELINE if stage == "all" else (stage,):
-        with spending.timed(job, name):
-            STAGES[name](job)
+    with preemption.in_good_order(), open(os.devnull, "w") as nowhere:
+        job = Job.start(config, workdir)
+        claim = functools.partial(work_directory.claim, workdir, config.to_dict(), scoring)
+        distributed.on_main(claim)
+        main = distributed.is_main()
+        with contextlib.nullcontext() if main else contextlib.redirect_stdout(nowhere):
+            for name in PIPELINE if stage == "all" else (stage,):
+                with spending.timed(job, name):
+                    run_stage(job, name)
+
+
+def run_stage(job: Job, name: str) -> None:
+    """Run a stage in all processes, or in process 0 while the others wait."""
+    if name in TOGETHER:
+        STAGES[name](job)
+    else:
+        distributed.on_main(lambda: STAGES[name](job.alone))
 
 
 def ground_truth(job: Job) -> None:
@@ -214,7 +231,7 @@ def distill_policy(job: Job) -> None:
     tokenizer = job.tokenizer
     conversations = [
         encode_conversation(tokenizer, trajectory.turns)
-        for trajectory in tqdm(job.trajectories(), "encode", unit="episode", dynamic_ncols=True)
+        for trajectory in tqdm(job.trajectories(), "encode", disable=not distributed.is_main())
     ]
     cut = [tokens for tokens, _ in conversations if len(tokens) > config.row_length]
     if len(cut) > MOST_CUT * len(conversations):
@@ -393,6 +410,8 @@ def pool(job: Job) -> None:
     report(job)
 
 
+# These compute on the devices of all processes; of the others process 0 takes care alone.
+TOGETHER = ("distill", "grpo", "evaluate", "cross_validate")
 # `all` runs these; the others run when they are named.
 PIPELINE = ("ground_truth", "curate", "simulate", "distill", "grpo", "evaluate", "report")
 STAGES = {

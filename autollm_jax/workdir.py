@@ -7,7 +7,9 @@ from autollm_jax.errors import UserError
 from autollm_jax.files import write_json_atomic
 
 # Fields that do not shape what is trained, and so may change between runs over one directory.
-FREE_FIELDS = ("cross_validate", "evaluation", "pool", "stress", "verify", "mesh")
+FREE_FIELDS = ("cross_validate", "evaluation", "pool", "stress", "verify", "mesh", "distributed")
+# Nor do these: what is trained is the same, by whichever process.
+FREE_NAMES = ("ground_truth.share",)
 # A trained agent may be scored on other tables, and under another protocol.
 SCORING_FIELDS = ("gym", "protocol")
 
@@ -37,7 +39,9 @@ def claim(workdir, config: dict, scoring: bool) -> None:
     free = FREE_FIELDS + (SCORING_FIELDS if scoring else ())
     before, now = _flatten(ours), _flatten(config)
     for name in sorted(before.keys() | now.keys()):
-        if name.split(".")[0] not in free and before.get(name) != now.get(name):
+        if name in FREE_NAMES or name.split(".")[0] in free:
+            continue
+        if before.get(name) != now.get(name):
             raise UserError(
                 f"{path}: config.{name} is {before.get(name)!r} there and {now.get(name)!r} now; "
                 "give the config it was made with, or another --workdir"

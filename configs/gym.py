@@ -37,6 +37,14 @@ def get_config(variant: str = "") -> ConfigDict:
     c.mesh.tensor = 1  # shards of heads, MLP columns and vocabulary
     c.mesh.cpu_devices = 2  # where the CPU is all there is: devices to split it into
 
+    c.distributed = ConfigDict()  # several processes as one job: each runs the same command
+    c.distributed.coordinator = ""  # host:port of process 0; "": the scheduler's, or one process
+    c.distributed.processes = -1  # how many; -1: as the scheduler says
+    c.distributed.process_id = -1  # this one, from 0; -1: as the scheduler says
+    c.distributed.one_host = False  # all are on one machine: a loopback address will do
+    c.distributed.timeout_seconds = 300  # for all to come together
+    c.distributed.collectives = "gloo"  # between CPUs: gloo or mpi
+
     c.gym = ConfigDict()
     c.gym.roots = "gym_data"  # folders of outcome tables, comma between; {workdir} is --workdir
     c.gym.tasks = TASKS  # of the tables found there, and of our own

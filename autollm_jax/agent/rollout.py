@@ -39,6 +39,7 @@ from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl import sampler
 from autollm_jax.rl.loop import RolloutBatch
 from autollm_jax.rl.sampler import SamplerConfig, SamplerState
+from autollm_jax.sharding.hosts import processes_of, to_host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +214,7 @@ def _play(
             rules = environment.rules + [None] * empty
             grammar = join(tokenizer, rules) if config.constrained else None
             idle += time.perf_counter() - entered
-            start_B = np.where(ready_B, state.length_B, start_B)
+            start_B = np.where(ready_B, to_host(state.length_B), start_B)
             state, turns = sampler.begin(
                 config.sampler, state, ready_B, config.max_new_tokens, grammar, turns
             )
@@ -225,7 +226,7 @@ def _play(
             )  # fmt: skip
             # 2. The turns that ended before have been answered meanwhile; those that ended now are
             # answered while others go on, and at once where there are none.
-            tokens_BS, end_B = np.asarray(state.tokens_BS), np.asarray(state.length_B)
+            tokens_BS, end_B = to_host((state.tokens_BS, state.length_B))
             over_B = playing_B & ~turns.going_B
             before, answers = answers, {}
             for row in np.flatnonzero(over_B & (end_B > start_B)):  # the others had no room
@@ -240,14 +241,14 @@ def _play(
             bar.update(len(before))
             # 3. The answers are read.
             state = sampler.append(model, params, config.sampler, state, chunks)
-            ready_B = np.array([bool(chunk) for chunk in chunks]) & ~np.asarray(state.truncated_B)
+            ready_B = np.array([bool(chunk) for chunk in chunks]) & ~to_host(state.truncated_B)
             if not (ready_B.any() or turns.going_B.any() or answers):
                 break
     for episode in episodes:
         if not episode.done:  # out of context
             episode.finish()
     state = dataclasses.replace(state, cache=(), logits_BV=np.zeros((B, 0)))
-    state = jax.tree.map(lambda x: np.asarray(x)[: len(episodes)], state)
+    state = jax.tree.map(lambda x: to_host(x)[: len(episodes)], state)
     seconds = time.perf_counter() - began
     return Played(
         state, environment.transcripts, environment.rewards, environment.audits, idle, seconds
@@ -343,6 +344,7 @@ class PolicyPlayer:
 
     identity: names all that the play depends on besides the games.
     rows: games are played in batches of so many.
+    mesh: where it spans several processes, all of them play.
     """
 
     model: TransformerConfig
@@ -352,6 +354,11 @@ class PolicyPlayer:
     identity: str
     rows: int = 64
     mesh: Mesh | None = None
+
+    @property
+    def together(self) -> bool:
+        """Whether it plays in several processes at once."""
+        return self.mesh is not None and len(processes_of(self.mesh)) > 1
 
     def __call__(self, games: Sequence) -> list[dict]:
         transcripts = []
@@ -397,5 +404,5 @@ def policy_player(
     code = code_digest("agent", "baselines", "models", "rl")
     digest = hashlib.sha256(f"{model} {config} {tokenizer.content_hash} {code}".encode())
     for leaf in jax.tree.leaves(params):
-        digest.update(np.asarray(leaf).tobytes())
+        digest.update(to_host(leaf).tobytes())
     return PolicyPlayer(model, params, tokenizer, config, digest.hexdigest(), rows, mesh)

@@ -13,13 +13,36 @@ class Checkpoints:
 
     Orbax writes each into a temporary folder and renames it when it is whole, so a kill leaves
     the previous ones untouched. Restoring takes the layout of the abstract state it is given, so
-    another mesh may read what one mesh wrote.
+    another mesh may read what one mesh wrote, in as many processes as it likes: each of them calls
+    every method, and writes its own shards.
     """
 
-    def __init__(self, directory, keep: int = 2):
+    def __init__(self, directory, keep: int = 2, *, alone: bool = False):
+        """Open the directory.
+
+        Args:
+          directory: of the stage; made where it is missing.
+          keep: so many of the newest stay.
+          alone: only this one of several processes uses it, for arrays of its own.
+        """
         self.directory = Path(directory).absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        handlers = {"state": ocp.StandardCheckpointHandler(), "extra": ocp.JsonCheckpointHandler()}
+        processes = ocp.options.MultiprocessingOptions()
+        if alone and jax.process_count() > 1:
+            me = jax.process_index()
+            processes = ocp.options.MultiprocessingOptions(
+                primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"alone_{me}"
+            )
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            create=not alone or jax.process_count() == 1,
+            multiprocessing_options=processes,
+        )
+        if not options.create:  # Orbax makes no folders for a part of the processes
+            self.directory.mkdir(parents=True, exist_ok=True)
+        handlers = {
+            "state": ocp.StandardCheckpointHandler(multiprocessing_options=processes),
+            "extra": ocp.JsonCheckpointHandler(multiprocessing_options=processes),
+        }
         self.manager = ocp.CheckpointManager(
             self.directory, options=options, item_handlers=handlers
         )

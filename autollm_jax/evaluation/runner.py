@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from autollm_jax import distributed
 from autollm_jax.baselines.base import Method, Problem
 from autollm_jax.baselines.learned import Learned
 from autollm_jax.errors import UserError
@@ -64,7 +65,8 @@ class Game:
 #   evidence_flops: what the game's own cheap runs cost, for a method that is not given any.
 Transcript = str | Mapping
 # A player plays each game to its end. It may return one transcript a game, in their order; it may
-# carry `identity: str`, all that its play depends on besides the games (a checkpoint's hash).
+# carry `identity: str`, all that its play depends on besides the games (a checkpoint's hash), and
+# `together: bool`, that it plays in all processes; of the others process 0 alone does.
 Player = Callable[[Sequence[Game]], Sequence[Transcript] | None]
 
 
@@ -152,29 +154,47 @@ def evaluate(
     # Only what differs from the plain terms is named, so that a new term replays no old game.
     terms = ([] if with_evidence else ["no evidence"]) + ([str(stress)] if stress.label else [])
     games_digest = _digest_games(targets, budget, seeds, matching, tables, terms)
-    parts, transcripts = [], []
-    bar = tqdm(players.items(), "evaluate", unit="method", disable=None if progress else True)
+
+    def make_games():
+        return [
+            Game(Episode(e, evidence[e.id], budget, matching=matching), seed)
+            for e in targets
+            for seed in seeds
+        ]
+
+    parts, quiet = [], not (progress and distributed.is_main())
+    bar = tqdm(players.items(), "evaluate", unit="method", disable=quiet or None)
     for name, player in bar:
         bar.set_postfix_str(name)
         digest = hashlib.sha256(
             json.dumps([games_digest, name, getattr(player, "identity", "")]).encode()
         ).hexdigest()
         part = path.parent / "parts" / f"{name}.parquet"
-        if _digest_of(part) != digest:
-            games = [
-                Game(Episode(e, evidence[e.id], budget, matching=matching), seed)
-                for e in targets
-                for seed in seeds
-            ]
-            _write_part(part, digest, *_play(name, player, games))
-        parts.append(pq.read_table(part).replace_schema_metadata(None))
-        transcripts.append(part.with_suffix(".transcripts.jsonl").read_text())
+        _make_part(part, digest, name, player, make_games)
+        parts.append(part)
     # Summaries must know of trials that no method used, and of a method that used none.
     metadata = {"budget": str(budget), "methods": json.dumps(list(players))}
-    results = pa.concat_tables(parts).replace_schema_metadata(metadata)
-    write_atomic(path.parent / "transcripts.jsonl", "".join(transcripts))
-    write_atomic(path, parquet_bytes(results))
+    tables = [pq.read_table(part).replace_schema_metadata(None) for part in parts]
+    results = pa.concat_tables(tables).replace_schema_metadata(metadata)
+
+    def write():
+        transcripts = [part.with_suffix(".transcripts.jsonl").read_text() for part in parts]
+        write_atomic(path.parent / "transcripts.jsonl", "".join(transcripts))
+        write_atomic(path, parquet_bytes(results))
+
+    distributed.on_main(write)
     return results
+
+
+def _make_part(part: Path, digest: str, name: str, player: Player, make_games: Callable) -> None:
+    """Let a player play its games, unless its part is there; process 0 writes it."""
+    if distributed.on_main(lambda: _digest_of(part) == digest):
+        return
+    if getattr(player, "together", False):
+        played = _play(name, player, make_games())
+        distributed.on_main(lambda: _write_part(part, digest, *played))
+    else:
+        distributed.on_main(lambda: _write_part(part, digest, *_play(name, player, make_games())))
 
 
 def _play(name: str, player: Player, games: Sequence[Game]) -> tuple[list[dict], list[dict]]:

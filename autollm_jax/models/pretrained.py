@@ -37,6 +37,7 @@ from autollm_jax.models.families import (
 from autollm_jax.models.gguf_files import ROPE_FACTORS, GGUFFile
 from autollm_jax.models.safetensors_files import SafetensorsFiles
 from autollm_jax.models.transformer import TransformerConfig
+from autollm_jax.sharding.hosts import to_host
 from autollm_jax.sharding.rules import tree_shardings
 
 CONFIG = "config.json"
@@ -296,7 +297,7 @@ def _shards(family, config, params, dtype, most: int) -> Iterator[dict[str, np.n
 def _stored(family, config, params) -> Iterator[tuple[str, np.ndarray]]:
     sizes = _sizes(config)
     for leaf in leaves_of(family, config):
-        array = np.asarray(jax.device_get(_at(params, leaf.path)))
+        array = to_host(_at(params, leaf.path))
         for layer in range(config.layers if leaf.layered else 1):
             part = array[layer] if leaf.layered else array
             yield leaf.name.format(layer=layer), pattern.to_stored(leaf.pattern, sizes, part)

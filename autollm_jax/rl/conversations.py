@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from autollm_jax.models import transformer
 from autollm_jax.models.transformer import TransformerConfig
+from autollm_jax.sharding.hosts import to_devices
 from autollm_jax.sharding.rules import constrain, partition_spec
 
 
@@ -142,7 +143,7 @@ def repeat(state: SamplerState, times: int, seeds_B: Sequence[int]) -> SamplerSt
     A group of samples of one prompt reads the prompt once: append it to one row, then repeat that.
     """
     copied = _repeat(state, times)
-    seeds_B = jax.device_put(np.asarray(seeds_B, np.uint32), copied.seeds_B.sharding)
+    seeds_B = to_devices(np.asarray(seeds_B, np.uint32), copied.seeds_B.sharding)
     return dataclasses.replace(copied, seeds_B=seeds_B)
 
 

@@ -5,7 +5,7 @@
       2. score: advantages against the group; groups without differences are left out
       3. reference: log-probabilities under the policy that training started from
       4. update: minibatches of the clipped objective, for one or more epochs
-      5. report, and save now and then
+      5. report, and save now and then; a pre-emption saves and ends the job here
 
 Letters: N groups, G members, B = N * G rows, T tokens, J turns, M rows of a minibatch.
 """
@@ -22,12 +22,14 @@ import optax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from autollm_jax import distributed, preemption
 from autollm_jax.checkpointing.checkpoints import Checkpoints
 from autollm_jax.errors import UserError
 from autollm_jax.models import lora, transformer
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl.grpo import GRPOHyperparameters, grpo_loss, token_advantages, turn_advantages
 from autollm_jax.rl.logprobs import token_logprobs
+from autollm_jax.sharding.hosts import as_arguments, to_devices, to_host
 from autollm_jax.sharding.rules import RULES, tree_shardings
 from autollm_jax.training.metrics import MetricsWriter
 from autollm_jax.training.state import TrainState, abstract_state, state_shardings
@@ -135,13 +137,14 @@ def train_grpo(
 
     Raises:
       UserError: if the loss stops being finite.
+      Preempted: the job was asked to stop; a checkpoint holds the last step.
     """
     init, axes = functools.partial(lora.init, model), lora.logical_axes(model)
     shardings = state_shardings(init, axes, optimizer, mesh)
     whole = tree_shardings(
         transformer.logical_axes(model), transformer.parameter_shapes(model), mesh
     )
-    reference_params = jax.device_put(reference_params, whole)
+    reference_params = to_devices(reference_params, whole)
     frozen, reference = lora.split(model, reference_params)
     step_fn = make_train_step(
         functools.partial(policy_loss, model, hp), optimizer, shardings, mesh, config.microbatches
@@ -154,51 +157,61 @@ def train_grpo(
     else:
         state = _start(reference, optimizer, shardings, mesh)
     writer = MetricsWriter(workdir, "grpo", first_step=first)
-    bar = tqdm(total=config.steps, initial=first, desc="grpo", unit="step", disable=None)
-    for step in range(first, config.steps):
-        rollout_key, order_key = jax.random.split(jax.random.fold_in(key, step))
-        # 1. Roll out.
-        began = time.perf_counter()
-        with jax.set_mesh(mesh):
-            played, metrics = rollout(lora.join(frozen, state.params), rollout_key, step)
-        metrics = dict(metrics, rollout_seconds=time.perf_counter() - began)
-        # 2. Score.
-        began = time.perf_counter()
-        batch, informative_B = score(played, hp, config)
-        metrics["informative_share"] = informative_B.mean()
-        # 3. and 4. Update, with the reference's log-probabilities in the first epoch's batches.
-        losses, rows = [], np.flatnonzero(informative_B)
-        if hp.kl_coefficient:
-            batch = _with_reference(batch, rows, reference_fn, reference_params, config)
-        seed = int(jax.random.bits(order_key))
-        for minibatch in minibatches(batch, rows, config, seed):
-            state, update_metrics = step_fn(state, minibatch, frozen)
-            losses.append(update_metrics)
-        # 5. Report and save.
-        losses = jax.device_get(losses)
-        for name in losses[0] if losses else ():
-            metrics[name] = float(np.mean([entry[name] for entry in losses]))
-        if losses:  # only there do sampler and trainer stand on the same parameters
-            metrics["logprob_gap"] = float(losses[0]["logprob_gap"])
-        metrics["updates"] = len(losses)
-        metrics["update_seconds"] = time.perf_counter() - began
-        if not np.isfinite(metrics.get("loss", 0.0)):
-            writer.close()
-            raise UserError(
-                f"grpo: the loss is {metrics['loss']} at step {step}; start again from the "
-                "checkpoint with a lower config.grpo.optimizer.learning_rate"
+    bar = tqdm(
+        total=config.steps,
+        initial=first,
+        desc="grpo",
+        unit="step",
+        disable=None if distributed.is_main() else True,
+    )
+    with preemption.deferred(mesh) as asked_to_stop:
+        for step in range(first, config.steps):
+            rollout_key, order_key = jax.random.split(jax.random.fold_in(key, step))
+            # 1. Roll out.
+            began = time.perf_counter()
+            with jax.set_mesh(mesh):
+                played, metrics = rollout(lora.join(frozen, state.params), rollout_key, step)
+            metrics = dict(metrics, rollout_seconds=time.perf_counter() - began)
+            # 2. Score.
+            began = time.perf_counter()
+            batch, informative_B = score(played, hp, config)
+            metrics["informative_share"] = informative_B.mean()
+            # 3. and 4. Update, with the reference's log-probabilities in the first epoch's batches.
+            losses, rows = [], np.flatnonzero(informative_B)
+            if hp.kl_coefficient:
+                batch = _with_reference(batch, rows, reference_fn, reference_params, config)
+            seed = int(jax.random.bits(order_key))
+            for minibatch in minibatches(batch, rows, config, seed):
+                state, update_metrics = step_fn(state, minibatch, frozen)
+                losses.append(update_metrics)
+            # 5. Report and save.
+            losses = jax.device_get(losses)
+            for name in losses[0] if losses else ():
+                metrics[name] = float(np.mean([entry[name] for entry in losses]))
+            if losses:  # only there do sampler and trainer stand on the same parameters
+                metrics["logprob_gap"] = float(losses[0]["logprob_gap"])
+            metrics["updates"] = len(losses)
+            metrics["update_seconds"] = time.perf_counter() - began
+            if not np.isfinite(metrics.get("loss", 0.0)):
+                writer.close()
+                raise UserError(
+                    f"grpo: the loss is {metrics['loss']} at step {step}; start again from the "
+                    "checkpoint with a lower config.grpo.optimizer.learning_rate"
+                )
+            writer.write(step, metrics)
+            bar.set_postfix(
+                {k: f"{metrics[k]:.3f}" for k in ("reward", "regret", "kl") if k in metrics}
             )
-        writer.write(step, metrics)
-        bar.set_postfix(
-            {k: f"{metrics[k]:.3f}" for k in ("reward", "regret", "kl") if k in metrics}
-        )
-        bar.update()
-        done = step + 1
-        if done % config.save_every == 0 or done == config.steps:
-            checkpoints.save(done, state, {"step": done})
+            bar.update()
+            done, stopping = step + 1, asked_to_stop()
+            if done % config.save_every == 0 or done == config.steps or stopping:
+                checkpoints.save(done, state, {"step": done})
+            if stopping:
+                checkpoints.wait()
+                raise preemption.Preempted
+        checkpoints.wait()
     bar.close()
     writer.close()
-    checkpoints.wait()
     return state
 
 
@@ -268,7 +281,7 @@ def _start(params, optimizer, shardings: TrainState, mesh: Mesh) -> TrainState:
     copy = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
     with jax.set_mesh(mesh):
         opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(copy)
-    return TrainState(jax.device_put(jnp.zeros((), jnp.int32), shardings.step), copy, opt_state)
+    return TrainState(to_devices(np.zeros((), np.int32), shardings.step), copy, opt_state)
 
 
 def policy_loss(model: TransformerConfig, hp: GRPOHyperparameters, params, batch: UpdateBatch):
@@ -299,7 +312,7 @@ def _make_reference(model, hp, mesh):
 
     def call(params, batch):
         with jax.set_mesh(mesh):
-            return logprobs(params, batch)
+            return logprobs(params, as_arguments(batch, rows))
 
     return call
 
@@ -310,5 +323,5 @@ def _with_reference(batch, rows, reference_fn, reference_params, config) -> Upda
     for start in range(0, len(rows), config.minibatch_rows):
         chosen = rows[start : start + config.minibatch_rows]
         piece = _take(batch, chosen, config.minibatch_rows)
-        reference_BT[chosen] = np.asarray(reference_fn(reference_params, piece))[: len(chosen)]
+        reference_BT[chosen] = to_host(reference_fn(reference_params, piece))[: len(chosen)]
     return dataclasses.replace(batch, reference_BT=reference_BT)

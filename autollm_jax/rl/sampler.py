@@ -33,6 +33,7 @@ from autollm_jax.rl.conversations import (
 from autollm_jax.rl.conversations import init_state as init_state
 from autollm_jax.rl.conversations import repeat as repeat
 from autollm_jax.rl.grammar import Grammar
+from autollm_jax.sharding.hosts import to_devices, to_host
 from autollm_jax.sharding.rules import constrain
 
 
@@ -102,13 +103,13 @@ def append(
       ValueError: if there is not one chunk for each row.
     """
     # Copies, since the state's buffers are about to be reused.
-    held_B, truncated_B = np.array(state.length_B), np.array(state.truncated_B)
+    held_B, truncated_B = to_host((state.length_B, state.truncated_B))
     if len(chunks) != len(held_B):
         raise ValueError(f"{len(chunks)} chunks for {len(held_B)} rows")
     left_B = np.array([len(chunk) for chunk in chunks], np.int32)
     full_B = held_B + left_B > config.context
     if (full_B & ~truncated_B).any():
-        flags = jax.device_put(truncated_B | full_B, state.truncated_B.sharding)
+        flags = to_devices(truncated_B | full_B, state.truncated_B.sharding)
         state = dataclasses.replace(state, truncated_B=flags)
     left_B[full_B | truncated_B] = 0
     done_B = np.zeros_like(left_B)
@@ -220,7 +221,7 @@ def begin(
       ValueError: if an active row is empty, so that there is nothing to continue.
     """
     # Copies, since the state's buffers are about to be reused.
-    length_B, truncated_B = np.array(state.length_B), np.array(state.truncated_B)
+    length_B, truncated_B = to_host((state.length_B, state.truncated_B))
     starts_B = np.asarray(active_B, bool) & ~truncated_B
     if (length_B[starts_B] == 0).any():
         raise ValueError("generate: an active row is empty; append its prompt first")
@@ -266,7 +267,7 @@ def go_on(
     """
     greedy, grammar = temperature == 0, turns.grammar
     going_B, node_B = np.array(turns.going_B), turns.node_B
-    length_B, began_B = np.array(state.length_B), going_B.copy()
+    length_B, began_B = to_host(state.length_B), going_B.copy()
     while going_B.sum() > leave:
         state = grow(state, int(length_B[going_B].max()) + 1, config)
         sizes = batch_sizes(state, config)
@@ -280,10 +281,9 @@ def go_on(
             None if grammar is None else node_B[rows], greedy=greedy,
         )  # fmt: skip
         state = part if size == len(going_B) else put(state, part, rows)
-        going_B[rows] = going_rows
+        going_B[rows], length_B = to_host((going_rows, state.length_B))
         if grammar is not None:
-            node_B[rows] = node_rows
-        length_B = np.array(state.length_B)
+            node_B[rows] = to_host(node_rows)
     state = _end_turn(state, began_B & ~going_B & (length_B >= config.context))
     return state, dataclasses.replace(turns, going_B=going_B, node_B=node_B)
 

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from autollm_jax import preemption
 from autollm_jax.checkpointing.checkpoints import Checkpoints
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl import sampler
@@ -223,25 +224,32 @@ def train_grpo_group(
         state = start(reference_params, seeds_R)
 
     started = saved = time.monotonic()
-    while step < config.steps:
-        # 1. and 2. Prompts, and answers to them.
-        prompts = [_draw(problems, run.seed, step, config) for run in padded]
-        prompt_RBC, length_RB = _lay_out(prompts, problems.longest_prompt)
-        played = answer(
-            state.params, seeds_R, np.int32(step), hp_R["temperature"], prompt_RBC, length_RB
-        )
-        # 3. Check and score.
-        batch = _score(jax.device_get(played), prompts, problems, config)
-        order_RUM = np.stack([_order(run.seed, step, config) for run in padded])
-        # 4. Update.
-        whole = np.int32(config.steps * config.updates)
-        state = improve(state, reference_params, hp_R, whole, batch, order_RUM)
-        step += 1
-        on_steps(1)
-        if checkpoints is not None and time.monotonic() - saved > checkpoint_seconds:
-            spent = seconds + time.monotonic() - started
-            checkpoints.save(step, state, {"step": step, "seconds": spent})
-            saved = time.monotonic()
+    with preemption.deferred(mesh) as asked_to_stop:
+        while step < config.steps:
+            # 1. and 2. Prompts, and answers to them.
+            prompts = [_draw(problems, run.seed, step, config) for run in padded]
+            prompt_RBC, length_RB = _lay_out(prompts, problems.longest_prompt)
+            played = answer(
+                state.params, seeds_R, np.int32(step), hp_R["temperature"], prompt_RBC, length_RB
+            )
+            # 3. Check and score.
+            batch = _score(jax.device_get(played), prompts, problems, config)
+            order_RUM = np.stack([_order(run.seed, step, config) for run in padded])
+            # 4. Update.
+            whole = np.int32(config.steps * config.updates)
+            state = improve(state, reference_params, hp_R, whole, batch, order_RUM)
+            step += 1
+            on_steps(1)
+            stopping = asked_to_stop()
+            due = time.monotonic() - saved > checkpoint_seconds or stopping
+            if checkpoints is not None and due:
+                spent = seconds + time.monotonic() - started
+                checkpoints.save(step, state, {"step": step, "seconds": spent})
+                saved = time.monotonic()
+            if stopping:
+                if checkpoints is not None:
+                    checkpoints.wait()
+                raise preemption.Preempted
     success_R = evaluate_policies(model, state.params, problems, len(padded), mesh)
     seconds += time.monotonic() - started
     if checkpoints is not None and checkpoints.latest() != step:

@@ -4,7 +4,8 @@
 2. for every step: the batch of that step, an update
 3. metrics are read one step late, while the next step is under way; a loss that is not finite
    ends the run before anything broken is saved
-4. a checkpoint now and then, with the consumed position and what the data were
+4. a checkpoint now and then, with the consumed position and what the data were; a pre-emption saves
+   one and ends the job there
 """
 
 import dataclasses
@@ -18,8 +19,10 @@ import optax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from autollm_jax import distributed, preemption
 from autollm_jax.checkpointing.checkpoints import Checkpoints
 from autollm_jax.errors import UserError
+from autollm_jax.sharding.hosts import to_devices
 from autollm_jax.training.metrics import MetricsWriter
 from autollm_jax.training.state import TrainState, abstract_state, init_state, state_shardings
 from autollm_jax.training.step import make_train_step
@@ -83,6 +86,7 @@ def train(
 
     Raises:
       UserError: if the loss stops being finite, or a checkpoint was trained on other data.
+      Preempted: the job was asked to stop; a checkpoint holds the last step.
     """
     first = checkpoints.latest() or 0
     if first:
@@ -99,7 +103,14 @@ def train(
     shardings = state_shardings(init, logical_axes, optimizer, mesh)
     step_fn = make_train_step(loss_fn, optimizer, shardings, mesh, config.microbatches)
     writer = MetricsWriter(workdir, stage, first_step=first)
-    bar = tqdm(total=config.steps, initial=first, desc=stage, unit="step", dynamic_ncols=True)
+    bar = tqdm(
+        total=config.steps,
+        initial=first,
+        desc=stage,
+        unit="step",
+        dynamic_ncols=True,
+        disable=not distributed.is_main(),
+    )
     tokens, began, waiting = 0, time.perf_counter(), None
 
     def report(step, metrics, rate):
@@ -109,34 +120,41 @@ def train(
                 f"{stage}: the loss is {metrics['loss']} at step {step}; start again with a lower "
                 f"config.{stage}.optimizer.learning_rate"
             )
+        if rate is None:
+            return
         writer.write(step, {**metrics, "tokens_per_second": rate})
         bar.set_postfix(loss=f"{metrics['loss']:.3f}", tokens_per_second=f"{rate:.0f}")
 
-    for step in range(first, config.steps):
-        batch = batch_of_step(step)
-        state, metrics = step_fn(state, batch, frozen)
-        if waiting is not None:
-            report(*waiting)
-            waiting = None
-        tokens += tokens_of(batch)
-        done = step + 1
-        saving = done % config.save_every == 0 or done == config.steps
-        if saving or done % config.report_every == 0:
-            waiting = (step, metrics, tokens / (time.perf_counter() - began))
-            tokens, began = 0, time.perf_counter()
-        if saving:
-            report(*waiting)
-            waiting = None
-            checkpoints.save(done, state, {"data": data, "position": done})
-        bar.update()
+    with preemption.deferred(mesh) as asked_to_stop:
+        for step in range(first, config.steps):
+            batch = batch_of_step(step)
+            state, metrics = step_fn(state, batch, frozen)
+            if waiting is not None:
+                report(*waiting)
+                waiting = None
+            tokens += tokens_of(batch)
+            done, stopping = step + 1, asked_to_stop()
+            saving = done % config.save_every == 0 or done == config.steps
+            if saving or done % config.report_every == 0:
+                waiting = (step, metrics, tokens / (time.perf_counter() - began))
+                tokens, began = 0, time.perf_counter()
+            if saving or stopping:
+                # Without a row where the uninterrupted run has none.
+                report(*(waiting or (step, metrics, None)))
+                waiting = None
+                checkpoints.save(done, state, {"data": data, "position": done})
+            bar.update()
+            if stopping:
+                checkpoints.wait()
+                raise preemption.Preempted
+        checkpoints.wait()
     bar.close()
     writer.close()
-    checkpoints.wait()
     return state
 
 
 def _placed(params, like):
     """Copy parameters into a layout; a copy, since training gives its buffers away."""
     return jax.tree.map(
-        lambda x, other: jnp.array(jax.device_put(x, other.sharding), copy=True), params, like
+        lambda x, other: jnp.array(to_devices(x, other.sharding), copy=True), params, like
     )

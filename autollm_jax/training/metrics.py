@@ -4,9 +4,9 @@ import json
 import time
 from pathlib import Path
 
-import jax
 from tensorboardX import SummaryWriter
 
+from autollm_jax import distributed
 from autollm_jax.files import write_atomic
 
 
@@ -21,7 +21,7 @@ class MetricsWriter:
     def __init__(self, workdir, stage: str, first_step: int = 0):
         self.stage = stage
         self.path = Path(workdir) / "metrics.jsonl"
-        self.is_writer = jax.process_index() == 0
+        self.is_writer = distributed.is_main()
         if not self.is_writer:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ import optax
 from jax.sharding import Mesh
 
 from autollm_jax.models import lora
+from autollm_jax.sharding.hosts import as_arguments
 from autollm_jax.sharding.rules import RULES
 from autollm_jax.training.masked import divide
 from autollm_jax.training.state import TrainState
@@ -99,6 +100,6 @@ def make_train_step(
 
     def call(state, batch, frozen=None):
         with jax.set_mesh(mesh):
-            return jitted(state, batch, frozen or {})
+            return jitted(state, as_arguments(batch, rows), frozen or {})
 
     return call

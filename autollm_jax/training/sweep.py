@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from autollm_jax import preemption
 from autollm_jax.checkpointing.checkpoints import Checkpoints
 from autollm_jax.data.pipeline import Batch, Pipeline
 from autollm_jax.models import transformer
@@ -209,16 +210,23 @@ def train_states(
 
     started = saved = time.monotonic()
     batch_KSBT = fetch(step) if step < steps else None
-    while step < steps:
-        state, losses_KR = advance(state, rates_R, order_R, np.int32(steps), batch_KSBT)
-        step += losses_KR.shape[0]
-        batch_KSBT = fetch(step) if step < steps else None
-        jax.block_until_ready(losses_KR)
-        on_steps(losses_KR.shape[0])
-        if checkpoints is not None and time.monotonic() - saved > checkpoint_seconds:
-            spent = seconds + time.monotonic() - started
-            checkpoints.save(step, state, {"step": step, "seconds": spent})
-            saved = time.monotonic()
+    with preemption.deferred(mesh) as asked_to_stop:
+        while step < steps:
+            state, losses_KR = advance(state, rates_R, order_R, np.int32(steps), batch_KSBT)
+            step += losses_KR.shape[0]
+            batch_KSBT = fetch(step) if step < steps else None
+            jax.block_until_ready(losses_KR)
+            on_steps(losses_KR.shape[0])
+            stopping = asked_to_stop()
+            due = time.monotonic() - saved > checkpoint_seconds or stopping
+            if checkpoints is not None and due:
+                spent = seconds + time.monotonic() - started
+                checkpoints.save(step, state, {"step": step, "seconds": spent})
+                saved = time.monotonic()
+            if stopping:
+                if checkpoints is not None:
+                    checkpoints.wait()
+                raise preemption.Preempted
     jax.block_until_ready(state)
     seconds += time.monotonic() - started
     if checkpoints is not None and checkpoints.latest() != step:

@@ -97,7 +97,9 @@ def test_segments_do_not_see_each_other(short_conv):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"attention_block": 5}, {"remat": "layer"}, {"remat": "attention"}, {"scan_unroll": 2}], ids=str
+    "changes",
+    [{"attention_block": 5}, {"remat": "layer"}, {"remat": "attention"}, {"scan_unroll": 2}],
+    ids=str,
 )
 def test_equivalent_programs_give_equal_losses_and_gradients(params, changes):
     other = dataclasses.replace(TINY, **changes)

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# The main job on the nodes of a Slurm cluster; arguments go to launch/main.py. From the checkout:
+#
+#   sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 launch/slurm.sh \
+#     --config=configs/gym.py --workdir=/shared/DIR
+#
+# GPUs: a task each. CPUs: a task a node. The checkout, the Python of $PYTHON (default: python) and
+# the work directory have to be the same on all nodes. Shares of the outcome tables, without any
+# coordination, any of which may be run again:
+#
+#   sbatch --array=0-31 --ntasks=1 launch/slurm.sh \
+#     --config=configs/gym.py --stage=ground_truth --workdir=/shared/DIR
+#
+# Two minutes before the time limit every task is told to stop: it saves, exits with 75, and the job
+# is queued again and goes on. So does one that is preempted, where PreemptMode is REQUEUE.
+#SBATCH --job-name=autollm
+#SBATCH --requeue
+#SBATCH --signal=TERM@120
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%A-%a.log
+set -euo pipefail
+
+stop_code=75
+# The time limit's signal goes to the tasks alone: one that comes here is scancel's, or Slurm queues
+# the job again by itself.
+cancelled=0
+trap 'cancelled=1' TERM
+
+arguments=("$@")
+if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
+  # shellcheck disable=SC2153  # set by Slurm
+  share=$(((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN) / ${SLURM_ARRAY_TASK_STEP:-1}))
+  arguments+=("--config.ground_truth.share=$share/$SLURM_ARRAY_TASK_COUNT")
+fi
+coordinator=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+arguments+=("--config.distributed.coordinator=$coordinator:$((50000 + SLURM_JOB_ID % 10000))")
+
+# --wait: where a task dies, the others are waiting for it, and are ended a minute later.
+code=0
+srun --kill-on-bad-exit=0 --wait=60 "${PYTHON:-python}" launch/main.py "${arguments[@]}" || code=$?
+
+if [[ $code == "$stop_code" && $cancelled == 0 ]]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"
