@@ -125,10 +125,12 @@ def train(
         writer.write(step, {**metrics, "tokens_per_second": rate})
         bar.set_postfix(loss=f"{metrics['loss']:.3f}", tokens_per_second=f"{rate:.0f}")
 
+    metrics: dict = {}
     with preemption.deferred(mesh) as asked_to_stop:
         for step in range(first, config.steps):
             batch = batch_of_step(step)
-            state, metrics = step_fn(state, batch, frozen)
+            before, (state, metrics) = metrics, step_fn(state, batch, frozen)
+            jax.block_until_ready(before)  # no further ahead, for a stop or the bar to be in time
             if waiting is not None:
                 report(*waiting)
                 waiting = None
