@@ -67,7 +67,10 @@ class Job:
         shape = MeshShape(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         job = cls(config, Path(workdir), make_mesh(shape))
         if job.weights:  # opened before any stage works: what does not fit is said at once
-            _ = job.model, job.tokenizer
+            try:
+                _ = job.model, job.tokenizer
+            except ValueError as error:
+                raise UserError(f"config.policy: {error}") from error
         return job
 
     @property

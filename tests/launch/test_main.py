@@ -133,6 +133,19 @@ def test_published_weights_that_cannot_be_used_end_the_job_before_it_works(
     assert not (tmp_path / "workdir").exists()
 
 
+def test_lora_targets_that_a_model_does_not_have(tmp_path, published):
+    done = run(
+        tmp_path / "workdir",
+        "--config=configs/gym.py",
+        f"--config.policy.weights={published}",
+        "--config.distill.relabelled=0",
+        "--config.policy.lora_rank=4",
+        "--config.policy.lora_targets=query,q_proj",
+    )
+    assert refused(done, "config.policy", "q_proj", "targets of query, key")
+    assert not (tmp_path / "workdir").exists()
+
+
 def test_help_names_the_flags():
     done = subprocess.run(
         [sys.executable, "launch/main.py", "--help"], capture_output=True, text=True

@@ -16,7 +16,7 @@ from tests.data import small_vocabularies
 from tests.models.test_pretrained import config_json, tensors, write, write_gguf
 
 FORMATS = ["safetensors", "gguf"]
-SECONDS = 5  # far more than opening such a small file takes, far less than an absurd count would
+SECONDS = 30  # far more than opening such a small file takes, far less than an absurd count would
 
 
 @pytest.fixture(params=FORMATS)
