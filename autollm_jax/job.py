@@ -175,7 +175,7 @@ class Job:
         policy = self.config.policy
         if self.weights:
             lora_targets = tuple(policy.lora_targets.split(",")) if policy.lora_rank else ()
-            settings = ("remat", "scan_unroll", "lora_rank", "lora_scale")
+            settings = ("remat", "row_logits", "scan_unroll", "lora_rank", "lora_scale")
             return dataclasses.replace(
                 pretrained.open_source(self.weights).config,
                 **{name: policy[name] for name in settings},

@@ -84,6 +84,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.policy.mimetic = True
     c.policy.scan_unroll = 4
     c.policy.remat = False  # recompute each layer in the backward pass: less memory, more time
+    c.policy.row_logits = 2**24  # of a training row at once; the rest of a long one follows
     c.policy.context = 896  # tokens of a whole episode
     c.policy.turn_tokens = 112  # the most that it says in a turn
 

@@ -254,7 +254,7 @@ def export(
     if dtype not in STORED:
         raise UserError(f"dtype {dtype!r}: accepted are {', '.join(STORED)}")
     source = open_source(like)
-    numerics = ("dtype", "remat", "scan_unroll", "attention_block")
+    numerics = ("dtype", "remat", "scan_unroll", "attention_block", "row_logits")
     same = {name: getattr(config, name) for name in numerics}
     if dataclasses.replace(source.config, **same) != config:
         raise UserError(f"{like}: another model than the one to export")

@@ -14,7 +14,7 @@ def product(spec: str, a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
     operands of `dtype`, for which no backend has a fast kernel, and round the result to `dtype`.
 
     Args:
-      spec: einsum, "AB,BC->AC"; every letter stands in exactly two of the three terms.
+      spec: einsum, "AB,BC->AC"; every letter stands in two of the three terms, or in all.
       a: left operand, f32.
       b: right operand, f32.
       dtype: "float32" or "bfloat16".

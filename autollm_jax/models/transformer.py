@@ -5,8 +5,8 @@ optional QK norm (2302.05442) and short convolutions over queries and keys (2412
 (2002.05202), tied or untied embeddings. Parameters are f32; `dtype` is what matrix products read,
 and they always accumulate in f32.
 
-Outside this package the model is the functions at the end of this file: `init`, `apply`,
-`init_cache` and `extend`, over a plain tree of parameters.
+Outside this package the model is the functions at the end of this file: `init`, `apply` (which is
+`hidden`, then `unembed`), `init_cache` and `extend`, over a plain tree of parameters.
 """
 
 import dataclasses
@@ -60,6 +60,7 @@ class TransformerConfig:
     remat: bool = False  # recompute each layer in the backward pass
     scan_unroll: int = 1  # layers a step of the layer scan holds; `layers` unrolls it whole
     attention_block: int = 128  # query rows a causal block; each sees only the keys up to its end
+    row_logits: int = 2**24  # of a training row, that exist at once (`rl.logprobs`)
 
     def __post_init__(self):
         if self.heads % self.kv_heads:
@@ -271,16 +272,23 @@ class Transformer(nn.Module):
             x_BTD = x_BTD * self.config.width**0.5
         return constrain(x_BTD, "batch", "length", "activation")
 
-    def logits(self, x_BTD):
-        """Final norm and product with the (tied or own) output embedding, in f32."""
+    def hidden(self, tokens_BT, positions_BT, segments_BT=None):
+        """Embed tokens and run the layers and the final norm."""
+        x_BTD, _ = self.layers(self.embed(tokens_BT), positions_BT, segments_BT)
+        return self.final_norm(x_BTD)
+
+    def unembed(self, x_BTD):
+        """Multiply what the final norm returned with the (tied or own) output embedding, in f32."""
         table = self.embedding if self.config.tied_embeddings else self.unembedding
-        logits_BTV = product("BTD,VD->BTV", self.final_norm(x_BTD), table, self.config.dtype)
+        logits_BTV = product("BTD,VD->BTV", x_BTD, table, self.config.dtype)
         return constrain(logits_BTV, "batch", "length", "vocab")
 
+    def logits(self, x_BTD):
+        """Return the logits of a residual stream that has passed the layers."""
+        return self.unembed(self.final_norm(x_BTD))
+
     def __call__(self, tokens_BT, positions_BT, segments_BT=None):
-        x_BTD = self.embed(tokens_BT)
-        x_BTD, _ = self.layers(x_BTD, positions_BT, segments_BT)
-        return self.logits(x_BTD)
+        return self.unembed(self.hidden(tokens_BT, positions_BT, segments_BT))
 
 
 def init(config: TransformerConfig, key: jax.Array):
@@ -375,9 +383,25 @@ def apply(config: TransformerConfig, params, tokens_BT, positions_BT=None, segme
     Returns:
       logits_BTV, f32.
     """
+    return unembed(config, params, hidden(config, params, tokens_BT, positions_BT, segments_BT))
+
+
+def hidden(config: TransformerConfig, params, tokens_BT, positions_BT=None, segments_BT=None):
+    """Compute x_BTD, f32, of which `unembed` makes the logits; arguments as `apply`'s."""
     if positions_BT is None:
         positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-    return Transformer(config).apply({"params": params}, tokens_BT, positions_BT, segments_BT)
+    model, variables = Transformer(config), {"params": params}
+    return model.apply(variables, tokens_BT, positions_BT, segments_BT, method=Transformer.hidden)
+
+
+def unembed(config: TransformerConfig, params, x_BTD):
+    """Compute logits_BTV, f32, of tokens' hidden states."""
+    return Transformer(config).apply({"params": params}, x_BTD, method=Transformer.unembed)
+
+
+def output_embedding(config: TransformerConfig, params) -> jax.Array:
+    """Return table_VD, which `unembed` multiplies with."""
+    return params["embedding" if config.tied_embeddings else "unembedding"]
 
 
 def init_cache(config: TransformerConfig, batch: int, length: int):

@@ -56,6 +56,15 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return x if all(s is None for s in spec) else jax.lax.with_sharding_constraint(x, spec)
 
 
+def pieces(axis: str, size: int) -> int:
+    """Return into how many pieces the mesh in scope splits a dimension; without a mesh, 1."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return 1
+    (names,) = partition_spec((axis,), (size,), mesh)
+    return int(np.prod([mesh.shape[name] for name in names or ()], dtype=int))
+
+
 def tree_shardings(logical_axes, shapes, mesh: Mesh):
     """Give every leaf of a tree its `NamedSharding`.
 
