@@ -173,11 +173,11 @@ class Job:
     def model(self) -> TransformerConfig:
         """The policy's shape."""
         policy = self.config.policy
-        if self.weights:
+        if policy.weights:
             lora_targets = tuple(policy.lora_targets.split(",")) if policy.lora_rank else ()
-            settings = ("remat", "row_logits", "scan_unroll", "lora_rank", "lora_scale")
+            settings = ("dtype", "remat", "row_logits", "scan_unroll", "lora_rank", "lora_scale")
             return dataclasses.replace(
-                pretrained.open_source(self.weights).config,
+                pretrained.shape_of(policy.weights, policy.shape.to_dict()),
                 **{name: policy[name] for name in settings},
                 lora_targets=lora_targets,
             )

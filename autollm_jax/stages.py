@@ -10,6 +10,7 @@ report        summarise, draw, and print the headline
 verify        (on demand) train random rows of them again and compare
 cross_validate  (on demand) compare methods on changed copies of the training experiments
 pool          (on demand) pool the evaluations of several trainings into one report
+plan          (on demand) compile every step for the mesh from shapes alone: memory and FLOPs
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from autollm_jax import cross_validation, spending
+from autollm_jax import cross_validation, planning, spending
 from autollm_jax import workdir as work_directory
 from autollm_jax.agent import curation, prompts
 from autollm_jax.agent.curation import CurationConfig
@@ -62,7 +63,6 @@ from autollm_jax.job import Job
 from autollm_jax.rl.loop import GRPOLoopConfig, train_grpo
 from autollm_jax.training.loop import LoopConfig
 
-MOST_GAMES = 192  # that a policy plays side by side
 MOST_CUT = 0.1  # of the episodes, that may lose their end in distillation
 
 
@@ -72,6 +72,9 @@ def run(config: ConfigDict, workdir: str, stage: str) -> None:
     Raises:
       UserError: for whatever the user can mend.
     """
+    if stage == "plan":  # reads nothing of a job, and leaves a work directory to whom it belongs
+        planning.plan(Job.start(planning.on_fake_devices(config), workdir))
+        return
     scoring = stage in ("evaluate", "report", "verify", "cross_validate")
     job = Job.start(config, workdir)
     work_directory.claim(workdir, config.to_dict(), scoring)
@@ -318,7 +321,7 @@ def _players(job: Job) -> dict[str, Player]:
             params,
             tokenizer or job.tokenizer,
             job.play(settings.temperature, constrained=settings.constrained, advisor=advisor),
-            rows=job.even(min(games, MOST_GAMES)),
+            rows=job.even(min(games, settings.games)),
             mesh=job.mesh,
         )
 
@@ -406,4 +409,5 @@ STAGES = {
     "verify": verify,
     "cross_validate": cross_validate,
     "pool": pool,
+    "plan": planning.plan,
 }

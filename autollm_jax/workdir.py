@@ -7,7 +7,7 @@ from autollm_jax.errors import UserError
 from autollm_jax.files import write_json_atomic
 
 # Fields that do not shape what is trained, and so may change between runs over one directory.
-FREE_FIELDS = ("cross_validate", "evaluation", "pool", "stress", "verify", "mesh")
+FREE_FIELDS = ("cross_validate", "evaluation", "plan", "pool", "stress", "verify", "mesh")
 # A trained agent may be scored on other tables, and under another protocol.
 SCORING_FIELDS = ("gym", "protocol")
 

@@ -146,7 +146,7 @@ def train_grpo(
     step_fn = make_train_step(
         functools.partial(policy_loss, model, hp), optimizer, shardings, mesh, config.microbatches
     )
-    reference_fn = _make_reference(model, hp, mesh)
+    reference_fn = jit_reference(model, hp, mesh)
 
     first = checkpoints.latest() or 0
     if first:
@@ -169,7 +169,8 @@ def train_grpo(
         # 3. and 4. Update, with the reference's log-probabilities in the first epoch's batches.
         losses, rows = [], np.flatnonzero(informative_B)
         if hp.kl_coefficient:
-            batch = _with_reference(batch, rows, reference_fn, reference_params, config)
+            with jax.set_mesh(mesh):
+                batch = _with_reference(batch, rows, reference_fn, reference_params, config)
         seed = int(jax.random.bits(order_key))
         for minibatch in minibatches(batch, rows, config, seed):
             state, update_metrics = step_fn(state, minibatch, frozen)
@@ -287,8 +288,8 @@ def policy_loss(model: TransformerConfig, hp: GRPOHyperparameters, params, batch
     )
 
 
-def _make_reference(model, hp, mesh):
-    """Compile (params, batch) -> log-probabilities of its tokens."""
+def jit_reference(model: TransformerConfig, hp: GRPOHyperparameters, mesh: Mesh):
+    """Make a program of (params, batch) -> log-probabilities of its tokens, on a mesh."""
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(RULES["batch"]))
 
     @functools.partial(jax.jit, in_shardings=(None, rows))
@@ -297,11 +298,7 @@ def _make_reference(model, hp, mesh):
             model, params, batch.tokens_BT, batch.segments_BT, batch.positions_BT, hp.temperature
         )[0]
 
-    def call(params, batch):
-        with jax.set_mesh(mesh):
-            return logprobs(params, batch)
-
-    return call
+    return logprobs
 
 
 def _with_reference(batch, rows, reference_fn, reference_params, config) -> UpdateBatch:
