@@ -45,8 +45,8 @@ class Job:
         """Connect the processes, find the devices and lay the mesh over them.
 
         Raises:
-          UserError: the mesh does not fit the devices, fields of the config each other, published
-            weights their vocabulary, or the processes do not come together.
+          UserError: the mesh does not fit the devices, fields of the config each other, or the
+            processes do not come together.
         """
         policy, relabelled = config.policy, config.distill.relabelled
         if policy.weights and relabelled:
@@ -65,13 +65,19 @@ class Job:
         _split_cpu(config.mesh.cpu_devices)
         distributed.check_devices(jax.local_device_count())
         shape = MeshShape(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-        job = cls(config, Path(workdir), make_mesh(shape))
-        if job.weights:  # opened before any stage works: what does not fit is said at once
+        return cls(config, Path(workdir), make_mesh(shape))
+
+    def check_weights(self) -> None:
+        """Open published weights and their vocabulary, before any stage works.
+
+        Raises:
+          UserError: they are not there, damaged, or do not fit each other.
+        """
+        if self.weights:
             try:
-                _ = job.model, job.tokenizer
+                _ = self.model, self.tokenizer
             except ValueError as error:
                 raise UserError(f"config.policy: {error}") from error
-        return job
 
     @property
     def alone(self) -> "Job":
@@ -192,11 +198,11 @@ class Job:
     def model(self) -> TransformerConfig:
         """The policy's shape."""
         policy = self.config.policy
-        if self.weights:
+        if policy.weights:
             lora_targets = tuple(policy.lora_targets.split(",")) if policy.lora_rank else ()
-            settings = ("remat", "row_logits", "scan_unroll", "lora_rank", "lora_scale")
+            settings = ("dtype", "remat", "row_logits", "scan_unroll", "lora_rank", "lora_scale")
             return dataclasses.replace(
-                pretrained.open_source(self.weights).config,
+                pretrained.shape_of(policy.weights, policy.shape.to_dict()),
                 **{name: policy[name] for name in settings},
                 lora_targets=lora_targets,
             )

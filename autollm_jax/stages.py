@@ -10,6 +10,7 @@ report        summarise, draw, and print the headline
 verify        (on demand) train random rows of them again and compare
 cross_validate  (on demand) compare methods on changed copies of the training experiments
 pool          (on demand) pool the evaluations of several trainings into one report
+plan          (on demand) compile every step for the mesh from shapes alone: memory and FLOPs
 """
 
 import contextlib
@@ -23,7 +24,7 @@ import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from autollm_jax import cross_validation, distributed, preemption, spending
+from autollm_jax import cross_validation, distributed, planning, preemption, spending
 from autollm_jax import workdir as work_directory
 from autollm_jax.agent import curation, prompts
 from autollm_jax.agent.curation import CurationConfig
@@ -64,7 +65,6 @@ from autollm_jax.job import Job
 from autollm_jax.rl.loop import GRPOLoopConfig, train_grpo
 from autollm_jax.training.loop import LoopConfig
 
-MOST_GAMES = 192  # that a policy plays side by side
 MOST_CUT = 0.1  # of the episodes, that may lose their end in distillation
 
 
@@ -77,9 +77,13 @@ def run(config: ConfigDict, workdir: str, stage: str) -> None:
       UserError: for whatever the user can mend.
       Preempted: the job was asked to stop; the same call goes on.
     """
+    if stage == "plan":  # reads nothing of a job, and leaves a work directory to whom it belongs
+        planning.plan(Job.start(planning.on_fake_devices(config), workdir))
+        return
     scoring = stage in ("evaluate", "report", "verify", "cross_validate")
     with preemption.in_good_order(), open(os.devnull, "w") as nowhere:
         job = Job.start(config, workdir)
+        job.check_weights()
         claim = functools.partial(work_directory.claim, workdir, config.to_dict(), scoring)
         distributed.on_main(claim)
         main = distributed.is_main()
@@ -335,7 +339,7 @@ def _players(job: Job) -> dict[str, Player]:
             params,
             tokenizer or job.tokenizer,
             job.play(settings.temperature, constrained=settings.constrained, advisor=advisor),
-            rows=job.even(min(games, MOST_GAMES)),
+            rows=job.even(min(games, settings.games)),
             mesh=job.mesh,
         )
 
@@ -425,4 +429,5 @@ STAGES = {
     "verify": verify,
     "cross_validate": cross_validate,
     "pool": pool,
+    "plan": planning.plan,
 }

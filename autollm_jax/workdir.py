@@ -7,7 +7,10 @@ from autollm_jax.errors import UserError
 from autollm_jax.files import write_json_atomic
 
 # Fields that do not shape what is trained, and so may change between runs over one directory.
-FREE_FIELDS = ("cross_validate", "evaluation", "pool", "stress", "verify", "mesh", "distributed")
+FREE_FIELDS = (
+    *("cross_validate", "evaluation", "plan", "pool", "stress", "verify"),
+    *("distributed", "mesh"),
+)
 # Nor do these: what is trained is the same, by whichever process.
 FREE_NAMES = ("ground_truth.share",)
 # A trained agent may be scored on other tables, and under another protocol.

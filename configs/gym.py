@@ -74,6 +74,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     c.policy = ConfigDict()  # the agent's transformer
     c.policy.weights = ""  # published ones to start from: a folder, a GGUF file or a package
+    c.policy.shape = ConfigDict()  # their config.json, for --stage=plan where they are not here
     c.policy.lora_rank = 0  # of published weights: train factors of so many columns; 0 trains all
     c.policy.lora_targets = "query,key,value,output,gate,up,down"  # the matrices that get factors
     c.policy.lora_scale = 2.0  # what the factors' product is multiplied by
@@ -91,6 +92,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.policy.rope_fraction = 0.25
     c.policy.mimetic = True
     c.policy.scan_unroll = 4
+    c.policy.dtype = "float32"  # what matrix products read and the cache holds; but distill.dtype
     c.policy.remat = "none"  # or attention, or layer: computed again backwards, to save memory
     c.policy.row_logits = 2**24  # of a training row at once; the rest of a long one follows
     c.policy.context = 896  # tokens of a whole episode
@@ -145,6 +147,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.evaluation.seeds = (0, 1, 2)
     c.evaluation.temperature = 0.0  # of the agent; 0 is greedy
     c.evaluation.methods = ""  # by name, comma between; empty for all of them
+    c.evaluation.games = 192  # that a policy plays side by side, at most
     c.evaluation.meta_learning = 1.0  # of the steps of baselines that learn; less tries them out
     c.evaluation.advisor = "panel"  # who forecasts in the prompt (agent/forecast.py): or own
     c.evaluation.shots = 1  # examples that zero_shot is shown: published weights as they come
@@ -156,6 +159,10 @@ def get_config(variant: str = "") -> ConfigDict:
 
     c.pool = ConfigDict()  # --stage=pool: one report of several trainings
     c.pool.workdirs = ""  # their work directories, comma between; all but config.seed alike
+
+    c.plan = ConfigDict()  # --stage=plan: what the job takes on devices that are not here
+    c.plan.devices = 1  # how many, where an axis of the mesh is -1
+    c.plan.device_memory_gib = 0.0  # what each has; a step that needs more is an error. 0: any
 
     c.stress = ConfigDict()  # of the evidence that games come with; results go to their own files
     c.stress.kind = "none"  # none, thin, reverse, noise or rename (gym/stress.py)

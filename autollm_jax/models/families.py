@@ -157,7 +157,7 @@ def shape_from_json(values: Mapping, where: str) -> tuple[Family, TransformerCon
         here does not compute.
     """
     named = values.get("architectures")
-    name = named[0] if isinstance(named, list) and named else "none named"
+    name = named[0] if isinstance(named, list | tuple) and named else "none named"
     family = family_named(str(name), "architecture", where)
     for name, accepted in _ONLY.items():
         if values.get(name) not in accepted:

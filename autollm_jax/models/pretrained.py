@@ -11,7 +11,7 @@ Only the blocks that a device of this process holds are read, leaf by leaf.
 import dataclasses
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -114,6 +114,34 @@ def open_source(path: Path) -> Source:
         source = Source(*file.shape(), file)
     _check(source, path)
     return source
+
+
+def shape_of(name: str, stated: Mapping) -> TransformerConfig:
+    """Return the shape of published weights, also of some that are not here.
+
+    Args:
+      name: as for `find`.
+      stated: their config.json, where it is known without them; may be empty.
+
+    Raises:
+      UserError: there are neither weights nor a stated shape, or they differ.
+    """
+    where = "config.policy.shape"
+    expected = shape_from_json(stated, where)[1] if stated else None
+    try:
+        path = find(name)
+    except UserError:
+        if expected is None:
+            raise
+        return expected
+    found = open_source(path).config
+    for field in dataclasses.fields(TransformerConfig) if expected else ():
+        told, true = getattr(expected, field.name), getattr(found, field.name)
+        if told != true:
+            raise UserError(
+                f"{where} states {field.name}={told}; the weights in {path} have {true}"
+            )
+    return found
 
 
 def _check(source: Source, path: Path) -> None:

@@ -90,17 +90,28 @@ def init_state(
       mesh: where given, rows are split over its `data` and `fsdp` axes, whose product must divide
         them. Call `append` and `generate` under `jax.set_mesh(mesh)` then.
     """
-
-    def make():
-        return empty(model, config, jnp.asarray(np.asarray(seeds_B, np.uint32)))
-
-    if mesh is None:
-        return jax.jit(make)()
-    shardings = jax.tree_util.tree_map_with_path(
-        lambda path, x: NamedSharding(mesh, partition_spec(_axes(path, x), x.shape, mesh)),
-        jax.eval_shape(make),
-    )
+    seeds_B = np.asarray(seeds_B, np.uint32)
+    shardings = None
+    if mesh is not None:
+        shapes = abstract_state(model, config, len(seeds_B), mesh)
+        shardings = jax.tree.map(lambda x: x.sharding, shapes)
+    make = functools.partial(empty, model, config, seeds_B)
     return jax.jit(make, out_shardings=shardings)()
+
+
+def abstract_state(
+    model: TransformerConfig, config: SamplerConfig, rows: int, mesh: Mesh
+) -> SamplerState:
+    """Shapes, dtypes and shardings of empty conversations."""
+    shapes = jax.eval_shape(lambda: empty(model, config, np.zeros(rows, np.uint32)))
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: jax.ShapeDtypeStruct(
+            x.shape,
+            x.dtype,
+            sharding=NamedSharding(mesh, partition_spec(_axes(path, x), x.shape, mesh)),
+        ),
+        shapes,
+    )
 
 
 def empty(model: TransformerConfig, config: SamplerConfig, seeds_B: jax.Array) -> SamplerState:
@@ -115,7 +126,7 @@ def empty(model: TransformerConfig, config: SamplerConfig, seeds_B: jax.Array) -
         turn_B=zeros_B,
         stopped_B=zeros_B > 0,
         truncated_B=zeros_B > 0,
-        seeds_B=seeds_B,
+        seeds_B=jnp.asarray(seeds_B),
         logits_BV=jnp.zeros((B, model.vocab_size), jnp.float32),
         cache=transformer.init_cache(model, B, min(config.cache_block, S)),
     )

@@ -300,8 +300,8 @@ def policy_loss(model: TransformerConfig, hp: GRPOHyperparameters, params, batch
     )
 
 
-def _make_reference(model, hp, mesh):
-    """Compile (params, batch) -> log-probabilities of its tokens."""
+def jit_reference(model: TransformerConfig, hp: GRPOHyperparameters, mesh: Mesh):
+    """Make a program of (params, batch) -> log-probabilities of its tokens, on a mesh."""
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(RULES["batch"]))
 
     @functools.partial(jax.jit, in_shardings=(None, rows))
@@ -309,6 +309,14 @@ def _make_reference(model, hp, mesh):
         return token_logprobs(
             model, params, batch.tokens_BT, batch.segments_BT, batch.positions_BT, hp.temperature
         )[0]
+
+    return logprobs
+
+
+def _make_reference(model, hp, mesh):
+    """Make a function of (params, host's batch) -> log-probabilities of its tokens."""
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(RULES["batch"]))
+    logprobs = jit_reference(model, hp, mesh)
 
     def call(params, batch):
         with jax.set_mesh(mesh):

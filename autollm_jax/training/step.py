@@ -71,10 +71,10 @@ def update(
     return TrainState(state.step + 1, params, opt_state), metrics
 
 
-def make_train_step(
+def jit_train_step(
     loss_fn: Callable, optimizer, shardings: TrainState, mesh: Mesh, microbatches: int = 1
 ):
-    """Compile `update` for a mesh, with the state donated.
+    """Make `update` a program for a mesh, with the state donated.
 
     Args:
       loss_fn: as in `update`.
@@ -84,19 +84,28 @@ def make_train_step(
       microbatches: as in `update`.
 
     Returns:
-      step(state, batch, frozen={}) -> (state, metrics).
+      The jitted step(state, batch, frozen) -> (state, metrics), to be traced under
+      `jax.set_mesh(mesh)`.
     """
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(RULES["batch"]))
 
     def step(state, batch, frozen):
         return update(loss_fn, optimizer, state, batch, microbatches, frozen)
 
-    jitted = jax.jit(
+    return jax.jit(
         step,
         in_shardings=(shardings, rows, None),
         out_shardings=(shardings, None),
         donate_argnums=0,
     )
+
+
+def make_train_step(
+    loss_fn: Callable, optimizer, shardings: TrainState, mesh: Mesh, microbatches: int = 1
+):
+    """Return step(state, batch, frozen={}) -> (state, metrics): `jit_train_step`'s, on its mesh."""
+    jitted = jit_train_step(loss_fn, optimizer, shardings, mesh, microbatches)
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(RULES["batch"]))
 
     def call(state, batch, frozen=None):
         with jax.set_mesh(mesh):

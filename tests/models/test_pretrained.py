@@ -317,3 +317,18 @@ def test_another_model_is_not_exported(tmp_path, one):
     changed = dataclasses.replace(config, rope_theta=5e5)
     with pytest.raises(UserError, match="another model"):
         pretrained.export(changed, params, tmp_path / "out", folder)
+
+
+def test_a_stated_shape_stands_in_for_weights_that_are_not_here(tmp_path):
+    stated = config_json("Qwen3ForCausalLM")
+    expected = families.shape_from_json(stated, "test")[1]
+    assert pretrained.shape_of(str(tmp_path / "none"), stated) == expected
+    folder = write(tmp_path / "here", tensors("Qwen3ForCausalLM"), stated)
+    assert pretrained.shape_of(str(folder), stated) == expected
+    assert pretrained.shape_of(str(folder), {}) == expected
+    with pytest.raises(
+        UserError, match=r"config\.policy\.shape states rope_theta=5.0; the weights"
+    ):
+        pretrained.shape_of(str(folder), stated | {"rope_theta": 5.0})
+    with pytest.raises(UserError, match="none: no safetensors folder"):
+        pretrained.shape_of(str(tmp_path / "none"), {})

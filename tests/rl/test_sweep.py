@@ -128,6 +128,26 @@ def test_an_update_is_the_loops_loss_and_the_train_steps_update(params, mesh):
     )
 
 
+def test_no_device_speaks_to_another_inside_a_rollout_or_an_update(params):
+    mesh, seeds_R, ones_R = make_mesh(MeshShape()), np.arange(8), np.ones(8, np.float32)
+    seeds_R = seeds_R.astype(np.int32)
+    prompt_RBC, length_RB = sweep._lay_out([sweep._draw(SILENCE, 0, 0, CONFIG)] * 8, 3)
+    start = sweep.make_start(OPTIMIZER, mesh)
+    state = jax.eval_shape(start, params, seeds_R)
+    play = (state.params, seeds_R, np.int32(0), ones_R, prompt_RBC, length_RB)
+    answer = sweep.make_answer(MODEL, 5, 2, False, mesh)
+    played = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(answer, *play))
+    batch = sweep._score(played, [sweep._draw(SILENCE, 0, 0, CONFIG)] * 8, SILENCE, CONFIG)
+    names = ("learning_rate", "kl_coefficient", "clip_range", "temperature")
+    order_RUM = np.zeros((8, 2, 8), np.int32)
+    update = (state, params, dict.fromkeys(names, ones_R), np.int32(6), batch, order_RUM)
+    for step, arguments in ((answer, play), (sweep.make_improve(MODEL, OPTIMIZER, mesh), update)):
+        text = step.lower(*arguments).compile().as_text()
+        names = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-")
+        assert not [name for name in names if name in text]
+        assert "dot(" in text or "custom-call" in text
+
+
 def test_a_rollout_without_differences_is_no_update(train, params, mesh):
     never = dataclasses.replace(SILENCE, is_right=lambda prompt, answer: False)
     prompts = [sweep._draw(never, 0, 0, CONFIG)] * 2

@@ -91,7 +91,7 @@ def test_no_device_speaks_to_another_inside_a_step(data):
     rates_R, steps = np.ones(8, np.float32), np.int32(STEPS)
     lowered = advance.lower(state, rates_R, seeds_R * 0, steps, batch_KSBT)
     text = lowered.compile().as_text()
-    for collective in ("all-reduce", "all-gather", "all-to-all", "collective-permute"):
+    for collective in ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-"):
         assert collective not in text
     assert "dot(" in text or "custom-call" in text
 

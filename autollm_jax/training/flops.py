@@ -1,0 +1,48 @@
+"""FLOPs of a traced program: its matrix products, loops counted as often as they run.
+
+XLA's own cost analysis counts the body of a loop once, and a model is a loop over layers inside one
+over microbatches.
+"""
+
+import math
+
+import jax
+
+
+def count(jaxpr) -> int:
+    """Count the FLOPs of a program's matrix products, 2 a multiply-add, all devices together.
+
+    A `scan` counts once for each of its steps; a `while_loop`, whose length is not known, once: of
+    a decoding loop that is one token of each row. Of a `cond` the dearest branch counts.
+
+    Args:
+      jaxpr: from `jax.make_jaxpr(f)(...)` or `jitted.trace(...).jaxpr`.
+    """
+    total = 0
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        if equation.primitive.name == "dot_general":
+            total += _product(equation)
+            continue
+        inner = [count(part) for part in _parts(equation.params)]
+        if equation.primitive.name == "cond":
+            total += max(inner)
+        elif equation.primitive.name == "shard_map":
+            total += sum(inner) * math.prod(equation.params["mesh"].shape.values())
+        else:
+            total += sum(inner) * equation.params.get("length", 1)
+    return total
+
+
+def _product(equation) -> int:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left = equation.invars[0].aval.shape
+    (out,) = equation.outvars
+    return 2 * math.prod(out.aval.shape) * math.prod(left[axis] for axis in contracted)
+
+
+def _parts(params) -> list:
+    """Return the programs that an equation holds, in the order of its parameters."""
+    leaves = jax.tree.leaves(
+        list(params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+    )
+    return [leaf for leaf in leaves if hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr")]

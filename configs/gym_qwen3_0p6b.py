@@ -1,0 +1,84 @@
+"""Qwen3-0.6B as the policy, on one GPU of 80 GB.
+
+python launch/main.py --config=configs/gym_qwen3_0p6b.py --config.policy.weights=DIR
+python launch/main.py --config=configs/gym_qwen3_0p6b.py --stage=plan
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+VARIANTS = ("", "lora")
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Return the job's config; `lora` trains factors beside the frozen weights."""
+    if variant not in VARIANTS:
+        raise ValueError(f"configs/gym_qwen3_0p6b.py:{variant}: the variants are :lora, or none")
+    c = runpy.run_path(str(Path(__file__).with_name("gym.py")))["get_config"]()
+    c.policy.weights = "Qwen3-0.6B"  # the folder of its safetensors files
+    c.policy.shape = shape(
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+    )
+    policy(c)
+    c.evaluation.games = 96
+    c.plan.device_memory_gib = 74.0  # 80 GB less what a GPU keeps to itself
+
+    full_fine_tuning(c, distill_rate=2e-5, grpo_rate=2e-6)
+    if variant == "lora":
+        low_rank(c)
+    return c
+
+
+def shape(**sizes) -> ConfigDict:
+    """What Qwen3's config.json states; `sizes` are those of one model."""
+    published = dict(
+        architectures=("Qwen3ForCausalLM",),
+        head_dim=128,
+        num_key_value_heads=8,
+        vocab_size=151_936,
+        rms_norm_eps=1e-6,
+        rope_theta=1e6,
+        tie_word_embeddings=True,
+    )
+    return ConfigDict(published | sizes)
+
+
+def policy(c: ConfigDict) -> None:
+    """Set what a published vocabulary and a model with many layers ask for."""
+    c.policy.dtype = "bfloat16"
+    c.policy.remat = "layer"
+    c.policy.scan_unroll = 1
+    # Episodes have 1,442 tokens in the median and 1,890 at most, an agent's turn up to 224.
+    c.policy.context = 2048
+    c.policy.turn_tokens = 224
+    c.distill.row_length = 2048
+    c.distill.relabelled = 0.0  # it has seen numbers and names before
+    c.distill.batch_rows = 32
+    c.distill.microbatches = 8
+    c.distill.steps = 150  # three epochs, about
+    c.distill.save_every = 50
+    c.grpo.steps = 40
+    c.grpo.groups = 8
+    c.grpo.group_size = 8
+    c.grpo.minibatch_rows = 32
+    c.grpo.microbatches = 8
+    c.grpo.save_every = 10
+
+
+def full_fine_tuning(c: ConfigDict, distill_rate: float, grpo_rate: float) -> None:
+    """Train every parameter."""
+    c.distill.optimizer.update({"learning_rate": distill_rate, "b2": 0.95, "weight_decay": 0.01})
+    c.grpo.optimizer.learning_rate = grpo_rate
+
+
+def low_rank(c: ConfigDict) -> None:
+    """Train factors of every matrix; they take about ten times the rate."""
+    c.policy.lora_rank = 32
+    c.policy.lora_scale = 1.0
+    c.distill.optimizer.update({"learning_rate": 2e-4, "weight_decay": 0.0})
+    c.grpo.optimizer.learning_rate = 2e-5
