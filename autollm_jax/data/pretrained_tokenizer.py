@@ -23,6 +23,11 @@ TOKENIZER, TOKENIZER_CONFIG, TEMPLATE = (
     "tokenizer_config.json",
     "chat_template.jinja",
 )
+# What a published folder may hold of a vocabulary; only the first three are read here.
+FILES = (
+    *(TOKENIZER, TOKENIZER_CONFIG, TEMPLATE),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+)
 _ENVIRONMENT, _AGENT, _REPLY = "\x02environment\x03", "\x02agent\x03", "\x02reply\x03"
 
 
