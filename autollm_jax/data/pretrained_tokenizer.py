@@ -26,6 +26,11 @@ from autollm_jax.errors import UserError, one_line
 from autollm_jax.files import read_json, read_text, write_atomic, write_json_atomic
 
 TOKENIZER_CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
+# What a published folder may hold of a vocabulary; only the first four are read here.
+FILES = (
+    *(TOKENIZER, SENTENCEPIECE, TOKENIZER_CONFIG, TEMPLATE),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+)
 _ENVIRONMENT, _AGENT, _REPLY = "\x02environment\x03", "\x02agent\x03", "\x02reply\x03"
 
 

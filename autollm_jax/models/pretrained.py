@@ -11,6 +11,7 @@ Only the blocks that a device of this process holds are read, leaf by leaf.
 import dataclasses
 import importlib.util
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -237,6 +238,21 @@ def load_tokenizer(path: Path) -> PretrainedTokenizer:
     return tokenizer
 
 
+def export_tokenizer(source: Path, folder: Path) -> None:
+    """Write the vocabulary that weights came with: a directory's own files, or a GGUF file's made.
+
+    Raises:
+      UserError: as `load_tokenizer`.
+    """
+    tokenizer = load_tokenizer(source)
+    files = [source / name for name in pretrained_tokenizer.FILES if (source / name).is_file()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
+    if not files:
+        tokenizer.save(folder)
+
+
 def _at(tree, path):
     for key in path:
         tree = tree[key]
@@ -296,8 +312,9 @@ def export(
     if dtype not in STORED:
         raise UserError(f"dtype {dtype!r}: accepted are {', '.join(STORED)}")
     source = open_source(like)
-    numerics = ("dtype", "remat", "scan_unroll", "attention_block", "row_logits")
-    same = {name: getattr(config, name) for name in numerics}
+    # What leaves the parameters as they are.
+    free = ("dtype", "remat", "scan_unroll", "attention_block", "row_logits", "lora_scale")
+    same = {name: getattr(config, name) for name in free}
     if dataclasses.replace(source.config, **same) != config:
         raise UserError(f"{like}: another model than the one to export")
     family = source.family

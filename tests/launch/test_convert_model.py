@@ -1,11 +1,15 @@
 """Published weights through the command line, vocabulary and all."""
 
+import dataclasses
+import functools
 import json
 import pathlib
+import runpy
 import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
@@ -13,8 +17,11 @@ from tokenizers import AddedToken, models
 
 import autollm_jax
 from autollm_jax.data import pretrained_tokenizer
-from autollm_jax.models import families, pretrained, safetensors_files, transformer
+from autollm_jax.files import write_json_atomic
+from autollm_jax.job import Job
+from autollm_jax.models import families, lora, pretrained, safetensors_files, transformer
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
+from autollm_jax.training.state import init_state
 
 ROOT = pathlib.Path(autollm_jax.__file__).parents[1]
 MODEL = transformer.TransformerConfig(
@@ -62,6 +69,76 @@ def test_a_converted_directory_holds_the_same_model(published, tmp_path):
         for folder in (tmp_path / "out", published)
     ]
     assert ids[0] == ids[1]
+
+
+@pytest.fixture
+def trained(published, tmp_path):
+    """Make the work directory of a job whose GRPO moved every parameter that it trains."""
+
+    def make(**policy):
+        config = runpy.run_path(str(ROOT / "configs" / "gym.py"))["get_config"]("smoke")
+        config.policy.update({"weights": str(published), **policy})
+        config.distill.relabelled = 0.0
+        job = Job(config, tmp_path / "job", make_mesh(MeshShape(1, 2, 1), jax.devices()[:2]))
+        write_json_atomic(job.workdir / "config.json", config.to_dict())
+        optimizer, axes = job.optimizer(config.grpo), lora.logical_axes(job.model)
+        init = functools.partial(lora.init, job.model)
+        state = init_state(init, axes, optimizer, jax.random.key(7), job.mesh)
+        moved = jax.tree.map(
+            lambda x: x + 0.1 * jnp.sin(jnp.arange(x.size)).reshape(x.shape), state.params
+        )
+        checkpoints = job.checkpoints("grpo")
+        checkpoints.save(config.grpo.steps, dataclasses.replace(state, params=moved), {})
+        checkpoints.close()
+        return job
+
+    return make
+
+
+@pytest.mark.parametrize("policy", [{}, {"lora_rank": 2, "lora_targets": "query,down"}], ids=str)
+def test_a_trained_policy_is_written_with_its_factors_merged(trained, published, tmp_path, policy):
+    job, out = trained(**policy), tmp_path / "out"
+    done = convert(f"--workdir={job.workdir}", f"--out={out}", "--dtype=float32")
+    assert done.returncode == 0, done.stderr
+    one = make_mesh(MeshShape(1, 1, 1), jax.devices()[:1])
+    config, params = pretrained.load(out, one)
+    assert config == MODEL
+    tokens_BT = np.arange(12, dtype=np.int32)[None]
+    logits = [
+        np.asarray(jax.jit(transformer.apply, static_argnums=0)(model, p, tokens_BT))
+        for model, p in (
+            (config, params),
+            (dataclasses.replace(job.model, dtype="float32"), job.parameters("grpo")),
+            (config, pretrained.load(published, one)[1]),
+        )
+    ]
+    np.testing.assert_allclose(logits[0], logits[1], atol=1e-4)
+    assert np.abs(logits[0] - logits[2]).max() > 0.1
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        assert (out / name).read_bytes() == (published / name).read_bytes()
+
+
+def test_what_was_not_trained_is_not_written(trained, published, tmp_path):
+    out = f"--out={tmp_path / 'out'}"
+    job = trained()
+    own, unfinished = (json.loads((job.workdir / "config.json").read_text()) for _ in range(2))
+    own["policy"]["weights"] = ""
+    unfinished["grpo"]["steps"] = 99
+    for name, config in (("own", own), ("unfinished", unfinished)):
+        write_json_atomic(tmp_path / name / "config.json", config)
+    for arguments, words in (
+        ((f"--workdir={tmp_path / 'own'}", out), "only one that began from config.policy.weights"),
+        ((f"--workdir={tmp_path / 'unfinished'}", out), "run --stage=grpo first"),
+        ((f"--workdir={tmp_path / 'none'}", out), "config.json: missing"),
+        (
+            (f"--workdir={job.workdir}", f"--source={published}", out),
+            "either --source or --workdir",
+        ),
+    ):
+        done = convert(*arguments)
+        (line,) = done.stderr.strip().splitlines()
+        assert done.returncode == 1 and line.startswith("error: ") and words in line
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_cannot_be_converted_is_one_line(published, tmp_path):
