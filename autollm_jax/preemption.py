@@ -129,8 +129,11 @@ def _watch() -> None:
     A thread, since the main one may be waiting in a collective for a process that has left.
     """
     while not _asked.wait(timeout=1.0):
-        if distributed.posted(NOTICE):
-            _asked.set()
+        try:
+            if distributed.posted(NOTICE):
+                _asked.set()
+        except RuntimeError:  # there is no coordinator any more: the job is over
+            return
     distributed.post(NOTICE)
     with _boundaries.lock:
         distributed.post(f"{NOTICE}/at/{distributed.index()}", str(_boundaries.reached))
