@@ -1,10 +1,12 @@
 """One process with eight devices, and two with four each over gloo, do the same."""
 
+import contextlib
 import os
 import re
 import socket
 import subprocess
 import sys
+import tempfile
 
 import jax
 import numpy as np
@@ -19,6 +21,7 @@ from tests import processes
 
 # Sums over devices are taken in another order between processes than within one.
 ATOL = 1e-5
+SECONDS = 300  # that processes may take on a busy machine
 
 
 def free_port():
@@ -31,21 +34,31 @@ def together(command, devices, **environment):
     """Run `command(address, process)` for each number of devices; return what came of them."""
     address = f"localhost:{free_port()}"
     flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
-    running = []
-    for process, count in enumerate(devices):
-        forced = f"{flags} --xla_force_host_platform_device_count={count}"
-        mine = {name: value[process] for name, value in environment.items()}
-        running.append(
-            subprocess.Popen(
+    with contextlib.ExitStack() as stack:
+        running = []
+        for process, count in enumerate(devices):
+            forced = f"{flags} --xla_force_host_platform_device_count={count}"
+            mine = {name: value[process] for name, value in environment.items()}
+            # Files: the processes wait for each other, and none may wait for a full pipe.
+            out, err = (stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(2))
+            one = subprocess.Popen(
                 [sys.executable, *command(address, process)],
                 env={**os.environ, "XLA_FLAGS": forced, **mine},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
+                stdout=out,
+                stderr=err,
             )
-        )
-    done = [(*one.communicate(timeout=240), one.returncode) for one in running]
-    return [subprocess.CompletedProcess((), code, out, err) for out, err, code in done]
+            stack.callback(one.kill)
+            running.append((one, out, err))
+        done = []
+        for one, *streams in running:
+            code = one.wait(timeout=SECONDS)
+            done.append(subprocess.CompletedProcess((), code, *map(_content, streams)))
+        return done
+
+
+def _content(file):
+    file.seek(0)
+    return file.read()
 
 
 def run(task, folder, devices, **environment):
