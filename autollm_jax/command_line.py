@@ -1,14 +1,19 @@
-"""Running a script of `launch/`: a user's mistake becomes one line and exit code 1."""
+"""Running a script of `launch/`: a user's mistake becomes one line and exit code 1.
+
+One that is preempted before it has begun ends as one that has (`preemption.py`).
+"""
 
 import ctypes
 import os
 import runpy
+import signal
 import sys
+import threading
 from collections.abc import Callable
 
 from absl import app, flags
 
-from autollm_jax.errors import UserError
+from autollm_jax.errors import PREEMPTED_EXIT_CODE, UserError
 
 # What glibc does with freed memory (mallopt's parameters in malloc.h): it keeps it, in one arena.
 _KEPT = {"M_TRIM_THRESHOLD": (-1, -1), "M_TOP_PAD": (-2, 2**28), "M_MMAP_MAX": (-4, 0),
@@ -31,6 +36,9 @@ def _keep_freed_memory() -> None:
 # While there is one thread: the number of arenas is settled when a second one allocates. So scripts
 # import this module before any that starts threads.
 _keep_freed_memory()
+# Loading JAX takes seconds, in which there is nothing to save.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(PREEMPTED_EXIT_CODE))
 
 
 def run(main: Callable[[list[str]], None]) -> None:

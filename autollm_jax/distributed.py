@@ -1,6 +1,7 @@
 """Several processes as one job: how they start, are checked, and wait for each other.
 
-`start` connects them, before JAX finds its devices; in a single process it does nothing. Each
+`start` connects them, before JAX finds its devices, and `check` compares them; in a single process
+both do nothing. Each
 process runs the same command. What only one may do (claim the work directory, write a file) is done
 by process 0, through `on_main`.
 
@@ -57,18 +58,13 @@ class Settings:
     collectives: str = "gloo"
 
 
-def start(settings: Settings, config: Mapping, workdir: Path) -> None:
-    """Connect this process to the job's others, and check that all run the same job.
+def start(settings: Settings) -> None:
+    """Connect this process to the job's others.
 
     Has to come before anything asks for JAX's devices.
 
-    Args:
-      settings: how they find each other.
-      config: the job's, JSON values; the same in all of them but for `distributed`.
-      workdir: of the job, on a file system that they share.
-
     Raises:
-      UserError: they do not come together, or are not alike.
+      UserError: they do not come together.
     """
     if jax_distributed.global_state.client is not None:
         return
@@ -82,7 +78,6 @@ def start(settings: Settings, config: Mapping, workdir: Path) -> None:
         one_host = settings.one_host or hosts == 1
         _check_coordinator(settings, index, one_host)
         _connect(settings, settings.coordinator, processes, index)
-    _check_alike(config, Path(workdir))
 
 
 def index() -> int:
@@ -141,18 +136,54 @@ def gather(value) -> list:
     return [json.loads(awaited(f"{key}/{process}")) for process in range(count())]
 
 
-def check_devices(local_devices: int) -> None:
-    """Check that every process has as many devices.
+def check(config: Mapping, workdir: Path) -> None:
+    """Check that all processes run one job in one work directory, on as many devices each.
+
+    Args:
+      config: the job's, JSON values; the same in all of them but for `distributed`.
+      workdir: of the job, on a file system that they share.
 
     Raises:
-      UserError: one has not.
+      UserError: one does not; in every process.
     """
-    found = gather({"host": socket.gethostname(), "devices": local_devices})
-    for process, entry in enumerate(found):
-        if entry["devices"] != found[0]["devices"]:
+    if count() == 1:
+        return
+    same = {name: value for name, value in config.items() if name != "distributed"}
+    sign = on_main(lambda: _leave_sign(workdir))
+    text = json.dumps(same, sort_keys=True, default=str)
+    entries = gather(
+        {
+            "host": socket.gethostname(),
+            "config": hashlib.sha256(text.encode()).hexdigest(),
+            "code": package_digest(),
+            "jax": jax.__version__,
+            "workdir": _appears(workdir / sign),
+        }
+    )
+    on_main(lambda: (workdir / sign).unlink(missing_ok=True))
+    for process, entry in enumerate(entries):
+        where = f"process {process} on {entry['host']}"
+        for name, remedy in (
+            ("config", "give every process the same --config flags"),
+            ("code", "give every process the same checkout"),
+            ("jax", "install the same version everywhere"),
+        ):
+            if entry[name] != entries[0][name]:
+                raise UserError(
+                    f"{where} has another {name} than process 0 on {entries[0]['host']}; {remedy}"
+                )
+        if not entry["workdir"]:
             raise UserError(
-                f"process {process} on {entry['host']} has {entry['devices']} devices and process "
-                f"0 on {found[0]['host']} has {found[0]['devices']}; give every process as many "
+                f"{where} does not see process 0's {workdir.absolute()}; give a --workdir on a "
+                "file system that all hosts share"
+            )
+    # Last: to count the devices starts them.
+    found = gather(jax.local_device_count())
+    for process, devices in enumerate(found):
+        if devices != found[0]:
+            raise UserError(
+                f"process {process} on {entries[process]['host']} has {devices} devices and "
+                f"process 0 on {entries[0]['host']} has {found[0]}; give every process as many "
                 "(CUDA_VISIBLE_DEVICES, config.mesh.cpu_devices)"
             )
 
@@ -275,6 +306,8 @@ def _check_coordinator(settings: Settings, index: int, one_host: bool) -> None:
 
 def _connect(settings: Settings, coordinator=None, processes=None, index=None) -> None:
     jax.config.update("jax_cpu_collectives_implementation", settings.collectives)
+    if hasattr(jax.config, "jax_enable_preemption_service"):  # SIGTERM is `preemption.py`'s
+        jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             coordinator, processes, index, initialization_timeout=settings.timeout_seconds
@@ -287,39 +320,6 @@ def _connect(settings: Settings, coordinator=None, processes=None, index=None) -
             f"({str(error).splitlines()[0]}); check that all of them were started with the same "
             "config.distributed, or raise config.distributed.timeout_seconds"
         ) from error
-
-
-def _check_alike(config: Mapping, workdir: Path) -> None:
-    """Check that all processes run one job in one work directory."""
-    same = {name: value for name, value in config.items() if name != "distributed"}
-    sign = on_main(lambda: _leave_sign(workdir))
-    text = json.dumps(same, sort_keys=True, default=str)
-    entries = gather(
-        {
-            "host": socket.gethostname(),
-            "config": hashlib.sha256(text.encode()).hexdigest(),
-            "code": package_digest(),
-            "jax": jax.__version__,
-            "workdir": _appears(workdir / sign),
-        }
-    )
-    on_main(lambda: (workdir / sign).unlink(missing_ok=True))
-    for process, entry in enumerate(entries):
-        where = f"process {process} on {entry['host']}"
-        for name, remedy in (
-            ("config", "give every process the same --config flags"),
-            ("code", "give every process the same checkout"),
-            ("jax", "install the same version everywhere"),
-        ):
-            if entry[name] != entries[0][name]:
-                raise UserError(
-                    f"{where} has another {name} than process 0 on {entries[0]['host']}; {remedy}"
-                )
-        if not entry["workdir"]:
-            raise UserError(
-                f"{where} does not see process 0's {workdir.absolute()}; give a --workdir on a "
-                "file system that all hosts share"
-            )
 
 
 def _leave_sign(workdir: Path) -> str:

@@ -1,4 +1,7 @@
-"""Errors that a user can cause."""
+"""Errors that a user can cause, and exit codes."""
+
+# Of a job that was asked to stop; EX_TEMPFAIL of sysexits.h: the same command goes on later.
+PREEMPTED_EXIT_CODE = 75
 
 
 class UserError(Exception):

@@ -60,10 +60,10 @@ class Job:
                 "weights; name some in config.policy.weights, or set it to 0"
             )
         settings = distributed.Settings(**config.distributed)
-        distributed.start(settings, config.to_dict(), Path(workdir))
-        preemption.listen()
         _split_cpu(config.mesh.cpu_devices)
-        distributed.check_devices(jax.local_device_count())
+        distributed.start(settings)
+        preemption.listen()
+        distributed.check(config.to_dict(), Path(workdir))
         shape = MeshShape(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         return cls(config, Path(workdir), make_mesh(shape))
 

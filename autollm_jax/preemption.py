@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator
 from jax.sharding import Mesh
 
 from autollm_jax import distributed
+from autollm_jax.errors import PREEMPTED_EXIT_CODE
 from autollm_jax.sharding import hosts
 
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: a failure that goes away; the same command goes on
 NOTICE = "preempted"
 AGREEING_SECONDS = 20.0  # for all processes to say which step they have reached
 LEAVING_SECONDS = 10.0  # that process 0, which the others speak through, waits for them at the end
@@ -30,7 +30,7 @@ class Preempted(SystemExit):
     """The job was asked to stop, and what it has done so far is saved."""
 
     def __init__(self):
-        super().__init__(EXIT_CODE)
+        super().__init__(PREEMPTED_EXIT_CODE)
 
 
 _asked = threading.Event()
@@ -129,8 +129,11 @@ def _watch() -> None:
     A thread, since the main one may be waiting in a collective for a process that has left.
     """
     while not _asked.wait(timeout=1.0):
-        if distributed.posted(NOTICE):
-            _asked.set()
+        try:
+            if distributed.posted(NOTICE):
+                _asked.set()
+        except RuntimeError:  # there is no coordinator any more: the job is over
+            return
     distributed.post(NOTICE)
     with _boundaries.lock:
         distributed.post(f"{NOTICE}/at/{distributed.index()}", str(_boundaries.reached))
@@ -158,4 +161,4 @@ def _leave() -> None:
     with contextlib.suppress(Exception):
         sys.stdout.flush()
         sys.stderr.flush()
-    os._exit(EXIT_CODE)
+    os._exit(PREEMPTED_EXIT_CODE)

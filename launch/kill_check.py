@@ -1,32 +1,46 @@
-"""Kill a job with SIGKILL at random moments and compare its results with an undisturbed run's.
+"""Stop a job by signals at random moments and compare what it makes with an undisturbed run's.
 
     python launch/kill_check.py --config=configs/gym.py:smoke --kills=5
+    python launch/kill_check.py --stage=grpo --processes=2 --signals=KILL,TERM --kills=10 \\
+        -- --config.grpo.steps=20
 
-Prints when each kill fell and in which stage, and whether `results.parquet` and the metrics of
-every step are the same in the end. Exits with 1 if they are not.
+What follows `--` are further flags of the job. With --stage the stages before it run once, and only
+it is disturbed. A signal goes to one of the processes: after KILL the others are ended as a
+scheduler does it, after TERM all have to save and to exit with 75. A run that ends before its
+signal is compared, and another one begun.
+
+Prints when each signal fell and in which stage, and whether the stage's final parameters,
+`results.parquet` and the metrics of every step are the same in the end. Exits with 1 if they are
+not.
 """
 
 import json
 import pathlib
 import random
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 
+import jax
+import numpy as np
 from absl import flags
 
 from autollm_jax import command_line
-from autollm_jax.errors import UserError
+from autollm_jax.checkpointing.checkpoints import Checkpoints
+from autollm_jax.errors import PREEMPTED_EXIT_CODE, UserError
 
 # Not `config`: what is checked here is a command line, and its config is for main.py to read.
 JOB = flags.DEFINE_string("config", "configs/gym.py:smoke", "The job.")
 KILLS = flags.DEFINE_integer("kills", 5, "How many.")
 SEED = flags.DEFINE_integer("seed", 0, "Chooses the moments.")
-FOLDER = flags.DEFINE_string(
-    "folder", None, "Where the two work directories go (default: a new one)."
-)
+FOLDER = flags.DEFINE_string("folder", None, "Where the work directories go (default: a new one).")
+STAGE = flags.DEFINE_string("stage", "all", "The one that is disturbed, or all.")
+PROCESSES = flags.DEFINE_integer("processes", 1, "Of the job, on this machine.")
+SIGNALS = flags.DEFINE_list("signals", ["KILL"], "Taken in turn: KILL, TERM.")
 
 # What a stage leaves as soon as it has begun, or the one before as it ends.
 MARKS = {
@@ -36,48 +50,88 @@ MARKS = {
     "grpo": "checkpoints/grpo",
     "evaluate": "evaluation",
 }
+BEFORE = ("ground_truth", "curate", "simulate", "distill")  # the stages that others build on
+TRAINED = ("distill", "grpo")
 POLL = 0.05  # seconds
+PATIENCE = 120.0  # seconds that processes have to save and leave, as a scheduler's grace period
 
 MAIN = pathlib.Path(__file__).with_name("main.py")
 
 
-def command(workdir: pathlib.Path) -> list[str]:
-    return [sys.executable, str(MAIN), f"--config={JOB.value}", f"--workdir={workdir}"]
+class Run:
+    """The processes of a job that has been started."""
+
+    def __init__(self, workdir: pathlib.Path, log, more: list[str], stage: str, processes: int):
+        command = [sys.executable, str(MAIN), f"--config={JOB.value}", f"--workdir={workdir}"]
+        command += [f"--stage={stage}", *more]
+        if processes > 1:
+            with socket.socket() as probe:
+                probe.bind(("localhost", 0))
+                address = f"localhost:{probe.getsockname()[1]}"
+            command += [
+                f"--config.distributed.coordinator={address}",
+                f"--config.distributed.processes={processes}",
+                "--config.distributed.one_host=True",
+            ]
+        self.workdir, self.processes = workdir, []
+        for number in range(processes):
+            own = [f"--config.distributed.process_id={number}"] if processes > 1 else []
+            self.processes.append(
+                subprocess.Popen([*command, *own], stdout=log, stderr=subprocess.STDOUT)
+            )
+
+    @property
+    def going(self) -> bool:
+        return any(process.poll() is None for process in self.processes)
+
+    @property
+    def stage(self) -> str:
+        """Name the last stage that has begun, by what it leaves."""
+        for stage, mark in reversed(MARKS.items()):
+            if (self.workdir / mark).exists():
+                return stage
+        return next(iter(MARKS))
+
+    def wait(self) -> list[int]:
+        """Return the exit codes."""
+        return [process.wait() for process in self.processes]
+
+    def stop(self, name: str, which: int) -> str:
+        """Send one of the processes a signal, see the others end, and say how they did."""
+        self.processes[which].send_signal(getattr(signal, f"SIG{name}"))
+        if name == "KILL":  # what `srun --wait` or a JobSet does to the others
+            self.processes[which].wait()
+            for process in self.processes:
+                process.kill()
+            self.wait()
+            return "killed"
+        deadline = time.monotonic() + PATIENCE
+        while self.going and time.monotonic() < deadline:
+            time.sleep(POLL)
+        for process in self.processes:
+            process.kill()
+        return "exited with " + ", ".join(map(str, self.wait()))
 
 
-def started(workdir: pathlib.Path, log) -> subprocess.Popen:
-    return subprocess.Popen(command(workdir), stdout=log, stderr=subprocess.STDOUT)
-
-
-def stage_of(workdir: pathlib.Path) -> str:
-    """Name the last stage that has begun, by what it leaves."""
-    for stage, mark in reversed(MARKS.items()):
-        if (workdir / mark).exists():
-            return stage
-    return next(iter(MARKS))
-
-
-def watch(process: subprocess.Popen, workdir: pathlib.Path) -> dict[str, float]:
+def watch(run: Run) -> dict[str, float]:
     """Wait for the end and return the seconds that each stage took."""
     seconds = dict.fromkeys(MARKS, 0.0)
-    while process.poll() is None:
+    while run.going:
         time.sleep(POLL)
-        seconds[stage_of(workdir)] += POLL
+        seconds[run.stage] += POLL
     return seconds
 
 
-def kill_in(process: subprocess.Popen, workdir: pathlib.Path, stage: str, delay: float) -> str:
-    """Kill a process `delay` seconds after a stage has begun, and say where that was."""
+def after(run: Run, stage: str, delay: float) -> bool:
+    """Wait until `delay` seconds after a stage has begun; False where the run ended before."""
     stages, left = list(MARKS), delay
-    while process.poll() is None:
-        time.sleep(POLL)
-        if stages.index(stage_of(workdir)) >= stages.index(stage):
-            left -= POLL
+    while run.going:
         if left <= 0:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            return f"killed in {stage_of(workdir)}"
-    return f"ended before its kill in {stage}"
+            return True
+        time.sleep(POLL)
+        if stages.index(run.stage) >= stages.index(stage):
+            left -= POLL
+    return False
 
 
 def metrics_of(workdir: pathlib.Path) -> list[dict]:
@@ -87,34 +141,106 @@ def metrics_of(workdir: pathlib.Path) -> list[dict]:
     return [{k: v for k, v in row.items() if not k.endswith(clocks)} for row in rows]
 
 
+def parameters_of(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+    """Read the final parameters of every stage that has trained any."""
+    here, found = jax.sharding.SingleDeviceSharding(jax.devices()[0]), {}
+    for stage in TRAINED:
+        folder = workdir / "checkpoints" / stage
+        if not folder.exists():
+            continue
+        checkpoints = Checkpoints(folder)
+        saved = checkpoints.manager.item_metadata(checkpoints.latest())["state"]
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), dict(saved)
+        )
+        state, _ = checkpoints.restore(shapes)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+            found[stage + jax.tree_util.keystr(path)] = np.asarray(leaf)
+        checkpoints.close()
+    return found
+
+
+def same(calm: pathlib.Path, disturbed: pathlib.Path) -> bool:
+    """Print what two finished runs have in common."""
+    verdicts, pair = {}, (calm, disturbed)
+    first, second = map(parameters_of, pair)
+    equal = first.keys() == second.keys() and all(
+        np.array_equal(first[name], second[name]) for name in first
+    )
+    verdicts[f"final parameters, {len(first)} arrays"] = equal
+    results = [workdir / "evaluation" / "results.parquet" for workdir in pair]
+    if results[0].exists():
+        verdicts["results.parquet"] = results[0].read_bytes() == results[1].read_bytes()
+    verdicts["metrics of every step"] = metrics_of(calm) == metrics_of(disturbed)
+    for what, alike in verdicts.items():
+        print(f"{what}: {'the same' if alike else 'DIFFERENT'}", flush=True)
+    return all(verdicts.values())
+
+
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}; accepted are flags, see --help")
+    if STAGE.value not in ("all", *TRAINED):
+        raise UserError(f"--stage={STAGE.value}: accepted are all, {', '.join(TRAINED)}")
+    if set(SIGNALS.value) - {"KILL", "TERM"}:
+        raise UserError(f"--signals={','.join(SIGNALS.value)}: accepted are KILL, TERM")
     folder = pathlib.Path(FOLDER.value or tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
-    calm, disturbed = folder / "undisturbed", folder / "disturbed"
+    start, calm, disturbed = (folder / n for n in ("start", "undisturbed", "disturbed"))
+    whole = STAGE.value == "all"
     with open(folder / "log.txt", "w") as log:
-        process = started(calm, log)
-        seconds = watch(process, calm)
-        if process.returncode:
-            raise UserError(f"{folder / 'log.txt'}: the undisturbed run failed; see its end")
-        print("undisturbed: " + ", ".join(f"{name} {s:.0f} s" for name, s in seconds.items()))
-        rng = random.Random(SEED.value)
-        # Stages in turn, so that every one is met; the moment within it is random.
-        for number in range(KILLS.value):
-            stage = list(MARKS)[number * len(MARKS) // KILLS.value]
-            delay = rng.uniform(0, seconds[stage])
+
+        def started(workdir):
+            return Run(workdir, log, argv[1:], STAGE.value, PROCESSES.value)
+
+        def afresh(workdir):
+            shutil.rmtree(workdir, ignore_errors=True)
+            if start.exists():
+                shutil.copytree(start, workdir)
+
+        def finish(run):
+            if any(run.wait()):
+                raise UserError(f"{folder / 'log.txt'}: a run that nobody stopped failed; see it")
+
+        for stage in () if whole else BEFORE[: BEFORE.index("distill") + (STAGE.value == "grpo")]:
+            finish(Run(start, log, argv[1:], stage, 1))
+        afresh(calm)
+        run = started(calm)
+        seconds = watch(run)
+        finish(run)
+        stages = list(MARKS) if whole else [STAGE.value]
+        if not whole:  # from the start of the process on: the mark comes with the first checkpoint
+            seconds, stages = {next(iter(MARKS)): sum(seconds.values())}, [next(iter(MARKS))]
+        names = seconds if whole else (STAGE.value,)
+        taken = zip(names, seconds.values(), strict=True)
+        print("undisturbed: " + ", ".join(f"{n} {s:.0f} s" for n, s in taken), flush=True)
+        updates = sum(row.get("updates", 0) for row in metrics_of(calm))
+        print(f"GRPO's updates in it: {updates:.0f}", flush=True)
+        rng, landed, alike = random.Random(SEED.value), 0, True
+        afresh(disturbed)
+        while landed < KILLS.value:
+            # Stages in turn, so that every one is met; the moment within it is random.
+            stage = stages[landed * len(stages) // KILLS.value]
+            delay, name = rng.uniform(0, seconds[stage]), SIGNALS.value[landed % len(SIGNALS.value)]
+            which = rng.randrange(PROCESSES.value)
+            run = started(disturbed)
+            if not after(run, stage, delay):
+                finish(run)
+                print(f"after {delay:.1f} s: ended before its signal; compared, and begun afresh")
+                alike &= same(calm, disturbed)
+                afresh(disturbed)
+                continue
+            steps = len(metrics_of(disturbed)) if (disturbed / "metrics.jsonl").exists() else 0
+            outcome = run.stop(name, which)
+            landed += 1
             print(
-                f"after {delay:.1f} s: {kill_in(started(disturbed, log), disturbed, stage, delay)}"
+                f"after {delay:.1f} s: {name} to process {which} in {run.stage}, {steps} rows of "
+                f"metrics: {outcome}",
+                flush=True,
             )
-        if started(disturbed, log).wait():
-            raise UserError(f"{folder / 'log.txt'}: the run after the kills failed; see its end")
-    results = [(w / "evaluation" / "results.parquet").read_bytes() for w in (calm, disturbed)]
-    same_results = results[0] == results[1]
-    same_metrics = metrics_of(calm) == metrics_of(disturbed)
-    print(f"results.parquet: {'the same bytes' if same_results else 'DIFFERENT'}")
-    print(f"metrics of every step: {'the same' if same_metrics else 'DIFFERENT'}")
-    if not (same_results and same_metrics):
+            if name == "TERM" and set(run.wait()) != {PREEMPTED_EXIT_CODE}:
+                alike = False
+                print(f"NOT as it should be: all exit with {PREEMPTED_EXIT_CODE}", flush=True)
+        finish(started(disturbed))
+    if not (same(calm, disturbed) and alike):
         sys.exit(1)
 
 

@@ -147,9 +147,9 @@ if __name__ == "__main__":
             settings = distributed.Settings(
                 address, int(processes), int(process), one_host=True, timeout_seconds=60
             )
-            distributed.start(settings, config, Path(folder))
+            distributed.start(settings)
             preemption.listen()
-            distributed.check_devices(jax.local_device_count())
+            distributed.check(config, Path(folder))
             TASKS[task](Path(folder))
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -24,15 +24,15 @@ def slurm_answers():
 pytestmark = pytest.mark.skipif(not slurm_answers(), reason="Slurm is not running here")
 
 
-def submit(folder, *arguments, options=()):
+def submit(folder, config, *arguments, options=()):
     """Queue launch/slurm.sh over two devices a task; return the job's number."""
     environment = {**os.environ, "PYTHON": sys.executable}
     environment.pop("XLA_FLAGS", None)  # tasks split their CPU as the config says
     queued = subprocess.run(
         [
             "sbatch", "--parsable", f"--output={folder}/log", "--overcommit", *options,
-            "launch/slurm.sh", f"--workdir={folder}/workdir", "--config.mesh.cpu_devices=2",
-            *arguments,
+            "launch/slurm.sh", f"--config={config}", f"--workdir={folder}/workdir",
+            "--config.mesh.cpu_devices=2", *arguments,
         ],
         capture_output=True, text=True, env=environment,
     )  # fmt: skip
@@ -54,7 +54,7 @@ def ended(folder):
 
 def test_two_tasks_do_the_main_job(tmp_path):
     options = ("--ntasks=2", "--wait")
-    job = submit(tmp_path, "--config=configs/gym.py", *SMALL_JOB, options=options)
+    job = submit(tmp_path, "configs/gym.py", *SMALL_JOB, options=options)
     assert show(job)["ExitCode"] == "0:0", ended(tmp_path)
     summary = json.loads((tmp_path / "workdir" / "report" / "summary.json").read_text())
     assert set(summary["regret"]) == {"agent", "random"}
@@ -64,8 +64,7 @@ def test_two_tasks_do_the_main_job(tmp_path):
 
 def test_each_task_of_an_array_takes_its_share(tmp_path):
     options = ("--ntasks=1", "--array=3-7:2", f"--output={tmp_path}/log.%a", "--wait")
-    arguments = ("--config=configs/pretraining.py", "--stage=ground_truth")
-    submit(tmp_path, *arguments, options=options)
+    submit(tmp_path, "configs/pretraining.py", "--stage=ground_truth", options=options)
     # The committed table is complete: each says so, and its work directory is theirs in common.
     for task in (3, 5, 7):
         assert "is complete" in (tmp_path / f"log.{task}").read_text()
@@ -74,8 +73,8 @@ def test_each_task_of_an_array_takes_its_share(tmp_path):
 
 
 def test_a_stopped_job_is_queued_again(tmp_path):
-    more = ("--config=configs/gym.py", *SMALL_JOB, "--config.distill.steps=100000")
-    job = submit(tmp_path, *more, options=("--ntasks=2",))
+    more = (*SMALL_JOB, "--config.distill.steps=100000")
+    job = submit(tmp_path, "configs/gym.py", *more, options=("--ntasks=2",))
     try:
         deadline = time.monotonic() + 240
         while not (tmp_path / "workdir" / "checkpoints" / "distill" / "2").exists():

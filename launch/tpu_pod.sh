@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# The main job on every host of a TPU pod slice; arguments go to launch/main.py. From the checkout:
+#
+#   TPU=NAME ZONE=us-east5-b launch/tpu_pod.sh --config=configs/gym.py --workdir=/mnt/shared/DIR
+#
+# Copies the checkout to each host, installs requirements-tpu.txt there once and starts the very same
+# command on all of them; JAX finds the slice by itself. The work directory has to be on a file
+# system that all hosts mount (Filestore, or a bucket through gcsfuse). A slice that was preempted is
+# made again by whoever asked for it: the same command then goes on.
+set -euo pipefail
+
+: "${TPU:?the name of the TPU slice}" "${ZONE:?its zone}"
+folder=${FOLDER:-autollm_jax}
+if [[ $# == 0 ]]; then
+  echo "error: give launch/main.py's arguments, --config=configs/gym.py --workdir=DIR say" >&2
+  exit 1
+fi
+
+archive=$(mktemp --suffix=.tar.gz)
+trap 'rm -f "$archive"' EXIT
+git archive --format=tar.gz --output="$archive" HEAD
+
+gcloud compute tpus tpu-vm scp "$archive" "$TPU:checkout.tar.gz" --zone="$ZONE" --worker=all
+
+# Quoted twice: for the shell of each host.
+printf -v command '%q ' python3 launch/main.py "$@"
+gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all --command="
+  set -e
+  mkdir -p $(printf %q "$folder") && cd $(printf %q "$folder")
+  tar --extract --gzip --file=\"\$HOME/checkout.tar.gz\"
+  [ -e .venv ] || python3 -m venv .venv
+  . .venv/bin/activate
+  cmp --silent requirements-tpu.txt .venv/installed || {
+    pip install --quiet -r requirements-tpu.txt
+    cp requirements-tpu.txt .venv/installed
+  }
+  exec $command"
