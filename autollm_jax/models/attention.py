@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from autollm_jax.models.product import product
+from autollm_jax.sharding import rows
 
 
 def _attend(q_BTKGA, k_BKSA, v_BKSA, visible, dtype):
@@ -122,10 +123,9 @@ def cached_attention(q_BTHA, k_BTKA, v_BTKA, positions_BT, valid_BT, cache, *, d
     """
     B, T, H, A = q_BTHA.shape
     S, K = cache["key"].shape[1:3]
-    rows = jnp.arange(B)[:, None]
     slots = jnp.where(valid_BT, positions_BT, S)  # slot S does not exist: such a write is dropped
-    keys = cache["key"].at[rows, slots].set(k_BTKA.astype(cache["key"].dtype), mode="drop")
-    values = cache["value"].at[rows, slots].set(v_BTKA.astype(cache["value"].dtype), mode="drop")
+    keys = rows.write(cache["key"], slots, k_BTKA)
+    values = rows.write(cache["value"], slots, v_BTKA)
     visible_BTS = jnp.arange(S)[None, None, :] <= positions_BT[:, :, None]
     q_BTKGA = q_BTHA.reshape(B, T, K, H // K, A)
     visible = visible_BTS[:, None, None]

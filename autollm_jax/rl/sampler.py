@@ -24,6 +24,7 @@ from autollm_jax.rl.conversations import SamplerState, empty, grow, pin
 from autollm_jax.rl.conversations import init_state as init_state
 from autollm_jax.rl.conversations import repeat as repeat
 from autollm_jax.rl.grammar import Grammar
+from autollm_jax.sharding import rows
 from autollm_jax.sharding.hosts import to_devices, to_host
 from autollm_jax.sharding.rules import constrain
 
@@ -126,10 +127,9 @@ def _append(model, params, state, tokens_BC, take_B):
     logits_BV, cache = transformer.extend(
         model, params, tokens_BC, take_B, state.length_B, state.cache, last=True
     )
-    rows = jnp.arange(B)[:, None]
     state = dataclasses.replace(
         state,
-        tokens_BS=state.tokens_BS.at[rows, slots_BC].set(tokens_BC, mode="drop"),
+        tokens_BS=rows.write(state.tokens_BS, slots_BC, tokens_BC),
         length_B=state.length_B + take_B,
         logits_BV=jnp.where(take_B[:, None] > 0, logits_BV, state.logits_BV),
         cache=cache,
@@ -228,7 +228,6 @@ def _decode(
     """
     B, S = state.tokens_BS.shape
     capacity = state.cache[0]["key"].shape[1]
-    rows = jnp.arange(B)
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, state.seeds_B)
 
     def room(carry):
@@ -252,7 +251,7 @@ def _decode(
             noise_BV = jax.vmap(lambda k: jax.random.gumbel(k, logits_BV.shape[1:]))(step_keys_B)
             scores_BV = scores_BV + noise_BV
         token_B = jnp.argmax(scores_BV, axis=-1).astype(jnp.int32)
-        logprob_B = logits_BV[rows, token_B] - jax.nn.logsumexp(logits_BV, axis=-1)
+        logprob_B = rows.read(logits_BV, token_B) - jax.nn.logsumexp(logits_BV, axis=-1)
         if grammar is not None:
             node_B = grammars.advance(node_B, token_BK, child_BK, token_B)
         slot_B = jnp.where(going_B, state.length_B, S)  # slot S does not exist: dropped
@@ -265,9 +264,9 @@ def _decode(
         length_B = state.length_B + going_B
         state = dataclasses.replace(
             state,
-            tokens_BS=state.tokens_BS.at[rows, slot_B].set(token_B, mode="drop"),
-            turns_BS=state.turns_BS.at[rows, slot_B].set(state.turn_B - 1, mode="drop"),
-            logprobs_BS=state.logprobs_BS.at[rows, slot_B].set(logprob_B, mode="drop"),
+            tokens_BS=rows.write(state.tokens_BS, slot_B, token_B),
+            turns_BS=rows.write(state.turns_BS, slot_B, state.turn_B - 1),
+            logprobs_BS=rows.write(state.logprobs_BS, slot_B, logprob_B),
             length_B=length_B,
             stopped_B=state.stopped_B | stopped_B,
             logits_BV=jnp.where(going_B[:, None], next_BV, state.logits_BV),
