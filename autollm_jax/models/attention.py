@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from autollm_jax.models.product import product
+from autollm_jax.sharding import rows
 
 
 def _attend(q_BTKGA, keys, v_BKSA, visible, dtype, layout="BKSA"):
@@ -123,11 +124,9 @@ def cached_attention(q_BTHA, k_BTKA, v_BTKA, positions_BT, valid_BT, cache, *, d
     """
     B, T, H, A = q_BTHA.shape
     K, S = cache["value"].shape[1:3]
-    rows = jnp.arange(B)[:, None]
     slots = jnp.where(valid_BT, positions_BT, S)  # slot S does not exist: such a write is dropped
-    k_BTKA, v_BTKA = (x.astype(cache["key"].dtype) for x in (k_BTKA, v_BTKA))
-    k_BKAS = cache["key"].at[rows, :, :, slots].set(k_BTKA, mode="drop")
-    v_BKSA = cache["value"].at[rows, :, slots].set(v_BTKA, mode="drop")
+    k_BKAS = rows.write(cache["key"], slots, k_BTKA.transpose(0, 2, 3, 1), axis=3)
+    v_BKSA = rows.write(cache["value"], slots, v_BTKA.swapaxes(1, 2), axis=2)
     visible_BTS = jnp.arange(S)[None, None, :] <= positions_BT[:, :, None]
     q_BTKGA = q_BTHA.reshape(B, T, K, H // K, A)
     mixed = _attend(q_BTKGA, k_BKAS, v_BKSA, visible_BTS[:, None, None], dtype, layout="BKAS")

@@ -33,6 +33,7 @@ from autollm_jax.rl.conversations import (
 from autollm_jax.rl.conversations import init_state as init_state
 from autollm_jax.rl.conversations import repeat as repeat
 from autollm_jax.rl.grammar import Grammar
+from autollm_jax.sharding import rows
 from autollm_jax.sharding.hosts import to_devices, to_host
 from autollm_jax.sharding.rules import constrain
 
@@ -124,9 +125,9 @@ def append(
         if size == len(chunks):
             state = _append(model, params, state, tokens_BC, take_B)
         else:
-            rows = choose(take_B > 0, size)
-            part = _append(model, params, take(state, rows), tokens_BC[rows], take_B[rows])
-            state = put(state, part, rows)
+            chosen = choose(take_B > 0, size)
+            part = _append(model, params, take(state, chosen), tokens_BC[chosen], take_B[chosen])
+            state = put(state, part, chosen)
         done_B, left_B = done_B + take_B, left_B - take_B
     return state
 
@@ -142,10 +143,9 @@ def _append(model, params, state, tokens_BC, take_B):
     logits_BV, cache = transformer.extend(
         model, params, tokens_BC, take_B, state.length_B, state.cache, last=True
     )
-    rows = jnp.arange(B)[:, None]
     state = dataclasses.replace(
         state,
-        tokens_BS=state.tokens_BS.at[rows, slots_BC].set(tokens_BC, mode="drop"),
+        tokens_BS=rows.write(state.tokens_BS, slots_BC, tokens_BC),
         length_B=state.length_B + take_B,
         logits_BV=jnp.where(take_B[:, None] > 0, logits_BV, state.logits_BV),
         cache=cache,
@@ -273,17 +273,17 @@ def go_on(
         sizes = batch_sizes(state, config)
         size = min(s for s in sizes if s >= going_B.sum())
         until = max([leave, *(s for s in sizes if s < size)])
-        rows = choose(going_B, size)
-        part = state if size == len(going_B) else take(state, rows)
+        chosen = choose(going_B, size)
+        part = state if size == len(going_B) else take(state, chosen)
         part, going_rows, node_rows = _decode(
-            model, params, part, key, going_B[rows], turns.limit_B[rows], stop_id, until,
-            1.0 if greedy else temperature, grammar and grammar.of_rows(rows),
-            None if grammar is None else node_B[rows], greedy=greedy,
+            model, params, part, key, going_B[chosen], turns.limit_B[chosen], stop_id, until,
+            1.0 if greedy else temperature, grammar and grammar.of_rows(chosen),
+            None if grammar is None else node_B[chosen], greedy=greedy,
         )  # fmt: skip
-        state = part if size == len(going_B) else put(state, part, rows)
-        going_B[rows], length_B = to_host((going_rows, state.length_B))
+        state = part if size == len(going_B) else put(state, part, chosen)
+        going_B[chosen], length_B = to_host((going_rows, state.length_B))
         if grammar is not None:
-            node_B[rows] = to_host(node_rows)
+            node_B[chosen] = to_host(node_rows)
     state = _end_turn(state, began_B & ~going_B & (length_B >= config.context))
     return state, dataclasses.replace(turns, going_B=going_B, node_B=node_B)
 
@@ -319,7 +319,6 @@ def _decode(
     B, S = state.tokens_BS.shape
     capacity = state.cache[0]["value"].shape[2]
     params = transformer.for_decoding(model, params)
-    rows = jnp.arange(B)
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, state.seeds_B)
 
     def room(carry):
@@ -343,7 +342,7 @@ def _decode(
             noise_BV = jax.vmap(lambda k: jax.random.gumbel(k, logits_BV.shape[1:]))(step_keys_B)
             scores_BV = scores_BV + noise_BV
         token_B = jnp.argmax(scores_BV, axis=-1).astype(jnp.int32)
-        logprob_B = logits_BV[rows, token_B] - jax.nn.logsumexp(logits_BV, axis=-1)
+        logprob_B = rows.read(logits_BV, token_B) - jax.nn.logsumexp(logits_BV, axis=-1)
         if grammar is not None:
             node_B = grammars.advance(node_B, token_BK, child_BK, token_B)
         slot_B = jnp.where(going_B, state.length_B, S)  # slot S does not exist: dropped
@@ -356,9 +355,9 @@ def _decode(
         length_B = state.length_B + going_B
         state = dataclasses.replace(
             state,
-            tokens_BS=state.tokens_BS.at[rows, slot_B].set(token_B, mode="drop"),
-            turns_BS=state.turns_BS.at[rows, slot_B].set(state.turn_B - 1, mode="drop"),
-            logprobs_BS=state.logprobs_BS.at[rows, slot_B].set(logprob_B, mode="drop"),
+            tokens_BS=rows.write(state.tokens_BS, slot_B, token_B),
+            turns_BS=rows.write(state.turns_BS, slot_B, state.turn_B - 1),
+            logprobs_BS=rows.write(state.logprobs_BS, slot_B, logprob_B),
             length_B=length_B,
             stopped_B=state.stopped_B | stopped_B,
             logits_BV=jnp.where(going_B[:, None], next_BV, state.logits_BV),
