@@ -60,7 +60,7 @@ def policy(c: ConfigDict) -> None:
     c.distill.relabelled = 0.0  # it has seen numbers and names before
     c.distill.batch_rows = 32
     c.distill.microbatches = 8
-    c.distill.steps = 150  # three epochs, about
+    c.distill.steps = 150  # about two epochs
     c.distill.save_every = 50
     c.grpo.steps = 40
     c.grpo.groups = 8

@@ -24,7 +24,7 @@ def get_config(variant: str = "") -> ConfigDict:
         num_hidden_layers=36,
         num_attention_heads=32,
     )
-    # Tensor shards so that a token that is sampled need not gather the parameters of all others.
+    # Parameters are gathered over fsdp before a turn is sampled, over tensor never.
     c.mesh.update({"data": 1, "fsdp": 2, "tensor": 4})
     if variant.startswith("v5e16"):
         c.mesh.fsdp = 4

@@ -1,14 +1,46 @@
-"""Eight fake CPU devices, and no silent broadcasting, for every test."""
+"""Eight fake CPU devices, and no silent broadcasting, for every test.
+
+With JAX_PLATFORMS set the tests run on what it names, with AUTOLLM_TEST_DEVICES set on so many fake
+devices; those whose mesh does not fit fewer than eight are skipped there.
+"""
 
 import os
 
-os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8"
-    # Most of the suite is compilation, and its models are tiny.
-    + " --xla_backend_optimization_level=0"
-)
+import pytest
+
+PLATFORM = os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if PLATFORM == "cpu":
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "")
+        + " --xla_force_host_platform_device_count="
+        + os.environ.get("AUTOLLM_TEST_DEVICES", "8")
+        # Most of the suite is compilation, and its models are tiny.
+        + " --xla_backend_optimization_level=0"
+    )
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # The suite shares its cores with XLA; BLAS threads would only wait for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    return (yield from _with_the_devices_there_are())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef, request):
+    return (yield from _with_the_devices_there_are())
+
+
+def _with_the_devices_there_are():
+    """Skip a test, or a fixture's tests, whose mesh does not fit; on eight devices, fail it."""
+    import jax
+
+    from autollm_jax.errors import UserError
+
+    try:
+        return (yield)
+    except UserError as error:
+        if "does not fit" in str(error) and "config.mesh" in str(error) and len(jax.devices()) < 8:
+            pytest.skip(f"needs more devices: {error}")
+        raise

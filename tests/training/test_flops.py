@@ -10,6 +10,7 @@ import pytest
 from autollm_jax.models import transformer
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl.logprobs import token_logprobs
+from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from autollm_jax.training import flops
 
 B, T = 2, 128
@@ -77,7 +78,7 @@ def test_loops_count_as_often_as_they_run_and_branches_once():
 
 
 def test_a_program_split_by_hand_counts_for_all_devices():
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = make_mesh(MeshShape(8, 1, 1))
     rows, whole = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
     split = jax.shard_map(jnp.matmul, mesh=mesh, in_specs=(rows, whole), out_specs=rows)
     assert counted(split, jnp.ones((16, 4)), jnp.ones((4, 4))) == 2 * 16 * 4 * 4
