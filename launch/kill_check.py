@@ -53,7 +53,7 @@ MARKS = {
 BEFORE = ("ground_truth", "curate", "simulate", "distill")  # the stages that others build on
 TRAINED = ("distill", "grpo")
 POLL = 0.05  # seconds
-PATIENCE = 120.0  # seconds that processes have to save and leave, as a scheduler's grace period
+PATIENCE = 60.0  # seconds that processes have to save and leave, as a scheduler's grace period
 
 MAIN = pathlib.Path(__file__).with_name("main.py")
 
@@ -105,12 +105,20 @@ class Run:
                 process.kill()
             self.wait()
             return "killed"
-        deadline = time.monotonic() + PATIENCE
-        while self.going and time.monotonic() < deadline:
-            time.sleep(POLL)
+        # It passes the signal on, once it knows the others; before, each needs one of its own.
+        told = "all told by it" if self._ended_within(PATIENCE) else "each told by itself"
+        for process in self.processes:
+            process.terminate()
+        self._ended_within(PATIENCE)
         for process in self.processes:
             process.kill()
-        return "exited with " + ", ".join(map(str, self.wait()))
+        return f"{told}, exited with " + ", ".join(map(str, self.wait()))
+
+    def _ended_within(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while self.going and time.monotonic() < deadline:
+            time.sleep(POLL)
+        return not self.going
 
 
 def watch(run: Run) -> dict[str, float]:
