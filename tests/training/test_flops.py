@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from autollm_jax.models import transformer
-from autollm_jax.models.transformer import TransformerConfig
+from autollm_jax.models import lora, transformer
+from autollm_jax.models.transformer import MATRICES, TransformerConfig
 from autollm_jax.rl.logprobs import token_logprobs
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from autollm_jax.training import flops
@@ -59,6 +60,29 @@ def test_a_gradient_is_six_a_parameter_and_token(changes, passes):
     last = 2 * model.mlp_width * model.width * B * T * model.layers
     expected = passes * forward_flops(model, T) - (passes - 3) * (kept + last)
     assert counted(jax.grad(loss), *shapes(model)) == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_gradients_of_frozen_matrices_are_not_counted(remat):
+    model = dataclasses.replace(MODEL, attention_block=T, remat=remat)
+    adapted = dataclasses.replace(model, lora_rank=1, lora_targets=tuple(MATRICES))
+
+    def loss_of(model):
+        def loss(trained, frozen, *batch):
+            params = lora.join(frozen, trained)
+            return token_logprobs(model, params, *batch)[0].sum()
+
+        return loss
+
+    full, *batch = shapes(model)
+    whole = counted(jax.grad(loss_of(model)), full, {}, *batch)
+    frozen, trained = lora.split(adapted, shapes(adapted)[0])
+    factors = counted(jax.grad(loss_of(adapted)), trained, frozen, *batch)
+    # One of the three passes, over the matrices, is that of their gradients.
+    matrices = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(frozen) if leaf.ndim > 2)
+    saved = 2 * (matrices + model.vocab_size * model.width) * B * T
+    added = 2 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trained)) * B * T
+    assert 0 <= factors - (whole - saved) <= (4 + remat) * added
 
 
 def test_loops_count_as_often_as_they_run_and_branches_once():
