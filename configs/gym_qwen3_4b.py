@@ -1,11 +1,23 @@
-"""Qwen3-4B as the policy, on 8 GPUs of 80 GB, or with `:v5e16` on a v5e-16 TPU slice.
+"""Qwen3-4B as the policy, on 8 GPUs of 80 GB; `:v5e16` on a v5e-16 TPU slice, 16 GB a chip.
 
     python launch/main.py --config=configs/gym_qwen3_4b.py --config.policy.weights=DIR
-    python launch/main.py --config=configs/gym_qwen3_4b.py:v5e16 --stage=plan
+    python launch/main.py --config=configs/gym_qwen3_4b.py:v5e16 --config.policy.weights=DIR
+    python launch/main.py --config=configs/gym_qwen3_4b.py --stage=plan
 
-The plan, by device: an update of 32 rows of 2,048 tokens takes 14.7 GiB (2.2e15 FLOPs of all), the most
-is 16.4 GiB (evaluation of 192 games); `:lora` 5.2 and 14.7 GiB; `:v5e16` 8.3 and 10.1 of its 16.
-Compiled for such meshes, never trained: the learning rates are guesses.
+This has been compiled, not trained: there were neither weights nor such devices where it was
+written, so mesh, rates and numbers of steps are reasoned, and there are no figures to expect. What
+`--stage=plan` says (it needs no weights; 2 minutes of one CPU core), GiB a device:
+
+                     8 GPUs   v5e-16
+    distill update     14.7      8.3   2.2e15 FLOPs, 32 rows of 2,048 tokens in 8 microbatches
+    grpo update        14.7      8.2   2.2e15, as many
+    grpo reference      9.5      4.9   5.7e14
+    grpo rollout       14.3      9.4   64 episodes side by side
+    evaluation         16.4     10.1   192 games
+
+Of these 1.9 (0.9) are parameters (f32), as many the copy that training started from or the
+reference, and 3.7 (1.9) the optimizer's. `:lora` and `:v5e16_lora` train factors of rank 32 beside
+the frozen weights: an update is 1.7e15 FLOPs and takes 3.2 GiB on a v5e-16, a rollout 6.9.
 """
 
 import runpy

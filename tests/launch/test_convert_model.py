@@ -50,7 +50,7 @@ def published(tmp_path):
 def convert(*arguments):
     return subprocess.run(
         [sys.executable, "launch/convert_model.py", *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True, timeout=120,
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
 
