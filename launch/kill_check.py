@@ -27,7 +27,7 @@ import time
 
 import jax
 import numpy as np
-from absl import flags
+from absl import flags, logging
 
 from autollm_jax import command_line
 from autollm_jax.checkpointing.checkpoints import Checkpoints
@@ -253,4 +253,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    logging.set_verbosity(logging.WARNING)
     command_line.run(main)
