@@ -38,7 +38,7 @@ def _keep_freed_memory() -> None:
 _keep_freed_memory()
 # Loading JAX takes seconds, in which there is nothing to save.
 if threading.current_thread() is threading.main_thread():
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(PREEMPTED_EXIT_CODE))
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(PREEMPTED_EXIT_CODE))
 
 
 def run(main: Callable[[list[str]], None]) -> None:

@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -308,10 +309,9 @@ def _connect(settings: Settings, coordinator=None, processes=None, index=None) -
     jax.config.update("jax_cpu_collectives_implementation", settings.collectives)
     if hasattr(jax.config, "jax_enable_preemption_service"):  # SIGTERM is `preemption.py`'s
         jax.config.update("jax_enable_preemption_service", False)
+    timeout = {"initialization_timeout": settings.timeout_seconds}
     try:
-        jax.distributed.initialize(
-            coordinator, processes, index, initialization_timeout=settings.timeout_seconds
-        )
+        _interruptibly(lambda: jax.distributed.initialize(coordinator, processes, index, **timeout))
     except RuntimeError as error:
         if coordinator is None and "must be called before" in str(error):
             raise ValueError("the devices are in use already, by one process") from error
@@ -320,6 +320,24 @@ def _connect(settings: Settings, coordinator=None, processes=None, index=None) -
             f"({str(error).splitlines()[0]}); check that all of them were started with the same "
             "config.distributed, or raise config.distributed.timeout_seconds"
         ) from error
+
+
+def _interruptibly(work: Callable[[], None]) -> None:
+    """Do something that does not return to Python for long, while this thread hears of signals."""
+    raised = []
+
+    def catch():
+        try:
+            work()
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=catch, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(POLL_SECONDS)
+    if raised:
+        raise raised[0]
 
 
 def _leave_sign(workdir: Path) -> str:

@@ -2,8 +2,10 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -90,3 +92,33 @@ def test_the_main_job_exits_with_the_code_while_it_still_loads(tmp_path):
 def test_launch_scripts_requeue_on_the_code(file, pattern):
     (code,) = re.findall(pattern, Path(file).read_text(), re.MULTILINE)
     assert int(code) == PREEMPTED_EXIT_CODE
+
+
+def test_a_process_that_waits_for_the_others_exits_with_the_code(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    command = [
+        sys.executable, "launch/main.py", "--config=configs/gym.py", f"--workdir={tmp_path}",
+        f"--config.distributed.coordinator={address}", "--config.distributed.processes=2",
+        "--config.distributed.process_id=0", "--config.distributed.one_host=True",
+    ]  # fmt: skip
+    with subprocess.Popen(command) as process:
+        try:
+            _until_it_listens(address)
+            process.terminate()
+            assert process.wait(timeout=60) == PREEMPTED_EXIT_CODE
+        finally:
+            process.kill()
+
+
+def _until_it_listens(address):
+    host, port = address.split(":")
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
