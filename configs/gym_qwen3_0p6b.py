@@ -3,10 +3,18 @@
     python launch/main.py --config=configs/gym_qwen3_0p6b.py --config.policy.weights=DIR
     python launch/main.py --config=configs/gym_qwen3_0p6b.py --stage=plan
 
-What `--stage=plan` says (1.5 minutes of one CPU core): an update of 32 rows of 2,048 tokens takes
-16.8 GiB and 3.7e14 FLOPs, in distillation and in GRPO; the most is 44 GiB, while the cache of 96
-evaluated games grows to a full context. `:lora`: 6.8 and 42 GiB. Compiled, not trained, as the
-larger one's.
+This has been compiled, not trained: there were neither weights nor a GPU where it was written, so
+rates and numbers of steps are what such models usually take, and there are no figures to expect.
+What `--stage=plan` says (it needs no weights; 1.6 minutes of one CPU core), GiB:
+
+    distill update   16.8   3.7e14 FLOPs, 32 rows of 2,048 tokens in 8 microbatches
+    grpo update      16.7   3.7e14, as many
+    grpo reference   16.4   9.5e13
+    grpo rollout     35.2   64 episodes side by side, when their cache (14.0) grows to 2,048 slots
+    evaluation       43.9   96 games, likewise
+
+Of these 2.2 are parameters (f32), as many the copy that training started from or the reference, and
+4.4 the optimizer's. `:lora` trains factors of rank 32 beside the frozen weights (3.0e14 FLOPs).
 """
 
 import runpy
@@ -56,7 +64,7 @@ def shape(**sizes) -> ConfigDict:
 def policy(c: ConfigDict) -> None:
     """Set what a published vocabulary and a model with many layers ask for."""
     c.policy.dtype = "bfloat16"
-    c.policy.remat = "layer"
+    c.policy.remat = True
     c.policy.scan_unroll = 1
     # Episodes have 1,442 tokens in the median and 1,890 at most, an agent's turn up to 224.
     c.policy.context = 2048
