@@ -64,7 +64,7 @@ def shape(**sizes) -> ConfigDict:
 def policy(c: ConfigDict) -> None:
     """Set what a published vocabulary and a model with many layers ask for."""
     c.policy.dtype = "bfloat16"
-    c.policy.remat = True
+    c.policy.remat = "layer"
     c.policy.scan_unroll = 1
     # Episodes have 1,442 tokens in the median and 1,890 at most, an agent's turn up to 224.
     c.policy.context = 2048

@@ -62,7 +62,7 @@ def test_a_gradient_is_six_a_parameter_and_token(changes, passes):
     assert counted(jax.grad(loss), *shapes(model)) == pytest.approx(expected, rel=0.01)
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["none", "layer"])
 def test_gradients_of_frozen_matrices_are_not_counted(remat):
     model = dataclasses.replace(MODEL, attention_block=T, remat=remat)
     adapted = dataclasses.replace(model, lora_rank=1, lora_targets=tuple(MATRICES))
@@ -82,7 +82,7 @@ def test_gradients_of_frozen_matrices_are_not_counted(remat):
     matrices = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(frozen) if leaf.ndim > 2)
     saved = 2 * (matrices + model.vocab_size * model.width) * B * T
     added = 2 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trained)) * B * T
-    assert 0 <= factors - (whole - saved) <= (4 + remat) * added
+    assert 0 <= factors - (whole - saved) <= (4 + (remat == "layer")) * added
 
 
 def test_loops_count_as_often_as_they_run_and_branches_once():
