@@ -87,6 +87,7 @@ def on_fake_devices(config: ConfigDict) -> ConfigDict:
     jax.config.update("jax_platforms", "cpu")
     config = config.copy_and_resolve_references()
     config.mesh.cpu_devices = devices
+    config.distributed.processes = 1  # also where a scheduler started several
     return config
 
 
