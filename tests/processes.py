@@ -7,6 +7,7 @@ import functools
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -114,6 +115,10 @@ def preempted(folder: Path) -> None:
     def kill_the_last(step):
         if step == KILLED_AT and distributed.index() == distributed.count() - 1:
             os.kill(os.getpid(), signal.SIGTERM)
+            deadline = time.monotonic() + 60
+            while preemption._boundaries.last is None:  # or steps so short may be over before
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
 
     before = distilled(folder, mesh)
     grpo(folder, mesh, before, kill_the_last)
