@@ -21,6 +21,7 @@ import shutil
 from pathlib import Path
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -237,12 +238,16 @@ def distill_policy(job: Job) -> None:
         encode_conversation(tokenizer, trajectory.turns)
         for trajectory in tqdm(job.trajectories(), "encode", disable=not distributed.is_main())
     ]
-    cut = [tokens for tokens, _ in conversations if len(tokens) > config.row_length]
-    if len(cut) > MOST_CUT * len(conversations):
+    lengths = [len(tokens) for tokens, _ in conversations]
+    print(
+        f"distill: {len(lengths)} episodes of {np.median(lengths):.0f} tokens in the median, "
+        f"{max(lengths, default=0)} at most"
+    )
+    cut = sum(length > config.row_length for length in lengths)
+    if cut > MOST_CUT * len(lengths):
         raise UserError(
-            f"distill: {len(cut)} of {len(conversations)} episodes are longer than "
-            f"config.distill.row_length={config.row_length}, the longest has "
-            f"{max(map(len, cut))} tokens; raise it and config.policy.context"
+            f"distill: {cut} of {len(lengths)} episodes are longer than "
+            f"config.distill.row_length={config.row_length}; raise it and config.policy.context"
         )
     if config.relabelled:
         sets = interchangeable(tokenizer, [tokens for tokens, _ in conversations])

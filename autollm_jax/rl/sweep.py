@@ -16,7 +16,6 @@ updates of a rollout, M rows of a minibatch.
 
 import dataclasses
 import functools
-import time
 from collections.abc import Callable, Sequence
 
 import jax
@@ -32,6 +31,7 @@ from autollm_jax.rl.grpo import GRPOHyperparameters
 from autollm_jax.rl.logprobs import token_logprobs
 from autollm_jax.rl.loop import GRPOLoopConfig, RolloutBatch, UpdateBatch, policy_loss, score
 from autollm_jax.rl.problems import STOP_ID, ProblemSet, decode, encode
+from autollm_jax.training.group_progress import GroupProgress
 from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from autollm_jax.training.state import TrainState
 from autollm_jax.training.step import update
@@ -210,22 +210,11 @@ def train_grpo_group(
     names = ("learning_rate", "kl_coefficient", "clip_range", "temperature")
     hp_R = {name: column(name, np.float32) for name in names}
 
-    # Restore, or start afresh.
-    step, seconds = 0, 0.0
-    if checkpoints is not None and checkpoints.latest() is not None:
-        shapes = jax.eval_shape(start, reference_params, seeds_R)
-        abstract = jax.tree.map(
-            lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=split), shapes
-        )
-        state, extra = checkpoints.restore(abstract)
-        step, seconds = extra["step"], extra["seconds"]
-        on_steps(step)
-    else:
-        state = start(reference_params, seeds_R)
-
-    started = saved = time.monotonic()
+    progress = GroupProgress(checkpoints, checkpoint_seconds, on_steps)
+    state = progress.begin(start, split, reference_params, seeds_R)
     with preemption.deferred(mesh) as asked_to_stop:
-        while step < config.steps:
+        while progress.step < config.steps:
+            step = progress.step
             # 1. and 2. Prompts, and answers to them.
             prompts = [_draw(problems, run.seed, step, config) for run in padded]
             prompt_RBC, length_RB = _lay_out(prompts, problems.longest_prompt)
@@ -238,25 +227,9 @@ def train_grpo_group(
             # 4. Update.
             whole = np.int32(config.steps * config.updates)
             state = improve(state, reference_params, hp_R, whole, batch, order_RUM)
-            step += 1
-            on_steps(1)
-            stopping = asked_to_stop()
-            due = time.monotonic() - saved > checkpoint_seconds or stopping
-            if checkpoints is not None and due:
-                spent = seconds + time.monotonic() - started
-                checkpoints.save(step, state, {"step": step, "seconds": spent})
-                saved = time.monotonic()
-            if stopping:
-                if checkpoints is not None:
-                    checkpoints.wait()
-                raise preemption.Preempted
+            progress.advance(1, state, asked_to_stop())
     success_R = evaluate_policies(model, state.params, problems, len(padded), mesh)
-    seconds += time.monotonic() - started
-    if checkpoints is not None and checkpoints.latest() != step:
-        # Outcomes are written one by one: a kill between two of them finds the group finished.
-        checkpoints.save(step, state, {"step": step, "seconds": seconds})
-        checkpoints.wait()
-    return success_R[: len(runs)], seconds
+    return success_R[: len(runs)], progress.end(state)
 
 
 def evaluate_policies(model, params_R, problems: ProblemSet, runs: int, mesh: Mesh) -> np.ndarray:

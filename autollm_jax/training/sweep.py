@@ -26,6 +26,7 @@ from autollm_jax.checkpointing.checkpoints import Checkpoints
 from autollm_jax.data.pipeline import Batch, Pipeline
 from autollm_jax.models import transformer
 from autollm_jax.models.transformer import TransformerConfig
+from autollm_jax.training.group_progress import GroupProgress
 from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from autollm_jax.training.state import TrainState
 from autollm_jax.training.step import next_token_loss, update
@@ -188,19 +189,8 @@ def train_states(
     )
     seeds_R = jax.device_put(np.array([run.seed for run in padded], np.int32), split)
 
-    # Restore, or start afresh.
-    step, seconds = 0, 0.0
-    if checkpoints is not None and checkpoints.latest() is not None:
-        shapes = jax.eval_shape(init, seeds_R)
-        abstract = jax.tree.map(
-            lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=split), shapes
-        )
-        state, extra = checkpoints.restore(abstract)
-        step, seconds = extra["step"], extra["seconds"]
-        on_steps(step)
-    else:
-        state = init(seeds_R)
-
+    progress = GroupProgress(checkpoints, checkpoint_seconds, on_steps)
+    state = progress.begin(init, split, seeds_R)
     first = pipelines[streams[0]]
     length = max(1, min(steps, CHUNK_TOKENS // (first.batch_size * first.length)))
 
@@ -208,32 +198,16 @@ def train_states(
         parts = [pipelines[s].batches(start, min(length, steps - start)) for s in streams]
         return jax.tree.map(lambda *x: np.stack(x, axis=1), *parts)
 
-    started = saved = time.monotonic()
-    batch_KSBT = fetch(step) if step < steps else None
+    batch_KSBT = fetch(progress.step) if progress.step < steps else None
     with preemption.deferred(mesh) as asked_to_stop:
-        while step < steps:
+        while progress.step < steps:
             state, losses_KR = advance(state, rates_R, order_R, np.int32(steps), batch_KSBT)
-            step += losses_KR.shape[0]
-            batch_KSBT = fetch(step) if step < steps else None
+            after = progress.step + losses_KR.shape[0]
+            batch_KSBT = fetch(after) if after < steps else None
             jax.block_until_ready(losses_KR)
-            on_steps(losses_KR.shape[0])
-            stopping = asked_to_stop()
-            due = time.monotonic() - saved > checkpoint_seconds or stopping
-            if checkpoints is not None and due:
-                spent = seconds + time.monotonic() - started
-                checkpoints.save(step, state, {"step": step, "seconds": spent})
-                saved = time.monotonic()
-            if stopping:
-                if checkpoints is not None:
-                    checkpoints.wait()
-                raise preemption.Preempted
+            progress.advance(losses_KR.shape[0], state, asked_to_stop())
     jax.block_until_ready(state)
-    seconds += time.monotonic() - started
-    if checkpoints is not None and checkpoints.latest() != step:
-        # Outcomes are written one by one: a kill between two of them finds the group finished.
-        checkpoints.save(step, state, {"step": step, "seconds": seconds})
-        checkpoints.wait()
-    return state, seconds
+    return state, progress.end(state)
 
 
 def train_group(
