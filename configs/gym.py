@@ -92,7 +92,10 @@ def get_config(variant: str = "") -> ConfigDict:
     c.policy.rope_fraction = 0.25
     c.policy.mimetic = True
     c.policy.scan_unroll = 4
-    c.policy.dtype = "float32"  # what matrix products read and the cache holds; but distill.dtype
+    c.policy.dtype = "float32"  # what matrix products read; but distill.dtype
+    c.policy.cache_dtype = (
+        ""  # of the KV cache, read as it is; policy.dtype. A CPU is slow with bf16
+    )
     c.policy.remat = "none"  # or attention, or layer: computed again backwards, to save memory
     c.policy.row_logits = 2**24  # of a training row at once; the rest of a long one follows
     c.policy.context = 896  # tokens of a whole episode

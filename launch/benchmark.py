@@ -254,8 +254,8 @@ def import_weights() -> dict:
 def sampling() -> dict:
     """Time 64 new tokens for each of 16 prompts, greedily; no end of turn stops either side.
 
-    Both read the same f32 weights and the same prompts, prefill included, on all cores. What they
-    say is compared: in f32 it should be the same.
+    Both read the same f32 weights, ours laid out for decoding and in --dtype, and the same prompts,
+    prefill included, on all cores. What they say is compared: in f32 it should be the same.
     """
     torch, transformers = _reference_library()
     rows, prompt_length, new_tokens = 16, 48, 64
@@ -266,7 +266,9 @@ def sampling() -> dict:
         pretrained.export(config, params, Path(folder), path, "float32")
         reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     torch.set_num_threads(os.cpu_count())
-    model = dataclasses.replace(config, dtype=DTYPE.value or "float32")
+    dtype = DTYPE.value or "float32"
+    model = dataclasses.replace(config, dtype=dtype, cache_dtype="float32")
+    params = transformer.for_decoding(model, params)
     text = tokenizer.encode(" ".join(Path(__file__).read_text().split()))
     prompts = [text[row * prompt_length :][:prompt_length] for row in range(rows)]
     context = prompt_length + new_tokens

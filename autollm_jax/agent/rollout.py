@@ -35,6 +35,7 @@ from autollm_jax.agent.prompts import Turn
 from autollm_jax.errors import UserError
 from autollm_jax.files import code_digest
 from autollm_jax.gym.environment import Episode
+from autollm_jax.models import transformer
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl import sampler
 from autollm_jax.rl.loop import RolloutBatch
@@ -196,6 +197,7 @@ def _play(
     empty = B - len(episodes)
     seeds = [*seeds, *[0] * empty]
     chunks += [[]] * (empty // group_size)
+    params = transformer.for_decoding(model, params)
     state = sampler.init_state(model, config.sampler, seeds[::group_size], mesh)
     state = sampler.append(model, params, config.sampler, state, chunks)
     if group_size > 1:

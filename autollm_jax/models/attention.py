@@ -106,7 +106,7 @@ def causal_attention(q_BTHA, k_BTKA, v_BTKA, segments_BT=None, *, block: int, dt
     return mixed.reshape(B, T, H, A)
 
 
-def cached_attention(q_BTHA, k_BTKA, v_BTKA, positions_BT, valid_BT, cache, *, dtype: str):
+def cached_attention(q_BTHA, k_BTKA, v_BTKA, positions_BT, valid_BT, cache):
     """Write new keys and values into a cache and attend to all slots up to each query's own.
 
     Args:
@@ -116,8 +116,7 @@ def cached_attention(q_BTHA, k_BTKA, v_BTKA, positions_BT, valid_BT, cache, *, d
       positions_BT: the slot of each token.
       valid_BT: which tokens are real; the others are not written.
       cache: {"key": [B, K, A, S], "value": [B, K, S, A]}, as the two products read them: any other
-        order is copied at every token; what else is in it stays.
-      dtype: what matrix products read.
+        order is copied at every token; what else is in it stays. Products read its dtype.
 
     Returns:
       mixed_BTHA (f32; meaningless for tokens that are not valid), and the updated cache.
@@ -129,5 +128,5 @@ def cached_attention(q_BTHA, k_BTKA, v_BTKA, positions_BT, valid_BT, cache, *, d
     v_BKSA = rows.write(cache["value"], slots, v_BTKA.swapaxes(1, 2), axis=2)
     visible_BTS = jnp.arange(S)[None, None, :] <= positions_BT[:, :, None]
     q_BTKGA = q_BTHA.reshape(B, T, K, H // K, A)
-    mixed = _attend(q_BTKGA, k_BKAS, v_BKSA, visible_BTS[:, None, None], dtype, layout="BKAS")
+    mixed = _attend(q_BTKGA, k_BKAS, v_BKSA, visible_BTS[:, None, None], k_BKAS.dtype.name, "BKAS")
     return mixed.reshape(B, T, H, A), {**cache, "key": k_BKAS, "value": v_BKSA}

@@ -313,7 +313,8 @@ def export(
         raise UserError(f"dtype {dtype!r}: accepted are {', '.join(STORED)}")
     source = open_source(like)
     # What leaves the parameters as they are.
-    free = ("dtype", "remat", "scan_unroll", "attention_block", "row_logits", "lora_scale")
+    numerics = ("dtype", "cache_dtype", "remat", "scan_unroll", "attention_block", "row_logits")
+    free = (*numerics, "lora_scale")
     same = {name: getattr(config, name) for name in free}
     if dataclasses.replace(source.config, **same) != config:
         raise UserError(f"{like}: another model than the one to export")

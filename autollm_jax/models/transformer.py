@@ -11,6 +11,7 @@ Outside this package the model is the functions at the end of this file: `init`,
 
 import dataclasses
 import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -57,6 +58,7 @@ class TransformerConfig:
     mimetic: bool = False  # start attention as a copier (see `_mimic`)
     norm_epsilon: float = 1e-6
     dtype: str = "float32"  # or "bfloat16"; what matrix products read
+    cache_dtype: str = ""  # of the KV cache, and what attention over it reads; "" is `dtype`
     remat: str = "none"  # what the backward pass computes again: none, attention or layer
     scan_unroll: int = 1  # layers a step of the layer scan holds; `layers` unrolls it whole
     attention_block: int = 128  # query rows a causal block; each sees only the keys up to its end
@@ -152,25 +154,29 @@ class Block(nn.Module):
 
     config: TransformerConfig
 
-    def _project(self, name, spec, x, shape):
-        """Multiply with the parameter `name` of `shape`, over its first axes (`MATRICES`)."""
+    def _project(self, name, x_BTX, shape):
+        """Multiply with the parameter `name` of `shape`, over its first axes (`MATRICES`).
+
+        X are those axes in one and Y the others, since an einsum over two axes may copy a matrix
+        into another order in front of every product.
+        """
         c, contract = self.config, MATRICES[name]
         first, rest = shape[:contract], shape[contract:]
+        X, Y = math.prod(first), math.prod(rest)
 
         def parameter(name, shape, initial):
             return self.param(name, initial(range(contract), range(contract, len(shape))), shape)
 
-        out = product(spec, x, parameter(name, shape, _fan_in), c.dtype)
-        if name not in c.lora_targets:
-            return out
-        terms, result = spec.split("->")
-        left, right = terms.split(",")
-        down, up = right[:contract], right[contract:]
-        # One factor starts at zero, so that nothing changes before training.
-        low = parameter(name + LORA_IN, (*first, c.lora_rank), _fan_in)
-        high = self.param(name + LORA_OUT, nn.initializers.zeros, (c.lora_rank, *rest))
-        x_BTr = product(f"{left},{down}r->BTr", x, low, c.dtype)
-        return out + c.lora_scale * product(f"BTr,r{up}->{result}", x_BTr, high, c.dtype)
+        weight_XY = parameter(name, shape, _fan_in).reshape(X, Y)
+        out_BTY = product("BTX,XY->BTY", x_BTX, weight_XY, c.dtype)
+        if name in c.lora_targets:
+            # One factor starts at zero, so that nothing changes before training.
+            low = parameter(name + LORA_IN, (*first, c.lora_rank), _fan_in)
+            high = self.param(name + LORA_OUT, nn.initializers.zeros, (c.lora_rank, *rest))
+            x_BTr = product("BTX,Xr->BTr", x_BTX, low.reshape(X, -1), c.dtype)
+            added_BTY = product("BTr,rY->BTY", x_BTr, high.reshape(-1, Y), c.dtype)
+            out_BTY += c.lora_scale * added_BTY
+        return out_BTY.reshape(*x_BTX.shape[:2], *rest)
 
     def _convolve(self, name, x_BTNA, positions_BT, cache, valid_BT):
         """Convolve queries or keys with their own past; returns them, and the updated cache."""
@@ -203,9 +209,9 @@ class Block(nn.Module):
         c = self.config
         D, H, K, A, F = c.width, c.heads, c.kv_heads, c.head_dim, c.mlp_width
         normed = RMSNorm(c.norm_epsilon, name="attention_norm")(x_BTD)
-        q_BTHA = self._project("query", "BTD,DHA->BTHA", normed, (D, H, A))
-        k_BTKA = self._project("key", "BTD,DKA->BTKA", normed, (D, K, A))
-        v_BTKA = self._project("value", "BTD,DKA->BTKA", normed, (D, K, A))
+        q_BTHA = self._project("query", normed, (D, H, A))
+        k_BTKA = self._project("key", normed, (D, K, A))
+        v_BTKA = self._project("value", normed, (D, K, A))
         if c.qk_norm:
             q_BTHA = RMSNorm(c.norm_epsilon, name="query_norm")(q_BTHA)
             k_BTKA = RMSNorm(c.norm_epsilon, name="key_norm")(k_BTKA)
@@ -228,16 +234,17 @@ class Block(nn.Module):
             mixed_BTHA = attend(q_BTHA, k_BTKA, v_BTKA, segments_BT)
         else:
             mixed_BTHA, cache = cached_attention(
-                q_BTHA, k_BTKA, v_BTKA, positions_BT, valid_BT, cache, dtype=c.dtype
+                q_BTHA, k_BTKA, v_BTKA, positions_BT, valid_BT, cache
             )
-        out = self._project("output", "BTHA,HAD->BTD", mixed_BTHA, (H, A, D))
+        mixed_BTX = mixed_BTHA.reshape(*mixed_BTHA.shape[:2], H * A)
+        out = self._project("output", mixed_BTX, (H, A, D))
         x_BTD = constrain(x_BTD + out, "batch", "length", "activation")
 
         normed = RMSNorm(c.norm_epsilon, name="mlp_norm")(x_BTD)
-        gate_BTF = self._project("gate", "BTD,DF->BTF", normed, (D, F))
-        up_BTF = self._project("up", "BTD,DF->BTF", normed, (D, F))
+        gate_BTF = self._project("gate", normed, (D, F))
+        up_BTF = self._project("up", normed, (D, F))
         hidden_BTF = constrain(nn.silu(gate_BTF) * up_BTF, "batch", "length", "mlp")
-        out = self._project("down", "BTF,FD->BTD", hidden_BTF, (F, D))
+        out = self._project("down", hidden_BTF, (F, D))
         return constrain(x_BTD + out, "batch", "length", "activation"), cache
 
 
@@ -413,7 +420,7 @@ def init_cache(config: TransformerConfig, batch: int, length: int):
     One entry per layer, so that each is updated in place in a decoding loop: "key" [B, K, A, S] and
     "value" [B, K, S, A], S being the length.
     """
-    heads, dtype = (batch, config.kv_heads), jnp.dtype(config.dtype)
+    heads, dtype = (batch, config.kv_heads), jnp.dtype(config.cache_dtype or config.dtype)
     shapes = {"key": (*heads, config.head_dim, length), "value": (*heads, length, config.head_dim)}
     if config.short_conv:
         for name, count in (("past_query", config.heads), ("past_key", config.kv_heads)):
@@ -424,11 +431,15 @@ def init_cache(config: TransformerConfig, batch: int, length: int):
     )
 
 
+@functools.partial(jax.jit, static_argnames="config")
 def for_decoding(config: TransformerConfig, params):
-    """Lay parameters out for a loop over `extend`, in front of it: layer by layer, in `dtype`.
+    """Lay parameters out for many calls of `extend`: layer by layer, matrices in `dtype`.
 
-    Inside the loop every token would cut the layers out of their stacks again.
+    Each call would cut the layers out of their stacks again. What is laid out so already stays as
+    it is.
     """
+    if isinstance(params["layers"], tuple):
+        return params
 
     def cut(path, leaf, layer):
         matrix = path[-1].key.removesuffix(LORA_IN).removesuffix(LORA_OUT) in MATRICES
@@ -463,8 +474,7 @@ def extend(config: TransformerConfig, params, tokens_BC, lengths_B, start_B, cac
     positions_BC = start_B[:, None] + offsets_C[None, :]
     valid_BC = offsets_C[None, :] < lengths_B[:, None]
     model, block = Transformer(config), Block(config)
-    if not isinstance(params["layers"], tuple):
-        params = for_decoding(config, params)
+    params = for_decoding(config, params)
     variables = {"params": params}
     x_BCD = model.apply(variables, tokens_BC, method=Transformer.embed)
     updated = []

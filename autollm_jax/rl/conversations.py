@@ -3,6 +3,7 @@
 `sampler.py` adds tokens to them. Letters: B rows, S slots of the context, V vocabulary.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -90,13 +91,9 @@ def init_state(
       mesh: where given, rows are split over its `data` and `fsdp` axes, whose product must divide
         them. Call `append` and `generate` under `jax.set_mesh(mesh)` then.
     """
-    seeds_B = np.asarray(seeds_B, np.uint32)
-    shardings = None
-    if mesh is not None:
-        shapes = abstract_state(model, config, len(seeds_B), mesh)
-        shardings = jax.tree.map(lambda x: x.sharding, shapes)
-    make = functools.partial(empty, model, config, seeds_B)
-    return jax.jit(make, out_shardings=shardings)()
+    on_mesh = contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+    with on_mesh:
+        return _jit_empty(model, config, np.asarray(seeds_B, np.uint32))
 
 
 def abstract_state(
@@ -130,6 +127,11 @@ def empty(model: TransformerConfig, config: SamplerConfig, seeds_B: jax.Array) -
         logits_BV=jnp.zeros((B, model.vocab_size), jnp.float32),
         cache=transformer.init_cache(model, B, min(config.cache_block, S)),
     )
+
+
+@functools.partial(jax.jit, static_argnames=("model", "config"))
+def _jit_empty(model, config, seeds_B):
+    return pin(empty(model, config, seeds_B))
 
 
 def _axes(path, leaf) -> tuple[str | None, ...]:
