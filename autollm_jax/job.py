@@ -26,6 +26,7 @@ from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl.grpo import GRPOHyperparameters
 from autollm_jax.rl.sampler import SamplerConfig
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
+from autollm_jax.sharding.rules import even_rows
 from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from autollm_jax.training.state import abstract_state, init_state
 
@@ -268,8 +269,7 @@ class Job:
 
     def even(self, rows: int) -> int:
         """Round a batch up to what the mesh's data and fsdp axes divide."""
-        shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        return -(-rows // shards) * shards
+        return even_rows(rows, self.mesh)
 
 
 def needed(path: Path, stage: str) -> Path:

@@ -93,9 +93,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.policy.mimetic = True
     c.policy.scan_unroll = 4
     c.policy.dtype = "float32"  # what matrix products read; but distill.dtype
-    c.policy.cache_dtype = (
-        ""  # of the KV cache, read as it is; policy.dtype. A CPU is slow with bf16
-    )
+    c.policy.cache_dtype = ""  # of keys and values; policy.dtype by default; float32 on a CPU
     c.policy.remat = "none"  # or attention, or layer: computed again backwards, to save memory
     c.policy.row_logits = 2**24  # of a training row at once; the rest of a long one follows
     c.policy.context = 896  # tokens of a whole episode

@@ -150,9 +150,9 @@ def job(workdir, devices):
 
 
 def test_the_main_job_gives_the_same_results_in_two_processes(tmp_path):
-    results, files = job(tmp_path / "one", [4])
+    results, files = job(tmp_path / "one", [8])
     assert "report/index.html" in files
-    assert job(tmp_path / "two", [2, 2]) == (results, files)
+    assert job(tmp_path / "two", [4, 4]) == (results, files)
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 1), (1, 4, 1), (1, 1, 1)], ids=str)

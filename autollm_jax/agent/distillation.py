@@ -185,7 +185,7 @@ def distill(
     Args:
       model: the policy's shape.
       config: of the loop.
-      batch_rows: rows an update sees; the mesh's data x fsdp axes must divide them.
+      batch_rows: rows an update sees.
       optimizer: optax transformation.
       rows: what to learn.
       mesh: parameters and rows are split over it.

@@ -29,11 +29,11 @@ from autollm_jax.models import lora, transformer
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl.grpo import GRPOHyperparameters, grpo_loss, token_advantages, turn_advantages
 from autollm_jax.rl.logprobs import token_logprobs
-from autollm_jax.sharding.hosts import as_arguments, to_devices, to_host
-from autollm_jax.sharding.rules import RULES, tree_shardings
+from autollm_jax.sharding.hosts import to_devices, to_host
+from autollm_jax.sharding.rules import batch_sharding, tree_shardings
 from autollm_jax.training.metrics import MetricsWriter
 from autollm_jax.training.state import TrainState, abstract_state, state_shardings
-from autollm_jax.training.step import make_train_step
+from autollm_jax.training.step import make_train_step, on_mesh
 
 
 @jax.tree_util.register_dataclass
@@ -149,7 +149,7 @@ def train_grpo(
     step_fn = make_train_step(
         functools.partial(policy_loss, model, hp), optimizer, shardings, mesh, config.microbatches
     )
-    reference_fn = _make_reference(model, hp, mesh)
+    reference_fn = on_mesh(jit_reference(model, hp, mesh), mesh)
 
     first = checkpoints.latest() or 0
     if first:
@@ -302,27 +302,14 @@ def policy_loss(model: TransformerConfig, hp: GRPOHyperparameters, params, batch
 
 def jit_reference(model: TransformerConfig, hp: GRPOHyperparameters, mesh: Mesh):
     """Make a program of (params, batch) -> log-probabilities of its tokens, on a mesh."""
-    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(RULES["batch"]))
 
-    @functools.partial(jax.jit, in_shardings=(None, rows))
+    @functools.partial(jax.jit, in_shardings=(None, batch_sharding(mesh)))
     def logprobs(params, batch):
         return token_logprobs(
             model, params, batch.tokens_BT, batch.segments_BT, batch.positions_BT, hp.temperature
         )[0]
 
     return logprobs
-
-
-def _make_reference(model, hp, mesh):
-    """Make a function of (params, host's batch) -> log-probabilities of its tokens."""
-    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(RULES["batch"]))
-    logprobs = jit_reference(model, hp, mesh)
-
-    def call(params, batch):
-        with jax.set_mesh(mesh):
-            return logprobs(params, as_arguments(batch, rows))
-
-    return call
 
 
 def _with_reference(batch, rows, reference_fn, reference_params, config) -> UpdateBatch:

@@ -308,7 +308,7 @@ def _end_turn(state, full_B):
 
 
 def _likeliest(scores_BV):
-    """Return the first largest of each row: argmax, as two reductions, on a CPU four times as fast."""
+    """Return where each row is largest, first: argmax, four times as fast on a CPU."""
     V = scores_BV.shape[1]
     top_B1 = scores_BV.max(axis=1, keepdims=True)
     places_BV = jnp.where(scores_BV == top_B1, jnp.arange(V, dtype=jnp.int32), V - 1)

@@ -80,11 +80,15 @@ def tree_shardings(logical_axes, shapes, mesh: Mesh):
     )
 
 
-def batch_sharding(mesh: Mesh, ndim: int, axis: int = 0) -> NamedSharding:
-    """Sharding of a batch array: dimension `axis` is split over data and fsdp."""
-    spec = [None] * ndim
-    spec[axis] = RULES["batch"]
-    return NamedSharding(mesh, PartitionSpec(*spec))
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of a batch array: the first dimension is split over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+
+
+def even_rows(rows: int, mesh: Mesh, pieces: int = 1) -> int:
+    """Round a batch's rows up so that each device gets as many of each piece as any other."""
+    multiple = pieces * mesh.shape["data"] * mesh.shape["fsdp"]
+    return -(-rows // multiple) * multiple
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

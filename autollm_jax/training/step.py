@@ -4,12 +4,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from autollm_jax.models import lora
 from autollm_jax.sharding.hosts import as_arguments
-from autollm_jax.sharding.rules import RULES
+from autollm_jax.sharding.rules import batch_sharding, even_rows
 from autollm_jax.training.masked import divide
 from autollm_jax.training.state import TrainState
 
@@ -80,21 +81,21 @@ def jit_train_step(
       loss_fn: as in `update`.
       optimizer: optax transformation.
       shardings: of the state, from `state_shardings`.
-      mesh: the job's mesh; batch arrays are split over data and fsdp along their first axis.
+      mesh: the job's mesh; batch arrays are split over data and fsdp along their first axis, and
+        have as many rows as they and the microbatches divide.
       microbatches: as in `update`.
 
     Returns:
       The jitted step(state, batch, frozen) -> (state, metrics), to be traced under
       `jax.set_mesh(mesh)`.
     """
-    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(RULES["batch"]))
 
     def step(state, batch, frozen):
         return update(loss_fn, optimizer, state, batch, microbatches, frozen)
 
     return jax.jit(
         step,
-        in_shardings=(shardings, rows, None),
+        in_shardings=(shardings, batch_sharding(mesh), None),
         out_shardings=(shardings, None),
         donate_argnums=0,
     )
@@ -103,12 +104,26 @@ def jit_train_step(
 def make_train_step(
     loss_fn: Callable, optimizer, shardings: TrainState, mesh: Mesh, microbatches: int = 1
 ):
-    """Return step(state, batch, frozen={}) -> (state, metrics): `jit_train_step`'s, on its mesh."""
-    jitted = jit_train_step(loss_fn, optimizer, shardings, mesh, microbatches)
-    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(RULES["batch"]))
+    """Return step(state, batch, frozen={}) -> (state, metrics): `jit_train_step`'s, on its mesh.
 
-    def call(state, batch, frozen=None):
+    A batch of fewer rows than the mesh divides is filled up with rows of zeros, which `loss_fn` has
+    to count for nothing: they are in no mask.
+    """
+    jitted = jit_train_step(loss_fn, optimizer, shardings, mesh, microbatches)
+    call = on_mesh(jitted, mesh, microbatches)
+    return lambda state, batch, frozen=None: call(state, batch, frozen or {})
+
+
+def on_mesh(jitted: Callable, mesh: Mesh, microbatches: int = 1) -> Callable:
+    """Let a program of (parameters or state, batch, ...) take the host's batches of any size."""
+
+    def filled(x):
+        missing = even_rows(len(x), mesh, microbatches) - len(x)
+        return np.pad(x, ((0, missing), *[(0, 0)] * (x.ndim - 1))) if missing else x
+
+    def call(first, batch, *others):
+        batch = as_arguments(jax.tree.map(filled, batch), batch_sharding(mesh))
         with jax.set_mesh(mesh):
-            return jitted(state, as_arguments(batch, rows), frozen or {})
+            return jitted(first, batch, *others)
 
     return call

@@ -36,7 +36,7 @@ def test_reading_takes_one_place_of_each_row(arrays):
 
 
 def compiled(function, mesh, *arrays):
-    split = [jax.device_put(x, batch_sharding(mesh, x.ndim)) for x in arrays]
+    split = [jax.device_put(x, batch_sharding(mesh)) for x in arrays]
     return jax.jit(function).lower(*split).compile().as_text()
 
 

@@ -48,6 +48,31 @@ def test_microbatches_give_the_whole_batchs_loss_and_update(tiny, token_steps, o
     )
 
 
+@pytest.mark.parametrize(("shape", "microbatches"), [((8, 1, 1), 1), ((1, 2, 4), 4)], ids=str)
+def test_a_batch_that_the_devices_do_not_divide_gives_the_same_update(tiny, shape, microbatches):
+    init, axes, _ = tiny
+    rng = np.random.default_rng(0)
+    batch = {"x_BD": rng.normal(size=(3, 16)).astype(np.float32), "mask_B": np.ones(3, bool)}
+
+    def loss_fn(params, batch):
+        scores_B = jax.numpy.tanh(batch["x_BD"] @ params["embedding"][0])
+        losses_B = jax.numpy.where(batch["mask_B"], (scores_B - 1) ** 2, 0)
+        return losses_B.sum(), batch["mask_B"].sum(), {}
+
+    def updated(shape, devices, microbatches):
+        mesh = make_mesh(MeshShape(*shape), jax.devices()[:devices])
+        optimizer = make_optimizer(OptimizerConfig(1e-2), 10)
+        state = init_state(init, axes, optimizer, jax.random.key(0), mesh)
+        shardings = state_shardings(init, axes, optimizer, mesh)
+        step = make_train_step(loss_fn, optimizer, shardings, mesh, microbatches)
+        state, metrics = step(state, batch)
+        return float(metrics["loss"]), np.asarray(state.params["embedding"])
+
+    alone, split = updated((1, 1, 1), 1, 1), updated(shape, 8, microbatches)
+    np.testing.assert_allclose(split[0], alone[0], rtol=1e-6)
+    np.testing.assert_allclose(split[1], alone[1], atol=1e-6)
+
+
 def test_parameters_and_moments_are_split_over_fsdp_and_tensor(tiny):
     init, axes, _ = tiny
     optimizer = make_optimizer(OptimizerConfig(1e-2), 10)
