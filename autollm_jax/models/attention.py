@@ -1,4 +1,4 @@
-"""Attention, over whole sequences and over a KV cache.
+"""Attention, over whole sequences and over a KV cache, and what is done to queries and keys.
 
 Letters: B batch, T query tokens, S key slots, H query heads, K key-value heads, G = H / K query
 heads that share one, A head width.
@@ -9,6 +9,31 @@ import jax.numpy as jnp
 
 from autollm_jax.models.product import product
 from autollm_jax.sharding import rows
+
+
+def rotated_width(head_dim: int, fraction: float) -> int:
+    """How many of a head's coordinates carry its position."""
+    return 2 * round(fraction * head_dim / 2)
+
+
+def rotate(x_BTHA, positions_BT, theta: float, fraction: float = 1.0, factors=()):
+    """Apply rotary position embeddings to queries or keys.
+
+    Pairs are (i, i + R/2) of the first R = fraction x A coordinates, the layout of the Llama
+    family's published weights; the other coordinates compare contents at any distance (partial
+    rotary embedding, as in GPT-NeoX, arXiv 2204.06745).
+    """
+    rotated = rotated_width(x_BTHA.shape[-1], fraction)
+    x_BTHA, rest_BTHA = x_BTHA[..., :rotated], x_BTHA[..., rotated:]
+    half = rotated // 2
+    frequency_111h = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)[None, None, None]
+    if factors:  # stretched to longer contexts than the model was first trained on
+        frequency_111h = frequency_111h / jnp.array(factors, jnp.float32)[None, None, None]
+    angle_BT1h = positions_BT[..., None, None].astype(jnp.float32) * frequency_111h
+    cos, sin = jnp.cos(angle_BT1h), jnp.sin(angle_BT1h)
+    first, second = x_BTHA[..., :half], x_BTHA[..., half:]
+    parts = [first * cos - second * sin, second * cos + first * sin, rest_BTHA]
+    return jnp.concatenate(parts, axis=-1)
 
 
 def _attend(q_BTKGA, keys, v_BKSA, visible, dtype, layout="BKSA"):

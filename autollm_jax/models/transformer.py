@@ -20,9 +20,11 @@ import jax.numpy as jnp
 from autollm_jax.models.attention import (
     cached_attention,
     causal_attention,
+    rotate,
     shift_past,
     short_convolution,
 )
+from autollm_jax.models.mimetic import mimic
 from autollm_jax.models.product import product
 from autollm_jax.sharding.rules import constrain
 
@@ -55,7 +57,7 @@ class TransformerConfig:
     lora_rank: int = 0  # of the factors beside each of `lora_targets` (`models.lora`); 0 is none
     lora_targets: tuple[str, ...] = ()  # of query, key, value, output, gate, up, down
     lora_scale: float = 1.0  # what the factors' product is multiplied by
-    mimetic: bool = False  # start attention as a copier (see `_mimic`)
+    mimetic: bool = False  # start attention as a copier (`models.mimetic`)
     norm_epsilon: float = 1e-6
     dtype: str = "float32"  # or "bfloat16"; what matrix products read
     cache_dtype: str = ""  # of the KV cache, and what attention over it reads; "" is `dtype`
@@ -111,31 +113,6 @@ class RMSNorm(nn.Module):
         mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
         normed = x * jax.lax.rsqrt(mean_square + self.epsilon)
         return normed * jnp.broadcast_to(scale, x.shape)
-
-
-def rotated_width(head_dim: int, fraction: float) -> int:
-    """How many of a head's coordinates carry its position."""
-    return 2 * round(fraction * head_dim / 2)
-
-
-def rotate(x_BTHA, positions_BT, theta: float, fraction: float = 1.0, factors=()):
-    """Apply rotary position embeddings to queries or keys.
-
-    Pairs are (i, i + R/2) of the first R = fraction x A coordinates, the layout of the Llama
-    family's published weights; the other coordinates compare contents at any distance (partial
-    rotary embedding, as in GPT-NeoX, arXiv 2204.06745).
-    """
-    rotated = rotated_width(x_BTHA.shape[-1], fraction)
-    x_BTHA, rest_BTHA = x_BTHA[..., :rotated], x_BTHA[..., rotated:]
-    half = rotated // 2
-    frequency_111h = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)[None, None, None]
-    if factors:  # stretched to longer contexts than the model was first trained on
-        frequency_111h = frequency_111h / jnp.array(factors, jnp.float32)[None, None, None]
-    angle_BT1h = positions_BT[..., None, None].astype(jnp.float32) * frequency_111h
-    cos, sin = jnp.cos(angle_BT1h), jnp.sin(angle_BT1h)
-    first, second = x_BTHA[..., :half], x_BTHA[..., half:]
-    parts = [first * cos - second * sin, second * cos + first * sin, rest_BTHA]
-    return jnp.concatenate(parts, axis=-1)
 
 
 def _fan_in(in_axis, out_axis):
@@ -305,41 +282,7 @@ def init(config: TransformerConfig, key: jax.Array):
     """Make the parameters, f32; the tree's logical axes are `logical_axes(config)`."""
     tokens = jnp.zeros((1, 2), jnp.int32)
     params = Transformer(config).init(key, tokens, tokens)["params"]
-    return _mimic(config, params) if config.mimetic else params
-
-
-MIMETIC_OUTPUT = 0.5
-
-
-def _mimic(config: TransformerConfig, params):
-    """Start attention heads where training would first have to find them.
-
-    Keys start equal to the queries of their group's first head, so that a token looks for its like,
-    and a head's output starts as its value transposed, so that what it finds is written as it was
-    read. After Trockman and Kolter, Mimetic Initialization of Self-Attention Layers (arXiv
-    2305.09828).
-
-    With a short convolution of W taps a token looks for what followed the like of the run of W - 1
-    tokens that it ends: the coordinates without a position are shared out, and the j-th share
-    compares the token j back with the one j + 1 back of the key (an induction head, Olsson et al.,
-    In-context Learning and Induction Heads, 2022). The first share is the largest, so that of two
-    runs the one that agrees in the latest tokens is the more alike.
-    """
-    layers = params["layers"]
-    queries_per_key = config.heads // config.kv_heads
-    value_LDHA = jnp.repeat(layers["value"], queries_per_key, axis=2)
-    changed = {
-        "key": layers["query"][:, :, ::queries_per_key],
-        "output": MIMETIC_OUTPUT * value_LDHA.transpose(0, 2, 3, 1),
-    }
-    if config.short_conv:
-        rotated, run = rotated_width(config.head_dim, config.rope_fraction), config.short_conv - 1
-        place_A = jnp.maximum(jnp.arange(config.head_dim) - rotated, 0)
-        back_A = place_A**2 * run // max(config.head_dim - rotated, 1) ** 2
-        for name, offset in (("query_taps", 0), ("key_taps", 1)):
-            taps_W1A = jax.nn.one_hot(back_A + offset, run + 1, axis=0)[:, None]
-            changed[name] = jnp.broadcast_to(taps_W1A, layers[name].shape)
-    return {**params, "layers": {**layers, **changed}}
+    return mimic(config, params) if config.mimetic else params
 
 
 def logical_axes(config: TransformerConfig):

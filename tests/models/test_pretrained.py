@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from autollm_jax.errors import UserError
-from autollm_jax.models import families, pattern, pretrained, transformer
+from autollm_jax.models import attention, families, pattern, pretrained
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 
 SHAPES = {"V": 96, "D": 32, "H": 4, "K": 2, "A": 16, "F": 48}
@@ -202,11 +202,11 @@ def test_llama_3_stretches_long_wavelengths_only(tmp_path):
     assert list(config.rope_factors) == sorted(config.rope_factors)
     x = jax.random.normal(jax.random.key(0), (1, 9, 1, SHAPES["A"]))
     positions = jnp.arange(9)[None]
-    turned = transformer.rotate(x, positions, 1e4, factors=config.rope_factors)
-    plain = transformer.rotate(x, positions, 1e4)
+    turned = attention.rotate(x, positions, 1e4, factors=config.rope_factors)
+    plain = attention.rotate(x, positions, 1e4)
     # The slowest pair turns an eighth as far: position 8 lies where 1 lies without.
     slow = [SHAPES["A"] // 2 - 1, SHAPES["A"] - 1]
-    moved = transformer.rotate(x[:, 8:], jnp.ones((1, 1)), 1e4)
+    moved = attention.rotate(x[:, 8:], jnp.ones((1, 1)), 1e4)
     np.testing.assert_allclose(turned[:, 8:, :, slow], moved[..., slow], atol=1e-6)
     np.testing.assert_allclose(turned[..., [0, 8]], plain[..., [0, 8]], atol=1e-6)
 
