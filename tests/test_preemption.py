@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from autollm_jax import preemption
+from autollm_jax.coordinator import free_address
 from autollm_jax.errors import PREEMPTED_EXIT_CODE
 from autollm_jax.preemption import Preempted
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
@@ -95,9 +96,7 @@ def test_launch_scripts_requeue_on_the_code(file, pattern):
 
 
 def test_a_process_that_waits_for_the_others_exits_with_the_code(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
+    address = free_address()
     command = [
         sys.executable, "launch/main.py", "--config=configs/gym.py", f"--workdir={tmp_path}",
         f"--config.distributed.coordinator={address}", "--config.distributed.processes=2",
