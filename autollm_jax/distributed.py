@@ -200,11 +200,16 @@ def check(config: Mapping, workdir: Path) -> None:
 
 
 def post(key: str, value: str = "1") -> None:
-    """Write a value where every process can read it; one that is there already stays."""
+    """Write a value where every process can read it; one that is there already stays.
+
+    Raises:
+      RuntimeError: there is no coordinator any more.
+    """
     try:
         jax_distributed.global_state.client.key_value_set(f"autollm/{key}", value)
-    except RuntimeError:  # it is there, or there is no coordinator any more
-        pass
+    except RuntimeError as error:
+        if "ALREADY_EXISTS" not in str(error):
+            raise
 
 
 def posted(key: str) -> bool:

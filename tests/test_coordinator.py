@@ -24,7 +24,7 @@ def known(monkeypatch):
 
 
 @pytest.fixture
-def listening():
+def taken_port():
     """The port of another program on this host."""
     with socket.socket() as other:
         other.bind(("localhost", 0))
@@ -48,11 +48,11 @@ def test_a_name_that_stays_unknown_is_reported_in_time(index):
         meet(index, f"no.such.host.invalid:{free_address().partition(':')[2]}")
 
 
-def test_a_name_that_becomes_known_later_is_waited_for(known, listening):
+def test_a_name_that_becomes_known_later_is_waited_for(known, taken_port):
     known[NAME] = "no.such.host.invalid"
     timer = threading.Timer(1.0, known.update, [{NAME: "127.0.0.1"}])
     timer.start()
-    check(f"{NAME}:{listening}", "field", 1, one_host=True, timeout_seconds=60)
+    check(f"{NAME}:{taken_port}", "field", 1, one_host=True, timeout_seconds=60)
     assert known[NAME] == "127.0.0.1"
     timer.join()
 
@@ -64,19 +64,19 @@ def test_an_address_that_means_every_host_is_refused(host, index):
         meet(index, f"{host}:1234")
 
 
-def test_a_name_that_is_loopback_on_its_own_host_alone_will_do(known, listening, monkeypatch):
+def test_a_name_that_is_loopback_on_its_own_host_alone_will_do(known, taken_port, monkeypatch):
     known[NAME] = "127.0.0.1"
     monkeypatch.setattr(socket, "gethostname", lambda: "node-0")
     meet(0, f"{NAME}:{free_address().partition(':')[2]}")
-    meet(1, f"{NAME}:{listening}")
+    meet(1, f"{NAME}:{taken_port}")
     monkeypatch.setattr(socket, "gethostname", lambda: "node-1")
     with pytest.raises(UserError, match="127.0.0.1 is a loopback address"):
-        meet(1, f"{NAME}:{listening}")
+        meet(1, f"{NAME}:{taken_port}")
 
 
-def test_process_0_says_that_the_port_is_taken(listening):
+def test_process_0_says_that_the_port_is_taken(taken_port):
     with pytest.raises(UserError, match="process 0.*cannot listen there.*a free port"):
-        meet(0, f"localhost:{listening}", one_host=True)
+        meet(0, f"localhost:{taken_port}", one_host=True)
 
 
 @pytest.fixture

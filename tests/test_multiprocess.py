@@ -218,6 +218,25 @@ def test_settings_that_cannot_work_are_refused(settings, words, tmp_path, monkey
         distributed.start(settings)
 
 
+class Store:
+    """Stands for the coordinator's, whose every write fails."""
+
+    def __init__(self, reason):
+        self.reason = reason
+
+    def key_value_set(self, key, value):
+        raise RuntimeError(f"{self.reason}: {key}")
+
+
+def test_a_value_that_could_not_be_written_is_an_error(monkeypatch):
+    state = distributed.jax_distributed.global_state
+    monkeypatch.setattr(state, "client", Store("ALREADY_EXISTS"))
+    distributed.post("key")
+    monkeypatch.setattr(state, "client", Store("RESOURCE_EXHAUSTED"))
+    with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED: autollm/key"):
+        distributed.post("key")
+
+
 def test_the_scheduler_numbers_the_processes(monkeypatch):
     for name, value in zip(distributed.SCHEDULERS[0], ("3", "8", "2"), strict=True):
         monkeypatch.setenv(name, value)
