@@ -23,6 +23,7 @@ from pathlib import Path
 import jax
 from jax._src import distributed as jax_distributed  # the store has no public name; Orbax's way too
 
+from autollm_jax import coordinator
 from autollm_jax.errors import UserError
 from autollm_jax.files import package_digest
 
@@ -72,13 +73,22 @@ def start(settings: Settings) -> None:
     index, processes, hosts = _scheduler()
     index = index if settings.process_id == -1 else settings.process_id
     processes = processes if settings.processes == -1 else settings.processes
-    if processes == 1 or not (settings.coordinator or _try_scheduler(settings, processes)):
+    if processes == 1:
         return
     if settings.coordinator:
         _check_numbers(index, processes)
-        one_host = settings.one_host or hosts == 1
-        _check_coordinator(settings, index, one_host)
-        _connect(settings, settings.coordinator, processes, index)
+        address, field = settings.coordinator, "config.distributed.coordinator"
+    else:
+        address = coordinator.of_scheduler(settings.timeout_seconds)
+        field = "the scheduler's coordinator"
+    if address and None not in (index, processes):
+        on_this_host = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE")
+        one_host = settings.one_host or hosts == 1 or on_this_host == str(processes)
+        coordinator.check(address, field, index, one_host, settings.timeout_seconds)
+    if settings.coordinator:
+        _connect(settings, address, processes, index)
+    else:
+        _connect_by_scheduler(settings, processes)
 
 
 def index() -> int:
@@ -190,11 +200,16 @@ def check(config: Mapping, workdir: Path) -> None:
 
 
 def post(key: str, value: str = "1") -> None:
-    """Write a value where every process can read it; one that is there already stays."""
+    """Write a value where every process can read it; one that is there already stays.
+
+    Raises:
+      RuntimeError: there is no coordinator any more.
+    """
     try:
         jax_distributed.global_state.client.key_value_set(f"autollm/{key}", value)
-    except RuntimeError:  # it is there, or there is no coordinator any more
-        pass
+    except RuntimeError as error:
+        if "ALREADY_EXISTS" not in str(error):
+            raise
 
 
 def posted(key: str) -> bool:
@@ -231,19 +246,17 @@ def _scheduler() -> tuple[int | None, int | None, int | None]:
     return None, None, None
 
 
-def _try_scheduler(settings: Settings, processes: int | None) -> bool:
-    """Start as the scheduler says; False where there is none, and so a single process."""
+def _connect_by_scheduler(settings: Settings, processes: int | None) -> None:
+    """Start as the scheduler says; where there is none it is a single process."""
     try:
         _connect(settings)
     except ValueError:  # JAX's word for that no scheduler told it a coordinator
-        if processes is None:
-            return False
-        raise UserError(
-            f"the scheduler started {processes} processes, but JAX finds no coordinator; give "
-            "--config.distributed.coordinator=HOST:PORT, or --config.distributed.processes=1 for a "
-            "process of its own"
-        ) from None
-    return True
+        if processes is not None:
+            raise UserError(
+                f"the scheduler started {processes} processes, but JAX finds no coordinator; give "
+                "--config.distributed.coordinator=HOST:PORT, or --config.distributed.processes=1 "
+                "for a process of its own"
+            ) from None
 
 
 def _check_numbers(index: int | None, processes: int | None) -> None:
@@ -260,60 +273,15 @@ def _check_numbers(index: int | None, processes: int | None) -> None:
         )
 
 
-def _check_coordinator(settings: Settings, index: int, one_host: bool) -> None:
-    """Find out why processes would not come together, before they wait for each other."""
-    host, colon, port = settings.coordinator.rpartition(":")
-    if not (colon and host and port.isdecimal() and 0 < int(port) < 2**16):
-        raise UserError(
-            f"config.distributed.coordinator={settings.coordinator!r}: accepted is HOST:PORT"
-        )
-    field = f"config.distributed.coordinator={settings.coordinator}"
-    try:
-        found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise UserError(f"{field}: {host} is not known here ({error.strerror})") from error
-    family, kind, _, _, address = found
-    if not one_host and (address[0].startswith("127.") or address[0] == "::1"):
-        raise UserError(
-            f"{field}: {address[0]} is a loopback address, which other hosts cannot reach; name "
-            "process 0's host by an address of its network, or give "
-            "--config.distributed.one_host=True where all processes are on one machine"
-        )
-    if index == 0:
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(address)
-            except OSError as error:
-                raise UserError(
-                    f"{field}: process 0 on {socket.gethostname()} cannot listen there "
-                    f"({error.strerror}); it has to be an address of that host, and a free port"
-                ) from error
-        return
-    deadline = time.monotonic() + settings.timeout_seconds
-    while True:
-        try:
-            socket.create_connection(address[:2], timeout=POLL_SECONDS).close()
-            return
-        except OSError as error:
-            if time.monotonic() >= deadline:
-                raise UserError(
-                    f"{field}: process {index} on {socket.gethostname()} cannot reach it after "
-                    f"{settings.timeout_seconds} s ({error}); check that process 0 runs, the "
-                    "address, port and firewall, or raise config.distributed.timeout_seconds"
-                ) from error
-        time.sleep(0.2)
-
-
-def _connect(settings: Settings, coordinator=None, processes=None, index=None) -> None:
+def _connect(settings: Settings, address=None, processes=None, index=None) -> None:
     jax.config.update("jax_cpu_collectives_implementation", settings.collectives)
     if hasattr(jax.config, "jax_enable_preemption_service"):  # SIGTERM is `preemption.py`'s
         jax.config.update("jax_enable_preemption_service", False)
     timeout = {"initialization_timeout": settings.timeout_seconds}
     try:
-        _interruptibly(lambda: jax.distributed.initialize(coordinator, processes, index, **timeout))
+        _interruptibly(lambda: jax.distributed.initialize(address, processes, index, **timeout))
     except RuntimeError as error:
-        if coordinator is None and "must be called before" in str(error):
+        if address is None and "must be called before" in str(error):
             raise ValueError("the devices are in use already, by one process") from error
         raise UserError(
             f"the processes did not come together within {settings.timeout_seconds} s "

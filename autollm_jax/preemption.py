@@ -2,7 +2,8 @@
 
 Outside of loops that save checkpoints the job ends at once, as after a kill: files are written
 atomically, and every stage resumes. Inside one (`deferred`) it ends at the boundary of a step, with
-a checkpoint. A signal to one of several processes is passed on to all, and they agree on the step:
+a checkpoint, or, in a single process, at once in a part of it that is `interruptible`. A signal to
+one of several processes is passed on to all, and they agree on the step:
 the one after the furthest that any has reached. A step that nobody stops costs nothing, and nothing
 goes over the devices: on CPUs it would get in the way of a step under way. Ctrl-C stays what it is.
 """
@@ -13,6 +14,8 @@ import os
 import signal
 import sys
 import threading
+import time
+import traceback
 from collections.abc import Callable, Iterator
 
 from jax.sharding import Mesh
@@ -24,6 +27,7 @@ from autollm_jax.sharding import hosts
 NOTICE = "preempted"
 AGREEING_SECONDS = 20.0  # for all processes to say which step they have reached
 LEAVING_SECONDS = 10.0  # that process 0, which the others speak through, waits for them at the end
+ENDING_SECONDS = 0.5  # from their last word to their end
 
 
 class Preempted(SystemExit):
@@ -91,6 +95,27 @@ def deferred(mesh: Mesh) -> Iterator[Callable[[], bool]]:
         raise Preempted
 
 
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let a stop come at once again, for a part of a step that changes nothing that is saved.
+
+    Several processes would have to agree on which of them were in it: there it changes nothing.
+
+    Raises:
+      Preempted: anywhere inside; the loop saves what the step began with.
+    """
+    if distributed.count() > 1:
+        yield
+        return
+    _deferring.clear()
+    try:
+        if asked():  # since the last boundary
+            raise Preempted
+        yield
+    finally:
+        _deferring.set()
+
+
 def _at_boundary() -> bool:
     """Whether all processes stop here."""
     with _boundaries.lock:
@@ -103,13 +128,16 @@ def in_good_order() -> Iterator[None]:
     """Give whatever ends a job that was asked to stop the one exit code.
 
     A process whose neighbour has left already fails in the middle of a collective: that too is
-    the pre-emption's doing.
+    the pre-emption's doing. It is shown all the same, since it may be a failure of its own; that of
+    a single process always is, and stays one.
     """
     try:
         yield
     except (Exception, Preempted) as error:
-        if not asked() and not isinstance(error, Preempted):
-            raise
+        if not isinstance(error, Preempted):
+            if not asked() or distributed.count() == 1:
+                raise
+            traceback.print_exception(error)
         print("preempted: the same command goes on from here", file=sys.stderr)
         if distributed.count() > 1:
             _leave()
@@ -134,8 +162,9 @@ def _watch() -> None:
                 _asked.set()
         except RuntimeError:  # there is no coordinator any more: the job is over
             return
-    distributed.post(NOTICE)
-    with _boundaries.lock:
+    # Where there is no coordinator any more, the others have left.
+    with contextlib.suppress(RuntimeError), _boundaries.lock:
+        distributed.post(NOTICE)
         distributed.post(f"{NOTICE}/at/{distributed.index()}", str(_boundaries.reached))
         at = [
             distributed.awaited(f"{NOTICE}/at/{process}", AGREEING_SECONDS)
@@ -154,10 +183,12 @@ def _leave() -> None:
     """
     for child in multiprocessing.active_children():
         child.terminate()
-    distributed.post(f"{NOTICE}/left/{distributed.index()}")
-    if distributed.is_main():
-        for process in range(1, distributed.count()):
-            distributed.awaited(f"{NOTICE}/left/{process}", LEAVING_SECONDS)
+    with contextlib.suppress(RuntimeError):
+        distributed.post(f"{NOTICE}/left/{distributed.index()}")
+        if distributed.is_main():
+            for process in range(1, distributed.count()):
+                distributed.awaited(f"{NOTICE}/left/{process}", LEAVING_SECONDS)
+            time.sleep(ENDING_SECONDS)
     with contextlib.suppress(Exception):
         sys.stdout.flush()
         sys.stderr.flush()

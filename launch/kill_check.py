@@ -19,7 +19,6 @@ import pathlib
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from absl import flags, logging
 
 from autollm_jax import command_line
 from autollm_jax.checkpointing.checkpoints import Checkpoints
+from autollm_jax.coordinator import free_address
 from autollm_jax.errors import PREEMPTED_EXIT_CODE, UserError
 
 # Not `config`: what is checked here is a command line, and its config is for main.py to read.
@@ -65,11 +65,8 @@ class Run:
         command = [sys.executable, str(MAIN), f"--config={JOB.value}", f"--workdir={workdir}"]
         command += [f"--stage={stage}", *more]
         if processes > 1:
-            with socket.socket() as probe:
-                probe.bind(("localhost", 0))
-                address = f"localhost:{probe.getsockname()[1]}"
             command += [
-                f"--config.distributed.coordinator={address}",
+                f"--config.distributed.coordinator={free_address()}",
                 f"--config.distributed.processes={processes}",
                 "--config.distributed.one_host=True",
             ]

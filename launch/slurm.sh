@@ -6,16 +6,23 @@
 #
 # GPUs: a task each. CPUs: a task a node. The checkout, the Python of $PYTHON (default: python) and
 # the work directory have to be the same on all nodes. Shares of the outcome tables, without any
-# coordination, any of which may be run again:
+# coordination:
 #
 #   sbatch --array=0-31 --ntasks=1 launch/slurm.sh \
 #     --config=configs/gym.py --stage=ground_truth --workdir=/shared/DIR
 #
-# Two minutes before the time limit every task is told to stop: it saves, exits with 75, and the job
-# is queued again and goes on. So does one that is preempted, where PreemptMode is REQUEUE.
+# A share is the task's number out of all; an array of some of them has to be told how many all are:
+#
+#   SHARES=32 sbatch --array=3,7-9 ...
+#
+# Ten minutes before the time limit every task is told to stop: it saves, exits with 75, and the job
+# is queued again and goes on. That has to be longer than a training step and a checkpoint take
+# (metrics.jsonl: rollout_seconds and update_seconds), and much shorter than the time limit; another
+# one is `sbatch --signal=TERM@SECONDS ...`. A job that is preempted, where PreemptMode is REQUEUE,
+# goes on likewise; it gets the partition's GraceTime.
 #SBATCH --job-name=autollm
 #SBATCH --requeue
-#SBATCH --signal=TERM@120
+#SBATCH --signal=TERM@600
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%A-%a.log
 set -euo pipefail
@@ -28,9 +35,18 @@ trap 'cancelled=1' TERM
 
 arguments=("$@")
 if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
+  # A task alone may be any part of a former array.
   # shellcheck disable=SC2153  # set by Slurm
-  share=$(((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN) / ${SLURM_ARRAY_TASK_STEP:-1}))
-  arguments+=("--config.ground_truth.share=$share/$SLURM_ARRAY_TASK_COUNT")
+  if [[ -z ${SHARES:-} ]] && ((SLURM_ARRAY_TASK_MIN == 0 && SLURM_ARRAY_TASK_COUNT > 1 &&
+    SLURM_ARRAY_TASK_MAX + 1 == SLURM_ARRAY_TASK_COUNT)); then
+    SHARES=$SLURM_ARRAY_TASK_COUNT
+  fi
+  if [[ -z ${SHARES:-} ]]; then
+    echo "error: this array is not 0 to n-1: say how many shares there are in all," \
+      "SHARES=32 sbatch --array=... say" >&2
+    exit 1
+  fi
+  arguments+=("--config.ground_truth.share=$SLURM_ARRAY_TASK_ID/$SHARES")
 fi
 coordinator=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 arguments+=("--config.distributed.coordinator=$coordinator:$((50000 + SLURM_JOB_ID % 10000))")

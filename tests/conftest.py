@@ -5,6 +5,7 @@ devices; those whose mesh does not fit fewer than eight are skipped there.
 """
 
 import os
+import signal
 
 import pytest
 
@@ -44,3 +45,15 @@ def _with_the_devices_there_are():
         if "does not fit" in str(error) and "config.mesh" in str(error) and len(jax.devices()) < 8:
             pytest.skip(f"needs more devices: {error}")
         raise
+
+
+@pytest.fixture
+def listening():
+    """SIGTERM is heeded as in a job."""
+    from autollm_jax import preemption
+
+    before = signal.getsignal(signal.SIGTERM)
+    preemption.listen()
+    yield
+    signal.signal(signal.SIGTERM, before)
+    preemption._asked.clear()

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,7 @@ import pytest
 
 from autollm_jax import distributed
 from autollm_jax.checkpointing.checkpoints import Checkpoints
+from autollm_jax.coordinator import free_address
 from autollm_jax.distributed import Settings
 from autollm_jax.errors import PREEMPTED_EXIT_CODE, UserError
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
@@ -24,15 +24,9 @@ ATOL = 1e-5
 SECONDS = 300  # that processes may take on a busy machine
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
-
-
 def together(command, devices, **environment):
     """Run `command(address, process)` for each number of devices; return what came of them."""
-    address = f"localhost:{free_port()}"
+    address = free_address()
     flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
     with contextlib.ExitStack() as stack:
         running = []
@@ -205,38 +199,16 @@ def test_what_fails_in_process_0_ends_the_others(tmp_path):
     refused(run("failing", tmp_path, [1, 1]), "the disk is full")
 
 
-def test_a_process_that_stays_away_is_reported_in_time(tmp_path):
-    settings = Settings(f"localhost:{free_port()}", 2, 1, one_host=True, timeout_seconds=1)
-    with pytest.raises(UserError, match=r"cannot reach it after 1 s.*check that process 0 runs"):
-        distributed.start(settings)
-
-
-def test_a_loopback_address_is_refused_unless_all_are_on_one_host(tmp_path):
-    for address in ("localhost", "127.0.1.1"):
-        with pytest.raises(UserError, match="loopback address.*config.distributed.one_host=True"):
-            distributed.start(Settings(f"{address}:1234", 2, 0))
-
-
-def test_process_0_says_that_the_port_is_taken(tmp_path):
-    with socket.socket() as other:
-        other.bind(("localhost", 0))
-        other.listen()
-        settings = Settings(f"localhost:{other.getsockname()[1]}", 2, 0, one_host=True)
-        with pytest.raises(UserError, match="process 0.*cannot listen there.*a free port"):
-            distributed.start(settings)
-
-
 @pytest.mark.parametrize(
     "settings, words",
     [
         (Settings("nohost", 2, 0), "HOST:PORT"),
         (Settings("localhost:99999", 2, 0), "HOST:PORT"),
-        (Settings("no.such.host.invalid:1234", 2, 0), "not known here"),
         (Settings("localhost:1234", 2, -1), "config.distributed.process_id is -1"),
         (Settings("localhost:1234", -1, 0), "config.distributed.processes is -1"),
         (Settings("localhost:1234", 2, 2), "0 to 1"),
     ],
-    ids=["no port", "no such port", "no such host", "no number", "no count", "too high a number"],
+    ids=["no port", "no such port", "no number", "no count", "too high a number"],
 )
 def test_settings_that_cannot_work_are_refused(settings, words, tmp_path, monkeypatch):
     for names in distributed.SCHEDULERS:
@@ -244,6 +216,25 @@ def test_settings_that_cannot_work_are_refused(settings, words, tmp_path, monkey
             monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match=words):
         distributed.start(settings)
+
+
+class Store:
+    """Stands for the coordinator's, whose every write fails."""
+
+    def __init__(self, reason):
+        self.reason = reason
+
+    def key_value_set(self, key, value):
+        raise RuntimeError(f"{self.reason}: {key}")
+
+
+def test_a_value_that_could_not_be_written_is_an_error(monkeypatch):
+    state = distributed.jax_distributed.global_state
+    monkeypatch.setattr(state, "client", Store("ALREADY_EXISTS"))
+    distributed.post("key")
+    monkeypatch.setattr(state, "client", Store("RESOURCE_EXHAUSTED"))
+    with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED: autollm/key"):
+        distributed.post("key")
 
 
 def test_the_scheduler_numbers_the_processes(monkeypatch):

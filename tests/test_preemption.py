@@ -1,28 +1,20 @@
-import contextlib
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from autollm_jax import preemption
+from autollm_jax import distributed, preemption
+from autollm_jax.coordinator import free_address
 from autollm_jax.errors import PREEMPTED_EXIT_CODE
 from autollm_jax.preemption import Preempted
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
-
-
-@pytest.fixture
-def listening():
-    before = signal.getsignal(signal.SIGTERM)
-    preemption.listen()
-    yield
-    signal.signal(signal.SIGTERM, before)
-    preemption._asked.clear()
 
 
 def stop():
@@ -56,12 +48,80 @@ def test_a_stop_after_the_last_boundary_ends_it_behind_the_loop(listening):
     assert went_on
 
 
-def test_whatever_fails_on_the_way_down_is_the_preemptions_doing(listening, capsys):
-    with pytest.raises(Preempted), preemption.in_good_order():
-        with contextlib.suppress(Preempted):
+def test_a_part_that_changes_nothing_ends_at_once(listening):
+    with pytest.raises(Preempted), preemption.deferred(make_mesh(MeshShape())):
+        with preemption.interruptible():
             stop()
-        raise RuntimeError("a neighbour has left")
-    assert "the same command goes on" in capsys.readouterr().err
+            raise AssertionError("it went on")
+
+
+def test_a_stop_before_such_a_part_ends_it_as_it_begins(listening):
+    with pytest.raises(Preempted), preemption.deferred(make_mesh(MeshShape())):
+        stop()
+        with preemption.interruptible():
+            raise AssertionError("it went on")
+
+
+def test_a_stop_behind_such_a_part_waits_for_the_boundary(listening):
+    with pytest.raises(Preempted), preemption.deferred(make_mesh(MeshShape())) as asked_to_stop:
+        with preemption.interruptible():
+            pass
+        stop()
+        went_on = asked_to_stop()
+    assert went_on
+
+
+def test_one_of_several_processes_goes_on_to_the_boundary(listening, monkeypatch):
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+    with pytest.raises(Preempted), preemption.deferred(make_mesh(MeshShape())) as asked_to_stop:
+        with preemption.interruptible():
+            stop()
+        went_on = asked_to_stop()
+    assert went_on
+
+
+def fail_when_stopped():
+    with preemption.in_good_order(), preemption.deferred(make_mesh(MeshShape())):
+        stop()
+        raise OSError("the disk is full")
+
+
+def test_what_fails_in_several_processes_is_the_preemptions_doing_and_shown(
+    listening, monkeypatch, capsys
+):
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+    monkeypatch.setattr(preemption, "_leave", lambda: None)
+    with pytest.raises(Preempted):
+        fail_when_stopped()
+    shown = capsys.readouterr().err
+    assert "OSError: the disk is full" in shown and "the same command goes on" in shown
+
+
+def test_what_fails_in_a_single_process_stays_a_failure(listening, capsys):
+    with pytest.raises(OSError, match="the disk is full"):
+        fail_when_stopped()
+    assert "the same command goes on" not in capsys.readouterr().err
+
+
+def test_a_stop_says_that_the_command_goes_on(listening, capsys):
+    with pytest.raises(Preempted), preemption.in_good_order():
+        stop()
+        raise AssertionError("it went on")
+    assert capsys.readouterr().err == "preempted: the same command goes on from here\n"
+
+
+def test_a_lost_coordinator_does_not_keep_a_process_from_leaving(monkeypatch):
+    def lost(*_):
+        raise RuntimeError("UNAVAILABLE")
+
+    left = []
+    for name in ("post", "awaited", "posted"):
+        monkeypatch.setattr(distributed, name, lost)
+    monkeypatch.setattr(os, "_exit", left.append)
+    monkeypatch.setattr(preemption, "_asked", threading.Event())
+    preemption._asked.set()
+    preemption._watch()
+    assert left == [PREEMPTED_EXIT_CODE]
 
 
 def test_a_failure_that_nobody_asked_for_stays_one():
@@ -95,9 +155,7 @@ def test_launch_scripts_requeue_on_the_code(file, pattern):
 
 
 def test_a_process_that_waits_for_the_others_exits_with_the_code(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
+    address = free_address()
     command = [
         sys.executable, "launch/main.py", "--config=configs/gym.py", f"--workdir={tmp_path}",
         f"--config.distributed.coordinator={address}", "--config.distributed.processes=2",

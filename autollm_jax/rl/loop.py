@@ -5,7 +5,8 @@
       2. score: advantages against the group; groups without differences are left out
       3. reference: log-probabilities under the policy that training started from
       4. update: minibatches of the clipped objective, for one or more epochs
-      5. report, and save now and then; a pre-emption saves and ends the job here
+      5. report, and save now and then; a pre-emption saves and ends the job here, or, in a single
+         process, in 1.
 
 Letters: N groups, G members, B = N * G rows, T tokens, J turns, M rows of a minibatch.
 """
@@ -137,7 +138,7 @@ def train_grpo(
 
     Raises:
       UserError: if the loss stops being finite.
-      Preempted: the job was asked to stop; a checkpoint holds the last step.
+      Preempted: the job was asked to stop; a checkpoint holds the last whole step.
     """
     init, axes = functools.partial(lora.init, model), lora.logical_axes(model)
     shardings = state_shardings(init, axes, optimizer, mesh)
@@ -169,8 +170,14 @@ def train_grpo(
             rollout_key, order_key = jax.random.split(jax.random.fold_in(key, step))
             # 1. Roll out.
             began = time.perf_counter()
-            with jax.set_mesh(mesh):
-                played, metrics = rollout(lora.join(frozen, state.params), rollout_key, step)
+            try:
+                with preemption.interruptible(), jax.set_mesh(mesh):
+                    played, metrics = rollout(lora.join(frozen, state.params), rollout_key, step)
+            except preemption.Preempted:
+                if step > first and step % config.save_every:  # as 5. would have
+                    checkpoints.save(step, state, {"step": step})
+                checkpoints.wait()
+                raise
             metrics = dict(metrics, rollout_seconds=time.perf_counter() - began)
             # 2. Score.
             began = time.perf_counter()

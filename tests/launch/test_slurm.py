@@ -24,10 +24,11 @@ def slurm_answers():
 pytestmark = pytest.mark.skipif(not slurm_answers(), reason="Slurm is not running here")
 
 
-def submit(folder, config, *arguments, options=()):
+def submit(folder, config, *arguments, options=(), **environment):
     """Queue launch/slurm.sh over two devices a task; return the job's number."""
-    environment = {**os.environ, "PYTHON": sys.executable}
-    environment.pop("XLA_FLAGS", None)  # tasks split their CPU as the config says
+    # Tasks split their CPU as the config says.
+    kept = {name: os.environ[name] for name in os.environ.keys() - {"XLA_FLAGS", "SHARES"}}
+    environment = {**kept, "PYTHON": sys.executable, **environment}
     queued = subprocess.run(
         [
             "sbatch", "--parsable", f"--output={folder}/log", "--overcommit", *options,
@@ -36,7 +37,7 @@ def submit(folder, config, *arguments, options=()):
         ],
         capture_output=True, text=True, env=environment,
     )  # fmt: skip
-    assert queued.returncode == 0, queued.stderr
+    assert queued.stdout, queued.stderr  # with --wait the code is the job's
     return queued.stdout.strip().split(";")[0]
 
 
@@ -62,14 +63,46 @@ def test_two_tasks_do_the_main_job(tmp_path):
     assert config["distributed"]["coordinator"].endswith(str(50000 + int(job) % 10000))
 
 
-def test_each_task_of_an_array_takes_its_share(tmp_path):
-    options = ("--ntasks=1", "--array=3-7:2", f"--output={tmp_path}/log.%a", "--wait")
-    submit(tmp_path, "configs/pretraining.py", "--stage=ground_truth", options=options)
-    # The committed table is complete: each says so, and its work directory is theirs in common.
-    for task in (3, 5, 7):
+def run_array(folder, array, **environment):
+    """Run an array over shares of a complete table; return the share that each task was given."""
+    python = folder / "python"
+    python.write_text(
+        f'#!/bin/sh\nprintf "%s\\n" "$@" > "{folder}/flags.$SLURM_ARRAY_TASK_ID"\n'
+        f'exec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    options = ("--ntasks=1", f"--array={array}", f"--output={folder}/log.%a", "--wait")
+    environment |= {"PYTHON": str(python)}
+    submit(folder, "configs/pretraining.py", "--stage=ground_truth", options=options, **environment)
+    field = "--config.ground_truth.share="
+    return {
+        int(path.suffix[1:]): line.removeprefix(field)
+        for path in folder.glob("flags.*")
+        for line in path.read_text().splitlines()
+        if line.startswith(field)
+    }
+
+
+@pytest.mark.parametrize(
+    "array, environment, shares",
+    [
+        ("0-2", {}, {0: "0/3", 1: "1/3", 2: "2/3"}),
+        ("3,7", {"SHARES": "32"}, {3: "3/32", 7: "7/32"}),
+        ("0", {"SHARES": "32"}, {0: "0/32"}),
+    ],
+    ids=["all", "some", "one"],
+)
+def test_each_task_of_an_array_takes_its_share(array, environment, shares, tmp_path):
+    assert run_array(tmp_path, array, **environment) == shares
+    for task in shares:
         assert "is complete" in (tmp_path / f"log.{task}").read_text()
-    config = json.loads((tmp_path / "workdir" / "config.json").read_text())
-    assert config["ground_truth"]["share"] in {"0/3", "1/3", "2/3"}
+
+
+@pytest.mark.parametrize("array", ["7", "0", "1-2", "0-2:2"])
+def test_an_array_that_may_be_a_part_has_to_say_of_what(array, tmp_path):
+    assert run_array(tmp_path, array) == {}
+    for log in tmp_path.glob("log.*"):
+        assert "SHARES=32 sbatch" in log.read_text()
 
 
 def test_a_stopped_job_is_queued_again(tmp_path):

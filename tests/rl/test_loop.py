@@ -1,11 +1,14 @@
 import dataclasses
 import functools
 import json
+import os
+import signal
 
 import jax
 import numpy as np
 import pytest
 
+from autollm_jax import preemption
 from autollm_jax.checkpointing.checkpoints import Checkpoints
 from autollm_jax.errors import UserError
 from autollm_jax.models import transformer
@@ -95,6 +98,28 @@ def test_interrupted_equals_uninterrupted(whole_run, tmp_path):
         np.testing.assert_array_equal(a, b)
     steps = [row["step"] for row in metrics_of(tmp_path)]
     assert steps == list(range(12))
+
+
+@pytest.mark.usefixtures("listening")
+def test_a_stop_in_a_rollout_saves_what_its_step_began_with(whole_run, tmp_path):
+    # In the first step; behind one that has no checkpoint; behind one that has (save_every=2).
+    for stopped_at, saved in ((0, None), (3, 3), (5, 5), (6, 6)):
+
+        def stopped(params, key, step, at=stopped_at):
+            batch = even_tokens_pay(params, key, step)
+            if step == at:
+                os.kill(os.getpid(), signal.SIGTERM)
+                raise AssertionError("it went on")
+            return batch
+
+        with pytest.raises(preemption.Preempted):
+            train(tmp_path, config(steps=12), rollout=stopped)
+        assert Checkpoints(tmp_path / "checkpoints").latest() == saved
+        preemption._asked.clear()
+    resumed = train(tmp_path, config(steps=12))
+    for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole_run[1]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert [row["step"] for row in metrics_of(tmp_path)] == list(range(12))
 
 
 def test_a_finished_run_is_not_run_again(whole_run):
