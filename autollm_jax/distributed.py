@@ -1,9 +1,8 @@
 """Several processes as one job: how they start, are checked, and wait for each other.
 
 `start` connects them, before JAX finds its devices, and `check` compares them; in a single process
-both do nothing. Each
-process runs the same command. What only one may do (claim the work directory, write a file) is done
-by process 0, through `on_main`.
+both do nothing. Each process runs the same command. What only one may do (claim the work directory,
+write a file) is done by process 0, through `on_main`.
 
 Waiting goes over the coordinator's key-value store, not over the devices: it may take hours, and a
 signal gets through.

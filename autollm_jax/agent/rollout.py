@@ -25,12 +25,10 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from autollm_jax.agent import prompts
-from autollm_jax.agent.claims import Audit, audit
-from autollm_jax.agent.constraint import join, next_turn
-from autollm_jax.agent.dialogue import encode_turn
+from autollm_jax.agent.claims import Audit
+from autollm_jax.agent.constraint import join
+from autollm_jax.agent.environment_turns import EnvironmentTurns
 from autollm_jax.agent.forecast import advised_by
-from autollm_jax.agent.parsing import parse_action
-from autollm_jax.agent.playing import act
 from autollm_jax.agent.prompts import Turn
 from autollm_jax.errors import UserError
 from autollm_jax.files import code_digest
@@ -123,93 +121,29 @@ def play(
       ValueError: if the members of a group are on different experiments.
       UserError: if a first prompt leaves no room in the context.
     """
-    on_mesh = contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
-    with on_mesh, advised_by(config.advisor):
-        return _play(
-            model, params, tokenizer, config, episodes, seeds, key, group_size, rows, mesh, audited,
-            title,
-        )  # fmt: skip
-
-
-class _Environment:
-    """The environment's side of episodes played side by side: texts, tokens and look-ups.
-
-    Attributes:
-      transcripts, rewards, audits: of each row, as in `Played`.
-      rules: for each row what its next turn may be; None where it may be anything.
-    """
-
-    def __init__(self, tokenizer, config: PlayConfig, episodes: Sequence[Episode], audited: bool):
-        self._tokenizer, self._config = tokenizer, config
-        self._episodes, self._audited = episodes, audited
-        self.transcripts: list[list[Turn]] = [[] for _ in episodes]
-        self.rewards: list[list[float]] = [[] for _ in episodes]
-        self.audits: list[list[Audit]] = [[] for _ in episodes]
-        self.rules: list = [None] * len(episodes)
-
-    def opening(self, rows: range) -> list[int]:
-        """Return the tokens of the first prompt of some rows, copies of one episode."""
-        turn = prompts.environment_turn(prompts.describe(self._episodes[rows[0]].tell()))
-        for row in rows:
-            if self._episodes[row].experiment.id != self._episodes[rows[0]].experiment.id:
-                raise ValueError("the members of a group play different experiments")
-            self.transcripts[row].append(turn)
-            self._permit(row)
-        return encode_turn(self._tokenizer, turn, opens=True)
-
-    def answer(self, row: int, tokens: Sequence[int]) -> list[int]:
-        """Take the agent's turn in a row; returns the reply's tokens, none where all is over."""
-        episode, text = self._episodes[row], self._tokenizer.decode(tokens)
-        self.transcripts[row].append(prompts.agent_turn(text))
-        if self._audited:
-            self.audits[row].append(audit(parse_action(text).think, episode.tell()))
-        spent = len(episode.rewards)
-        trial = act(episode, text)
-        self.rewards[row].append(sum(episode.rewards[spent:]))
-        if episode.done:
-            return []
-        turn = prompts.environment_turn(prompts.feedback(trial, episode.tell()))
-        self.transcripts[row].append(turn)
-        self._permit(row)
-        return encode_turn(self._tokenizer, turn, opens=False)
-
-    def _permit(self, row: int) -> None:
-        if self._config.constrained:
-            self.rules[row] = next_turn(self._tokenizer, self._episodes[row])
-
-
-def _play(
-    model, params, tokenizer, config, episodes, seeds, key, group_size, rows, mesh, audited, title
-) -> Played:
     began, idle = time.perf_counter(), 0.0
-    environment = _Environment(tokenizer, config, episodes, audited)
-    groups = range(0, len(episodes), group_size)
-    chunks = [environment.opening(range(start, start + group_size)) for start in groups]
-    longest = max(map(len, chunks))
-    if longest >= config.sampler.context:
-        raise UserError(
-            f"the policy's context of {config.sampler.context} tokens has no room for a first "
-            f"prompt of {longest}; raise config.policy.context"
-        )
-    idle += time.perf_counter() - began
-
     B = rows or len(episodes)
     empty = B - len(episodes)
-    seeds = [*seeds, *[0] * empty]
-    chunks += [[]] * (empty // group_size)
-    params = transformer.for_decoding(model, params)
-    state = sampler.init_state(model, config.sampler, seeds[::group_size], mesh)
-    state = sampler.append(model, params, config.sampler, state, chunks)
-    if group_size > 1:
-        state = sampler.repeat(state, group_size, seeds)
+    with contextlib.ExitStack() as scope:
+        if mesh is not None:
+            scope.enter_context(jax.set_mesh(mesh))
+        scope.enter_context(advised_by(config.advisor))
+        worker = scope.enter_context(concurrent.futures.ThreadPoolExecutor(1))
+        bar = scope.enter_context(_bar(title, episodes))
+        environment = EnvironmentTurns(tokenizer, episodes, config.constrained, audited)
+        chunks = _openings(environment, config, len(episodes), group_size)
+        idle += time.perf_counter() - began
 
-    turns, answers = None, {}  # row -> its answer, perhaps still to come
-    ready_B, start_B = np.arange(B) < len(episodes), np.zeros(B, int)
-    bar = tqdm(
-        desc=title, total=sum(episode.budget for episode in episodes), unit="turn", leave=False,
-        disable=None if title else True, dynamic_ncols=True,
-    )  # fmt: skip
-    with concurrent.futures.ThreadPoolExecutor(1) as worker, bar:
+        params = transformer.for_decoding(model, params)
+        seeds = [*seeds, *[0] * empty]
+        state = sampler.init_state(model, config.sampler, seeds[::group_size], mesh)
+        chunks += [[]] * (empty // group_size)
+        state = sampler.append(model, params, config.sampler, state, chunks)
+        if group_size > 1:
+            state = sampler.repeat(state, group_size, seeds)
+
+        turns, answers = None, {}  # row -> its answer, perhaps still to come
+        ready_B, start_B = np.arange(B) < len(episodes), np.zeros(B, int)
         while True:
             # 1. Turns begin in the rows that have been answered, and go on in the others.
             entered = time.perf_counter()
@@ -246,15 +180,37 @@ def _play(
             ready_B = np.array([bool(chunk) for chunk in chunks]) & ~to_host(state.truncated_B)
             if not (ready_B.any() or turns.going_B.any() or answers):
                 break
-    for episode in episodes:
-        if not episode.done:  # out of context
-            episode.finish()
-    state = dataclasses.replace(state, cache=(), logits_BV=np.zeros((B, 0)))
-    state = jax.tree.map(lambda x: to_host(x)[: len(episodes)], state)
+        for episode in episodes:
+            if not episode.done:  # out of context
+                episode.finish()
+        state = dataclasses.replace(state, cache=(), logits_BV=np.zeros((B, 0)))
+        state = jax.tree.map(lambda x: to_host(x)[: len(episodes)], state)
     seconds = time.perf_counter() - began
     return Played(
         state, environment.transcripts, environment.rewards, environment.audits, idle, seconds
     )
+
+
+def _bar(title: str, episodes: Sequence[Episode]) -> tqdm:
+    return tqdm(
+        desc=title, total=sum(episode.budget for episode in episodes), unit="turn", leave=False,
+        disable=None if title else True, dynamic_ncols=True,
+    )  # fmt: skip
+
+
+def _openings(
+    environment: EnvironmentTurns, config: PlayConfig, episodes: int, group_size: int
+) -> list[list[int]]:
+    """Return the tokens of each group's first prompt."""
+    groups = range(0, episodes, group_size)
+    chunks = [environment.opening(range(start, start + group_size)) for start in groups]
+    longest = max(map(len, chunks))
+    if longest >= config.sampler.context:
+        raise UserError(
+            f"the policy's context of {config.sampler.context} tokens has no room for a first "
+            f"prompt of {longest}; raise config.policy.context"
+        )
+    return chunks
 
 
 def rollout_batch(played: Played, turns: int) -> RolloutBatch:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from autollm_jax.agent import prompts, rollout, synthetic
+from autollm_jax.agent import environment_turns, prompts, rollout, synthetic
 from autollm_jax.agent.curation import CurationConfig, build, plan
 from autollm_jax.agent.dialogue import PolicyTokenizer, encode_turn
 from autollm_jax.agent.distillation import encode_conversation
@@ -273,7 +273,7 @@ def test_answers_while_others_go_on_change_nothing(monkeypatch, model, params, t
     halved = dataclasses.replace(CONFIG.sampler, halvings=2)
     overlapped = dataclasses.replace(plain, pieces=3, sampler=halved)
     sizes, threads, decode = [], set(), sampler._decode
-    genuine = rollout.act
+    genuine = environment_turns.act
 
     def recording(model, params, state, *args, **options):
         sizes.append(len(state.length_B))
@@ -284,7 +284,7 @@ def test_answers_while_others_go_on_change_nothing(monkeypatch, model, params, t
         return genuine(episode, text)
 
     monkeypatch.setattr(sampler, "_decode", recording)
-    monkeypatch.setattr(rollout, "act", acting)
+    monkeypatch.setattr(environment_turns, "act", acting)
     expected = play(model, params, tokenizer, episodes_of(pairs[:4]), config=plain)
     assert set(sizes) == {4}
     found = play(model, params, tokenizer, episodes_of(pairs[:4]), config=overlapped)

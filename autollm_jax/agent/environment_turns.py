@@ -1,0 +1,67 @@
+"""What a policy's turns are answered with, in episodes that are played side by side."""
+
+from collections.abc import Sequence
+
+from autollm_jax.agent import prompts
+from autollm_jax.agent.claims import Audit, audit
+from autollm_jax.agent.constraint import next_turn
+from autollm_jax.agent.dialogue import encode_turn
+from autollm_jax.agent.parsing import parse_action
+from autollm_jax.agent.playing import act
+from autollm_jax.agent.prompts import Turn
+from autollm_jax.gym.environment import Episode
+
+
+class EnvironmentTurns:
+    """The environment's side of episodes played side by side: texts, tokens and look-ups.
+
+    Attributes:
+      transcripts, rewards, audits: of each row, as in `rollout.Played`.
+      rules: for each row what its next turn may be; None where it may be anything.
+    """
+
+    def __init__(self, tokenizer, episodes: Sequence[Episode], constrained: bool, audited: bool):
+        """Begin episodes.
+
+        Args:
+          tokenizer: the policy's.
+          episodes: fresh ones.
+          constrained: whether turns are held to `rules`.
+          audited: whether to check what each turn's thinking states.
+        """
+        self._tokenizer, self._episodes = tokenizer, episodes
+        self._constrained, self._audited = constrained, audited
+        self.transcripts: list[list[Turn]] = [[] for _ in episodes]
+        self.rewards: list[list[float]] = [[] for _ in episodes]
+        self.audits: list[list[Audit]] = [[] for _ in episodes]
+        self.rules: list = [None] * len(episodes)
+
+    def opening(self, rows: range) -> list[int]:
+        """Return the tokens of the first prompt of some rows, copies of one episode."""
+        turn = prompts.environment_turn(prompts.describe(self._episodes[rows[0]].tell()))
+        for row in rows:
+            if self._episodes[row].experiment.id != self._episodes[rows[0]].experiment.id:
+                raise ValueError("the members of a group play different experiments")
+            self.transcripts[row].append(turn)
+            self._permit(row)
+        return encode_turn(self._tokenizer, turn, opens=True)
+
+    def answer(self, row: int, tokens: Sequence[int]) -> list[int]:
+        """Take the agent's turn in a row; returns the reply's tokens, none where all is over."""
+        episode, text = self._episodes[row], self._tokenizer.decode(tokens)
+        self.transcripts[row].append(prompts.agent_turn(text))
+        if self._audited:
+            self.audits[row].append(audit(parse_action(text).think, episode.tell()))
+        spent = len(episode.rewards)
+        trial = act(episode, text)
+        self.rewards[row].append(sum(episode.rewards[spent:]))
+        if episode.done:
+            return []
+        turn = prompts.environment_turn(prompts.feedback(trial, episode.tell()))
+        self.transcripts[row].append(turn)
+        self._permit(row)
+        return encode_turn(self._tokenizer, turn, opens=False)
+
+    def _permit(self, row: int) -> None:
+        if self._constrained:
+            self.rules[row] = next_turn(self._tokenizer, self._episodes[row])
