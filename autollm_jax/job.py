@@ -271,6 +271,13 @@ class Job:
         return -(-rows // shards) * shards
 
 
+def of_one_process(config: ConfigDict) -> ConfigDict:
+    """Return a copy of a config for this process alone, whoever else the job was started with."""
+    config = config.copy_and_resolve_references()
+    config.distributed.processes = 1  # also where a scheduler started several
+    return config
+
+
 def needed(path: Path, stage: str) -> Path:
     """Return a path that an earlier stage has to have written.
 

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from autollm_jax.agent.distillation import PackedRows, imitation_loss
 from autollm_jax.errors import UserError
 from autollm_jax.files import write_json_atomic
-from autollm_jax.job import Job
+from autollm_jax.job import Job, of_one_process
 from autollm_jax.models import lora, transformer
 from autollm_jax.models.transformer import parameter_count
 from autollm_jax.rl import conversations, sampler
@@ -85,9 +85,8 @@ def on_fake_devices(config: ConfigDict) -> ConfigDict:
             "of config.mesh is -1"
         )
     jax.config.update("jax_platforms", "cpu")
-    config = config.copy_and_resolve_references()
+    config = of_one_process(config)
     config.mesh.cpu_devices = devices
-    config.distributed.processes = 1  # also where a scheduler started several
     return config
 
 

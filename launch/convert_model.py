@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from autollm_jax import command_line
 from autollm_jax.errors import UserError
 from autollm_jax.files import read_json
-from autollm_jax.job import Job, needed
+from autollm_jax.job import Job, needed, of_one_process
 from autollm_jax.models import lora, pretrained, transformer
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
@@ -41,7 +41,8 @@ def trained(workdir: Path) -> tuple[Path, TransformerConfig, dict]:
             f"{workdir}: its policy has a shape and a vocabulary of our own; only one that began "
             "from config.policy.weights can be written"
         )
-    # Not the mesh that it was trained on: whatever devices are here.
+    # Not the processes and the mesh that it was trained on: whatever devices are here.
+    config = of_one_process(config)
     config.mesh.update({"data": 1, "fsdp": -1, "tensor": 1})
     job = Job.start(config, str(workdir))
     params = job.parameters("grpo" if config.grpo.steps else "distill")

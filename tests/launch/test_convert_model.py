@@ -118,6 +118,18 @@ def test_a_trained_policy_is_written_with_its_factors_merged(trained, published,
         assert (out / name).read_bytes() == (published / name).read_bytes()
 
 
+def test_a_policy_that_several_processes_trained_is_written_by_one(trained, tmp_path):
+    path = trained().workdir / "config.json"
+    config = json.loads(path.read_text())
+    config["distributed"].update(
+        {"coordinator": "localhost:1", "processes": 2, "process_id": 0, "timeout_seconds": 5}
+    )
+    write_json_atomic(path, config)
+    done = convert(f"--workdir={path.parent}", f"--out={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
 def test_what_was_not_trained_is_not_written(trained, published, tmp_path):
     out = f"--out={tmp_path / 'out'}"
     job = trained()
