@@ -241,15 +241,20 @@ def load_tokenizer(path: Path) -> PretrainedTokenizer:
 def export_tokenizer(source: Path, folder: Path) -> None:
     """Write the vocabulary that weights came with: a directory's own files, or a GGUF file's made.
 
+    Another vocabulary's files go, since a part of them would be read with this one's.
+
     Raises:
       UserError: as `load_tokenizer`.
     """
     tokenizer = load_tokenizer(source)
-    files = [source / name for name in pretrained_tokenizer.FILES if (source / name).is_file()]
+    names = [name for name in pretrained_tokenizer.FILES if (source / name).is_file()]
     folder.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        shutil.copyfile(file, folder / file.name)
-    if not files:
+    for name in pretrained_tokenizer.FILES:
+        if name in names:
+            shutil.copyfile(source / name, folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
+    if not names:
         tokenizer.save(folder)
 
 

@@ -1,6 +1,5 @@
 """Safetensors directories: one file, or several with an index, beside a config.json."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -10,13 +9,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from autollm_jax.errors import UserError, one_line
-from autollm_jax.files import read_json
+from autollm_jax.files import read_json, write_json_atomic
 from autollm_jax.models.pattern import Slices
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _ROWS = 8192  # that are compared at a time
 _SHARD = r"[\w-][\w.-]*\.safetensors"
+_WRITTEN_SHARD = "model-[0-9]*-of-[0-9]*.safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 READ = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -117,7 +117,8 @@ def refuse_pickled(paths: Iterable[Path]) -> None:
 def write(folder: Path, shards: Iterator[Mapping[str, np.ndarray]]) -> None:
     """Write tensors, one file a shard, and an index where there is more than one.
 
-    The files appear under their names when all are written.
+    The files appear under their names when all are written. Those of an earlier export go just
+    before, its index first, so that a kill leaves no mixture of the two that would load.
 
     Args:
       folder: made if needed.
@@ -131,11 +132,14 @@ def write(folder: Path, shards: Iterator[Mapping[str, np.ndarray]]) -> None:
         path.chmod(0o644)  # the library lets nobody else read it
         written.append((path, list(shard)))
         total += sum(array.nbytes for array in shard.values())
+    alone = len(written) == 1
+    earlier = [folder / INDEX, *folder.glob(_WRITTEN_SHARD)]
+    for path in earlier if alone else [*earlier, folder / SINGLE]:
+        path.unlink(missing_ok=True)
     for number, (path, names) in enumerate(written):
-        alone = len(written) == 1
         name = SINGLE if alone else f"model-{number + 1:05}-of-{len(written):05}.safetensors"
         path.rename(folder / name)
         weights |= dict.fromkeys(names, name)
-    if len(written) > 1:
+    if not alone:
         index = {"metadata": {"total_size": total}, "weight_map": weights}
-        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        write_json_atomic(folder / INDEX, index)

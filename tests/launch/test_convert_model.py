@@ -153,6 +153,14 @@ def test_what_was_not_trained_is_not_written(trained, published, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_vocabulary_in_a_used_folder_replaces_the_one_before(published, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "tokenizer.model").write_bytes(b"of another model")
+    pretrained.export_tokenizer(published, tmp_path / "out")
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"tokenizer.json", "chat_template.jinja"}
+
+
 def test_what_cannot_be_converted_is_one_line(published, tmp_path):
     weights = published / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
