@@ -15,7 +15,10 @@ from autollm_jax.models.gguf_header import read_header, row_bytes
 from autollm_jax.models.pattern import Slices
 from autollm_jax.models.transformer import TransformerConfig
 
-READ = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q6_K")
+# What is read, and the type that holds it: a factor times a whole number, of quantised blocks.
+READ = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"} | dict.fromkeys(
+    ("Q8_0", "Q4_0", "Q4_1", "Q6_K"), "float32"
+)
 ROPE_FACTORS = "rope_freqs.weight"
 
 
@@ -24,6 +27,7 @@ class GGUFFile:
 
     Attributes:
       shapes: of each tensor, by name; the outer axis first, as in numpy.
+      dtypes: what holds each one's numbers, a value of `READ`.
       fields: the metadata, by name.
 
     Raises:
@@ -44,6 +48,7 @@ class GGUFFile:
                     f"{path}: {name} is {tensor.kind.name}; accepted are {', '.join(READ)}"
                 )
         self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
+        self.dtypes = {name: READ[tensor.kind.name] for name, tensor in self._tensors.items()}
 
     def read(self, name: str, slices: Slices) -> np.ndarray:
         """Read a block of a tensor as f32: its rows are de-quantised, then cut."""

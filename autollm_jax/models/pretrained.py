@@ -145,14 +145,35 @@ def shape_of(name: str, stated: Mapping) -> TransformerConfig:
     return found
 
 
-def _check(source: Source, path: Path) -> None:
-    sizes, expected, found = _sizes(source.config), {}, source.files.shapes
-    if source.config.layers > len(found):
-        raise UserError(f"{path}: {len(found)} tensors for {source.config.layers:,} layers")
+def lossless(path: Path) -> str:
+    """Name the type that holds every number of published weights.
+
+    Returns:
+      Their own, where they have one; float32 where they are quantised, or of several types.
+
+    Raises:
+      UserError: as `open_source`.
+    """
+    source = open_source(path)
+    types = {source.files.dtypes[name] for name in _expected(source)}
+    return types.pop() if len(types) == 1 else "float32"
+
+
+def _expected(source: Source) -> dict[str, tuple[int, ...]]:
+    """Shape the tensors that files of this model hold, by name."""
+    sizes, expected = _sizes(source.config), {}
     for leaf in source.leaves:
         name, how = source.place(leaf)
         for layer in range(source.config.layers if leaf.layered else 1):
             expected[name.format(layer=layer)] = pattern.stored_shape(how, sizes)
+    return expected
+
+
+def _check(source: Source, path: Path) -> None:
+    found = source.files.shapes
+    if source.config.layers > len(found):
+        raise UserError(f"{path}: {len(found)} tensors for {source.config.layers:,} layers")
+    expected = _expected(source)
     gguf = isinstance(source.files, GGUFFile)
     known = {ROPE_FACTORS} if gguf else redundant(source.config)
     for what, names in (
@@ -297,7 +318,7 @@ def export(
     params,
     folder: Path,
     like: Path,
-    dtype: str = "bfloat16",
+    dtype: str = "float32",
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write parameters as a safetensors directory with a config.json.

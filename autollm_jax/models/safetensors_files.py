@@ -26,6 +26,7 @@ class SafetensorsFiles:
 
     Attributes:
       shapes: of each tensor, by name.
+      dtypes: what each is stored as, a value of `READ`.
 
     Raises:
       UserError: a file is missing, damaged, or holds a tensor of another type.
@@ -36,18 +37,19 @@ class SafetensorsFiles:
         self._open = {}
         self._file_of: dict[str, str] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
         indexed = _index(folder)
         for file in sorted(set(indexed.values())) if indexed else [SINGLE]:
-            for name, shape in self._described(file):
+            for name, shape, dtype in self._described(file):
                 if name in self.shapes:
                     raise UserError(f"{folder / file}: {name} is in {self._file_of[name]} too")
                 self._file_of[name] = file
-                self.shapes[name] = shape
+                self.shapes[name], self.dtypes[name] = shape, READ[dtype]
         for name, file in indexed.items():
             if self._file_of.get(name) != file:
                 raise UserError(f"{folder / INDEX}: {name} is not in {file}")
 
-    def _described(self, file: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    def _described(self, file: str) -> Iterator[tuple[str, tuple[int, ...], str]]:
         path = self.folder / file
         if not path.exists():
             refuse_pickled(sorted(self.folder.iterdir()))
@@ -61,7 +63,7 @@ class SafetensorsFiles:
                 dtype = part.get_dtype()
                 if dtype not in READ:
                     raise UserError(f"{path}: {name} is {dtype}; accepted are {', '.join(READ)}")
-                yield name, tuple(part.get_shape())
+                yield name, tuple(part.get_shape()), dtype
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: not a whole safetensors file: {one_line(error)}") from error
 

@@ -36,7 +36,7 @@ def published(tmp_path):
     """A random Qwen3 with a vocabulary of letters, as it would be published."""
     folder = tmp_path / "published"
     params = jax.jit(lambda key: transformer.init(MODEL, key))(jax.random.key(0))
-    shards = pretrained._shards(families.QWEN3, MODEL, params, np.float32, 2**30)
+    shards = pretrained._shards(families.QWEN3, MODEL, params, np.float16, 2**30)
     safetensors_files.write(folder, shards)
     (folder / "config.json").write_text(json.dumps(families.json_from_shape(families.QWEN3, MODEL)))
     letters = {letter: n for n, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
@@ -55,9 +55,9 @@ def convert(*arguments):
 
 
 def test_a_converted_directory_holds_the_same_model(published, tmp_path):
-    done = convert(f"--source={published}", f"--out={tmp_path / 'out'}", "--dtype=float32")
+    done = convert(f"--source={published}", f"--out={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr
-    assert f"{transformer.parameter_count(MODEL):,} parameters" in done.stdout
+    assert f"{transformer.parameter_count(MODEL):,} parameters in float16" in done.stdout
     one = make_mesh(MeshShape(1, 1, 1), jax.devices()[:1])
     (config, params), (expected_config, expected) = (
         pretrained.load(folder, one) for folder in (tmp_path / "out", published)
@@ -98,7 +98,7 @@ def trained(published, tmp_path):
 @pytest.mark.parametrize("policy", [{}, {"lora_rank": 2, "lora_targets": "query,down"}], ids=str)
 def test_a_trained_policy_is_written_with_its_factors_merged(trained, published, tmp_path, policy):
     job, out = trained(**policy), tmp_path / "out"
-    done = convert(f"--workdir={job.workdir}", f"--out={out}", "--dtype=float32")
+    done = convert(f"--workdir={job.workdir}", f"--out={out}")
     assert done.returncode == 0, done.stderr
     one = make_mesh(MeshShape(1, 1, 1), jax.devices()[:1])
     config, params = pretrained.load(out, one)

@@ -95,6 +95,28 @@ def test_a_round_trip_gives_the_same_bits(tmp_path, one, architecture, tied, dty
     assert pretrained.open_source(tmp_path / "out").config == config
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_loses_nothing_is_a_directorys_own_type(tmp_path, dtype):
+    values = tensors("LlamaForCausalLM", dtype=dtype)
+    unused = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32)}
+    folder = write(tmp_path / "in", values | unused, config_json())
+    assert pretrained.lossless(folder) == dtype
+
+
+def test_what_loses_nothing_of_several_types_is_float32(tmp_path):
+    values = tensors(dtype="bfloat16") | {"model.norm.weight": np.ones(32, np.float16)}
+    assert pretrained.lossless(write(tmp_path / "in", values, config_json())) == "float32"
+
+
+@pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_1"])
+def test_what_loses_nothing_of_a_gguf_file_holds_what_is_read_of_it(tmp_path, one, kind):
+    path = write_gguf(tmp_path / "m.gguf", "LlamaForCausalLM", tensors(), kind)
+    config, params = pretrained.load(path, one)
+    pretrained.export(config, params, tmp_path / "out", path, pretrained.lossless(path))
+    _, found = pretrained.load(tmp_path / "out", one)
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+
+
 SHARD_BYTES = {1: 2**30, 2: 60_000, 3: 40_000}  # for so many files
 
 
