@@ -16,6 +16,7 @@ import tokenizers
 from tokenizers import AddedToken, models
 
 import autollm_jax
+from autollm_jax import stages
 from autollm_jax.data import pretrained_tokenizer
 from autollm_jax.files import write_json_atomic
 from autollm_jax.job import Job
@@ -116,6 +117,22 @@ def test_a_trained_policy_is_written_with_its_factors_merged(trained, published,
     assert np.abs(logits[0] - logits[2]).max() > 0.1
     for name in ("tokenizer.json", "chat_template.jinja"):
         assert (out / name).read_bytes() == (published / name).read_bytes()
+
+
+def test_players_share_what_lora_froze(trained, monkeypatch):
+    job, loads, load = trained(lora_rank=2, lora_targets="query,down"), [], pretrained.load
+    job.config.gym.roots = "gym_data"
+    job.config.evaluation.update({"methods": "agent,zero_shot,hybrid", "shots": 0})
+    monkeypatch.setattr(pretrained, "load", lambda *given: loads.append(given) or load(*given))
+    given, player = [], stages.policy_player
+    monkeypatch.setattr(
+        stages, "policy_player", lambda *a, **k: given.append(a[1]) or player(*a, **k)
+    )
+    assert set(stages._players(job)) == {"agent", "zero_shot", "hybrid"}
+    agent, zero_shot, hybrid = given
+    assert len(loads) == 1 and agent["embedding"] is zero_shot["embedding"]
+    name = "query" + transformer.LORA_OUT
+    assert agent["layers"][name] is hybrid["layers"][name] is not zero_shot["layers"][name]
 
 
 def test_a_policy_that_several_processes_trained_is_written_by_one(trained, tmp_path):
