@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -234,9 +235,12 @@ class Job:
         )
         return PlayConfig(sizes, policy.turn_tokens, temperature, pieces=rollout.pieces, **changes)
 
-    @functools.cached_property
     def first_parameters(self):
-        """The parameters that training starts from: published ones, or random ones."""
+        """Make the parameters that training starts from: published ones, or random ones.
+
+        They are read anew each time, since a job that kept them would hold a copy that its other
+        stages have no use for.
+        """
         model, key = self.model, jax.random.key(self.config.seed)
         if not self.weights:
             init, axes = functools.partial(transformer.init, model), transformer.logical_axes(model)
@@ -247,14 +251,20 @@ class Job:
         init, axes = functools.partial(lora.init, model), lora.logical_axes(model)
         return lora.join(published, init_state(init, axes, optax.identity(), key, self.mesh).params)
 
-    def parameters(self, stage: str):
+    def parameters(self, stage: str, first: Callable | None = None):
         """Restore the policy that a stage trained; the first parameters where it has no steps.
+
+        Args:
+          stage: distill or grpo.
+          first: gives the first parameters where they are held already, to share what of them is
+            frozen; they are made by default.
 
         Raises:
           UserError: the stage has not been run to its end.
         """
+        first = first or self.first_parameters
         if not self.config[stage].steps:
-            return self.first_parameters
+            return first()
         model, checkpoints = self.model, self.checkpoints(stage)
         if checkpoints.latest() != self.config[stage].steps:
             raise UserError(
@@ -264,12 +274,19 @@ class Job:
         init, axes = functools.partial(lora.init, model), lora.logical_axes(model)
         optimizer = self.optimizer(self.config[stage])
         state, _ = checkpoints.restore(abstract_state(init, axes, optimizer, self.mesh))
-        frozen = lora.split(model, self.first_parameters)[0] if model.lora_rank else {}
+        frozen = lora.split(model, first())[0] if model.lora_rank else {}
         return lora.join(frozen, state.params)
 
     def even(self, rows: int) -> int:
         """Round a batch up to what the mesh's data and fsdp axes divide."""
         return even_rows(rows, self.mesh)
+
+
+def of_one_process(config: ConfigDict) -> ConfigDict:
+    """Return a copy of a config for this process alone, whoever else the job was started with."""
+    config = config.copy_and_resolve_references()
+    config.distributed.processes = 1  # also where a scheduler started several
+    return config
 
 
 def needed(path: Path, stage: str) -> Path:

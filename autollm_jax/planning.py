@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from autollm_jax.agent.distillation import PackedRows, imitation_loss
 from autollm_jax.errors import UserError
 from autollm_jax.files import write_json_atomic
-from autollm_jax.job import Job
+from autollm_jax.job import Job, of_one_process
 from autollm_jax.models import lora, transformer
 from autollm_jax.models.transformer import parameter_count
 from autollm_jax.rl import conversations, sampler
@@ -47,7 +47,7 @@ class StepPlan:
     parameters: that the step reads, all of the model's.
     optimizer: the optimizer's state.
     other: parameters that are held besides: where training started from, the reference.
-    cache: keys and values.
+    cache: keys and values, and where batches are halved the copy of half of the rows.
     activations: what the program makes and drops, and its batch.
     flops: of all devices together; of a decoding step, for one token of each row.
     """
@@ -85,9 +85,8 @@ def on_fake_devices(config: ConfigDict) -> ConfigDict:
             "of config.mesh is -1"
         )
     jax.config.update("jax_platforms", "cpu")
-    config = config.copy_and_resolve_references()
+    config = of_one_process(config)
     config.mesh.cpu_devices = devices
-    config.distributed.processes = 1  # also where a scheduler started several
     return config
 
 
@@ -229,14 +228,16 @@ def _sampling(job: Job, stage: str, rows: int, temperature, params, **held) -> I
     sizes, mesh = job.play(temperature).sampler, job.mesh
     wide = dataclasses.replace(job.model, dtype="float32")
 
-    def conversation(model, capacity):
+    def conversation(model, capacity, rows=rows):
         filled = dataclasses.replace(sizes, cache_block=capacity)
         return conversations.abstract_state(model, filled, rows, mesh)
 
     full = conversation(wide, sizes.context)
     held["cache"] = cache = _bytes(conversation(job.model, sizes.context).cache)
     each_B, chunk_BC = np.zeros(rows, np.int32), np.zeros((rows, sizes.chunk_sizes[-1]), np.int32)
-    read = {"read": _bytes(full.cache)}
+    grown, read = dict(held), {"read": _bytes(full.cache)}
+    for half in conversations.batch_sizes(full, sizes)[1:2]:  # those of fewer rows take less
+        held["cache"] += _bytes(conversation(job.model, sizes.context, half))
     compiled = _compile(mesh, sampler._append, wide, params, full, chunk_BC, each_B)
     yield _planned(f"{stage} append", chunk_BC, compiled, params, **read, **held)
     compiled = _compile(
@@ -248,7 +249,7 @@ def _sampling(job: Job, stage: str, rows: int, temperature, params, **held) -> I
         shorter = conversation(job.model, sizes.context - sizes.cache_block)
         compiled = _compile(mesh, conversations._pad_cache, shorter, sizes.context)
         read = {"read": cache - _bytes(params)}  # the cache is made; parameters are not read
-        yield _planned(f"{stage} grow", chunk_BC[:, :0], compiled, params, **read, **held)
+        yield _planned(f"{stage} grow", chunk_BC[:, :0], compiled, params, **read, **grown)
 
 
 def _planned(name: str, batch, compiled: tuple[int, int], params, *, read: int = 0, **held):

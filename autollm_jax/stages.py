@@ -262,7 +262,7 @@ def distill_policy(job: Job) -> None:
         checkpoints,
         job.workdir,
         jax.random.key(job.config.seed),
-        params=job.first_parameters if job.weights else None,
+        params=job.first_parameters() if job.weights else None,
     )
 
 
@@ -334,9 +334,11 @@ def _players(job: Job) -> dict[str, Player]:
     config, settings = job.config, job.config.evaluation
     games = max(len(job.split.held_out) * len(settings.seeds), 1)
 
+    first = functools.cache(job.first_parameters)
+
     @functools.cache
     def trained():
-        return job.parameters("grpo" if config.grpo.steps else "distill")
+        return job.parameters("grpo" if config.grpo.steps else "distill", first)
 
     def policy(params, advisor, tokenizer=None):
         return policy_player(
@@ -355,7 +357,7 @@ def _players(job: Job) -> dict[str, Player]:
 
     def untrained():
         tokenizer = job.tokenizer_with_examples(settings.shots)
-        return policy(job.first_parameters, settings.advisor, tokenizer)
+        return policy(first(), settings.advisor, tokenizer)
 
     makers = {
         "agent": lambda: policy(trained(), settings.advisor),

@@ -1,8 +1,8 @@
 """Write a model as a safetensors directory: published weights, or a policy trained from them.
 
     python launch/convert_model.py --source=FILE.gguf --out=DIR
-    python launch/convert_model.py --source=DIR --out=DIR [--dtype=float32]
-    python launch/convert_model.py --workdir=WORKDIR --out=DIR
+    python launch/convert_model.py --source=DIR --out=DIR [--dtype=bfloat16]
+    python launch/convert_model.py --workdir=WORKDIR --out=DIR [--dtype=bfloat16]
 
 Reads a Hugging Face safetensors directory or a GGUF file of the Llama family or of Qwen3, checks
 every tensor against the architecture, and writes a directory, vocabulary and chat template with it,
@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from autollm_jax import command_line
 from autollm_jax.errors import UserError
 from autollm_jax.files import read_json
-from autollm_jax.job import Job, needed
+from autollm_jax.job import Job, needed, of_one_process
 from autollm_jax.models import lora, pretrained, transformer
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
@@ -26,7 +26,14 @@ from autollm_jax.sharding.mesh import MeshShape, make_mesh
 SOURCE = flags.DEFINE_string("source", None, "Safetensors directory, or GGUF file.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a job that trained a policy.")
 OUT = flags.DEFINE_string("out", None, "Folder to write into; not the source.")
-DTYPE = flags.DEFINE_enum("dtype", "bfloat16", list(pretrained.STORED), "What is stored.")
+DTYPE = flags.DEFINE_enum(
+    "dtype",
+    None,
+    list(pretrained.STORED),
+    "What is stored. By default nothing is lost: it is the source's own type, and float32 of a "
+    "quantised source, of one of several types, and of a trained policy, since optimizers change "
+    "it by less than bfloat16 resolves; bfloat16 takes half the room.",
+)
 
 
 def trained(workdir: Path) -> tuple[Path, TransformerConfig, dict]:
@@ -41,7 +48,8 @@ def trained(workdir: Path) -> tuple[Path, TransformerConfig, dict]:
             f"{workdir}: its policy has a shape and a vocabulary of our own; only one that began "
             "from config.policy.weights can be written"
         )
-    # Not the mesh that it was trained on: whatever devices are here.
+    # Not the processes and the mesh that it was trained on: whatever devices are here.
+    config = of_one_process(config)
     config.mesh.update({"data": 1, "fsdp": -1, "tensor": 1})
     job = Job.start(config, str(workdir))
     params = job.parameters("grpo" if config.grpo.steps else "distill")
@@ -64,10 +72,14 @@ def main(argv):
         source, config, params = trained(Path(WORKDIR.value))
         _not_over(source, out)
     pretrained.load_tokenizer(source)  # what is wrong with it is said before anything is written
-    pretrained.export(config, params, out, source, DTYPE.value)
+    dtype = DTYPE.value or ("float32" if WORKDIR.value else pretrained.lossless(source))
+    pretrained.export(config, params, out, source, dtype)
     pretrained.export_tokenizer(source, out)
     count = transformer.parameter_count(config)
-    print(f"wrote {out}: {count:,} parameters, {config.layers} layers of width {config.width}")
+    print(
+        f"wrote {out}: {count:,} parameters in {dtype}, {config.layers} layers of width "
+        f"{config.width}"
+    )
 
 
 def _not_over(source: Path, out: Path) -> None:

@@ -18,6 +18,7 @@ from autollm_jax.agent.distillation import distill, pack
 from autollm_jax.errors import UserError
 from autollm_jax.job import Job
 from autollm_jax.models.transformer import parameter_count
+from autollm_jax.rl import conversations
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from autollm_jax.training import loop, step
 
@@ -77,6 +78,22 @@ def test_memory_that_does_not_depend_on_the_compiler_is_what_arithmetic_says(ful
     for name in ("grpo append", "grpo decode", "grpo grow", "evaluate decode"):
         assert steps[name]["cache"] == cache / 8
     assert steps["distill update"]["cache"] == 0
+
+
+def test_the_copy_of_half_of_the_rows_is_counted(tmp_path):
+    config = small()
+    config.distill.steps = config.grpo.steps = 0
+    config.rollout.halvings = 1
+    job, steps = planned(config, tmp_path)
+    sizes = dataclasses.replace(job.play(1.0).sampler, cache_block=CONTEXT)
+    state = conversations.init_state(job.model, sizes, range(ROWS), job.mesh)
+    with jax.set_mesh(job.mesh):
+        half = conversations.take(state, np.arange(ROWS // 2))
+    copied = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(half))
+    whole = steps["evaluate grow"]["cache"]
+    assert whole / 2 < copied < whole
+    for name in ("evaluate append", "evaluate decode"):
+        assert steps[name]["cache"] == whole + copied
 
 
 def test_flops_are_those_of_the_parameters_and_tokens(full):

@@ -1,6 +1,8 @@
 import math
 import runpy
+import weakref
 
+import jax
 import pytest
 
 from autollm_jax import stages
@@ -61,6 +63,15 @@ def test_a_stage_that_lacks_an_earlier_one_names_it(job):
 def test_a_policy_that_was_not_trained_to_the_end_is_not_scored(job):
     with pytest.raises(UserError, match="no policy of 10 steps; run --stage=distill first"):
         job.parameters("distill")
+
+
+def test_a_job_holds_no_parameters_between_its_stages(job):
+    """A plan counts what a stage is given, so an earlier stage may not have left any."""
+    params = job.first_parameters()
+    leaf = weakref.ref(jax.tree.leaves(params)[0])
+    assert leaf() is not None
+    del params
+    assert leaf() is None
 
 
 def test_an_unknown_method_names_the_known_ones(job):

@@ -136,6 +136,57 @@ def family_named(name: str, attribute: str, where: str) -> Family:
     raise UserError(f"{where}: architecture {name!r} is not known; accepted are {known}")
 
 
+# Fields of a shape: what config.json calls each, and GGUF, behind the family's name and a dot.
+JSON, GGUF = 0, 1
+FIELDS = {
+    "vocab_size": ("vocab_size", "vocab_size"),
+    "width": ("hidden_size", "embedding_length"),
+    "layers": ("num_hidden_layers", "block_count"),
+    "heads": ("num_attention_heads", "attention.head_count"),
+    "kv_heads": ("num_key_value_heads", "attention.head_count_kv"),
+    "head_dim": ("head_dim", "attention.key_length"),
+    "mlp_width": ("intermediate_size", "feed_forward_length"),
+    "rope_theta": ("rope_theta", "rope.freq_base"),
+    "norm_epsilon": ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
+}
+
+
+def shape_from_fields(
+    family: Family, values: Mapping, names: int, *, tied_embeddings: bool
+) -> TransformerConfig:
+    """Make the shape that fields state, its rotary frequencies not stretched.
+
+    Args:
+      family: the model's family.
+      values: the fields.
+      names: the column of `FIELDS` that they are called by.
+      tied_embeddings: whether the output embedding is the input's.
+
+    Raises:
+      KeyError: a field is missing.
+      ValueError: one cannot be.
+    """
+
+    def sized(field, default=None):
+        return size(values, FIELDS[field][names], default)
+
+    width, heads = sized("width"), sized("heads")
+    return TransformerConfig(
+        vocab_size=sized("vocab_size"),
+        width=width,
+        layers=sized("layers"),
+        heads=heads,
+        kv_heads=sized("kv_heads", heads),
+        head_dim=sized("head_dim", width // heads),
+        mlp_width=sized("mlp_width"),
+        qk_norm=family.qk_norm,
+        tied_embeddings=tied_embeddings,
+        scaled_embedding=False,
+        rope_theta=number(values, FIELDS["rope_theta"][names], 10_000.0),
+        norm_epsilon=number(values, FIELDS["norm_epsilon"][names]),
+    )
+
+
 # What config.json may say beyond the shape, and the only values that the model here computes.
 _ONLY = {
     "attention_bias": (False, None),
@@ -163,29 +214,15 @@ def shape_from_json(values: Mapping, where: str) -> tuple[Family, TransformerCon
         if values.get(name) not in accepted:
             raise UserError(f"{where}: {name}={values[name]!r} is not supported")
     with reading(where):
-        heads, width = size(values, "num_attention_heads"), size(values, "hidden_size")
         rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
         if not isinstance(rope, dict):
             raise ValueError(f"rope parameters {rope!r} are no mapping")
-        stated = values if values.get("rope_theta") is not None else rope
-        theta = number(stated, "rope_theta", 10_000.0)
-        head_dim = size(values, "head_dim", width // heads)
-        config = TransformerConfig(
-            vocab_size=size(values, "vocab_size"),
-            width=width,
-            layers=size(values, "num_hidden_layers"),
-            heads=heads,
-            kv_heads=size(values, "num_key_value_heads", heads),
-            head_dim=head_dim,
-            mlp_width=size(values, "intermediate_size"),
-            qk_norm=family.qk_norm,
-            tied_embeddings=bool(values.get("tie_word_embeddings", False)),
-            scaled_embedding=False,
-            rope_theta=theta,
-            rope_factors=_rope_factors(rope, theta, head_dim),
-            norm_epsilon=number(values, "rms_norm_eps"),
-        )
-    return family, config
+        if values.get("rope_theta") is None:
+            values = {**values, "rope_theta": rope.get("rope_theta")}
+        tied = bool(values.get("tie_word_embeddings", False))
+        config = shape_from_fields(family, values, JSON, tied_embeddings=tied)
+        factors = _rope_factors(rope, config.rope_theta, config.head_dim)
+    return family, dataclasses.replace(config, rope_factors=factors)
 
 
 LARGEST = 2**20  # of any size of a model: more is a damaged file's
@@ -242,15 +279,7 @@ def json_from_shape(family: Family, config: TransformerConfig) -> dict:
     return {
         "architectures": [family.architecture],
         "model_type": family.name,
-        "hidden_size": config.width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim,
-        "intermediate_size": config.mlp_width,
-        "vocab_size": config.vocab_size,
-        "rms_norm_eps": config.norm_epsilon,
-        "rope_theta": config.rope_theta,
+        **{names[JSON]: getattr(config, field) for field, names in FIELDS.items()},
         "tie_word_embeddings": config.tied_embeddings,
         "hidden_act": "silu",
     }

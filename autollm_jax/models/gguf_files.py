@@ -3,6 +3,7 @@
 llama.cpp's own library de-quantises.
 """
 
+import dataclasses
 import mmap
 from pathlib import Path
 
@@ -10,12 +11,23 @@ import gguf
 import numpy as np
 
 from autollm_jax.errors import UserError, one_line
-from autollm_jax.models.families import Family, family_named, number, reading, size
+from autollm_jax.models.families import (
+    GGUF,
+    Family,
+    family_named,
+    number,
+    reading,
+    shape_from_fields,
+    size,
+)
 from autollm_jax.models.gguf_header import read_header, row_bytes
 from autollm_jax.models.pattern import Slices
 from autollm_jax.models.transformer import TransformerConfig
 
-READ = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q6_K")
+# What is read, and the type that holds it: a factor times a whole number, of quantised blocks.
+READ = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"} | dict.fromkeys(
+    ("Q8_0", "Q4_0", "Q4_1", "Q6_K"), "float32"
+)
 ROPE_FACTORS = "rope_freqs.weight"
 
 
@@ -24,6 +36,7 @@ class GGUFFile:
 
     Attributes:
       shapes: of each tensor, by name; the outer axis first, as in numpy.
+      dtypes: what holds each one's numbers, a value of `READ`.
       fields: the metadata, by name.
 
     Raises:
@@ -44,6 +57,7 @@ class GGUFFile:
                     f"{path}: {name} is {tensor.kind.name}; accepted are {', '.join(READ)}"
                 )
         self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
+        self.dtypes = {name: READ[tensor.kind.name] for name, tensor in self._tensors.items()}
 
     def read(self, name: str, slices: Slices) -> np.ndarray:
         """Read a block of a tensor as f32: its rows are de-quantised, then cut."""
@@ -71,30 +85,18 @@ class GGUFFile:
             for name, value in self.fields.items()
             if name.startswith(prefix)
         }
+        # How many tokens there are is not stated everywhere, but there is an embedding of each.
+        values["vocab_size"] = self.shapes.get("token_embd.weight", (1,))[0]
+        tied = "output.weight" not in self.shapes
         with reading(where):
-            heads, width = size(values, "attention.head_count"), size(values, "embedding_length")
-            head_dim = size(values, "attention.key_length", width // heads)
+            config = shape_from_fields(family, values, GGUF, tied_embeddings=tied)
             scaling = values.get("rope.scaling.type", "none")
             if scaling != "none":
                 raise ValueError(f"rope scaling {scaling!r} is not supported")
-            if size(values, "rope.dimension_count", head_dim) != head_dim:
+            if size(values, "rope.dimension_count", config.head_dim) != config.head_dim:
                 raise ValueError("rotary positions of a part of each head are not supported")
-            config = TransformerConfig(
-                vocab_size=self.shapes.get("token_embd.weight", (1,))[0],
-                width=width,
-                layers=size(values, "block_count"),
-                heads=heads,
-                kv_heads=size(values, "attention.head_count_kv", heads),
-                head_dim=head_dim,
-                mlp_width=size(values, "feed_forward_length"),
-                qk_norm=family.qk_norm,
-                tied_embeddings="output.weight" not in self.shapes,
-                scaled_embedding=False,
-                rope_theta=number(values, "rope.freq_base", 10_000.0),
-                rope_factors=self._rope_factors(head_dim),
-                norm_epsilon=number(values, "attention.layer_norm_rms_epsilon"),
-            )
-        return family, config
+            factors = self._rope_factors(config.head_dim)
+        return family, dataclasses.replace(config, rope_factors=factors)
 
     def _rope_factors(self, head_dim: int) -> tuple[float, ...]:
         if ROPE_FACTORS not in self.shapes:

@@ -145,14 +145,35 @@ def shape_of(name: str, stated: Mapping) -> TransformerConfig:
     return found
 
 
-def _check(source: Source, path: Path) -> None:
-    sizes, expected, found = _sizes(source.config), {}, source.files.shapes
-    if source.config.layers > len(found):
-        raise UserError(f"{path}: {len(found)} tensors for {source.config.layers:,} layers")
+def lossless(path: Path) -> str:
+    """Name the type that holds every number of published weights.
+
+    Returns:
+      Their own, where they have one; float32 where they are quantised, or of several types.
+
+    Raises:
+      UserError: as `open_source`.
+    """
+    source = open_source(path)
+    types = {source.files.dtypes[name] for name in _expected(source)}
+    return types.pop() if len(types) == 1 else "float32"
+
+
+def _expected(source: Source) -> dict[str, tuple[int, ...]]:
+    """Shape the tensors that files of this model hold, by name."""
+    sizes, expected = _sizes(source.config), {}
     for leaf in source.leaves:
         name, how = source.place(leaf)
         for layer in range(source.config.layers if leaf.layered else 1):
             expected[name.format(layer=layer)] = pattern.stored_shape(how, sizes)
+    return expected
+
+
+def _check(source: Source, path: Path) -> None:
+    found = source.files.shapes
+    if source.config.layers > len(found):
+        raise UserError(f"{path}: {len(found)} tensors for {source.config.layers:,} layers")
+    expected = _expected(source)
     gguf = isinstance(source.files, GGUFFile)
     known = {ROPE_FACTORS} if gguf else redundant(source.config)
     for what, names in (
@@ -241,15 +262,20 @@ def load_tokenizer(path: Path) -> PretrainedTokenizer:
 def export_tokenizer(source: Path, folder: Path) -> None:
     """Write the vocabulary that weights came with: a directory's own files, or a GGUF file's made.
 
+    Another vocabulary's files go, since a part of them would be read with this one's.
+
     Raises:
       UserError: as `load_tokenizer`.
     """
     tokenizer = load_tokenizer(source)
-    files = [source / name for name in pretrained_tokenizer.FILES if (source / name).is_file()]
+    names = [name for name in pretrained_tokenizer.FILES if (source / name).is_file()]
     folder.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        shutil.copyfile(file, folder / file.name)
-    if not files:
+    for name in pretrained_tokenizer.FILES:
+        if name in names:
+            shutil.copyfile(source / name, folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
+    if not names:
         tokenizer.save(folder)
 
 
@@ -292,7 +318,7 @@ def export(
     params,
     folder: Path,
     like: Path,
-    dtype: str = "bfloat16",
+    dtype: str = "float32",
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write parameters as a safetensors directory with a config.json.

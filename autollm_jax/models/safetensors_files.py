@@ -1,6 +1,5 @@
 """Safetensors directories: one file, or several with an index, beside a config.json."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -10,13 +9,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from autollm_jax.errors import UserError, one_line
-from autollm_jax.files import read_json
+from autollm_jax.files import read_json, write_json_atomic
 from autollm_jax.models.pattern import Slices
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _ROWS = 8192  # that are compared at a time
 _SHARD = r"[\w-][\w.-]*\.safetensors"
+_WRITTEN_SHARD = "model-[0-9]*-of-[0-9]*.safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 READ = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -26,6 +26,7 @@ class SafetensorsFiles:
 
     Attributes:
       shapes: of each tensor, by name.
+      dtypes: what each is stored as, a value of `READ`.
 
     Raises:
       UserError: a file is missing, damaged, or holds a tensor of another type.
@@ -36,18 +37,19 @@ class SafetensorsFiles:
         self._open = {}
         self._file_of: dict[str, str] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
         indexed = _index(folder)
         for file in sorted(set(indexed.values())) if indexed else [SINGLE]:
-            for name, shape in self._described(file):
+            for name, shape, dtype in self._described(file):
                 if name in self.shapes:
                     raise UserError(f"{folder / file}: {name} is in {self._file_of[name]} too")
                 self._file_of[name] = file
-                self.shapes[name] = shape
+                self.shapes[name], self.dtypes[name] = shape, READ[dtype]
         for name, file in indexed.items():
             if self._file_of.get(name) != file:
                 raise UserError(f"{folder / INDEX}: {name} is not in {file}")
 
-    def _described(self, file: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    def _described(self, file: str) -> Iterator[tuple[str, tuple[int, ...], str]]:
         path = self.folder / file
         if not path.exists():
             refuse_pickled(sorted(self.folder.iterdir()))
@@ -61,7 +63,7 @@ class SafetensorsFiles:
                 dtype = part.get_dtype()
                 if dtype not in READ:
                     raise UserError(f"{path}: {name} is {dtype}; accepted are {', '.join(READ)}")
-                yield name, tuple(part.get_shape())
+                yield name, tuple(part.get_shape()), dtype
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: not a whole safetensors file: {one_line(error)}") from error
 
@@ -117,7 +119,8 @@ def refuse_pickled(paths: Iterable[Path]) -> None:
 def write(folder: Path, shards: Iterator[Mapping[str, np.ndarray]]) -> None:
     """Write tensors, one file a shard, and an index where there is more than one.
 
-    The files appear under their names when all are written.
+    The files appear under their names when all are written. Those of an earlier export go just
+    before, its index first, so that a kill leaves no mixture of the two that would load.
 
     Args:
       folder: made if needed.
@@ -131,11 +134,14 @@ def write(folder: Path, shards: Iterator[Mapping[str, np.ndarray]]) -> None:
         path.chmod(0o644)  # the library lets nobody else read it
         written.append((path, list(shard)))
         total += sum(array.nbytes for array in shard.values())
+    alone = len(written) == 1
+    earlier = [folder / INDEX, *folder.glob(_WRITTEN_SHARD)]
+    for path in earlier if alone else [*earlier, folder / SINGLE]:
+        path.unlink(missing_ok=True)
     for number, (path, names) in enumerate(written):
-        alone = len(written) == 1
         name = SINGLE if alone else f"model-{number + 1:05}-of-{len(written):05}.safetensors"
         path.rename(folder / name)
         weights |= dict.fromkeys(names, name)
-    if len(written) > 1:
+    if not alone:
         index = {"metadata": {"total_size": total}, "weight_map": weights}
-        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        write_json_atomic(folder / INDEX, index)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from autollm_jax import preemption
 from autollm_jax.checkpointing.checkpoints import Checkpoints
@@ -35,7 +35,7 @@ from autollm_jax.training.group_progress import GroupProgress
 from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from autollm_jax.training.state import TrainState
 from autollm_jax.training.step import update
-from autollm_jax.training.sweep import RUNS, WHOLE
+from autollm_jax.training.sweep import RUNS, WHOLE, column, filled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,21 +197,18 @@ def train_grpo_group(
     Returns:
       success_R, the share of held-out problems solved, greedily decoded; and wall-clock seconds.
     """
-    padded = list(runs) + [runs[-1]] * (-len(runs) % mesh.shape["data"])
+    padded = filled(runs, mesh)
     context = problems.longest_prompt + problems.longest_answer
     start, improve = make_start(optimizer, mesh), make_improve(model, optimizer, mesh)
     answer = make_answer(model, context, problems.longest_answer, False, mesh)
-    split = NamedSharding(mesh, PartitionSpec("data"))
-
-    def column(name, dtype):
-        return jax.device_put(np.array([getattr(run, name) for run in padded], dtype), split)
-
-    seeds_R = column("seed", np.int32)
-    names = ("learning_rate", "kl_coefficient", "clip_range", "temperature")
-    hp_R = {name: column(name, np.float32) for name in names}
+    seeds_R = column([run.seed for run in padded], np.int32, mesh)
+    hp_R = {
+        name: column([getattr(run, name) for run in padded], np.float32, mesh)
+        for name in ("learning_rate", "kl_coefficient", "clip_range", "temperature")
+    }
 
     progress = GroupProgress(checkpoints, checkpoint_seconds, on_steps)
-    state = progress.begin(start, split, reference_params, seeds_R)
+    state = progress.begin(start, seeds_R.sharding, reference_params, seeds_R)
     with preemption.deferred(mesh) as asked_to_stop:
         while progress.step < config.steps:
             step = progress.step

@@ -74,6 +74,16 @@ def _loss(model: TransformerConfig, params, batch: Batch):
 RUNS, WHOLE = PartitionSpec("data"), PartitionSpec()
 
 
+def filled(runs: Sequence, mesh: Mesh) -> list:
+    """Repeat the last run until the mesh's `data` axis divides them; the copies are dropped."""
+    return list(runs) + [runs[-1]] * (-len(runs) % mesh.shape["data"])
+
+
+def column(values: Sequence, dtype, mesh: Mesh) -> jax.Array:
+    """Split what runs differ in, one number a run, over the mesh's `data` axis."""
+    return jax.device_put(np.array(values, dtype), NamedSharding(mesh, RUNS))
+
+
 # The programs are kept, since groups of one model share two of the three.
 @functools.lru_cache(maxsize=8)
 def make_init(model: TransformerConfig, optimizer: OptimizerConfig, mesh: Mesh):
@@ -176,21 +186,16 @@ def train_states(
       The state after the last step, with a leading axis of R (filled up to a multiple of the mesh's
       `data` axis with copies of the last run), and the wall-clock seconds spent.
     """
-    # The last run fills up the devices: it is computed again and dropped.
-    devices = mesh.shape["data"]
-    padded = list(runs) + [runs[-1]] * (-len(runs) % devices)
+    padded = filled(runs, mesh)
     streams = list(dict.fromkeys(run.stream for run in runs))
     init = make_init(model, optimizer, mesh)
     advance = make_advance(model, optimizer, mesh)
-    split = NamedSharding(mesh, PartitionSpec("data"))
-    rates_R = jax.device_put(np.array([run.learning_rate for run in padded], np.float32), split)
-    order_R = jax.device_put(
-        np.array([streams.index(run.stream) for run in padded], np.int32), split
-    )
-    seeds_R = jax.device_put(np.array([run.seed for run in padded], np.int32), split)
+    rates_R = column([run.learning_rate for run in padded], np.float32, mesh)
+    order_R = column([streams.index(run.stream) for run in padded], np.int32, mesh)
+    seeds_R = column([run.seed for run in padded], np.int32, mesh)
 
     progress = GroupProgress(checkpoints, checkpoint_seconds, on_steps)
-    state = progress.begin(init, split, seeds_R)
+    state = progress.begin(init, seeds_R.sharding, seeds_R)
     first = pipelines[streams[0]]
     length = max(1, min(steps, CHUNK_TOKENS // (first.batch_size * first.length)))
 

@@ -16,6 +16,7 @@ import tokenizers
 from tokenizers import AddedToken, models
 
 import autollm_jax
+from autollm_jax import stages
 from autollm_jax.data import pretrained_tokenizer
 from autollm_jax.files import write_json_atomic
 from autollm_jax.job import Job
@@ -36,7 +37,7 @@ def published(tmp_path):
     """A random Qwen3 with a vocabulary of letters, as it would be published."""
     folder = tmp_path / "published"
     params = jax.jit(lambda key: transformer.init(MODEL, key))(jax.random.key(0))
-    shards = pretrained._shards(families.QWEN3, MODEL, params, np.float32, 2**30)
+    shards = pretrained._shards(families.QWEN3, MODEL, params, np.float16, 2**30)
     safetensors_files.write(folder, shards)
     (folder / "config.json").write_text(json.dumps(families.json_from_shape(families.QWEN3, MODEL)))
     letters = {letter: n for n, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
@@ -55,9 +56,9 @@ def convert(*arguments):
 
 
 def test_a_converted_directory_holds_the_same_model(published, tmp_path):
-    done = convert(f"--source={published}", f"--out={tmp_path / 'out'}", "--dtype=float32")
+    done = convert(f"--source={published}", f"--out={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr
-    assert f"{transformer.parameter_count(MODEL):,} parameters" in done.stdout
+    assert f"{transformer.parameter_count(MODEL):,} parameters in float16" in done.stdout
     one = make_mesh(MeshShape(1, 1, 1), jax.devices()[:1])
     (config, params), (expected_config, expected) = (
         pretrained.load(folder, one) for folder in (tmp_path / "out", published)
@@ -98,7 +99,7 @@ def trained(published, tmp_path):
 @pytest.mark.parametrize("policy", [{}, {"lora_rank": 2, "lora_targets": "query,down"}], ids=str)
 def test_a_trained_policy_is_written_with_its_factors_merged(trained, published, tmp_path, policy):
     job, out = trained(**policy), tmp_path / "out"
-    done = convert(f"--workdir={job.workdir}", f"--out={out}", "--dtype=float32")
+    done = convert(f"--workdir={job.workdir}", f"--out={out}")
     assert done.returncode == 0, done.stderr
     one = make_mesh(MeshShape(1, 1, 1), jax.devices()[:1])
     config, params = pretrained.load(out, one)
@@ -116,6 +117,34 @@ def test_a_trained_policy_is_written_with_its_factors_merged(trained, published,
     assert np.abs(logits[0] - logits[2]).max() > 0.1
     for name in ("tokenizer.json", "chat_template.jinja"):
         assert (out / name).read_bytes() == (published / name).read_bytes()
+
+
+def test_players_share_what_lora_froze(trained, monkeypatch):
+    job, loads, load = trained(lora_rank=2, lora_targets="query,down"), [], pretrained.load
+    job.config.gym.roots = "gym_data"
+    job.config.evaluation.update({"methods": "agent,zero_shot,hybrid", "shots": 0})
+    monkeypatch.setattr(pretrained, "load", lambda *given: loads.append(given) or load(*given))
+    given, player = [], stages.policy_player
+    monkeypatch.setattr(
+        stages, "policy_player", lambda *a, **k: given.append(a[1]) or player(*a, **k)
+    )
+    assert set(stages._players(job)) == {"agent", "zero_shot", "hybrid"}
+    agent, zero_shot, hybrid = given
+    assert len(loads) == 1 and agent["embedding"] is zero_shot["embedding"]
+    name = "query" + transformer.LORA_OUT
+    assert agent["layers"][name] is hybrid["layers"][name] is not zero_shot["layers"][name]
+
+
+def test_a_policy_that_several_processes_trained_is_written_by_one(trained, tmp_path):
+    path = trained().workdir / "config.json"
+    config = json.loads(path.read_text())
+    config["distributed"].update(
+        {"coordinator": "localhost:1", "processes": 2, "process_id": 0, "timeout_seconds": 5}
+    )
+    write_json_atomic(path, config)
+    done = convert(f"--workdir={path.parent}", f"--out={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "model.safetensors").exists()
 
 
 def test_what_was_not_trained_is_not_written(trained, published, tmp_path):
@@ -139,6 +168,14 @@ def test_what_was_not_trained_is_not_written(trained, published, tmp_path):
         (line,) = done.stderr.strip().splitlines()
         assert done.returncode == 1 and line.startswith("error: ") and words in line
     assert not (tmp_path / "out").exists()
+
+
+def test_a_vocabulary_in_a_used_folder_replaces_the_one_before(published, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "tokenizer.model").write_bytes(b"of another model")
+    pretrained.export_tokenizer(published, tmp_path / "out")
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"tokenizer.json", "chat_template.jinja"}
 
 
 def test_what_cannot_be_converted_is_one_line(published, tmp_path):

@@ -1,7 +1,9 @@
 """Published weights: every family and format in, the same bytes out, and what is wrong is named."""
 
 import dataclasses
+import functools
 import json
+import pathlib
 import struct
 
 import gguf
@@ -91,6 +93,62 @@ def test_a_round_trip_gives_the_same_bits(tmp_path, one, architecture, tied, dty
     for name, array in values.items():
         assert again[name].dtype == array.dtype and again[name].tobytes() == array.tobytes(), name
     assert pretrained.open_source(tmp_path / "out").config == config
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_loses_nothing_is_a_directorys_own_type(tmp_path, dtype):
+    values = tensors("LlamaForCausalLM", dtype=dtype)
+    unused = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32)}
+    folder = write(tmp_path / "in", values | unused, config_json())
+    assert pretrained.lossless(folder) == dtype
+
+
+def test_what_loses_nothing_of_several_types_is_float32(tmp_path):
+    values = tensors(dtype="bfloat16") | {"model.norm.weight": np.ones(32, np.float16)}
+    assert pretrained.lossless(write(tmp_path / "in", values, config_json())) == "float32"
+
+
+@pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_1"])
+def test_what_loses_nothing_of_a_gguf_file_holds_what_is_read_of_it(tmp_path, one, kind):
+    path = write_gguf(tmp_path / "m.gguf", "LlamaForCausalLM", tensors(), kind)
+    config, params = pretrained.load(path, one)
+    pretrained.export(config, params, tmp_path / "out", path, pretrained.lossless(path))
+    _, found = pretrained.load(tmp_path / "out", one)
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+
+
+SHARD_BYTES = {1: 2**30, 2: 60_000, 3: 40_000}  # for so many files
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (3, 2), (1, 2)])
+def test_an_export_into_a_used_folder_replaces_what_is_there(tmp_path, one, before, after):
+    origin, folder = write(tmp_path / "in", tensors(), config_json()), tmp_path / "out"
+    config, params = pretrained.load(origin, one)
+    for files, factor in ((before, 2.0), (after, 3.0)):
+        written = jax.tree.map(functools.partial(jnp.multiply, factor), params)
+        pretrained.export(config, written, folder, origin, "float32", SHARD_BYTES[files])
+        assert len(list(folder.glob("*.safetensors"))) == files
+    _, found = pretrained.load(folder, one)
+    jax.tree.map(np.testing.assert_array_equal, found, written)
+
+
+def test_an_export_that_is_killed_in_a_used_folder_leaves_no_mixture(tmp_path, one, monkeypatch):
+    origin, folder = write(tmp_path / "in", tensors(), config_json()), tmp_path / "out"
+    config, params = pretrained.load(origin, one)
+    pretrained.export(config, params, folder, origin, "float32", SHARD_BYTES[2])
+    original, calls = pathlib.Path.rename, []
+
+    def killed_at_the_second(path, target):
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(path, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", killed_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        pretrained.export(config, params, folder, origin, "float32", SHARD_BYTES[2])
+    with pytest.raises(UserError, match="model.safetensors: missing"):
+        pretrained.load(folder, one)
 
 
 def test_heads_are_the_rows_that_the_file_gives_them(tmp_path, one):

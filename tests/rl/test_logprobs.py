@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl.logprobs import token_logprobs
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from autollm_jax.sharding.rules import tree_shardings
+from tests.collectives import COLLECTIVE
 
 B, T = 8, 30  # 29 predicted tokens: five blocks of six, the last one filled up
 WHOLE = TransformerConfig(
@@ -21,7 +21,6 @@ WHOLE = TransformerConfig(
 )
 BLOCKED = dataclasses.replace(WHOLE, row_logits=48 * 6)
 TOKENWISE = dataclasses.replace(WHOLE, row_logits=0)
-COLLECTIVE = r"= [^=]* (all-reduce|all-gather|reduce-scatter|all-to-all)(-start)?\("
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +150,6 @@ def test_the_tables_gradient_is_reduced_once_and_not_a_block():
     for line in compiled_gradient(model, T, mesh).as_text().splitlines():
         if line.endswith("{"):
             inside = line.split()[0]
-        if re.search(COLLECTIVE, line) and "4096," in line:
+        if COLLECTIVE.search(line) and "4096," in line:
             (entry if inside == "ENTRY" else found).append(line)
     assert entry and not found

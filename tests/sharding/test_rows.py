@@ -1,5 +1,3 @@
-import re
-
 import jax
 import numpy as np
 import pytest
@@ -7,9 +5,9 @@ import pytest
 from autollm_jax.sharding import rows
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from autollm_jax.sharding.rules import batch_sharding
+from tests.collectives import COLLECTIVE
 
 B, S, C = 16, 12, 3
-COLLECTIVE = re.compile(r" (all-gather|all-reduce|all-to-all|collective-permute)(-start)?\(")
 
 
 @pytest.fixture
