@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from autollm_jax.agent.distillation import PackedRows, imitation_loss
@@ -29,7 +30,7 @@ from autollm_jax.models.transformer import parameter_count
 from autollm_jax.rl import conversations, sampler
 from autollm_jax.rl.loop import UpdateBatch, jit_reference, policy_loss
 from autollm_jax.sharding.mesh import AXES
-from autollm_jax.sharding.rules import tree_shardings
+from autollm_jax.sharding.rules import even_rows, tree_shardings
 from autollm_jax.training import flops
 from autollm_jax.training.state import abstract_state, state_shardings
 from autollm_jax.training.step import jit_train_step
@@ -46,7 +47,8 @@ class StepPlan:
     rows, tokens: of its batch; tokens a row.
     parameters: that the step reads, all of the model's.
     optimizer: the optimizer's state.
-    other: parameters that are held besides: where training started from, the reference.
+    other: parameters that are held besides: where training started from, the reference, the layers
+      as they are laid out for play.
     cache: keys and values, and where batches are halved the copy of half of the rows.
     activations: what the program makes and drops, and its batch.
     flops: of all devices together; of a decoding step, for one token of each row.
@@ -97,10 +99,8 @@ def plan(job: Job) -> None:
       job: on fake devices.
 
     Raises:
-      UserError: a batch does not divide over the mesh, or a step needs more than
-        `config.plan.device_memory_gib`.
+      UserError: a step needs more than `config.plan.device_memory_gib`.
     """
-    _check_rows(job)
     count, sizes = parameter_count(job.model), dict(job.mesh.shape)
     axes = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
     print(f"{count:,} parameters, {job.mesh.size} devices ({axes}); GiB a device, FLOPs of all")
@@ -110,7 +110,7 @@ def plan(job: Job) -> None:
         steps.append(step)
         memory = [f"{getattr(step, name) / GIB:.2f}" for name in (*COLUMNS, "total")]
         print(_row(step.name, step.rows, step.tokens, *memory, f"{step.flops:.1e}"), flush=True)
-    for line in _undivided(job):
+    for line in (*_uneven(job), *_undivided(job)):
         print(f"plan: {line}")
     path = job.workdir / "plan.json"
     write_json_atomic(
@@ -136,26 +136,22 @@ def _row(name: str, *cells) -> str:
     return f"{name:16}" + "".join(f"{cell:>12}" for cell in cells)
 
 
-def _check_rows(job: Job) -> None:
-    """Check that every device gets as many rows as any other.
-
-    Raises:
-      UserError: a batch does not divide.
-    """
-    shards = job.mesh.shape["data"] * job.mesh.shape["fsdp"]
+def _uneven(job: Job) -> Iterator[str]:
+    """Name the batches of which not every device gets as many rows as any other."""
+    grpo, shards = job.config.grpo, even_rows(1, job.mesh)
     for stage, field in (("distill", "batch_rows"), ("grpo", "minibatch_rows")):
         config = job.config[stage]
-        rows, pieces = config[field], config.microbatches
-        if config.steps and rows % (pieces * shards):
-            raise UserError(
-                f"config.{stage}.{field}={rows} has to be a multiple of config.{stage}.microbatches"
-                f"={pieces} times the mesh's data x fsdp={shards}"
+        rows = even_rows(config[field], job.mesh, config.microbatches)
+        if config.steps and rows != config[field]:
+            yield (
+                f"config.{stage}.{field}={config[field]} is filled up to {rows} rows, for the "
+                f"mesh's data x fsdp={shards} and config.{stage}.microbatches={config.microbatches}"
             )
-    grpo = job.config.grpo
     for name, rows in (("groups", grpo.groups), ("groups x group_size", _played(job))):
         if grpo.steps and rows % shards:
-            raise UserError(
-                f"config.grpo.{name}={rows} has to be a multiple of the mesh's data x fsdp={shards}"
+            yield (
+                f"config.grpo.{name}={rows} is no multiple of the mesh's data x fsdp={shards}: "
+                "each device reads and speaks all of them"
             )
 
 
@@ -201,6 +197,7 @@ def _steps(job: Job, evaluated_rows: int) -> Iterator[StepPlan]:
         held["optimizer"] = update.optimizer
         if config.grpo.kl_coefficient:
             reference = jit_reference(model, job.grpo_hyperparameters(), job.mesh)
+            batch = _filled(batch, job.mesh)
             compiled = _compile(job.mesh, reference, params, batch)
             yield _planned("grpo reference", batch, compiled, params, **held)
         yield from _sampling(job, "grpo", _played(job), config.grpo.temperature, params, **held)
@@ -215,6 +212,7 @@ def _update(job: Job, stage: str, loss_fn, params, batch, **held) -> StepPlan:
     state = abstract_state(init, axes, optimizer, job.mesh)
     shardings = state_shardings(init, axes, optimizer, job.mesh)
     step = jit_train_step(loss_fn, optimizer, shardings, job.mesh, settings.microbatches)
+    batch = _filled(batch, job.mesh, settings.microbatches)
     compiled = _compile(job.mesh, step, state, batch, lora.split(job.model, params)[0])
     held["optimizer"] = moments = _bytes(state.opt_state)
     return _planned(f"{stage} update", batch, compiled, params, read=moments, **held)
@@ -226,7 +224,9 @@ def _sampling(job: Job, stage: str, rows: int, temperature, params, **held) -> I
     Of the grammars that turns may be held to nothing is counted: they depend on the tables.
     """
     sizes, mesh = job.play(temperature).sampler, job.mesh
-    wide = dataclasses.replace(job.model, dtype="float32")
+    wide = dataclasses.replace(job.model, dtype="float32", cache_dtype="float32")
+    laid_out, layers = _laid_out(job.model, wide, params, mesh)
+    held["other"] += layers
 
     def conversation(model, capacity, rows=rows):
         filled = dataclasses.replace(sizes, cache_block=capacity)
@@ -238,11 +238,11 @@ def _sampling(job: Job, stage: str, rows: int, temperature, params, **held) -> I
     grown, read = dict(held), {"read": _bytes(full.cache)}
     for half in conversations.batch_sizes(full, sizes)[1:2]:  # those of fewer rows take less
         held["cache"] += _bytes(conversation(job.model, sizes.context, half))
-    compiled = _compile(mesh, sampler._append, wide, params, full, chunk_BC, each_B)
+    compiled = _compile(mesh, sampler._append, wide, laid_out, full, chunk_BC, each_B)
     yield _planned(f"{stage} append", chunk_BC, compiled, params, **read, **held)
     compiled = _compile(
-        mesh, sampler._decode, wide, params, full, jax.random.key(0), each_B > 0, each_B, 0, 0, 1.0,
-        None, None, greedy=temperature == 0,
+        mesh, sampler._decode, wide, laid_out, full, jax.random.key(0), each_B > 0, each_B, 0, 0,
+        1.0, None, None, greedy=temperature == 0,
     )  # fmt: skip
     yield _planned(f"{stage} decode", chunk_BC[:, :1], compiled, params, **read, **held)
     if sizes.context > sizes.cache_block:
@@ -250,6 +250,25 @@ def _sampling(job: Job, stage: str, rows: int, temperature, params, **held) -> I
         compiled = _compile(mesh, conversations._pad_cache, shorter, sizes.context)
         read = {"read": cache - _bytes(params)}  # the cache is made; parameters are not read
         yield _planned(f"{stage} grow", chunk_BC[:, :0], compiled, params, **read, **grown)
+
+
+def _laid_out(model, wide, params, mesh: Mesh) -> tuple[dict, int]:
+    """Lay parameters out for decoding, as shapes.
+
+    Returns:
+      Those of the type that is compiled, and the bytes a device holds besides of the type that
+      plays.
+    """
+    with jax.set_mesh(mesh):
+        shardings = transformer.for_decoding.lower(wide, params).compile().output_shardings
+
+    def shapes(config):
+        made = jax.eval_shape(functools.partial(transformer.for_decoding, config), params)
+        return jax.tree.map(
+            lambda x, split: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), made, shardings
+        )
+
+    return shapes(wide), _bytes(shapes(model)["layers"])
 
 
 def _planned(name: str, batch, compiled: tuple[int, int], params, *, read: int = 0, **held):
@@ -298,6 +317,16 @@ def _batch(kind, rows: int, tokens: int):
             for field in dataclasses.fields(kind)
         }
     )
+
+
+def _filled(batch, mesh: Mesh, microbatches: int = 1):
+    """Fill the shapes of a batch up as `training.step.on_mesh` does the batch."""
+
+    def filled(x):
+        rows = even_rows(len(x), mesh, microbatches)
+        return jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)
+
+    return jax.tree.map(filled, batch)
 
 
 def _bytes(tree) -> int:
