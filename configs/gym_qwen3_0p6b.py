@@ -5,16 +5,17 @@
 
 This has been compiled, not trained: there were neither weights nor a GPU where it was written, so
 rates and numbers of steps are what such models usually take, and there are no figures to expect.
-What `--stage=plan` says (it needs no weights; 1.6 minutes of one CPU core), GiB:
+What `--stage=plan` says (it needs no weights; 50 s on 2 CPU cores), GiB:
 
     distill update   16.8   3.7e14 FLOPs, 32 rows of 2,048 tokens in 8 microbatches
     grpo update      16.7   3.7e14, as many
     grpo reference   16.4   9.5e13
-    grpo rollout     35.2   64 episodes side by side, when their cache (14.0) grows to 2,048 slots
-    evaluation       43.9   96 games, likewise
+    grpo rollout     36.0   64 episodes side by side, when their cache (14.0) grows to 2,048 slots
+    evaluation       44.8   96 games, likewise
 
 Of these 2.2 are parameters (f32), as many the copy that training started from or the reference, and
-4.4 the optimizer's. `:lora` trains factors of rank 32 beside the frozen weights (3.0e14 FLOPs).
+4.4 the optimizer's; in play 0.8 more, layers laid out for decoding. `:lora` trains factors of rank
+32 beside the frozen weights (3.0e14 FLOPs).
 """
 
 import runpy

@@ -6,18 +6,19 @@
 
 This has been compiled, not trained: there were neither weights nor such devices where it was
 written, so mesh, rates and numbers of steps are reasoned, and there are no figures to expect. What
-`--stage=plan` says (it needs no weights; 2 minutes of one CPU core), GiB a device:
+`--stage=plan` says (it needs no weights; 75 s on 2 CPU cores), GiB a device:
 
                      8 GPUs   v5e-16
     distill update     14.7      8.3   2.2e15 FLOPs, 32 rows of 2,048 tokens in 8 microbatches
     grpo update        14.7      8.2   2.2e15, as many
     grpo reference      9.5      4.9   5.7e14
-    grpo rollout       14.3      9.4   64 episodes side by side
-    evaluation         16.4     10.1   192 games
+    grpo rollout       15.2      9.9   64 episodes side by side
+    evaluation         17.3     10.5   192 games
 
 Of these 1.9 (0.9) are parameters (f32), as many the copy that training started from or the
-reference, and 3.7 (1.9) the optimizer's. `:lora` and `:v5e16_lora` train factors of rank 32 beside
-the frozen weights: an update is 1.7e15 FLOPs and takes 3.2 GiB on a v5e-16, a rollout 6.9.
+reference, and 3.7 (1.9) the optimizer's; in play 0.8 (0.4) more, layers laid out for decoding.
+`:lora` and `:v5e16_lora` train factors of rank 32 beside the frozen weights: an update is 1.7e15
+FLOPs and takes 3.2 GiB on a v5e-16, a rollout 7.3.
 """
 
 import runpy
