@@ -10,6 +10,7 @@ import time
 
 from autollm_jax.errors import UserError
 
+PORT_SECONDS = 10.0  # until what is left of a job that was queued again lets go of its port
 TRY_SECONDS = 1.0  # to connect, before the name is looked up again
 
 
@@ -109,10 +110,15 @@ def _check_port(port: int, field: str) -> None:
     """Listen for a moment where JAX will, on all addresses."""
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
-    try:
-        socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
-    except OSError as error:
-        raise UserError(
-            f"{field}: process 0 on {socket.gethostname()} cannot listen there "
-            f"({error.strerror}); it has to be a free port"
-        ) from error
+    deadline = time.monotonic() + PORT_SECONDS
+    while True:
+        try:
+            socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
+            return
+        except OSError as error:
+            if time.monotonic() >= deadline:
+                raise UserError(
+                    f"{field}: process 0 on {socket.gethostname()} cannot listen there "
+                    f"({error.strerror}); it has to be a free port"
+                ) from error
+        time.sleep(0.2)

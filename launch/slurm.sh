@@ -49,7 +49,8 @@ if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
   arguments+=("--config.ground_truth.share=$SLURM_ARRAY_TASK_ID/$SHARES")
 fi
 coordinator=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-arguments+=("--config.distributed.coordinator=$coordinator:$((50000 + SLURM_JOB_ID % 10000))")
+# A port above those that Linux gives to outgoing connections.
+arguments+=("--config.distributed.coordinator=$coordinator:$((61440 + SLURM_JOB_ID % 4096))")
 
 # --wait: where a task dies, the others are waiting for it, and are ended a minute later.
 code=0
