@@ -60,7 +60,7 @@ def test_two_tasks_do_the_main_job(tmp_path):
     summary = json.loads((tmp_path / "workdir" / "report" / "summary.json").read_text())
     assert set(summary["regret"]) == {"agent", "random"}
     config = json.loads((tmp_path / "workdir" / "config.json").read_text())
-    assert config["distributed"]["coordinator"].endswith(str(50000 + int(job) % 10000))
+    assert config["distributed"]["coordinator"].endswith(str(61440 + int(job) % 4096))
 
 
 def run_array(folder, array, **environment):
