@@ -27,7 +27,6 @@ from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl.grpo import GRPOHyperparameters
 from autollm_jax.rl.sampler import SamplerConfig
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
-from autollm_jax.sharding.rules import even_rows
 from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from autollm_jax.training.state import abstract_state, init_state
 
@@ -276,10 +275,6 @@ class Job:
         state, _ = checkpoints.restore(abstract_state(init, axes, optimizer, self.mesh))
         frozen = lora.split(model, first())[0] if model.lora_rank else {}
         return lora.join(frozen, state.params)
-
-    def even(self, rows: int) -> int:
-        """Round a batch up to what the mesh's data and fsdp axes divide."""
-        return even_rows(rows, self.mesh)
 
 
 def of_one_process(config: ConfigDict) -> ConfigDict:

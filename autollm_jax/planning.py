@@ -106,7 +106,7 @@ def plan(job: Job) -> None:
     print(f"{count:,} parameters, {job.mesh.size} devices ({axes}); GiB a device, FLOPs of all")
     print(_row("step", "rows", "tokens", *COLUMNS, "sum", "FLOPs"))
     steps = []
-    for step in _steps(job, job.even(job.config.evaluation.games)):
+    for step in _steps(job, even_rows(job.config.evaluation.games, job.mesh)):
         steps.append(step)
         memory = [f"{getattr(step, name) / GIB:.2f}" for name in (*COLUMNS, "total")]
         print(_row(step.name, step.rows, step.tokens, *memory, f"{step.flops:.1e}"), flush=True)
@@ -186,18 +186,21 @@ def _steps(job: Job, evaluated_rows: int) -> Iterator[StepPlan]:
     if config.distill.steps:
         shape = dataclasses.replace(model, dtype=config.distill.dtype)
         loss_fn = functools.partial(imitation_loss, shape)
-        batch = _batch(PackedRows, config.distill.batch_rows, config.distill.row_length)
+        rows = even_rows(config.distill.batch_rows, job.mesh, config.distill.microbatches)
+        batch = _batch(PackedRows, rows, config.distill.row_length)
         yield _update(job, "distill", loss_fn, params, batch, **published)
     if config.grpo.steps:
         held = {"other": _bytes(trained)}
         loss_fn = functools.partial(policy_loss, model, job.grpo_hyperparameters())
-        batch = _batch(UpdateBatch, config.grpo.minibatch_rows, config.policy.context)
+        rows = even_rows(config.grpo.minibatch_rows, job.mesh, config.grpo.microbatches)
+        batch = _batch(UpdateBatch, rows, config.policy.context)
         update = _update(job, "grpo", loss_fn, params, batch, **held)
         yield update
         held["optimizer"] = update.optimizer
         if config.grpo.kl_coefficient:
             reference = jit_reference(model, job.grpo_hyperparameters(), job.mesh)
-            batch = _filled(batch, job.mesh)
+            rows = even_rows(config.grpo.minibatch_rows, job.mesh)
+            batch = _batch(UpdateBatch, rows, config.policy.context)
             compiled = _compile(job.mesh, reference, params, batch)
             yield _planned("grpo reference", batch, compiled, params, **held)
         yield from _sampling(job, "grpo", _played(job), config.grpo.temperature, params, **held)
@@ -212,7 +215,6 @@ def _update(job: Job, stage: str, loss_fn, params, batch, **held) -> StepPlan:
     state = abstract_state(init, axes, optimizer, job.mesh)
     shardings = state_shardings(init, axes, optimizer, job.mesh)
     step = jit_train_step(loss_fn, optimizer, shardings, job.mesh, settings.microbatches)
-    batch = _filled(batch, job.mesh, settings.microbatches)
     compiled = _compile(job.mesh, step, state, batch, lora.split(job.model, params)[0])
     held["optimizer"] = moments = _bytes(state.opt_state)
     return _planned(f"{stage} update", batch, compiled, params, read=moments, **held)
@@ -317,16 +319,6 @@ def _batch(kind, rows: int, tokens: int):
             for field in dataclasses.fields(kind)
         }
     )
-
-
-def _filled(batch, mesh: Mesh, microbatches: int = 1):
-    """Fill the shapes of a batch up as `training.step.on_mesh` does the batch."""
-
-    def filled(x):
-        rows = even_rows(len(x), mesh, microbatches)
-        return jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)
-
-    return jax.tree.map(filled, batch)
 
 
 def _bytes(tree) -> int:

@@ -64,6 +64,7 @@ from autollm_jax.gym.stress import distort
 from autollm_jax.gym.tables import read_table, table_paths
 from autollm_jax.job import Job
 from autollm_jax.rl.loop import GRPOLoopConfig, train_grpo
+from autollm_jax.sharding.rules import even_rows
 from autollm_jax.training.loop import LoopConfig
 
 MOST_CUT = 0.1  # of the episodes, that may lose their end in distillation
@@ -346,7 +347,7 @@ def _players(job: Job) -> dict[str, Player]:
             params,
             tokenizer or job.tokenizer,
             job.play(settings.temperature, constrained=settings.constrained, advisor=advisor),
-            rows=job.even(min(games, settings.games)),
+            rows=even_rows(min(games, settings.games), job.mesh),
             mesh=job.mesh,
         )
 
