@@ -46,8 +46,14 @@ def run(main: Callable[[list[str]], None]) -> None:
 
     `UserError`, and whatever is wrong with a flag or a config file, ends the script with one line.
     """
+
+    def whole(argv):
+        main(argv)
+        # All is done: a stop that comes while Python takes itself down has nothing to ask for.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
     try:
-        app.run(main, flags_parser=_parse)
+        app.run(whole, flags_parser=_parse)
     except UserError as error:
         sys.exit(f"error: {error}")
 

@@ -227,14 +227,16 @@ def main(argv: list[str]) -> None:
             delay, name = rng.uniform(0, seconds[stage]), SIGNALS.value[landed % len(SIGNALS.value)]
             which = rng.randrange(PROCESSES.value)
             run = started(disturbed)
-            if not after(run, stage, delay):
+            in_time = after(run, stage, delay)
+            if in_time:
+                steps = len(metrics_of(disturbed)) if (disturbed / "metrics.jsonl").exists() else 0
+                outcome = run.stop(name, which)
+            if not (in_time and any(run.wait())):  # its work may be over when the signal comes
                 finish(run)
                 print(f"after {delay:.1f} s: ended before its signal; compared, and begun afresh")
                 alike &= same(calm, disturbed)
                 afresh(disturbed)
                 continue
-            steps = len(metrics_of(disturbed)) if (disturbed / "metrics.jsonl").exists() else 0
-            outcome = run.stop(name, which)
             landed += 1
             print(
                 f"after {delay:.1f} s: {name} to process {which} in {run.stage}, {steps} rows of "

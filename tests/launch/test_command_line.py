@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import autollm_jax
+from autollm_jax.errors import PREEMPTED_EXIT_CODE
 
 ROOT = pathlib.Path(autollm_jax.__file__).parents[1]
 # 50 arrays of 64 MB, one at a time: 800,000 pages if each one's are asked for anew.
@@ -33,3 +34,22 @@ def page_faults(**variables):
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_scripts_keep_freed_memory_unless_the_environment_says_otherwise():
     assert page_faults() < 0.2 * page_faults(MALLOC_PERTURB_="0")
+
+
+# Told to stop in its main function, or while Python ends.
+STOPPED = """
+import atexit, os, signal, sys
+from autollm_jax import command_line
+def stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+moment = sys.argv.pop()
+if moment == "late":
+    atexit.register(stop)
+command_line.run(lambda argv: stop() if moment == "early" else None)
+"""
+
+
+@pytest.mark.parametrize(("moment", "code"), [("early", PREEMPTED_EXIT_CODE), ("late", 0)])
+def test_a_stop_after_the_work_is_done_leaves_it_a_success(moment, code):
+    done = subprocess.run([sys.executable, "-c", STOPPED, moment], cwd=ROOT, capture_output=True)
+    assert done.returncode == code, done.stderr
