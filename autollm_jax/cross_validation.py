@@ -49,13 +49,11 @@ def cross_validate(
     bar = tqdm(players.items(), "cross-validate", unit="method", dynamic_ncols=True)
     for name, player in bar:
         bar.set_postfix_str(name)
-        games = [
-            Game(Episode(p.target.sealed(), p.evidence, budget), n) for n, p in enumerate(pairs)
-        ]
+        games = [Game(Episode(p.target, p.evidence, budget), n) for n, p in enumerate(pairs)]
         player(games)
         rows = collections.defaultdict(list)
         for game in games:
-            target, trials = game.episode.experiment, game.episode.trials
+            target, trials = game.episode.setting, game.episode.trials
             regrets = [game.episode.best_regret(k + 1) for k in range(budget)]
             invalid = np.mean([not t.valid for t in trials] or [0.0])
             matched = np.mean([t.matched for t in trials] or [0.0])

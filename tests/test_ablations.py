@@ -115,7 +115,7 @@ def test_results_under_stress_are_apart_from_the_plain_ones(make):
 
 def _first_cell(games):
     for game in games:
-        game.episode.exec_config(game.episode.experiment.configurations[0])
+        game.episode.exec_config(game.episode.setting.configurations[0])
 
 
 def test_stages_log_how_long_training_took(make):

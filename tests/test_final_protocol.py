@@ -82,7 +82,6 @@ def test_the_final_protocol_runs_from_curation_to_the_report(job):
     rows = pq.read_table(job.results_path).to_pylist()
     assert {row["experiment"] for row in rows} == {"high_80000", "high_160000"}
     assert {e.fidelity.level for e in job.training} == {"low", "mid"}
-    assert all(e.is_sealed for e in job.split.held_out)
     summary = json.loads((job.workdir / "report" / "summary.json").read_text())
     assert {"regret", "invalid_rate", "validity", "claims", "cost"} < set(summary)
     evidence = summary["cost"]["groups"]["own/pretraining"]["evidence"]["flops"]

@@ -32,8 +32,8 @@ OWN = load_experiments(["gym_data"])
 @pytest.mark.parametrize("experiment", OWN, ids=lambda e: f"{e.task}-{e.name}")
 def test_a_committed_experiment_can_be_learned_from(experiment):
     """More than half a grid's cells are worse than its optimum; noise and default are known."""
-    regrets = experiment.regrets_R[experiment.feasible_R]
-    assert 0 < experiment.noise < math.inf
+    regrets = experiment.outcomes.regrets_R[experiment.feasible_R]
+    assert 0 < experiment.outcomes.noise < math.inf
     assert (regrets > 0).sum() > len(regrets) / 2
     assert not experiment.match(experiment.default).matched
 
@@ -42,14 +42,14 @@ def test_a_committed_experiment_can_be_learned_from(experiment):
     "experiment", [e for e in OWN if e.task == "pretraining"], ids=lambda e: e.name
 )
 def test_the_optimum_of_a_committed_grid_is_inside_it(experiment):
-    best = experiment.configurations[experiment.best_row]
+    best = experiment.configurations[experiment.outcomes.best_row]
     for dimension in experiment.space.dimensions:
         assert dimension.choices[0] < best[dimension.name] < dimension.choices[-1]
 
 
 @pytest.mark.parametrize("experiment", [e for e in OWN if e.task == "grpo"], ids=lambda e: e.name)
 def test_the_best_learning_rate_of_grpo_is_inside_its_grid(experiment):
-    best = experiment.configurations[experiment.best_row]["learning_rate"]
+    best = experiment.configurations[experiment.outcomes.best_row]["learning_rate"]
     choices = experiment.space["learning_rate"].choices
     assert choices[0] < best < choices[-1]
 

@@ -45,7 +45,7 @@ def applicable(experiments: Sequence[Experiment]) -> tuple[str, ...]:
         "shifted axes": True,
         "other names": "simplex" in kinds,
         "lower limit": any(e.limit is not None for e in experiments),
-        "mixed objectives": len({e.objective_metric for e in experiments}) > 1,
+        "mixed objectives": len({e.objective.metric for e in experiments}) > 1,
     }
     return tuple(name for name in AUGMENTATIONS if possible[name])
 
@@ -106,7 +106,7 @@ def augment(
             old = [dimension.choices[place] for place in order]
             renamed[dimension.name] = dict(zip(old, fresh, strict=True))
     shift = _Shift(maps, renamed, parameters, tokens, outcome)
-    outcomes = [np.array(e.outcomes_R) for e in experiments]
+    outcomes = [np.array(e.outcomes.values_R) for e in experiments]
     if "mixed objectives" in changes:
         outcomes = _mixed(experiments, random)
     rows_of: dict = {}
@@ -121,32 +121,34 @@ def augment(
 
 
 def _some_objectives(experiments, random) -> list[Experiment]:
-    metrics = sorted({e.objective_metric for e in experiments})
+    metrics = sorted({e.objective.metric for e in experiments})
     if len(metrics) > MOST_OBJECTIVES:
         chosen = set(random.choice(metrics, MOST_OBJECTIVES, replace=False).tolist())
-        experiments = [e for e in experiments if e.objective_metric in chosen]
+        experiments = [e for e in experiments if e.objective.metric in chosen]
     return list(experiments)
 
 
 def _mixed(experiments, random) -> list[np.ndarray]:
     """Average each objective with another one of the same cells, by the same share everywhere."""
-    metrics = sorted({e.objective_metric for e in experiments})
+    metrics = sorted({e.objective.metric for e in experiments})
     order = random.permutation(metrics).tolist()
     partners = dict(zip(order, order[1:] + order[:1], strict=True))
     share = random.uniform(0.5, 1.0)
-    by_place = {(id(e.cells), e.fidelity, e.objective_metric): e for e in experiments}
+    by_place = {(id(e.cells), e.fidelity, e.objective.metric): e for e in experiments}
     mixed = []
     for e in experiments:
-        partner = by_place.get((id(e.cells), e.fidelity, partners[e.objective_metric]), e)
-        sign = 1.0 if e.minimize == partner.minimize else -1.0
+        partner = by_place.get((id(e.cells), e.fidelity, partners[e.objective.metric]), e)
+        sign = e.objective.sign * partner.objective.sign
         scale = _unit(e) / _unit(partner) * sign
-        other_R = e.optimum + scale * (partner.outcomes_R - partner.optimum)
-        mixed.append(share * e.outcomes_R + (1 - share) * other_R)
+        other_R = e.outcomes.optimum + scale * (
+            partner.outcomes.values_R - partner.outcomes.optimum
+        )
+        mixed.append(share * e.outcomes.values_R + (1 - share) * other_R)
     return mixed
 
 
 def _unit(experiment: Experiment) -> float:
-    return max(abs(experiment.median - experiment.optimum), 1e-12)
+    return experiment.outcomes.unit
 
 
 def _relabelling(experiments: Sequence[Experiment], name: str, factor: float) -> dict:
@@ -188,16 +190,18 @@ def _changed(
             drop = "sub-grid" in changes
             rows_of[id(experiment.cells)] = _sub_rows(experiment, drop, random)
         kept_R = rows_of[id(experiment.cells)].copy()
-        if not (experiment.status_R[kept_R] == "ok").any():
-            kept_R[experiment.best_row] = True
+        if not (experiment.outcomes.status_R[kept_R] == "ok").any():
+            kept_R[experiment.outcomes.best_row] = True
     if "noise" in changes:
-        floor = experiment.noise
+        floor = experiment.outcomes.noise
         if not np.isfinite(floor) or floor <= 0:
             floor = NOISE_FLOOR * _unit(experiment)
         outcomes_R = outcomes_R + random.normal(0.0, floor, len(outcomes_R))
     # Only the differences are stretched: a loss keeps its usual place.
-    outcomes_R = experiment.optimum + (outcomes_R - experiment.optimum) * shift.outcome
-    status_R = np.array(experiment.status_R)
+    outcomes_R = (
+        experiment.outcomes.optimum + (outcomes_R - experiment.outcomes.optimum) * shift.outcome
+    )
+    status_R = np.array(experiment.outcomes.status_R)
     limit = experiment.limit
     if limit is not None and "lower limit" in changes:
         sizes_N = experiment.parameters_R[kept_R & (status_R == "ok")]
@@ -229,10 +233,10 @@ def _changed(
         outcomes=outcomes_R[rows].tolist(),
         default=_moved(default, shift),
         default_origin=experiment.default_origin,
-        context={**experiment.context, "augmentation": ", ".join(changes)},
+        facts={**experiment.facts, "augmentation": ", ".join(changes)},
         status=status_R[rows].tolist(),
-        objective_metric=experiment.objective_metric,
-        minimize=experiment.minimize,
+        objective_metric=experiment.objective.metric,
+        minimize=experiment.objective.minimize,
         limit=limit,
         parameters=experiment.parameters_R[rows].tolist() if known else None,
     )
@@ -282,24 +286,24 @@ def _cheaper_copy(experiment: Experiment, random) -> Experiment:
     share = random.uniform(*COPY_DRIFT)
     deviation = 0.5 * _unit(experiment)
     noise_R = random.normal(0, random.uniform(0.0, 0.3), len(drift_R))
-    outcomes_R = experiment.outcomes_R + deviation * (share * drift_R + noise_R)
+    outcomes_R = experiment.outcomes.values_R + deviation * (share * drift_R + noise_R)
     factor = random.uniform(2, 12)
     fidelity = experiment.fidelity
-    record = dataclasses.replace(experiment.record, outcomes_R=outcomes_R)
+    outcomes = experiment.outcomes.with_values(outcomes_R)
     return dataclasses.replace(
         experiment,
         name=f"{experiment.name}-cheaper",
         fidelity=dataclasses.replace(
             fidelity, parameters=fidelity.parameters / factor, flops=fidelity.flops / factor
         ),
-        record=record,
+        outcomes=outcomes,
     )
 
 
 def _sub_grid(experiment: Experiment, random):
     """Drop ends and single choices of the numeric dimensions; return what is kept."""
     space = experiment.space
-    ok_R = experiment.status_R == "ok"
+    ok_R = experiment.outcomes.status_R == "ok"
     for _ in range(8):
         kept = {}
         for d in space.dimensions:

@@ -1,7 +1,6 @@
 """What every forecast has: the target's open side, its trials, and which cells may be tried."""
 
 import abc
-import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy as np
 from autollm_jax.baselines import coordinates
 from autollm_jax.gym.environment import Trial
 from autollm_jax.gym.experiments import Experiment
+from autollm_jax.gym.settings import Setting
 
 
 class BaseForecast(abc.ABC):
@@ -17,7 +17,7 @@ class BaseForecast(abc.ABC):
     It reads the target's open side (its cells) and its trials, never an outcome that was not tried.
 
     Attributes:
-      target: the target, sealed.
+      target: the question.
       nearest: the usable evidence, most relevant first.
       law: where its optimum should lie; None without evidence, or where no law moves landscapes.
       centre_row: the measured cell nearest to the law's prediction (None without a law).
@@ -29,8 +29,8 @@ class BaseForecast(abc.ABC):
     law = None
     centre_row: int | None = None
 
-    def __init__(self, target: Experiment, nearest: Sequence[Experiment]):
-        self.target = target.sealed()
+    def __init__(self, target: Setting, nearest: Sequence[Experiment]):
+        self.target = target
         self.nearest = tuple(nearest)
         self.unit = 1.0
         self.counterpart = self._counterpart()
@@ -39,7 +39,7 @@ class BaseForecast(abc.ABC):
         space, config, origin = self.target.space, self.target.default, self.target.space
         if self.nearest:
             origin = self.nearest[0].space
-            config = self.nearest[0].configurations[self.nearest[0].best_row]
+            config = self.nearest[0].configurations[self.nearest[0].outcomes.best_row]
         wanted_D = coordinates.project([config], origin, space)[0]
         x_RD = coordinates.project(self.target.configurations, space, space)
         away_R = ((x_RD - wanted_D) ** 2).sum(axis=1)
@@ -47,9 +47,7 @@ class BaseForecast(abc.ABC):
 
     def row_of(self, trial: Trial) -> int | None:
         """Return the target's row that answered a trial, None for an invalid one."""
-        if not trial.valid:
-            return None
-        return self.target.cells.find(trial.config)
+        return trial.row
 
     def expected_regrets(self, trials: Sequence[Trial]) -> np.ndarray:
         """Return the regret [R] expected to remain after trying each cell next.
@@ -69,9 +67,6 @@ class BaseForecast(abc.ABC):
 
     def _seen(self, trials: Sequence[Trial]) -> Iterator[tuple[int, float]]:
         """Yield the tried rows and their losses, inf where a run is not ok."""
-        sign = 1.0 if self.target.minimize else -1.0
         for trial in trials:
-            row = self.row_of(trial)
-            if row is not None:
-                ok = trial.status == "ok" and math.isfinite(trial.outcome)
-                yield row, sign * trial.outcome if ok else math.inf
+            if trial.row is not None:
+                yield trial.row, trial.loss(self.target)

@@ -105,8 +105,8 @@ def _nearest(observation, size, values):
     if not seen.nearest:
         return False
     other = seen.nearest[0]
-    sign = 1.0 if other.minimize else -1.0
-    loss_R = np.where(other.status_R == "ok", sign * other.outcomes_R, np.inf)
+    sign = other.objective.sign
+    loss_R = np.where(other.outcomes.status_R == "ok", sign * other.outcomes.values_R, np.inf)
     best = spelling.spell_row(other.cells, int(np.nanargmin(loss_R)))
     facts = [n for n in (other.fidelity.parameters, other.fidelity.tokens) if n]
     words = size.split()
@@ -114,9 +114,9 @@ def _nearest(observation, size, values):
         if words[-2:-1] != ["limit"]:
             return False
         facts, words = [*facts, other.limit["at_most"]], [*words[:-2], words[-1]]
-    if other.objective_metric != observation.experiment.objective_metric:
+    if other.objective.metric != observation.setting.objective.metric:
         known = sum(map(bool, (other.fidelity.parameters, other.fidelity.tokens)))
-        if not words[known:] or not other.objective_metric.startswith(words.pop(known)):
+        if not words[known:] or not other.objective.metric.startswith(words.pop(known)):
             return False
     same = len(words) == len(facts) and all(
         _close(word, fact, 3) for word, fact in zip(words, facts, strict=True)
@@ -130,7 +130,7 @@ def _sizes(observation, words):
     stated = re.findall(r"(\S+) x (parameters|tokens)\b", words)
     if not seen.nearest or not stated or len(words.split()) != 2 + 3 * len(stated) + 3:
         return False
-    here, there = observation.experiment.fidelity, seen.nearest[0].fidelity
+    here, there = observation.setting.fidelity, seen.nearest[0].fidelity
     return all(
         getattr(there, what) > 0 and _close(number, getattr(here, what) / getattr(there, what), 2)
         for number, what in stated
@@ -146,7 +146,7 @@ _LAW = (
 def _law(observation, words, name):
     """The law predicts this value, with these exponents, which have these signs."""
     seen = listing.view(observation)
-    names = observation.experiment.space.names
+    names = observation.setting.space.names
     found = re.fullmatch(_LAW, words)
     if seen.law is None or name not in names or found is None:
         return False
@@ -154,7 +154,7 @@ def _law(observation, words, name):
     if not all(re.fullmatch(_NUMBER, text) for text in (size_slope, tokens_slope)):
         return False
     d = names.index(name)
-    predicted = value_at(observation.experiment.space.dimensions[d], float(seen.law.centre_D[d]))
+    predicted = value_at(observation.setting.space.dimensions[d], float(seen.law.centre_D[d]))
     stated = ((by_size, float(size_slope)), (by_tokens, float(tokens_slope)))
     signs = {"rises with": 1, "falls with": -1, "flat in": 0}
     return _close(number, predicted, 2) and all(
@@ -184,7 +184,7 @@ def _listed(observation, label):
 
 def _lowest(observation, label, share, values):
     """The cell with this label has this forecast, and no cell that may be offered a lower one."""
-    cells = observation.experiment.cells
+    cells = observation.setting.cells
     expected_R = listing.view(observation).expected_regrets(observation.trials)
     row = _listed(observation, label)
     brief = [r for r in np.flatnonzero(np.isfinite(expected_R)) if listing.is_brief(cells, int(r))]
@@ -201,7 +201,7 @@ def _lowest(observation, label, share, values):
 
 def _losses(observation) -> list[float]:
     """Return what each trial brought, lower is better; inf where there is no outcome."""
-    sign = 1.0 if observation.experiment.minimize else -1.0
+    sign = observation.setting.objective.sign
     return [
         sign * t.outcome if t.valid and t.status == "ok" and math.isfinite(t.outcome) else math.inf
         for t in observation.trials

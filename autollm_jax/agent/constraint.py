@@ -46,7 +46,7 @@ def next_turn(tokenizer, episode: Episode) -> Rules | None:
     It may be anything (None) where the experiment has no configuration whose spelling is read as
     itself.
     """
-    endings = endings_of(tokenizer, episode.experiment.cells)
+    endings = endings_of(tokenizer, episode.setting.cells)
     return endings and (endings.automaton, allowed_endings(episode, endings.rows_R))
 
 
@@ -61,7 +61,7 @@ def allowed_endings(episode: Episode, rows_R: np.ndarray) -> np.ndarray:
     They are those within the limit that are untried; with none of them left, all within the limit;
     with none such, all.
     """
-    experiment = episode.experiment
+    experiment = episode.setting
     tried = [experiment.cells.find(t.config) for t in episode.trials if t.valid]
     feasible_R = experiment.feasible_R[rows_R]
     untried_R = feasible_R & ~np.isin(rows_R, tried)

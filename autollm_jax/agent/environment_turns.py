@@ -40,7 +40,7 @@ class EnvironmentTurns:
         """Return the tokens of the first prompt of some rows, copies of one episode."""
         turn = prompts.environment_turn(prompts.describe(self._episodes[rows[0]].tell()))
         for row in rows:
-            if self._episodes[row].experiment.id != self._episodes[rows[0]].experiment.id:
+            if self._episodes[row].setting.id != self._episodes[rows[0]].setting.id:
                 raise ValueError("the members of a group play different experiments")
             self.transcripts[row].append(turn)
             self._permit(row)

@@ -163,17 +163,9 @@ def landscape(experiment: Experiment) -> Landscape:
     return _LANDSCAPES[experiment]
 
 
-def raw_regrets(experiment: Experiment) -> np.ndarray:
-    """Return (y - y*) / (m - y*) [R], not cut at 1; inf where a run is not ok."""
-    sign = 1.0 if experiment.minimize else -1.0
-    scale = max(sign * (experiment.median - experiment.optimum), 1e-12)
-    gap_R = sign * (experiment.outcomes_R - experiment.optimum) / scale
-    return np.where((experiment.status_R == "ok") & np.isfinite(gap_R), gap_R, np.inf)
-
-
 def _fit_landscape(experiment: Experiment) -> Landscape:
     x_RD = coordinates_RD(experiment)
-    regret_R = raw_regrets(experiment)
+    regret_R = experiment.outcomes.uncut_regrets_R
     if len(x_RD) > MOST_ROWS:
         kept = np.sort(np.argsort(regret_R, kind="stable")[:MOST_ROWS])
         x_RD, regret_R = x_RD[kept], regret_R[kept]
@@ -181,7 +173,7 @@ def _fit_landscape(experiment: Experiment) -> Landscape:
     centre_D = weight_R @ x_RD / weight_R.sum()
     x_RD = x_RD - centre_D
     regret_R = np.minimum(regret_R, CAP)
-    scale = max(abs(experiment.median - experiment.optimum), 1e-12)
+    scale = experiment.outcomes.unit
     near_R = regret_R < 1.2
     features = _quadratic(x_RD)
     gram = features[near_R].T @ features[near_R] + 0.0025 * np.eye(features.shape[1])
@@ -258,5 +250,5 @@ def usable(evidence: Sequence[Experiment], target: Experiment) -> tuple[Experime
     """Keep the evidence over the target's dimensions, of its objective where there is any."""
     wanted = [(d.name, d.kind) for d in target.space.dimensions]
     alike = [e for e in evidence if [(d.name, d.kind) for d in e.space.dimensions] == wanted]
-    same = [e for e in alike if e.objective_metric == target.objective_metric]
+    same = [e for e in alike if e.objective.metric == target.objective.metric]
     return tuple(same or alike)

@@ -9,7 +9,6 @@ import numpy as np
 from autollm_jax.agent.base_forecast import BaseForecast
 from autollm_jax.agent.forecast import forecast
 from autollm_jax.agent.spelling import spell_row
-from autollm_jax.agent.surfaces import raw_losses
 from autollm_jax.baselines.coordinates import axes
 from autollm_jax.gym.cells import Cells
 from autollm_jax.gym.environment import Observation
@@ -23,7 +22,7 @@ LABELS = "ABCDEFGHIJ"
 
 def view(observation: Observation) -> BaseForecast:
     """Return the forecast that this observation's texts quote."""
-    return forecast(observation.experiment, observation.evidence)
+    return forecast(observation.setting, observation.evidence)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -113,12 +112,12 @@ def is_brief(cells: Cells, row: int) -> bool:
 def best_row(experiment: Experiment) -> int:
     """Return an open experiment's best row of those that can be spelled briefly."""
     brief = sorted(brief_rows(experiment.cells))
-    row = brief[int(np.argmin(raw_losses(experiment)[brief]))]
-    return row if experiment.status_R[row] == "ok" else experiment.best_row
+    row = brief[int(np.argmin(experiment.outcomes.losses_R[brief]))]
+    return row if experiment.outcomes.status_R[row] == "ok" else experiment.outcomes.best_row
 
 
 def offered(observation: Observation) -> int:
     """Return how many cells the forecast chooses for this state's list."""
-    if is_long(observation.experiment.space):
+    if is_long(observation.setting.space):
         return LONG_CANDIDATES[bool(observation.trials)]
     return CANDIDATES

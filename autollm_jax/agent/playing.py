@@ -20,4 +20,4 @@ def act(episode: Episode, text: str | bytes) -> Trial | None:
         episode.finish()
         return None
     said = text if isinstance(text, str) else bytes(text).decode("utf-8", "replace")
-    return episode.exec_config(read_config(episode.experiment.cells, action.config), said)
+    return episode.exec_config(read_config(episode.setting.cells, action.config), said)

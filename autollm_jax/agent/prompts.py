@@ -122,7 +122,7 @@ def _forecast_lines(observation: Observation, most: int) -> str:
     listed = listing.candidates(observation, most)
     if not listed:
         return f"every configuration is tried{LINE}"
-    target = observation.experiment
+    target = observation.setting
     lines = "".join(
         f" {c.label} {listing.percent(c.expected)}{_size(target, c.row)} at {c.text}{LINE}"
         for c in reversed(listed)
@@ -163,14 +163,14 @@ def _context(observation: Observation) -> str:
 
     Numbers of the context are left to the fidelity.
     """
-    target = observation.experiment
+    target = observation.setting
     names = [
-        (all(e.context.get(key) == value for e in observation.evidence), f" {key} {_plain(value)}")
-        for key, value in target.context.items()
+        (all(e.facts.get(key) == value for e in observation.evidence), f" {key} {_plain(value)}")
+        for key, value in target.facts.items()
         if isinstance(value, str)
         and key not in HIDDEN_CONTEXT
         and len(value) <= LONGEST_NAME
-        and value not in target.objective_metric
+        and value not in target.objective.metric
     ]
     names.sort(key=lambda named: named[0])
     limit = "" if target.limit is None else f" limit {short(target.limit['at_most'])}"
@@ -180,24 +180,24 @@ def _context(observation: Observation) -> str:
 def nearest_text(observation: Observation) -> str:
     """State the best configuration of the most relevant cheap experiment."""
     nearest = listing.view(observation).nearest[0]
-    return f"best of the nearest cheap experiment: {_evidence(nearest, observation.experiment)}"
+    return f"best of the nearest cheap experiment: {_evidence(nearest, observation.setting)}"
 
 
 def _evidence(other: Experiment, target: Experiment) -> str:
-    objective = "" if other.objective_metric == target.objective_metric else f" {_metric(other)}"
+    objective = "" if other.objective.metric == target.objective.metric else f" {_metric(other)}"
     limit = "" if other.limit is None else f" limit {short(other.limit['at_most'])}"
     where = spell_row(other.cells, listing.best_row(other))
     return f"{size(other.fidelity)}{objective}{limit} at {where}"
 
 
 def _metric(experiment: Experiment) -> str:
-    return _plain(experiment.objective_metric)[:LONGEST_NAME]
+    return _plain(experiment.objective.metric)[:LONGEST_NAME]
 
 
 def _describe(observation: Observation, lines: int, most: int, shortened: bool) -> str:
-    target, seen = observation.experiment, listing.view(observation)
+    target, seen = observation.setting, listing.view(observation)
     space = target.space
-    goal = "minimize" if target.minimize else "maximize"
+    goal = "minimize" if target.objective.minimize else "maximize"
     note = TASK_NOTES.get(target.task, "one run tries a configuration")
     parts = [
         f"task {target.task}: {note}. {goal} {_metric(target)} "
@@ -243,9 +243,7 @@ def describe(
     """
     text = ""
     count = estimate if count is None else count
-    evidence = (
-        LONG_EVIDENCE_LINES if listing.is_long(observation.experiment.space) else EVIDENCE_LINES
-    )
+    evidence = LONG_EVIDENCE_LINES if listing.is_long(observation.setting.space) else EVIDENCE_LINES
     most = listing.offered(observation)
     plans = [(lines, most, False) for lines in range(evidence, 0, -1)]
     plans += [(1, most, True), (1, 2, True), (1, 1, True)]
@@ -286,14 +284,14 @@ def _plain(text: str) -> str:
 
 def best_trial(experiment: Experiment, trials: Sequence[Trial]) -> Trial | None:
     """Return the best ok trial, the earliest of equals; None if there is none."""
-    sign = 1.0 if experiment.minimize else -1.0
+    sign = experiment.objective.sign
     good = [t for t in trials if t.valid and t.status == "ok" and math.isfinite(t.outcome)]
     return min(good, key=lambda t: (sign * t.outcome, t.number), default=None)
 
 
 def best_text(observation: Observation) -> str:
     """Name the best trial so far by its number; or none."""
-    best = best_trial(observation.experiment, observation.trials)
+    best = best_trial(observation.setting, observation.trials)
     return "none" if best is None else f"trial {best.number}"
 
 
@@ -303,10 +301,10 @@ def verdict(trial: Trial, observation: Observation) -> str:
         return "invalid"
     if trial.status != "ok" or not math.isfinite(trial.outcome):
         return trial.status
-    before = best_trial(observation.experiment, observation.trials[: trial.number - 1])
+    before = best_trial(observation.setting, observation.trials[: trial.number - 1])
     if before is None:
         return "first"
-    sign = 1.0 if observation.experiment.minimize else -1.0
+    sign = observation.setting.objective.sign
     return "worse" if sign * (trial.outcome - before.outcome) >= 0 else "better"
 
 
@@ -323,8 +321,8 @@ def feedback(trial: Trial, observation: Observation) -> str:
       trial: the latest trial.
       observation: the state after it.
     """
-    target, seen = observation.experiment, listing.view(observation)
-    decimals, metric = _decimals(seen), _plain(target.objective_metric.partition(".")[0])
+    target, seen = observation.setting, listing.view(observation)
+    decimals, metric = _decimals(seen), _plain(target.objective.metric.partition(".")[0])
     said = verdict(trial, observation)
     before = best_trial(target, observation.trials[: trial.number - 1])
     long = listing.is_long(target.space)

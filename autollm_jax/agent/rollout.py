@@ -323,7 +323,7 @@ class PolicyPlayer:
         for start in range(0, len(games), self.rows):
             batch = games[start : start + self.rows]
             episodes = [game.episode for game in batch]
-            seeds = [row_seed(game.episode.experiment.id, game.seed) for game in batch]
+            seeds = [row_seed(game.episode.setting.id, game.seed) for game in batch]
             played = play(
                 self.model, self.params, self.tokenizer, self.config, episodes, seeds,
                 jax.random.key(0), rows=self.rows, mesh=self.mesh, audited=True, title="play",

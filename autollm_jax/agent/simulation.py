@@ -111,7 +111,7 @@ def respond(observation: Observation) -> str:
         )
     pick = listed[0]
     think = _refine(observation, pick) if observation.trials else _extrapolate(observation, pick)
-    return _turn(think, spelling.exec_part(observation.experiment.cells, pick.row))
+    return _turn(think, spelling.exec_part(observation.setting.cells, pick.row))
 
 
 def _turn(think: str, exec_text: str) -> str:
@@ -121,7 +121,7 @@ def _turn(think: str, exec_text: str) -> str:
 def _extrapolate(observation: Observation, pick: listing.Candidate) -> str:
     """State what the evidence shows, the law or the effects, and choose."""
     seen = listing.view(observation)
-    target = observation.experiment
+    target = observation.setting
     sentences = []
     if seen.nearest:
         if not listing.is_long(target.space):
@@ -153,7 +153,7 @@ def _lines(*sentences: str) -> str:
 
 def _perturb(observation: Observation, random: np.random.Generator) -> str:
     """Write a turn that the researcher would not: another cell, an unmeasured or a broken one."""
-    target = observation.experiment
+    target = observation.setting
     cells, space = target.cells, target.space
     kind = random.random()
     row = int(random.integers(len(cells)))

@@ -47,7 +47,7 @@ class SurfaceForecast(BaseForecast):
 
     def __init__(self, target: Experiment, evidence: Sequence[Experiment]):
         evidence = sorted(evidence, key=lambda e: relevance(e, target))
-        same = [e for e in evidence if e.objective_metric == target.objective_metric]
+        same = [e for e in evidence if e.objective.metric == target.objective.metric]
         super().__init__(target, [*same, *(e for e in evidence if e not in same)])
         found = surfaces(same or evidence, target)[:NEAREST]
         feasible = np.flatnonzero(target.feasible_R)
@@ -91,7 +91,7 @@ class SurfaceForecast(BaseForecast):
     def _unit_of(self, surface: Surface) -> float:
         """Return a unit of regret of the surface's most relevant experiment."""
         lead = next(e for e in self.nearest if e in surface.members)
-        return max(abs(lead.median - lead.optimum), 1e-12)
+        return lead.outcomes.unit
 
     def _without_evidence(self) -> np.ndarray:
         """Expect a plain bowl around the default."""

@@ -40,7 +40,7 @@ def relevance(experiment: Experiment, target: Experiment) -> tuple:
     distance in log fidelity, then how alike the shares of feasible cells are; ids break ties.
     """
     return (
-        experiment.objective_metric != target.objective_metric,
+        experiment.objective.metric != target.objective.metric,
         named_differences(experiment, target),
         round(fidelity_distance(experiment, target), 6),
         abs(float(experiment.feasible_R.mean() - target.feasible_R.mean())),
@@ -71,13 +71,6 @@ def place(experiment: Experiment, onto: Experiment) -> np.ndarray:
     elif not size_R1.shape[1]:
         size_R1 = np.zeros((len(size_R1), 1))
     return np.concatenate([_projected(experiment.cells, onto.cells), size_R1], axis=1)
-
-
-def raw_losses(experiment: Experiment) -> np.ndarray:
-    """Return the outcomes, lower being better [R]; inf where a run is not ok."""
-    sign = 1.0 if experiment.minimize else -1.0
-    ok_R = (experiment.status_R == "ok") & np.isfinite(experiment.outcomes_R)
-    return np.where(ok_R, sign * experiment.outcomes_R, np.inf)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,10 +165,12 @@ def surfaces(evidence: Sequence[Experiment], target: Experiment) -> tuple[Surfac
 
 def _same_table(a: Experiment, b: Experiment) -> bool:
     """Tell whether two experiments differ in nothing but their limit."""
-    if a is b or a.cells is not b.cells or a.objective_metric != b.objective_metric:
+    if a is b or a.cells is not b.cells or a.objective.metric != b.objective.metric:
         return a is b
-    both_R = np.isfinite(raw_losses(a)) & np.isfinite(raw_losses(b))
-    return a.limit is not None and np.array_equal(a.outcomes_R[both_R], b.outcomes_R[both_R])
+    both_R = np.isfinite(a.outcomes.losses_R) & np.isfinite(b.outcomes.losses_R)
+    return a.limit is not None and np.array_equal(
+        a.outcomes.values_R[both_R], b.outcomes.values_R[both_R]
+    )
 
 
 @functools.lru_cache(maxsize=256)
@@ -212,7 +207,7 @@ def _fit(group: tuple[Experiment, ...]) -> Surface:
 
 def _fitted_rows(group: tuple[Experiment, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows [N] that a surface is fitted to, and their losses [N], cut at CAP."""
-    loss_R = np.min([raw_losses(e) for e in group], axis=0)
+    loss_R = np.min([e.outcomes.losses_R for e in group], axis=0)
     # A limit's excluded cells say nothing; a diverged one is as bad as can be told.
     kept = np.flatnonzero(np.any([e.feasible_R for e in group], axis=0))
     best = loss_R[kept].min()
@@ -287,10 +282,10 @@ def effects(experiment: Experiment) -> tuple[Effect, ...]:
     By ridge regression of the regret (cut at CAP) on the standardised coordinates of its feasible
     cells. Under a limit the logarithm of the parameters stands beside them.
     """
-    loss_R = raw_losses(experiment)
+    loss_R = experiment.outcomes.losses_R
     rows = np.flatnonzero(experiment.feasible_R)
     best = loss_R.min()
-    unit = max(abs(experiment.median - experiment.optimum), 1e-12)
+    unit = experiment.outcomes.unit
     regret_N = np.minimum((loss_R[rows] - best) / unit, CAP)
     names = effect_names(experiment)
     x_ND = place(experiment, experiment)[rows]

@@ -205,7 +205,7 @@ def _experiment(
         outcomes=((-1 if maximize else 1) * outcome_R[rows]).tolist(),
         default=middle,
         default_origin="the middle of each dimension's choices",
-        context={"provenance": PROVENANCE},
+        facts={"provenance": PROVENANCE},
         status=np.where(diverged_R[rows], "diverged", "ok").tolist(),
         objective_metric="score" if maximize else "loss",
         minimize=not maximize,

@@ -37,7 +37,7 @@ def sample_family(seed: int, parts: Sequence[str] = ()) -> list[Experiment]:
 
 
 def _make(seed, number, task, space, size, tokens, cells, outcomes, **fields) -> Experiment:
-    context = {"provenance": PROVENANCE} | fields.pop("context", {})
+    facts = {"provenance": PROVENANCE} | fields.pop("facts", {})
     return make_experiment(
         source=SOURCE,
         task=task,
@@ -47,7 +47,7 @@ def _make(seed, number, task, space, size, tokens, cells, outcomes, **fields) ->
         configurations=cells,
         outcomes=outcomes,
         default_origin="made up",
-        context=context,
+        facts=facts,
         **fields,
     )
 
@@ -93,7 +93,7 @@ def _sample_mixtures(random: np.random.Generator, seed: int, parts=()) -> list[E
                     seed, len(made), "data_mixture", space, size, tokens, cells,
                     (sign * loss_R).tolist(),
                     default=cells[int(((weights_RC - weights_RC.mean(0)) ** 2).sum(1).argmin())],
-                    context={"objective": objective},
+                    facts={"objective": objective},
                     objective_metric=f"{metric}.{objective}",
                     minimize=not maximize,
                 )
@@ -185,7 +185,7 @@ def _sample_tuning(random: np.random.Generator, seed: int) -> list[Experiment]:
                     seed, len(made), "grpo", space, size, tokens, cells, rate_R.tolist(),
                     default={"learning_rate": axes[0][2][2], "kl_coefficient": 0.01,
                              "group_size": 8, "clip_range": 0.2, "temperature": 1.0},
-                    context={"problem": problem},
+                    facts={"problem": problem},
                     objective_metric="success_rate",
                     minimize=False,
                 )

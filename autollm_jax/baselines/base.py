@@ -10,21 +10,26 @@ import numpy as np
 from autollm_jax.baselines import coordinates
 from autollm_jax.gym.environment import Trial
 from autollm_jax.gym.experiments import Experiment
+from autollm_jax.gym.settings import Setting
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One expensive experiment to configure, and all that may be known of it beforehand.
+    """One expensive run to configure, and all that may be known of it beforehand.
 
     Attributes:
-      experiment: the target, sealed: description, space, default and which cells were measured.
-      evidence: cheaper experiments of the same task and source, open.
+      setting: the question; an experiment, which has the answers too, is refused.
+      evidence: cheaper experiments of the same task and source.
       budget: number of trials.
     """
 
-    experiment: Experiment
+    setting: Setting
     evidence: tuple[Experiment, ...]
     budget: int
+
+    def __post_init__(self):
+        if isinstance(self.setting, Experiment):
+            raise TypeError(f"{self.setting.id}: a method is given a setting, not its outcomes")
 
 
 class Method(Protocol):
@@ -63,20 +68,13 @@ class MetaLearned(Method, Protocol):
 
 def draw_seed(problem: Problem, seed: int) -> int:
     """Return a seed that differs between experiments, whose draws would else go together."""
-    own = zlib.crc32(problem.experiment.id.encode())
+    own = zlib.crc32(problem.setting.id.encode())
     return int(np.random.SeedSequence([seed, own]).generate_state(1)[0])
 
 
-def log_fidelity(experiment: Experiment) -> np.ndarray:
-    """Return (log parameters, log tokens); nan where a number is missing or not positive."""
-    numbers = (experiment.fidelity.parameters, experiment.fidelity.tokens)
-    return np.array([np.log(n) if n is not None and n > 0 else np.nan for n in numbers])
-
-
-def fidelity_distance(a: Experiment, b: Experiment) -> float:
-    """Return the Euclidean distance in log fidelity over the numbers that both experiments have."""
-    difference = log_fidelity(a) - log_fidelity(b)
-    return float(np.sqrt(np.nansum(difference**2)))
+def fidelity_distance(a: Setting, b: Setting) -> float:
+    """Return the Euclidean distance in log fidelity over the numbers that both settings have."""
+    return float(np.sqrt(np.nansum((a.fidelity.log - b.fidelity.log) ** 2)))
 
 
 def relevant_evidence(problem: Problem) -> tuple[Experiment, ...]:
@@ -87,11 +85,11 @@ def relevant_evidence(problem: Problem) -> tuple[Experiment, ...]:
     thing (problem, backbone), then in fidelity, then in how much a limit leaves, then those whose
     context agrees in more fields.
     """
-    target = problem.experiment
-    same = [e for e in problem.evidence if e.objective_metric == target.objective_metric]
+    target = problem.setting
+    same = [e for e in problem.evidence if e.objective.metric == target.objective.metric]
 
     def key(experiment):
-        shared = sum(experiment.context.get(k) == v for k, v in target.context.items())
+        shared = sum(experiment.facts.get(k) == v for k, v in target.facts.items())
         feasible = abs(experiment.feasible_R.mean() - target.feasible_R.mean())
         distance = fidelity_distance(experiment, target)
         return named_differences(experiment, target), distance, feasible, -shared, experiment.id
@@ -99,10 +97,10 @@ def relevant_evidence(problem: Problem) -> tuple[Experiment, ...]:
     return tuple(sorted(same or problem.evidence, key=key))
 
 
-def named_differences(a: Experiment, b: Experiment) -> int:
+def named_differences(a: Setting, b: Setting) -> int:
     """Count the context's texts (problem, corpus, backbone) in which two experiments differ."""
-    names = {k for e in (a, b) for k, v in e.context.items() if isinstance(v, str)}
-    return sum(a.context.get(name) != b.context.get(name) for name in names)
+    names = {k for e in (a, b) for k, v in e.facts.items() if isinstance(v, str)}
+    return sum(a.facts.get(name) != b.facts.get(name) for name in names)
 
 
 def evidence_flops(method: Method, problem: Problem) -> float:
@@ -130,7 +128,7 @@ def flops_of_runs(looks: Iterable[tuple[Experiment, Sequence[int]]]) -> float:
     """
     runs: dict[tuple, float] = {}
     for experiment, rows in looks:
-        texts = {k: v for k, v in experiment.context.items() if isinstance(v, str)}
+        texts = {k: v for k, v in experiment.facts.items() if isinstance(v, str)}
         texts.pop("objective", None)
         shared = (experiment.source, experiment.task, *sorted(texts.items()))
         fidelity, names = experiment.fidelity, experiment.space.names
@@ -155,12 +153,10 @@ class Candidates:
       units_RD: coordinates of all cells in the target's own scale (see coordinates.py).
     """
 
-    def __init__(self, experiment: Experiment):
-        self.experiment = experiment
-        self.units_RD = coordinates.project(
-            experiment.configurations, experiment.space, experiment.space
-        )
-        self._feasible = np.flatnonzero(experiment.feasible_R)
+    def __init__(self, setting: Setting):
+        self.setting = setting
+        self.units_RD = coordinates.project(setting.configurations, setting.space, setting.space)
+        self._feasible = np.flatnonzero(setting.feasible_R)
         self._tried_R = np.zeros(len(self.units_RD), bool)
 
     @property
@@ -184,19 +180,17 @@ class Candidates:
     def take(self, row: int) -> dict:
         """Mark a row as tried and return its configuration."""
         self._tried_R[row] = True
-        return dict(self.experiment.configurations[row])
+        return dict(self.setting.configurations[row])
 
     def mark(self, trial: Trial) -> int | None:
         """Mark what a trial looked up as tried; return its row, None where it looked up nothing."""
-        if not trial.valid:
-            return None
-        row = self.experiment.match(trial.config).row
-        self._tried_R[row] = True
-        return row
+        if trial.row is not None:
+            self._tried_R[trial.row] = True
+        return trial.row
 
     def row_of(self, config: dict) -> int:
         """Return the feasible row nearest to a configuration."""
-        return self.nearest(coordinates.project([config], *[self.experiment.space] * 2)[0])
+        return self.nearest(coordinates.project([config], *[self.setting.space] * 2)[0])
 
     def nearest(self, unit_D: np.ndarray, untried: bool = False) -> int:
         """Return the feasible row nearest to a point, of all or of those that were not tried."""

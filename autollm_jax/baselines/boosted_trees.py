@@ -53,7 +53,7 @@ class BoostedTrees:
 
     def __init__(self, problem: Problem, seed: int):
         self._problem = problem
-        self._candidates = Candidates(problem.experiment)
+        self._candidates = Candidates(problem.setting)
         self._scale = TargetScale(problem)
         self._seed = draw_seed(problem, seed) % 2**30
         self._rows: list[int] = []
@@ -63,7 +63,7 @@ class BoostedTrees:
         self._x_NX = np.concatenate([points_ND, evidence.sizes_NS, evidence.fidelities_NF], axis=1)
         self._y_N = evidence.scores_N
         units_RD = self._candidates.units_RD
-        sizes_RS = coordinates.relative_sizes(problem.experiment)[:, : evidence.sizes_NS.shape[1]]
+        sizes_RS = coordinates.relative_sizes(problem.setting)[:, : evidence.sizes_NS.shape[1]]
         self._x_RX = np.concatenate([units_RD, sizes_RS, np.zeros((len(units_RD), 2))], axis=1)
         if len(evidence):
             distance_N = np.sqrt((evidence.fidelities_NF**2).sum(1))
@@ -100,7 +100,7 @@ class BoostedTrees:
     def _ask_cold(self) -> dict:
         """Try the default, then the least of the ridge regression on what was tried."""
         if not self._trials:
-            return self._candidates.take(self._candidates.row_of(self._problem.experiment.default))
+            return self._candidates.take(self._candidates.row_of(self._problem.setting.default))
         rows, x_TX = self._candidates.untried, self._x_RX[self._rows]
         scores_T = self._scale.scores(self._trials)
         trend_R = ridge(x_TX, scores_T, np.ones(len(scores_T)), self._x_RX)

@@ -37,8 +37,8 @@ class CmaEs(ProposesPoints):
             share = min(max(GAMMA, 1.5 / len(rows)), 1.0)
             mean_D, sigma, covariance_DD = cmaes.get_warm_start_mgd(rows, share, ALPHA)
         else:
-            space = problem.experiment.space
-            default_D = coordinates.project([problem.experiment.default], space, space)[0]
+            space = problem.setting.space
+            default_D = coordinates.project([problem.setting.default], space, space)[0]
             mean_D, sigma, covariance_DD = self._to_unit(default_D), COLD_SIGMA, None
         self._optimizer = cmaes.CMA(
             mean_D,

@@ -73,7 +73,7 @@ def read_problem(problem: Problem, known: Sequence[str], rows: int) -> Context:
       known: the search space's layout; empty where it was never met.
       rows: greatest number of the evidence's rows.
     """
-    target = problem.experiment
+    target = problem.setting
     own = column_names(target.space)
     places = {name: i % WIDTH for i, name in enumerate(dict.fromkeys([*known, *own]))}
     place_D = np.array([places[name] for name in own])
@@ -190,7 +190,7 @@ def read_target(
       The index of the search space, None where nothing was learned of it (it is standardised by
       its own inputs then), the problem, and its standard.
     """
-    names, name = learned[SPACES].tolist(), search_space(problem.experiment)
+    names, name = learned[SPACES].tolist(), search_space(problem.setting)
     index = names.index(name) if name in names else None
     known = [] if index is None else learned[f"layout {index}"].tolist()
     context = read_problem(problem, known, rows)
@@ -202,14 +202,14 @@ def read_target(
 
 
 def _training_task(target: Experiment, group, known, rows: int) -> TrainingTask:
-    metric = target.objective_metric
-    others = tuple(e for e in group if e.id != target.id and e.objective_metric == metric)
-    problem = Problem(target, others, 1)
+    metric = target.objective.metric
+    others = tuple(e for e in group if e.id != target.id and e.objective.metric == metric)
+    problem = Problem(target.setting, others, 1)
     context = read_problem(problem, known, rows)
     feasible_R = np.asarray(target.feasible_R)
     context = dataclasses.replace(context, cells_RZ=context.cells_RZ[feasible_R])
     cheaper_X = [e.fidelity.flops < target.fidelity.flops for e in relevant_evidence(problem)]
-    scores_R = np.asarray(target.regrets_R, np.float32)[feasible_R]
+    scores_R = np.asarray(target.outcomes.regrets_R, np.float32)[feasible_R]
     return TrainingTask(context, scores_R, np.array(cheaper_X, bool))
 
 

@@ -9,7 +9,7 @@ class DefaultFirst(RandomSearch):
 
     def __init__(self, problem: Problem, seed: int):
         super().__init__(problem, seed)
-        self._default = problem.experiment.default
+        self._default = problem.setting.default
 
     def ask(self) -> dict:
         if self._default is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autollm_jax.baselines import coordinates
-from autollm_jax.baselines.base import Problem, log_fidelity, relevant_evidence
+from autollm_jax.baselines.base import Problem, relevant_evidence
 from autollm_jax.baselines.scaling_law import extrapolate
 from autollm_jax.gym.environment import Trial
 
@@ -49,12 +49,12 @@ def gather(problem: Problem, limit: int) -> Evidence:
     Returns:
       The rows, nearest experiment first.
     """
-    target = problem.experiment
+    target = problem.setting
     evidence = relevant_evidence(problem)
     points, sizes, fidelities, scores, experiments = [], [], [], [], []
     sized = all(e.parameters_R is not None for e in (target, *evidence))
     for index, experiment in enumerate(evidence):
-        regrets_R = np.asarray(experiment.regrets_R, float)
+        regrets_R = np.asarray(experiment.outcomes.regrets_R, float)
         # What a limit excludes was not run: it is no bad outcome.
         order = np.argsort(regrets_R, kind="stable")
         order = order[np.asarray(experiment.feasible_R)[order]]
@@ -62,7 +62,7 @@ def gather(problem: Problem, limit: int) -> Evidence:
         configs = [experiment.configurations[r] for r in rows]
         points.append(coordinates.project(configs, experiment.space, target.space))
         sizes.append(coordinates.relative_sizes(experiment)[rows, : int(sized)])
-        relative_F = np.nan_to_num(log_fidelity(experiment) - log_fidelity(target))
+        relative_F = np.nan_to_num(experiment.fidelity.log - target.fidelity.log)
         fidelities.append(np.tile(relative_F, (len(rows), 1)))
         scores.append(regrets_R[rows])
         experiments.append(np.full(len(rows), index))
@@ -88,15 +88,15 @@ def move_along_law(problem: Problem, evidence: Evidence, share: float = BEST_SHA
     Returns:
       [N, D'] points in the target's scale, none beyond the range of evidence and target.
     """
-    experiments, target = relevant_evidence(problem), problem.experiment
+    experiments, target = relevant_evidence(problem), problem.setting
     if not experiments:
         return evidence.points_ND
     centres = []
     for index in range(len(experiments)):
         points_ND = evidence.points_ND[evidence.experiments_N == index]  # best first
         centres.append(points_ND[: max(1, math.ceil(share * len(points_ND)))].mean(0))
-    fidelities_EF = np.stack([log_fidelity(e) for e in experiments])
-    at_F = log_fidelity(target)
+    fidelities_EF = np.stack([e.fidelity.log for e in experiments])
+    at_F = target.fidelity.log
     known_F = np.isfinite(fidelities_EF).all(0) & np.isfinite(at_F)
     fidelities_EF, at_F = fidelities_EF[:, known_F], at_F[known_F]
     law = functools.partial(extrapolate, fidelities_EF, np.stack(centres))
@@ -119,14 +119,14 @@ class TargetScale:
     """
 
     def __init__(self, problem: Problem):
-        target, evidence = problem.experiment, relevant_evidence(problem)
-        self._sign = 1.0 if target.minimize else -1.0
+        target, evidence = problem.setting, relevant_evidence(problem)
+        self._sign = target.objective.sign
         self.known = bool(evidence)
         self._best, self._scale = 0.0, 1.0
         if evidence:
-            levels = [(self._sign * e.optimum, np.log(max(_spread(e), 1e-12))) for e in evidence]
-            fidelities_EF = np.stack([log_fidelity(e) for e in evidence])
-            best, log_scale = extrapolate(fidelities_EF, np.array(levels), log_fidelity(target))
+            levels = [(self._sign * e.outcomes.optimum, np.log(e.outcomes.unit)) for e in evidence]
+            fidelities_EF = np.stack([e.fidelity.log for e in evidence])
+            best, log_scale = extrapolate(fidelities_EF, np.array(levels), target.fidelity.log)
             # The spread is the less certain of the two: never beyond what the evidence showed.
             spreads = [level[1] for level in levels]
             self._best = float(best)
@@ -143,7 +143,3 @@ class TargetScale:
         scores = (outcome - best) / scale
         ceiling = max(1.0, (np.nanmin(scores) if ok.any() else 0.0) + 1.0)
         return np.where(ok, np.minimum(np.nan_to_num(scores, nan=ceiling), ceiling), ceiling)
-
-
-def _spread(experiment) -> float:
-    return abs(experiment.median - experiment.optimum)

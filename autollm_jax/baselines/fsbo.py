@@ -84,7 +84,7 @@ class FSBO:
 
     def __init__(self, problem: Problem, seed: int, learned: dict, settings: Settings = Settings()):
         self._settings = settings
-        self._candidates = Candidates(problem.experiment)
+        self._candidates = Candidates(problem.setting)
         self._scale = TargetScale(problem)
         self._rows: list[int] = []
         self._trials: list = []
@@ -129,7 +129,7 @@ class FSBO:
 
     def _first(self) -> int:
         if self._start_Z is None:
-            return self._candidates.row_of(self._candidates.experiment.default)
+            return self._candidates.row_of(self._candidates.setting.default)
         rows = self._candidates.untried
         return int(rows[nearest(self._start_Z[None], self._context.cells_RZ[rows])[0]])
 

@@ -48,7 +48,7 @@ class GaussianProcess:
     def __init__(self, problem: Problem, seed: int):
         del seed  # Nothing is drawn.
         self._problem = problem
-        self._candidates = Candidates(problem.experiment)
+        self._candidates = Candidates(problem.setting)
         self._scale = TargetScale(problem)
         self._rows: list[int] = []
         self._trials: list = []
@@ -57,7 +57,7 @@ class GaussianProcess:
             [evidence.points_ND, evidence.sizes_NS, evidence.fidelities_NF], axis=1
         )
         units_RD = self._candidates.units_RD
-        sizes_RS = coordinates.relative_sizes(problem.experiment)[:, : evidence.sizes_NS.shape[1]]
+        sizes_RS = coordinates.relative_sizes(problem.setting)[:, : evidence.sizes_NS.shape[1]]
         z_RZ = np.concatenate([units_RD, sizes_RS, np.zeros((len(units_RD), 2))], axis=1)
         self._warm = len(evidence) > 0
         reference = z_NZ if self._warm else z_RZ
@@ -86,7 +86,7 @@ class GaussianProcess:
 
     def ask(self) -> dict:
         if not self._trials and not self._warm:
-            return self._candidates.take(self._candidates.row_of(self._problem.experiment.default))
+            return self._candidates.take(self._candidates.row_of(self._problem.setting.default))
         return self._candidates.take(self._candidates.lowest(self.expected_scores()))
 
     def expected_scores(self) -> np.ndarray:

@@ -27,10 +27,10 @@ def experiments_digest(experiments: Sequence[Experiment]) -> str:
     """
     digest = hashlib.sha256()
     for e in experiments:
-        described = [e.id, e.space.to_json(), e.default, e.objective_metric, e.minimize]
-        described += [dict(e.context), vars(e.fidelity), dict(e.limit or {})]
+        described = [e.id, e.space.to_json(), e.default, e.objective.metric, e.objective.minimize]
+        described += [dict(e.facts), vars(e.fidelity), dict(e.limit or {})]
         digest.update(json.dumps(described, sort_keys=True, default=str).encode())
-        for array in (e.units_RD, e.outcomes_R, e.status_R, e.feasible_R):
+        for array in (e.units_RD, e.outcomes.values_R, e.outcomes.status_R, e.feasible_R):
             digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 

@@ -16,15 +16,15 @@ class NearestExperiment:
 
     def __init__(self, problem: Problem, seed: int):
         del seed  # Nothing is drawn.
-        self._candidates = Candidates(problem.experiment)
-        space, points = problem.experiment.space, []
+        self._candidates = Candidates(problem.setting)
+        space, points = problem.setting.space, []
         for experiment in relevant_evidence(problem):
-            regrets_R = np.asarray(experiment.regrets_R)
+            regrets_R = np.asarray(experiment.outcomes.regrets_R)
             # A diverged cell and a middling one both have regret 1: neither is worth carrying over.
             rows = [r for r in np.argsort(regrets_R, kind="stable") if regrets_R[r] < 1]
             configs = [experiment.configurations[r] for r in rows]
             points.append(coordinates.project(configs, experiment.space, space))
-        default = coordinates.project([problem.experiment.default], space, space)
+        default = coordinates.project([problem.setting.default], space, space)
         self._default_D = default[0]
         self._rows = self._candidates.in_turn(np.concatenate([*points, default]))
 

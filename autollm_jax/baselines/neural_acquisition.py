@@ -82,7 +82,7 @@ class NeuralAcquisition:
     def __init__(self, problem: Problem, seed: int, learned: dict, settings: Settings = DEFAULT):
         del seed  # Nothing is drawn.
         self._settings = settings
-        self._candidates = Candidates(problem.experiment)
+        self._candidates = Candidates(problem.setting)
         self._scale = TargetScale(problem)
         self._rows: list[int] = []
         self._trials: list = []

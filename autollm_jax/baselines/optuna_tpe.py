@@ -26,7 +26,7 @@ class OptunaTPE(ProposesPoints):
 
     def __init__(self, problem: Problem, seed: int):
         super().__init__(problem, EVIDENCE_ROWS)
-        self._space = _distributions(problem.experiment.space, self._low_D, self._high_D)
+        self._space = _distributions(problem.setting.space, self._low_D, self._high_D)
         # Optuna logs every trial to stderr; a library's user did not ask for that.
         level = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.WARNING)

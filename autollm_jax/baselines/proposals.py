@@ -26,7 +26,7 @@ class ProposesPoints(abc.ABC):
 
     def __init__(self, problem: Problem, rows: int):
         self._problem = problem
-        self._candidates = Candidates(problem.experiment)
+        self._candidates = Candidates(problem.setting)
         self._scale = TargetScale(problem)
         self._trials: list = []
         evidence = gather(problem, rows)
@@ -36,7 +36,7 @@ class ProposesPoints(abc.ABC):
         # The search range covers evidence and target: a window that slid cuts nothing off.
         points_ND = np.concatenate([self._candidates.units_RD, self._points_ND])
         self._low_D, self._high_D = points_ND.min(0), points_ND.max(0)
-        space = problem.experiment.space
+        space = problem.setting.space
         spans = coordinates.columns(space)
         self._mixtures = [spans[d.name] for d in space.dimensions if d.kind == "simplex"]
 
@@ -50,7 +50,7 @@ class ProposesPoints(abc.ABC):
 
     def ask(self) -> dict:
         if not self._warm and not self._trials:
-            row = self._candidates.row_of(self._problem.experiment.default)
+            row = self._candidates.row_of(self._problem.setting.default)
             return self._candidates.take(row)
         untried = set(self._candidates.untried.tolist())
         for _ in range(REDRAWS):

@@ -9,7 +9,7 @@ class RandomSearch:
     """Draw measured cells uniformly, without replacement."""
 
     def __init__(self, problem: Problem, seed: int):
-        self._candidates = Candidates(problem.experiment)
+        self._candidates = Candidates(problem.setting)
         self._rng = np.random.default_rng(draw_seed(problem, seed))
 
     def ask(self) -> dict:

@@ -6,7 +6,6 @@ from autollm_jax.baselines import coordinates
 from autollm_jax.baselines.base import (
     Candidates,
     Problem,
-    log_fidelity,
     relevant_evidence,
 )
 
@@ -29,7 +28,7 @@ class ScalingLaw:
 
     def __init__(self, problem: Problem, seed: int):
         del seed  # Nothing is drawn.
-        self._candidates = Candidates(problem.experiment)
+        self._candidates = Candidates(problem.setting)
         self._prediction_D = predict_optimum(problem)
 
     def ask(self) -> dict:
@@ -48,18 +47,18 @@ def predict_optimum(problem: Problem) -> np.ndarray:
     Returns:
       [D'] coordinates in the target's scale; the default configuration's without evidence.
     """
-    target = problem.experiment
+    target = problem.setting
     evidence = relevant_evidence(problem)
     if not evidence:
         return coordinates.project([target.default], target.space, target.space)[0]
     optima_ED = np.concatenate(
         [
-            coordinates.project([e.configurations[e.best_row]], e.space, target.space)
+            coordinates.project([e.configurations[e.outcomes.best_row]], e.space, target.space)
             for e in evidence
         ]
     )
-    fidelities_EF = np.stack([log_fidelity(e) for e in evidence])
-    law_D = extrapolate(fidelities_EF, optima_ED, log_fidelity(target))
+    fidelities_EF = np.stack([e.fidelity.log for e in evidence])
+    law_D = extrapolate(fidelities_EF, optima_ED, target.fidelity.log)
     mean_D = optima_ED.mean(0)
     spans = coordinates.columns(target.space)
     for axis in coordinates.axes(target.space):

@@ -15,7 +15,6 @@ from autollm_jax.baselines.base import (
     Problem,
     draw_seed,
     flops_of_runs,
-    log_fidelity,
     named_differences,
     relevant_evidence,
 )
@@ -39,7 +38,7 @@ class SuccessiveHalving:
     """
 
     def __init__(self, problem: Problem, seed: int):
-        self._candidates = Candidates(problem.experiment)
+        self._candidates = Candidates(problem.setting)
         self._rng = np.random.default_rng(draw_seed(problem, seed))
         least = math.ceil(KEEP * problem.budget)
         ladder, looks, points = rungs(problem), [], []
@@ -51,11 +50,11 @@ class SuccessiveHalving:
             looks.append((rung, rows))
             configs = [rung.configurations[r] for r in rows]
             survivors = configs[: max(math.ceil(len(configs) / ETA), least)]
-            points.insert(0, coordinates.project(configs, rung.space, problem.experiment.space))
+            points.insert(0, coordinates.project(configs, rung.space, problem.setting.space))
         self.evidence_flops = flops_of_runs(looks)
         if not ladder:
-            space = problem.experiment.space
-            points.append(coordinates.project([problem.experiment.default], space, space))
+            space = problem.setting.space
+            points.append(coordinates.project([problem.setting.default], space, space))
         self._rows = self._candidates.in_turn(np.concatenate(points))
 
     def ask(self) -> dict:
@@ -75,8 +74,8 @@ def rungs(problem: Problem) -> list[Experiment]:
     cheaper and has no more parameters (or a lower limit) and no more tokens.
     """
     evidence = relevant_evidence(problem)
-    least = min((named_differences(e, problem.experiment) for e in evidence), default=0)
-    left = [e for e in evidence if named_differences(e, problem.experiment) == least]
+    least = min((named_differences(e, problem.setting) for e in evidence), default=0)
+    left = [e for e in evidence if named_differences(e, problem.setting) == least]
     ladder = left[:1]
     while left:
         top = ladder[0]
@@ -84,7 +83,7 @@ def rungs(problem: Problem) -> list[Experiment]:
             e
             for e in left
             if e.fidelity.flops < top.fidelity.flops
-            and not (log_fidelity(e) > log_fidelity(top)).any()
+            and not (e.fidelity.log > top.fidelity.log).any()
         ]
         ladder[:0] = sorted(left, key=lambda e: (e.fidelity.flops, e.id))[-1:]
     return ladder
@@ -92,9 +91,9 @@ def rungs(problem: Problem) -> list[Experiment]:
 
 def _losses(experiment: Experiment, rows: np.ndarray) -> np.ndarray:
     """Return what each run brought, lower is better, inf where it failed; nothing else is read."""
-    sign = 1.0 if experiment.minimize else -1.0
-    ok = experiment.status_R[rows] == "ok"
-    return np.where(ok, sign * experiment.outcomes_R[rows], np.inf)
+    sign = experiment.objective.sign
+    ok = experiment.outcomes.status_R[rows] == "ok"
+    return np.where(ok, sign * experiment.outcomes.values_R[rows], np.inf)
 
 
 def _carry(configs: Sequence[dict], lower: Experiment | None, upper: Experiment) -> list[int]:

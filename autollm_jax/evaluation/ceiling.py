@@ -47,5 +47,5 @@ def ceilings(
 def _curve(experiment: Experiment, predict, budget: int) -> np.ndarray:
     """Return the best regret after each of `budget` trials in the order of the predictions."""
     order = np.argsort(predict(experiment), kind="stable")[:budget]
-    best = np.minimum.accumulate(experiment.regrets_R[order])
+    best = np.minimum.accumulate(experiment.outcomes.regrets_R[order])
     return np.concatenate([best, np.full(budget - len(best), best[-1])])

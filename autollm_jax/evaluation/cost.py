@@ -60,7 +60,7 @@ def expected_trials(experiment: Experiment, tried: int, threshold: float = THRES
       tried: how many cells were tried, none of them good enough.
       threshold: the regret to be reached.
     """
-    good = int((experiment.regrets_R <= threshold).sum())
+    good = int((experiment.outcomes.regrets_R <= threshold).sum())
     left = max(int(experiment.feasible_R.sum()) - tried, good)
     return (left + 1) / (good + 1)
 

@@ -57,10 +57,10 @@ def experiment_row(results: Results, experiment: Experiment, focus: str, other: 
         "size": _size(experiment),
         "metric": show_metric(experiment),
         "rows": len(experiment.configurations),
-        "failed": float(np.mean(experiment.status_R != "ok")),
-        "optimum": show_outcome(experiment.optimum),
-        "median": show_outcome(experiment.median),
-        "default": show_regret(float(experiment.regrets_R[default])),
+        "failed": float(np.mean(experiment.outcomes.status_R != "ok")),
+        "optimum": show_outcome(experiment.outcomes.optimum),
+        "median": show_outcome(experiment.outcomes.median),
+        "default": show_regret(float(experiment.outcomes.regrets_R[default])),
         "floor": show_regret(results.floors[experiment.id]),
         "focus": regrets(focus),
         "other": regrets(other) if other else [],
@@ -95,7 +95,7 @@ def landscape(
         "wide": wide,
         "note": f"{left_out} axes that tell less are left out" if left_out else "",
         "svg": landscape_figure(laid_out, marks, experiment.id),
-        "metric": experiment.objective_metric,
+        "metric": experiment.objective.metric,
         "trials": [
             {
                 "number": t["trial"],
@@ -106,7 +106,7 @@ def landscape(
             }
             for t in trials[focus]
         ],
-        "optimum": _measured(experiment, experiment.best_row),
+        "optimum": _measured(experiment, experiment.outcomes.best_row),
         "default": _measured(experiment, experiment.match(experiment.default).row),
     }
 
@@ -136,9 +136,9 @@ def episode(results: Results, transcripts: Sequence[Mapping], focus: str, task: 
 
 def show_metric(experiment: Experiment) -> str:
     """Name the metric, without what the experiment's name says of it, and its direction."""
-    first, _, rest = experiment.objective_metric.partition(".")
-    shown = first if rest in experiment.name else experiment.objective_metric
-    return f"{show_name(shown)} {'↓' if experiment.minimize else '↑'}"
+    first, _, rest = experiment.objective.metric.partition(".")
+    shown = first if rest in experiment.name else experiment.objective.metric
+    return f"{show_name(shown)} {'↓' if experiment.objective.minimize else '↑'}"
 
 
 def anchor(experiment: Experiment) -> str:
@@ -147,12 +147,12 @@ def anchor(experiment: Experiment) -> str:
 
 
 def _measured(experiment: Experiment, row: int) -> dict:
-    status = experiment.status_R[row]
-    outcome = experiment.outcomes_R[row]
+    status = experiment.outcomes.status_R[row]
+    outcome = experiment.outcomes.values_R[row]
     return {
         "config": _config(experiment, experiment.configurations[row]),
         "outcome": show_outcome(outcome) if status == "ok" else status,
-        "regret": show_regret(float(experiment.regrets_R[row])),
+        "regret": show_regret(float(experiment.outcomes.regrets_R[row])),
     }
 
 
@@ -182,8 +182,8 @@ def _context(experiment: Experiment) -> str:
     if experiment.limit:
         at_most = show_magnitude(experiment.limit["at_most"])
         stated.append(f"at most {at_most} {experiment.limit['quantity']}")
-    goal = "lower" if experiment.minimize else "higher"
-    stated.append(f"{show_name(experiment.objective_metric)}, {goal} is better")
+    goal = "lower" if experiment.objective.minimize else "higher"
+    stated.append(f"{show_name(experiment.objective.metric)}, {goal} is better")
     return " · ".join(part for part in stated if part)
 
 

@@ -94,9 +94,14 @@ def _grid(experiment: Experiment) -> Grid:
     choices = (x.choices, rest[0].choices if rest else ("",))
     regret_YX = np.full((len(choices[1]), len(choices[0])), np.nan)
     status_YX = np.full(regret_YX.shape, "unmeasured", dtype=object)
-    best = experiment.configurations[experiment.best_row]
+    best = experiment.configurations[experiment.outcomes.best_row]
     grid = Grid(names, choices, regret_YX, status_YX, best)
-    rows = zip(experiment.configurations, experiment.regrets_R, experiment.status_R, strict=True)
+    rows = zip(
+        experiment.configurations,
+        experiment.outcomes.regrets_R,
+        experiment.outcomes.status_R,
+        strict=True,
+    )
     for config, regret, status in rows:
         cell = grid.cell(config)[::-1]
         regret_YX[cell] = regret
@@ -105,7 +110,7 @@ def _grid(experiment: Experiment) -> Grid:
 
 
 def _strips(experiment: Experiment) -> Strips:
-    regret_R, ok_R = experiment.regrets_R, experiment.status_R == "ok"
+    regret_R, ok_R = experiment.outcomes.regrets_R, experiment.outcomes.status_R == "ok"
     axes = []
     for name, choices, place in _directions(experiment.space):
         places_R = np.array([place(config) for config in experiment.configurations], float)
@@ -114,7 +119,7 @@ def _strips(experiment: Experiment) -> Strips:
     left_out = max(0, len(axes) - MOST_AXES)
     if left_out:
         axes = sorted(axes, key=lambda axis: -axis.telling)[:MOST_AXES]
-    best = experiment.configurations[experiment.best_row]
+    best = experiment.configurations[experiment.outcomes.best_row]
     return Strips(tuple(axes), left_out, regret_R, ok_R, best)
 
 

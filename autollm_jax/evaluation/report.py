@@ -25,7 +25,7 @@ from autollm_jax.evaluation.summary import (
     summarise_differences,
 )
 from autollm_jax.files import write_atomic, write_json_atomic
-from autollm_jax.gym.experiments import Experiment, reveal
+from autollm_jax.gym.experiments import Experiment
 
 GLOSSARY = {
     "task": "What is being configured: pretraining, architecture, grpo or data_mixture.",
@@ -99,7 +99,7 @@ def write_report(
     table = _read_results(Path(results_path))
     rows = table.to_pylist()
     scored = {experiment_id(row) for row in rows}
-    opened = [reveal(e) for e in sorted(experiments, key=lambda e: e.id) if e.id in scored]
+    opened = [e for e in sorted(experiments, key=lambda e: e.id) if e.id in scored]
     results = Results(table, opened)
     transcripts = _read_transcripts(transcripts_path)
     stressed = proof.stress_results(stress_paths or {}, opened)

@@ -87,7 +87,7 @@ class MethodPlayer:
         spent = []
         for game in games:
             episode = game.episode
-            problem = Problem(episode.experiment, episode.evidence, episode.budget)
+            problem = Problem(episode.setting, episode.evidence, episode.budget)
             method = self.method(problem, game.seed)
             while not episode.done:
                 method.tell(episode.exec_config(method.ask()))
@@ -213,9 +213,9 @@ def _play(name: str, player: Player, games: Sequence[Game]) -> tuple[list[dict],
     transcripts = [
         {
             "method": name,
-            "task": game.episode.experiment.task,
-            "source": game.episode.experiment.source,
-            "experiment": game.episode.experiment.name,
+            "task": game.episode.setting.task,
+            "source": game.episode.setting.source,
+            "experiment": game.episode.setting.name,
             "seed": game.seed,
             **(said if isinstance(said, Mapping) else {"text": said}),
         }

@@ -22,12 +22,12 @@ def cluster_of(experiment: Experiment) -> str:
     and limit (names with "limit" in them; parameters and FLOPs follow the limit as well).
     """
     limited = experiment.limit is not None
-    if not limited and "objective" not in experiment.context:
+    if not limited and "objective" not in experiment.facts:
         return experiment.id
     fidelity = experiment.fidelity
     stated = {
         name: value
-        for name, value in experiment.context.items()
+        for name, value in experiment.facts.items()
         if name != "objective" and not (limited and "limit" in name)
     }
     size = () if limited else (fidelity.parameters, fidelity.flops)
@@ -41,8 +41,8 @@ def noise_floor(experiment: Experiment) -> float:
     That is the deviation between seeds over |median - optimum|: regrets nearer to each other than
     this, another seed may put the other way round.
     """
-    scale = abs(experiment.median - experiment.optimum)
-    return experiment.noise / scale if scale > 0 else math.nan
+    scale = abs(experiment.outcomes.median - experiment.outcomes.optimum)
+    return experiment.outcomes.noise / scale if scale > 0 else math.nan
 
 
 class Results:

@@ -142,6 +142,6 @@ def write_own_table(root, meta: dict, rows: list[dict]) -> Path:
     experiments = dict(meta["experiments"])
     for experiment in table_experiments(table):
         # The standard deviation over repeated seeds, pooled over the configurations.
-        floor = experiment.noise if math.isfinite(experiment.noise) else None
+        floor = experiment.outcomes.noise if math.isfinite(experiment.outcomes.noise) else None
         experiments[experiment.name] = experiments[experiment.name] | {"noise_floor": floor}
     return write_table(root, meta | {"experiments": experiments}, table.rows)

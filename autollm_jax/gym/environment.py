@@ -5,15 +5,18 @@
         observation = episode.tell()                  # what may be known
         trial = episode.exec_config({...})            # spends one trial
 
-The one place in the code that reads a held-out experiment's outcomes, one trial at a time.
+Only an episode holds the outcomes of the experiment that is scored. A player sees its setting, and
+one outcome a trial.
 """
 
 import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from autollm_jax.gym.experiments import Experiment
+from autollm_jax.gym.settings import Setting
 from autollm_jax.gym.spaces import InvalidConfiguration
 
 INVALID_PENALTY = 0.05
@@ -23,9 +26,11 @@ class EpisodeOver(RuntimeError):
     """The budget is spent, or the episode was ended: a bug in whoever asks for another trial."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Trial:
     """One `exec_config` call, as everybody may see it (regret is the scorer's alone).
+
+    Two trials are equal if all their fields are; a missing outcome (nan) equals a missing one.
 
     Attributes:
       number: counts from 1.
@@ -36,6 +41,7 @@ class Trial:
       valid: whether a measured configuration answered.
       matched: whether `config` is the nearest measured one and not what was proposed.
       message: why the trial is invalid, or what it was matched to; else empty.
+      row: the row of the setting's configurations that answered; None if the trial is invalid.
     """
 
     number: int
@@ -46,24 +52,53 @@ class Trial:
     valid: bool
     matched: bool
     message: str
+    row: int | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether a run answered that ended with a finite outcome."""
+        return self.valid and self.status == "ok" and math.isfinite(self.outcome)
+
+    def loss(self, setting: Setting) -> float:
+        """The outcome with lower values better; +inf unless the trial is ok."""
+        return setting.objective.sign * self.outcome if self.ok else math.inf
+
+    def _key(self) -> tuple:
+        values = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return tuple(None if v is self.outcome and math.isnan(v) else v for v in values)
+
+    def __eq__(self, other) -> bool:
+        return self._key() == other._key() if isinstance(other, Trial) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((self.number, self.row, self.status))
 
 
 @dataclasses.dataclass(frozen=True)
 class Observation:
-    """What a method may look at: the sealed experiment, evidence, budget left, its trials."""
+    """What a method may look at.
 
-    experiment: Experiment
+    Attributes:
+      setting: the question.
+      evidence: cheaper experiments, with their outcomes.
+      budget_left: trials that are left.
+      trials: those made so far.
+      forecast: the forecast that texts about this state quote; the gym itself has no use for it.
+    """
+
+    setting: Setting
     evidence: tuple[Experiment, ...]
     budget_left: int
     trials: tuple[Trial, ...]
+    forecast: Any = None
 
 
 class Episode:
     """Up to `budget` trials on one experiment.
 
     Args:
-      experiment: the target, sealed or not; players get it sealed either way.
-      evidence: open experiments that may be looked at.
+      experiment: the target; players get its setting.
+      evidence: experiments that may be looked at.
       budget: the number of trials.
       matching: whether an off-grid or unmeasured configuration is replaced by the nearest measured
         one; otherwise it is invalid.
@@ -81,9 +116,10 @@ class Episode:
         if budget < 1:
             raise ValueError(f"budget is {budget}; accepted is 1 or more")
         for other in evidence:
-            if other.is_sealed or other.id == experiment.id:
+            if not isinstance(other, Experiment) or other.id == experiment.id:
                 raise ValueError(f"{other.id} cannot be evidence for {experiment.id}")
-        self.experiment = experiment.sealed()
+        self.setting = experiment.setting
+        self._outcomes = experiment.outcomes
         self.evidence = tuple(evidence)
         self.budget = budget
         self.matching = matching
@@ -104,7 +140,7 @@ class Episode:
     def tell(self) -> Observation:
         """Say what is known so far."""
         left = 0 if self.done else self.budget - len(self._trials)
-        return Observation(self.experiment, self.evidence, left, self.trials)
+        return Observation(self.setting, self.evidence, left, self.trials)
 
     def finish(self) -> None:
         """End the episode early; the remaining trials do not happen."""
@@ -121,30 +157,30 @@ class Episode:
           EpisodeOver: no trial is left.
         """
         if self.done:
-            raise EpisodeOver(f"{self.experiment.id}: all trials are spent")
+            raise EpisodeOver(f"{self.setting.id}: all trials are spent")
         proposed = proposed_text if config is None else config
         number = len(self._trials) + 1
         try:
             if config is None:
-                names = ", ".join(self.experiment.space.names)
+                names = ", ".join(self.setting.space.names)
                 raise InvalidConfiguration(f"no configuration found; expected values for {names}")
             if not self.matching:
-                self.experiment.space.validate(config)
-            row, matched = self.experiment.match(config)
+                self.setting.space.validate(config)
+            row, matched = self.setting.match(config)
             if matched and not self.matching:
                 raise InvalidConfiguration("this configuration was not measured")
         except InvalidConfiguration as error:
             trial = Trial(number, proposed, None, math.nan, "invalid", False, False, str(error))
             regret = minmax = 1.0
         else:
-            measured = self.experiment._measured(row)
-            answer = dict(self.experiment.configurations[row])
+            measured = self._outcomes.measured(row)
+            answer = dict(self.setting.configurations[row])
             message = ""
             if matched:
-                short = describe_config(self.experiment.space.shorten(answer))
+                short = describe_config(self.setting.space.shorten(answer))
                 message = f"not in the table; the nearest measured is {short}"
             outcome, status, regret, minmax = measured
-            trial = Trial(number, proposed, answer, outcome, status, True, matched, message)
+            trial = Trial(number, proposed, answer, outcome, status, True, matched, message, row)
         self._trials.append(trial)
         self._regrets.append(regret)
         self._minmax.append(minmax)
@@ -167,13 +203,13 @@ class Episode:
 
         `regret` and `regret_minmax` are those of the trial itself; an invalid one scores 1.
         """
-        experiment = self.experiment
+        setting = self.setting
         return [
             {
-                "task": experiment.task,
-                "source": experiment.source,
-                "experiment": experiment.name,
-                "fidelity": experiment.fidelity.level,
+                "task": setting.task,
+                "source": setting.source,
+                "experiment": setting.name,
+                "fidelity": setting.fidelity.level,
                 "trial": trial.number,
                 "config": json.dumps(trial.config),
                 "outcome": trial.outcome,

@@ -1,8 +1,4 @@
-"""Experiments: a fixed context, a configuration space and a table of measured outcomes.
-
-A held-out experiment is sealed: everything in it that comes from outcomes raises HeldOutError, and
-the only way to an outcome is a trial (`environment.Episode.exec_config`).
-"""
+"""Experiments: settings with their measured outcomes, made from runs or read from tables."""
 
 import dataclasses
 import functools
@@ -15,160 +11,35 @@ import numpy as np
 
 from autollm_jax.errors import UserError
 from autollm_jax.gym import tables
-from autollm_jax.gym.cells import Cells, Match
-from autollm_jax.gym.outcomes import HeldOutError as HeldOutError
-from autollm_jax.gym.outcomes import Measured, Outcomes, SealedOutcomes
-from autollm_jax.gym.pooling import float_or_nan, pool_outcomes
+from autollm_jax.gym.cells import Cells
+from autollm_jax.gym.outcomes import Objective, Outcomes
+from autollm_jax.gym.pooling import pool_outcomes
+from autollm_jax.gym.settings import Fidelity as Fidelity
+from autollm_jax.gym.settings import Setting, pooled_parameters, setting_fields
 from autollm_jax.gym.spaces import InvalidConfiguration, Space
 
 
-@dataclasses.dataclass(frozen=True)
-class Fidelity:
-    """How expensive an experiment is: its level, and parameters, tokens and FLOPs of one run."""
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Experiment(Setting):
+    """A setting with its outcomes. Make one with `make_experiment` or `load_experiments`.
 
-    level: str
-    parameters: float
-    tokens: float
-    flops: float
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Experiment:
-    """One concrete setting of a task. Make one with `make_experiment` or `load_experiments`.
+    Players are given settings. Only an episode (environment.py) holds the outcomes that it scores.
 
     Attributes:
-      source, task, name: together its `id`, "source/task/name".
-      context: what is fixed, by name (model kind, width, tokens, ...).
-      fidelity: how expensive one run is.
-      objective_metric: the outcome's name.
-      minimize: whether lower outcomes are better.
-      default: the configuration a practitioner would take untuned; `default_origin` says why.
-      cells: the space, and which of its configurations were measured (open: not an outcome).
-      record: the outcomes, or their seal.
-      limit: `{"quantity": "parameters", "at_most": NUMBER}`; over it a run is `infeasible`.
-      parameters_R: the parameters of each configuration [R], known before any run (open), or None.
+      outcomes: what the runs brought, one entry per configuration.
     """
 
-    source: str
-    task: str
-    name: str
-    context: Mapping
-    fidelity: Fidelity
-    objective_metric: str
-    minimize: bool
-    default: dict
-    default_origin: str
-    cells: Cells = dataclasses.field(repr=False)
-    record: Outcomes | SealedOutcomes = dataclasses.field(repr=False)
-    limit: Mapping | None = None
-    parameters_R: np.ndarray | None = dataclasses.field(default=None, repr=False)
-
-    @property
-    def id(self) -> str:
-        return f"{self.source}/{self.task}/{self.name}"
-
-    @property
-    def space(self) -> Space:
-        """The configurations that may be proposed."""
-        return self.cells.space
-
-    @property
-    def configurations(self) -> tuple[dict, ...]:
-        """The measured configurations, R of them."""
-        return self.cells.configurations
-
-    @property
-    def units_RD(self) -> np.ndarray:
-        """The measured configurations' unit coordinates [R, D']."""
-        return self.cells.units_RD
+    outcomes: Outcomes = dataclasses.field(repr=False)
 
     @functools.cached_property
-    def feasible_R(self) -> np.ndarray:
-        """Whether each configuration is within the limit [R]: arithmetic, so open when sealed."""
-        if self.limit is None:
-            return np.ones(len(self.cells), bool)
-        return self.parameters_R <= self.limit["at_most"]
-
-    def nearest_row(self, unit_D: np.ndarray) -> int:
-        """Return the measured row nearest to the unit coordinates [D'] (the first of equals)."""
-        return self.cells.nearest_row(unit_D)
-
-    def match(self, config) -> Match:
-        """Find the measured row that stands for `config`: itself, or the nearest measured one.
-
-        Raises:
-          InvalidConfiguration: there is nothing to match (wrong names, non-numbers, nan, inf).
-        """
-        return self.cells.match(config)
-
-    @property
-    def is_sealed(self) -> bool:
-        return isinstance(self.record, SealedOutcomes)
-
-    def sealed(self) -> "Experiment":
-        """Return this experiment with its outcomes sealed."""
-        if self.is_sealed:
-            return self
-        return dataclasses.replace(self, record=SealedOutcomes(self.record, self.id))
-
-    def _measured(self, row: int) -> Measured:
-        """Read one row, sealed or not: the door that only `Episode.exec_config` may use."""
-        record = self.record._inside if self.is_sealed else self.record
-        return record.measured(row)
-
-    # Everything below comes from outcomes, so it raises HeldOutError on a sealed experiment.
-
-    @property
-    def outcomes_R(self) -> np.ndarray:
-        """Outcomes in the objective's units [R], nan where none was measured."""
-        return self.record.outcomes_R
-
-    @property
-    def status_R(self) -> np.ndarray:
-        """`ok`, `diverged` or `infeasible` [R]."""
-        return self.record.status_R
-
-    @property
-    def seconds_R(self) -> np.ndarray:
-        """How long each run took [R], nan where not recorded."""
-        return self.record.seconds_R
-
-    @property
-    def noise(self) -> float:
-        """Noise floor: deviation between seeds up to the median; nan where nothing was repeated."""
-        return self.record.noise
-
-    @property
-    def optimum(self) -> float:
-        """The best ok outcome, y*."""
-        return self.record.optimum
-
-    @property
-    def best_row(self) -> int:
-        return self.record.best_row
-
-    @property
-    def median(self) -> float:
-        """The middling outcome, m: of what could be run, diverged counted as infinitely bad."""
-        return self.record.median
-
-    @property
-    def regrets_R(self) -> np.ndarray:
-        """The regret of each measured configuration [R]."""
-        return self.record.regrets_R
-
-    def regret(self, outcome: float, status: str = "ok") -> float:
-        """Score an outcome: clip((y - y*) / (m - y*), 0, 1); 1 unless the status is ok."""
-        return self.record.regret(outcome, status)
-
-    def regret_minmax(self, outcome: float, status: str = "ok") -> float:
-        """Score an outcome between the best and the worst finite one (as in HPO-B)."""
-        return self.record.regret_minmax(outcome, status)
+    def setting(self) -> Setting:
+        """The question without its answers."""
+        return Setting(**setting_fields(self))
 
     @functools.cached_property
-    def _found_outcomes(self) -> tuple[list[float], np.ndarray]:
-        """Outcomes by what `Cells.find` returns, as a list and as an array."""
-        array = np.append(self.outcomes_R, math.nan)
+    def _found_values(self) -> tuple[list[float], np.ndarray]:
+        """Outcomes by the result of `Cells.find`, as a list and as an array."""
+        array = np.append(self.outcomes.values_R, math.nan)
         return array.tolist(), array
 
     def lookup(self, config: Mapping) -> float:
@@ -176,9 +47,8 @@ class Experiment:
 
         Raises:
           InvalidConfiguration: `config` is not in the space.
-          HeldOutError: the experiment is sealed.
         """
-        return self._found_outcomes[0][self.cells.find(config)]
+        return self._found_values[0][self.cells.find(config)]
 
     def lookup_many(self, index_ND: np.ndarray) -> np.ndarray:
         """Return the outcomes of N configurations given as choice indices per dimension.
@@ -191,9 +61,8 @@ class Experiment:
 
         Raises:
           IndexError: an index is no choice's, or the array has another number of columns.
-          HeldOutError: the experiment is sealed.
         """
-        return self._found_outcomes[1][self.cells.find_many(index_ND)]
+        return self._found_values[1][self.cells.find_many(index_ND)]
 
 
 def make_experiment(
@@ -207,7 +76,7 @@ def make_experiment(
     outcomes: Sequence[float],
     default: Mapping,
     default_origin: str,
-    context: Mapping | None = None,
+    facts: Mapping | None = None,
     status: Sequence[str] | None = None,
     seconds: Sequence[float] | None = None,
     seeds: Sequence[int] | None = None,
@@ -237,10 +106,9 @@ def make_experiment(
         source=source,
         task=task,
         name=name,
-        context=dict(context or {}),
+        facts=dict(facts or {}),
         fidelity=fidelity,
-        objective_metric=objective_metric,
-        minimize=minimize,
+        objective=Objective(objective_metric, minimize),
         default=default,
         default_origin=default_origin,
         limit=None if limit is None else dict(limit),
@@ -251,29 +119,17 @@ def _from_cells(cells: Cells, row_N: np.ndarray, runs: Mapping, **fields) -> Exp
     """Make an experiment from N runs, given by column, of which each is at a row of `cells`."""
     where = f"experiment {fields['source']}/{fields['task']}/{fields['name']}"
     columns = (runs[column] for column in ("outcomes", "status", "seconds", "seeds"))
-    record = pool_outcomes(row_N, len(cells), *columns, fields["minimize"])
-    if not ((record.status_R == "ok") & np.isfinite(record.outcomes_R)).any():
+    outcomes = pool_outcomes(row_N, len(cells), *columns, fields["objective"])
+    if not outcomes.ok_R.any():
         raise UserError(f"{where}: no run is ok; at least one must be, to be scored")
     return Experiment(
         cells=cells,
-        record=record,
-        parameters_R=_pool_parameters(cells, row_N, runs["parameters"], fields["limit"], where),
+        outcomes=outcomes,
+        parameters_R=pooled_parameters(
+            len(cells), row_N, runs["parameters"], fields["limit"], where
+        ),
         **fields | {"default": cells.space.validate(fields["default"])},
     )
-
-
-def _pool_parameters(cells, row_N, parameters, limit, where) -> np.ndarray | None:
-    if parameters is None:
-        if limit is not None:
-            raise UserError(f"{where}: has a limit, so every run needs its `parameters`")
-        return None
-    parameters_N = np.array([float_or_nan(value) for value in parameters])
-    parameters_R = np.full(len(cells), math.nan)
-    parameters_R[row_N] = parameters_N
-    if not (parameters_R[row_N] == parameters_N).all():  # a nan is refused here too
-        raise UserError(f"{where}: a configuration's `parameters` differ between runs, or are nan")
-    parameters_R.setflags(write=False)
-    return parameters_R
 
 
 def table_experiments(table: tables.Table) -> list[Experiment]:
@@ -317,10 +173,9 @@ def table_experiments(table: tables.Table) -> list[Experiment]:
                 source=table.source,
                 task=table.task,
                 name=name,
-                context=entry["context"],
+                facts=entry["context"],
                 fidelity=Fidelity(**{k: entry["fidelity"][k] for k in Fidelity.__annotations__}),
-                objective_metric=metric,
-                minimize=entry["objective"]["goal"] == "minimize",
+                objective=Objective(metric, entry["objective"]["goal"] == "minimize"),
                 default=entry["default"],
                 default_origin=entry["default_origin"],
                 limit=entry.get("limit"),
@@ -370,10 +225,3 @@ def load_experiments(
             "SOURCE/TASK.parquet and SOURCE/TASK.json (gym.roots)"
         )
     return [found[key][0] for key in sorted(found)]
-
-
-def reveal(experiment: Experiment) -> Experiment:
-    """Open a sealed experiment: for the report, once everything has been scored."""
-    if not experiment.is_sealed:
-        return experiment
-    return dataclasses.replace(experiment, record=experiment.record._inside)

@@ -25,7 +25,7 @@ OUTCOME_LIMIT = 10.0
 
 def evidence_scale(evidence: Sequence[Experiment]) -> tuple[float, float]:
     """Return mean and standard deviation of the evidence's ok outcomes; (0, 1) without evidence."""
-    outcomes = [e.outcomes_R[(e.status_R == "ok") & np.isfinite(e.outcomes_R)] for e in evidence]
+    outcomes = [e.outcomes.values_R[e.outcomes.ok_R] for e in evidence]
     pooled = np.concatenate(outcomes) if outcomes else np.zeros(1)
     return float(pooled.mean()), float(pooled.std()) or 1.0
 
@@ -52,7 +52,7 @@ class ConfigureEnv(gymnasium.Env):
         budget: int = 5,
         invalid_penalty: float = INVALID_PENALTY,
     ):
-        self._experiment = experiment.sealed()
+        self._experiment = experiment
         self._evidence = tuple(evidence)
         self._budget = budget
         self._invalid_penalty = invalid_penalty
@@ -84,7 +84,7 @@ class ConfigureEnv(gymnasium.Env):
             name: np.zeros(space.shape, space.dtype)
             for name, space in self.observation_space.spaces.items()
         }
-        sign = 1.0 if self._experiment.minimize else -1.0
+        sign = self._experiment.objective.sign
         for row, trial in enumerate(self._episode.trials):
             observation["made"][row] = 1
             if trial.valid:

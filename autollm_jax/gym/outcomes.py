@@ -1,4 +1,4 @@
-"""The measured side of an experiment: outcomes and regret, and the seal on what is held out."""
+"""Outcomes of an experiment's runs: statuses, losses, regrets and the noise floor."""
 
 import dataclasses
 import functools
@@ -7,13 +7,25 @@ from typing import NamedTuple
 
 import numpy as np
 
+# One unit of regret is never smaller, so that a division by it is safe.
+LEAST_UNIT = 1e-12
 
-class HeldOutError(RuntimeError):
-    """Somebody read a held-out experiment's outcomes outside `exec_config`: a bug, never caught."""
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What a run is judged by: the outcome's name, and whether lower values are better."""
+
+    metric: str = "loss"
+    minimize: bool = True
+
+    @property
+    def sign(self) -> float:
+        """The factor from an outcome to a loss: 1 where lower is better, else -1."""
+        return 1.0 if self.minimize else -1.0
 
 
 class Measured(NamedTuple):
-    """What one measured row says: outcome in the objective's units, status, and both regrets."""
+    """One measured row: outcome in the objective's units, status, and both regrets."""
 
     outcome: float
     status: str
@@ -23,127 +35,132 @@ class Measured(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Outcomes:
-    """The measured side of an experiment, one entry per configuration (R).
+    """The outcomes of an experiment, one entry per configuration (R rows).
 
     Attributes:
-      outcomes_R: the objective in its own units, nan where none was measured.
+      values_R: the objective in its own units, nan where none was measured.
       status_R: `ok`, `diverged` or `infeasible`.
-      seconds_R: duration, nan where not recorded.
-      squares_R, freedom_R: over a configuration's repeated seeds, the squared deviations from their
-        mean and one less than their number.
-      minimize: whether lower outcomes are better.
+      seconds_R: the run's duration, nan where not recorded.
+      squares_R: the sum of squared deviations of repeated seeds from the configuration's mean.
+      freedom_R: the degrees of freedom of those squares: the number of seeds less one.
+      objective: the outcome's name and direction.
     """
 
-    outcomes_R: np.ndarray
+    values_R: np.ndarray
     status_R: np.ndarray
     seconds_R: np.ndarray
     squares_R: np.ndarray
     freedom_R: np.ndarray
-    minimize: bool
+    objective: Objective
 
     def __post_init__(self):
-        for array in (self.outcomes_R, self.status_R, self.seconds_R):
+        for array in (self.values_R, self.status_R, self.seconds_R):
             array.setflags(write=False)
 
     @property
-    def _sign(self) -> float:
-        return 1.0 if self.minimize else -1.0
+    def sign(self) -> float:
+        """The factor from an outcome to a loss (see `Objective`)."""
+        return self.objective.sign
 
     @functools.cached_property
-    def _losses_R(self) -> np.ndarray:
-        """Lower is better; +inf where a run is not ok."""
-        ok_R = (self.status_R == "ok") & np.isfinite(self.outcomes_R)
-        return np.where(ok_R, self._sign * self.outcomes_R, np.inf)
+    def ok_R(self) -> np.ndarray:
+        """Whether each row ran to its end with a finite outcome [R]."""
+        return (self.status_R == "ok") & np.isfinite(self.values_R)
+
+    @functools.cached_property
+    def losses_R(self) -> np.ndarray:
+        """The outcomes with lower values better [R]; +inf where a run is not ok."""
+        return np.where(self.ok_R, self.sign * self.values_R, np.inf)
 
     @functools.cached_property
     def best_row(self) -> int:
-        return int(np.argmin(self._losses_R))
+        """The row of the best ok outcome, the first of equals."""
+        return int(np.argmin(self.losses_R))
 
     @property
     def optimum(self) -> float:
-        return float(self.outcomes_R[self.best_row])
+        """The best ok outcome, y*."""
+        return float(self.values_R[self.best_row])
 
     @functools.cached_property
     def median(self) -> float:
-        """The middling outcome of what could be run; the worst ok one where most runs diverged."""
-        losses = self._losses_R[self.status_R != "infeasible"]
+        """The median outcome of what could be run, m; the worst ok one where most runs diverged."""
+        losses = self.losses_R[self.status_R != "infeasible"]
         loss = np.median(losses)
         if not np.isfinite(loss):
             loss = losses[np.isfinite(losses)].max()
-        return float(self._sign * loss)
+        return float(self.sign * loss)
+
+    @property
+    def unit(self) -> float:
+        """One unit of regret in the objective's units: |m - y*|, at least `LEAST_UNIT`."""
+        return max(abs(self.median - self.optimum), LEAST_UNIT)
 
     @functools.cached_property
     def noise(self) -> float:
         """The noise floor: standard deviation over repeated seeds, pooled; nan without repeats.
 
-        Of the configurations up to the median alone: regrets are told apart there, and runs far
-        from the optimum are noisier.
+        Only configurations up to the median count: regrets are told apart there, and runs far from
+        the optimum are noisier.
         """
-        good_R = self._losses_R <= self._sign * self.median
+        good_R = self.losses_R <= self.sign * self.median
         freedom = self.freedom_R[good_R].sum()
         return math.sqrt(self.squares_R[good_R].sum() / freedom) if freedom else math.nan
 
+    @property
+    def noise_regret(self) -> float:
+        """The noise floor in units of regret; nan without repeats or where all runs are alike."""
+        return self.noise / self.unit if self.median != self.optimum else math.nan
+
     @functools.cached_property
     def worst(self) -> float:
-        """The worst finite outcome, diverged runs' included: min-max regret's other end."""
-        counted_R = np.isfinite(self.outcomes_R) & (self.status_R != "infeasible")
-        return float(self._sign * (self._sign * self.outcomes_R[counted_R]).max())
+        """The worst finite outcome, diverged runs included: the far end of min-max regret."""
+        counted_R = np.isfinite(self.values_R) & (self.status_R != "infeasible")
+        return float(self.sign * (self.sign * self.values_R[counted_R]).max())
 
     def _scaled(self, outcome: float, end: float) -> float:
-        gap, scale = self._sign * (outcome - self.optimum), self._sign * (end - self.optimum)
+        gap, scale = self.sign * (outcome - self.optimum), self.sign * (end - self.optimum)
         if scale <= 0:
             return float(gap > 0)
         return min(max(gap / scale, 0.0), 1.0)
 
-    def regret(self, outcome: float, status: str) -> float:
+    def regret(self, outcome: float, status: str = "ok") -> float:
+        """Score an outcome: clip((y - y*) / (m - y*), 0, 1); 1 unless the status is ok."""
         if status != "ok" or not math.isfinite(outcome):
             return 1.0
         return self._scaled(outcome, self.median)
 
-    def regret_minmax(self, outcome: float, status: str) -> float:
+    def regret_minmax(self, outcome: float, status: str = "ok") -> float:
+        """Score an outcome between the best and the worst finite one (as HPO-B does)."""
         if status not in ("ok", "diverged") or not math.isfinite(outcome):
             return 1.0
         return self._scaled(outcome, self.worst)
 
     @functools.cached_property
     def regrets_R(self) -> np.ndarray:
-        pairs = zip(self.outcomes_R.tolist(), self.status_R.tolist(), strict=True)
+        """The regret of each row [R]."""
+        pairs = zip(self.values_R.tolist(), self.status_R.tolist(), strict=True)
         regrets_R = np.array([self.regret(outcome, status) for outcome, status in pairs])
         regrets_R.setflags(write=False)
         return regrets_R
 
+    @functools.cached_property
+    def uncut_regrets_R(self) -> np.ndarray:
+        """(y - y*) / (m - y*) of each row [R], not cut at 1; +inf where a run is not ok."""
+        return (self.losses_R - self.sign * self.optimum) / self.unit
+
     def measured(self, row: int) -> Measured:
-        outcome, status = float(self.outcomes_R[row]), str(self.status_R[row])
-        if math.isnan(outcome):
-            outcome = math.nan  # one object, so that two trials without an outcome compare equal
+        """Return one row."""
+        outcome, status = float(self.values_R[row]), str(self.status_R[row])
         return Measured(
             outcome, status, self.regret(outcome, status), self.regret_minmax(outcome, status)
         )
 
+    def take(self, rows: np.ndarray) -> "Outcomes":
+        """Return the outcomes of some rows, in their order."""
+        columns = ("values_R", "status_R", "seconds_R", "squares_R", "freedom_R")
+        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in columns})
 
-class SealedOutcomes:
-    """Outcomes that nobody may read: any attribute raises HeldOutError, on copies as well."""
-
-    __slots__ = ("_inside", "_name")
-
-    def __init__(self, inside: Outcomes, name: str):
-        self._inside = inside
-        self._name = name
-
-    def __getattr__(self, attribute: str):
-        raise HeldOutError(
-            f"{self._name} is held out: `{attribute}` may not be read, outcomes come from trials"
-        )
-
-    def __copy__(self):
-        return self
-
-    def __deepcopy__(self, memo):
-        return self
-
-    def __reduce_ex__(self, protocol):
-        # A pickle would carry the outcomes in the clear.
-        raise HeldOutError(f"{self._name} is held out: it cannot be pickled")
-
-    def __repr__(self):
-        return "<sealed>"
+    def with_values(self, values_R: np.ndarray) -> "Outcomes":
+        """Return these outcomes with other values [R]."""
+        return dataclasses.replace(self, values_R=values_R)

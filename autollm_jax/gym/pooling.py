@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from autollm_jax.gym.outcomes import Outcomes
+from autollm_jax.gym.outcomes import Objective, Outcomes
 
 LEAST_REPEATED = 8  # configurations under several seeds that it takes to tell a seed's effect
 POLISHES = 10
@@ -25,7 +25,7 @@ def pool_outcomes(
     status: Sequence[str],
     seconds: Sequence[float | None],
     seeds: Sequence[int] | None,
-    minimize: bool,
+    objective: Objective,
 ) -> Outcomes:
     """Pool N runs into one outcome for each of R rows.
 
@@ -37,7 +37,7 @@ def pool_outcomes(
       rows: R.
       outcomes, status, seconds: of each run.
       seeds: of each run; None where they are not known: then no seed has an effect.
-      minimize: whether lower outcomes are better.
+      objective: the outcome's direction.
     """
     value_N = np.array([float_or_nan(value) for value in outcomes])
     time_N = np.array([float_or_nan(value) for value in seconds])
@@ -46,7 +46,7 @@ def pool_outcomes(
     spent = 0  # degrees of freedom
     if seeds is not None:
         usable_N = (status_N == "ok") & np.isfinite(value_N)
-        effect_N, spent = seed_effects(row_N, np.asarray(seeds), value_N, usable_N, minimize)
+        effect_N, spent = seed_effects(row_N, np.asarray(seeds), value_N, usable_N, objective)
     value_N = value_N - effect_N
     runs_R = [[] for _ in range(rows)]
     for run, row in enumerate(row_N.tolist()):
@@ -69,7 +69,7 @@ def pool_outcomes(
     # The effects were fitted on the same runs: what they took is shared out evenly.
     if spent:
         freedom_R *= max(freedom_R.sum() - spent, 0.0) / max(freedom_R.sum(), 1.0)
-    return Outcomes(outcome_R, np.array(status_R), seconds_R, squares_R, freedom_R, minimize)
+    return Outcomes(outcome_R, np.array(status_R), seconds_R, squares_R, freedom_R, objective)
 
 
 def seed_effects(
@@ -77,7 +77,7 @@ def seed_effects(
     seed_N: np.ndarray,
     value_N: np.ndarray,
     usable_N: np.ndarray,
-    minimize: bool,
+    objective: Objective,
 ) -> tuple[np.ndarray, int]:
     """Estimate what each run owes to its seed.
 
@@ -89,7 +89,7 @@ def seed_effects(
       seed_N: its seed.
       value_N: its outcome.
       usable_N: whether it counts.
-      minimize: whether lower outcomes are better.
+      objective: the outcome's direction.
 
     Returns:
       [N] effects in the outcome's units, zero on average over the seeds, all of them zero where
@@ -106,7 +106,7 @@ def seed_effects(
     table_RS = table_RS[np.isfinite(table_RS).sum(1) > 1]
     if len(table_RS) < LEAST_REPEATED or not np.isfinite(table_RS).any(0).all():
         return none
-    mean_R = np.nanmean(table_RS, axis=1) * (1.0 if minimize else -1.0)
+    mean_R = np.nanmean(table_RS, axis=1) * objective.sign
     table_RS = table_RS[mean_R <= np.median(mean_R)]
     if not np.isfinite(table_RS).any(0).all():
         return none

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from autollm_jax.errors import UserError
 from autollm_jax.gym.experiments import Experiment
+from autollm_jax.gym.settings import Setting
 
 # protocol -> (levels to learn from, levels held out). Choices are made under dev; final is scored.
 PROTOCOLS = {
@@ -15,7 +16,7 @@ PROTOCOLS = {
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Open training experiments, and sealed held-out ones."""
+    """Training experiments, and held-out ones: only episodes may hold the latter."""
 
     training: tuple[Experiment, ...]
     held_out: tuple[Experiment, ...]
@@ -32,26 +33,26 @@ def split(experiments: Sequence[Experiment], protocol: str) -> Split:
     training, held_out = PROTOCOLS[protocol]
     return Split(
         tuple(e for e in experiments if e.fidelity.level in training),
-        tuple(e.sealed() for e in experiments if e.fidelity.level in held_out),
+        tuple(e for e in experiments if e.fidelity.level in held_out),
     )
 
 
-def evidence_for(target: Experiment, experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
+def evidence_for(target: Setting, experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
     """Choose the cheap experiments that a method may look at when it configures `target`.
 
     Args:
-      target: a held-out (sealed) experiment, or a training one.
-      experiments: the training experiments; sealed ones are passed over.
+      target: a held-out setting, or one of the training experiments.
+      experiments: the training experiments.
 
     Returns:
       Experiments of the target's task and source: all of them for a held-out target, those with
       strictly fewer FLOPs per run for a training target.
     """
+    trained = any(e.id == target.id for e in experiments)
     return tuple(
         e
         for e in experiments
         if (e.source, e.task) == (target.source, target.task)
-        and not e.is_sealed
         and e.id != target.id
-        and (target.is_sealed or e.fidelity.flops < target.fidelity.flops)
+        and (not trained or e.fidelity.flops < target.fidelity.flops)
     )

@@ -63,7 +63,7 @@ class Stress:
 
 
 def distort(split: Split, stress: Stress) -> Split:
-    """Return the split with stressed evidence; its held-out experiments stay sealed."""
+    """Return the split with stressed evidence; the outcomes of held-out experiments stay."""
     if stress.kind == "none":
         return split
     training, held_out = list(split.training), list(split.held_out)
@@ -81,13 +81,6 @@ def distort(split: Split, stress: Stress) -> Split:
 
 def _random(stress: Stress, name: str) -> np.random.Generator:
     return np.random.default_rng([stress.seed, zlib.crc32(name.encode())])
-
-
-def _taken(experiment: Experiment, rows: np.ndarray) -> dict:
-    """Return the record's columns at the given rows."""
-    record = experiment.record
-    columns = ("outcomes_R", "status_R", "seconds_R", "squares_R", "freedom_R")
-    return {column: getattr(record, column)[rows] for column in columns}
 
 
 def _thinned(experiments: Sequence[Experiment], stress: Stress) -> list[Experiment]:
@@ -110,34 +103,36 @@ def _thinned(experiments: Sequence[Experiment], stress: Stress) -> list[Experime
         for place in places:
             e = experiments[place]
             sizes_R = None if e.parameters_R is None else e.parameters_R[rows]
-            record = dataclasses.replace(e.record, **_taken(e, rows))
-            made[place] = dataclasses.replace(e, cells=fewer, record=record, parameters_R=sizes_R)
+            outcomes = e.outcomes.take(rows)
+            made[place] = dataclasses.replace(
+                e, cells=fewer, outcomes=outcomes, parameters_R=sizes_R
+            )
     return made
 
 
 def _needed(experiment: Experiment, order_R: np.ndarray, kept: set[int]) -> set[int]:
     """Return rows to keep besides, so that two ok outcomes differ and regret has a scale."""
-    ok = [int(row) for row in order_R if experiment.status_R[row] == "ok"]
+    ok = [int(row) for row in order_R if experiment.outcomes.status_R[row] == "ok"]
     found = [row for row in ok if row in kept] or ok[:1]
-    outcomes_R = experiment.outcomes_R
-    if len({outcomes_R[row] for row in found}) < 2:
-        found += [row for row in ok if outcomes_R[row] != outcomes_R[found[0]]][:1]
+    values_R = experiment.outcomes.values_R
+    if len({values_R[row] for row in found}) < 2:
+        found += [row for row in ok if values_R[row] != values_R[found[0]]][:1]
     return set(found)
 
 
 def _noisy(experiment: Experiment, stress: Stress) -> Experiment:
-    deviation = stress.noise * abs(experiment.median - experiment.optimum)
-    outcomes_R = experiment.outcomes_R
-    noise_R = _random(stress, experiment.id).normal(0.0, deviation, len(outcomes_R))
-    record = dataclasses.replace(experiment.record, outcomes_R=outcomes_R + noise_R)
-    return dataclasses.replace(experiment, record=record)
+    outcomes = experiment.outcomes
+    deviation = stress.noise * outcomes.unit
+    noise_R = _random(stress, experiment.id).normal(0.0, deviation, len(outcomes.values_R))
+    noisy = outcomes.with_values(outcomes.values_R + noise_R)
+    return dataclasses.replace(experiment, outcomes=noisy)
 
 
 def _reversed(experiments: Sequence[Experiment]) -> list[Experiment]:
     """Mirror each objective's landscapes along the axis that matters most to it."""
     made = list(experiments)
     cells: dict = {}
-    for places in grouped(experiments, lambda e: (e.source, e.task, e.objective_metric)):
+    for places in grouped(experiments, lambda e: (e.source, e.task, e.objective.metric)):
         group = [experiments[place] for place in places]
         axis = main_axis(group)
         parts = None if axis else _main_components(group)
@@ -163,15 +158,15 @@ def _answered_by(experiment: Experiment, images: Sequence[dict]) -> Experiment:
     Under a limit a configuration keeps its own parameters, so that it cannot move itself.
     """
     rows_R = np.arange(len(images))
-    ran = np.flatnonzero(experiment.status_R != "infeasible")
+    ran = np.flatnonzero(experiment.outcomes.status_R != "infeasible")
     weights_D = experiment.space.distance_weights_D
     for row in ran:
         squares_RD = (experiment.units_RD[ran] - experiment.space.to_unit(images[row])) ** 2
         rows_R[row] = ran[int(np.argmin((squares_RD * weights_D).sum(axis=1)))]
-    record = dataclasses.replace(experiment.record, **_taken(experiment, rows_R))
-    if not (record.status_R == "ok").any():
+    outcomes = experiment.outcomes.take(rows_R)
+    if not (outcomes.status_R == "ok").any():
         return experiment
-    return dataclasses.replace(experiment, record=record)
+    return dataclasses.replace(experiment, outcomes=outcomes)
 
 
 def _axes(space: Space) -> dict[str, tuple[str, ...]]:
@@ -204,8 +199,8 @@ def main_axis(experiments: Sequence[Experiment]) -> str | None:
     """
     shares: dict[str, list[float]] = {}
     for experiment in experiments:
-        ran = np.flatnonzero(experiment.status_R != "infeasible")
-        regret_R = experiment.regrets_R[ran]
+        ran = np.flatnonzero(experiment.outcomes.status_R != "infeasible")
+        regret_R = experiment.outcomes.regrets_R[ran]
         total = float(((regret_R - regret_R.mean()) ** 2).sum())
         for name, members in _axes(experiment.space).items():
             places = {m: {c: n for n, c in enumerate(_choices(experiment.space, m))}
@@ -240,7 +235,7 @@ def _main_components(experiments: Sequence[Experiment]) -> tuple[str, str, str]:
     """
     effects: dict[tuple[str, str], list[float]] = {}
     for experiment in experiments:
-        regret_R = experiment.regrets_R
+        regret_R = experiment.outcomes.regrets_R
         for dimension in experiment.space.dimensions:
             for part in dimension.choices if dimension.kind == "simplex" else ():
                 weight_R = np.array([c[dimension.name][part] for c in experiment.configurations])

@@ -110,7 +110,7 @@ def mixtures():
             loss_R = (0.05 + use_R) ** -0.4
             experiment = _make(
                 "data_mixture", f"{objective}-{size:.0e}", size, space, cells, loss_R,
-                objective_metric=f"loss.{objective}", context={"objective": objective},
+                objective_metric=f"loss.{objective}", facts={"objective": objective},
             )  # fmt: skip
             made.append(dataclasses.replace(experiment, cells=(made or [experiment])[0].cells))
     return made
@@ -179,7 +179,7 @@ def tunings():
         made.append(
             _make("grpo", f"arithmetic-{size:.0e}", size, space, cells, 0.9 / (1 + away_R),
                   objective_metric="success_rate", minimize=False, default=cells[20],
-                  context={"problem": "arithmetic"})
+                  facts={"problem": "arithmetic"})
         )  # fmt: skip
     return made
 

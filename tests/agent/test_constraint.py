@@ -64,10 +64,10 @@ def play(model, params, tokenizer, episodes, config=CONFIG, mesh=None):
 
 def assert_own_untried(episodes):
     for episode in episodes:
-        rows = [episode.experiment.cells.find(trial.config) for trial in episode.trials]
+        rows = [episode.setting.cells.find(trial.config) for trial in episode.trials]
         assert all(t.valid and not t.matched and t.status != "infeasible" for t in episode.trials)
         assert len(set(rows)) == len(rows)
-        assert all(listing.is_brief(episode.experiment.cells, row) for row in rows)
+        assert all(listing.is_brief(episode.setting.cells, row) for row in rows)
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +90,10 @@ def played(model, params, tokenizer, own, large):
 
 def test_an_untrained_policy_tries_measured_untried_configurations_only(played):
     episodes, _ = played
-    assert {e.experiment.task for e in episodes} == {
+    assert {e.setting.task for e in episodes} == {
         "architecture", "data_mixture", "grpo", "pretraining",
     }  # fmt: skip
-    assert len(episodes[-1].experiment.cells) > 2000
+    assert len(episodes[-1].setting.cells) > 2000
     assert [len(episode.trials) for episode in episodes] == [BUDGET] * len(episodes)
     assert_own_untried(episodes)
 

@@ -25,7 +25,7 @@ SMALL = CurationConfig(pairs=60, pairs_per_family=6, invented_names=0.3)
 
 
 def _content(experiment):
-    outcomes = experiment.outcomes_R.tolist()
+    outcomes = experiment.outcomes.values_R.tolist()
     return experiment.id, experiment.fidelity, experiment.space, experiment.configurations, outcomes
 
 
@@ -75,7 +75,7 @@ def test_shifted_axes_relabel_units_and_nothing_else(family):
     changed = augment(family, ["shifted axes"], 3)
     ratios = []
     for old, new in zip(family, changed, strict=True):
-        np.testing.assert_allclose(new.regrets_R, old.regrets_R, atol=1e-9)
+        np.testing.assert_allclose(new.outcomes.regrets_R, old.outcomes.regrets_R, atol=1e-9)
         rate = new.configurations[0]["learning_rate"] / old.configurations[0]["learning_rate"]
         batch = new.configurations[0]["batch_size"] / old.configurations[0]["batch_size"]
         tokens = new.fidelity.tokens / old.fidelity.tokens
@@ -89,14 +89,14 @@ def test_sub_grids_keep_outcomes_and_drop_cells(family):
     changed = augment(family, ["sub-grid"], 1)
     assert any(len(n.configurations) < len(o.configurations) for o, n in zip(family, changed))  # noqa: B905
     for old, new in zip(family, changed, strict=True):
-        for config, outcome in zip(new.configurations, new.outcomes_R, strict=True):
+        for config, outcome in zip(new.configurations, new.outcomes.values_R, strict=True):
             assert old.lookup(config) == pytest.approx(outcome)
 
 
 def test_noise_changes_outcomes_by_about_its_floor(family):
     (new, *_), old = augment(family, ["noise"], 2), family[0]
-    gap_R = new.outcomes_R - old.outcomes_R
-    assert 0 < np.std(gap_R) < 0.1 * (old.median - old.optimum)
+    gap_R = new.outcomes.values_R - old.outcomes.values_R
+    assert 0 < np.std(gap_R) < 0.1 * (old.outcomes.median - old.outcomes.optimum)
 
 
 def test_augmented_copies_have_names_of_their_own(family):
@@ -127,11 +127,11 @@ def test_synthetic_families_are_marked_and_varied():
     names, goals = set(), set()
     for seed in range(40):
         for experiment in sample_family(seed):
-            assert experiment.context["provenance"] == "synthetic prior"
+            assert experiment.facts["provenance"] == "synthetic prior"
             assert experiment.source == "synthetic"
             names.add(experiment.space.names)
-            goals.add(experiment.minimize)
-            assert (experiment.regrets_R < 0.999).sum() >= 3
+            goals.add(experiment.objective.minimize)
+            assert (experiment.outcomes.regrets_R < 0.999).sum() >= 3
     assert len(names) > 3 and goals == {True, False}
 
 
@@ -139,7 +139,7 @@ def test_synthetic_optima_lie_mostly_inside_their_grids():
     inside = []
     for seed in range(60):
         for experiment in sample_family(seed):
-            best = experiment.configurations[experiment.best_row]
+            best = experiment.configurations[experiment.outcomes.best_row]
             ends = [
                 d.choices[0] < best[d.name] < d.choices[-1]
                 for d in experiment.space.dimensions
@@ -187,7 +187,9 @@ def test_a_renamed_family_has_the_same_landscapes_under_one_set_of_new_names(fam
         names = set(pair.target.space.names)
         assert not names & set(before.target.space.names)
         assert all(set(e.space.names) == names for e in pair.evidence)
-        np.testing.assert_array_equal(pair.target.outcomes_R, before.target.outcomes_R)
+        np.testing.assert_array_equal(
+            pair.target.outcomes.values_R, before.target.outcomes.values_R
+        )
         values = [list(config.values()) for config in pair.target.configurations]
         assert values == [list(config.values()) for config in before.target.configurations]
 

@@ -15,7 +15,7 @@ def episode(family):
 
 def advised(advisor, episode):
     with advised_by(advisor):
-        seen = forecast(episode.experiment, episode.evidence)
+        seen = forecast(episode.setting, episode.evidence)
     return seen.expected_regrets(episode.trials)
 
 
@@ -26,16 +26,16 @@ def test_the_panel_is_the_mean_of_its_members(episode):
         panel_R = advised("panel", episode)
         np.testing.assert_allclose(panel_R, (own_R + sum(others)) / 3, rtol=1e-6)
         assert (np.isinf(panel_R) == np.isinf(own_R)).all()
-        episode.exec_config(episode.experiment.configurations[int(panel_R.argmin())])
+        episode.exec_config(episode.setting.configurations[int(panel_R.argmin())])
 
 
 @pytest.mark.parametrize("name", SURROGATES)
 def test_a_surrogate_as_an_advisor_chooses_what_the_baseline_does(name, episode):
-    baseline = SURROGATES[name](Problem(episode.experiment, episode.evidence, 5), 0)
+    baseline = SURROGATES[name](Problem(episode.setting, episode.evidence, 5), 0)
     while not episode.done:
         row = int(advised(name, episode).argmin())
-        assert dict(episode.experiment.configurations[row]) == baseline.ask()
-        baseline.tell(episode.exec_config(episode.experiment.configurations[row]))
+        assert dict(episode.setting.configurations[row]) == baseline.ask()
+        baseline.tell(episode.exec_config(episode.setting.configurations[row]))
 
 
 def test_without_evidence_the_panel_is_the_own_forecast(family):

@@ -60,7 +60,7 @@ def test_a_value_is_spelled_the_same_in_the_list_the_forecast_and_the_action(epi
     for candidate in listing.candidates(observation):
         _, rate, _, _ = candidate.text.split()
         assert rate in listed
-        assert f'": {rate},"' in spelling.exec_part(observation.experiment.cells, candidate.row)
+        assert f'": {rate},"' in spelling.exec_part(observation.setting.cells, candidate.row)
 
 
 def test_the_first_turn_names_task_target_choices_evidence_law_and_budget(episode):
@@ -83,7 +83,7 @@ def test_a_score_that_should_be_high_is_maximized(scores):
     observation = Episode(scores[-1], tuple(scores[:-1]), 2).tell()
     assert "maximize score" in prompts.describe(observation)
     best = min(listing.candidates(observation), key=lambda c: c.expected)
-    assert scores[-1].regrets_R[best.row] < 0.3
+    assert scores[-1].outcomes.regrets_R[best.row] < 0.3
 
 
 def test_feedback_says_how_the_trial_compares(episode):
@@ -181,7 +181,7 @@ def test_a_mixture_and_a_categorical_are_described_and_read_back():
     best = min(listing.candidates(observation), key=lambda c: c.expected)
     action = parse_action(spelling.exec_part(made[1].cells, best.row))
     config = spelling.read_config(made[1].cells, action.config)
-    assert made[1].match(config) == (made[1].best_row, False)
+    assert made[1].match(config) == (made[1].outcomes.best_row, False)
 
 
 def test_candidates_are_labelled_from_the_lowest_forecast_on(episode):
@@ -194,5 +194,5 @@ def test_the_law_and_the_nearest_experiment_have_their_say_before_the_first_tria
     observation = episode.tell()
     rows = {c.row for c in listing.candidates(observation, 1)}
     seen = listing.view(observation)
-    best = seen.nearest[0].configurations[seen.nearest[0].best_row]
-    assert {seen.centre_row, episode.experiment.match(best).row} <= rows
+    best = seen.nearest[0].configurations[seen.nearest[0].outcomes.best_row]
+    assert {seen.centre_row, episode.setting.match(best).row} <= rows

@@ -90,13 +90,13 @@ def test_a_wrong_verdict_or_best_trial_is_caught(family, recipe):
 
 def test_the_researcher_knows_only_what_he_tried(family, recipe):
     """Another target with the same cells, but other outcomes, gets the same first turn."""
-    other = dataclasses.replace(family[3], record=family[0].record)
+    other = dataclasses.replace(family[3], outcomes=family[0].outcomes)
     turns = [
         simulate(Pair(target, tuple(family[:3]), recipe), 0).turns[1]
         for target in (family[3], other)
     ]
     assert turns[0] == turns[1]
-    assert not np.array_equal(family[3].outcomes_R, other.outcomes_R)
+    assert not np.array_equal(family[3].outcomes.values_R, other.outcomes.values_R)
 
 
 def test_the_choice_is_the_lowest_forecast_on_the_list(played):
@@ -114,7 +114,7 @@ def test_the_researcher_beats_chance_by_far(family, recipe):
     pair = Pair(family[3], tuple(family[:3]), recipe)
     regrets = simulate(pair, 0).regrets
     assert regrets[0] < 0.2 and regrets[-1] < 0.05
-    assert family[3].regrets_R.mean() > 0.5
+    assert family[3].outcomes.regrets_R.mean() > 0.5
 
 
 def test_perturbed_turns_are_not_learned_and_may_be_invalid_or_matched(played):

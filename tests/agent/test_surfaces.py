@@ -8,7 +8,7 @@ import pytest
 from autollm_jax.agent import listing
 from autollm_jax.agent.forecast import forecast
 from autollm_jax.agent.surface_forecast import SurfaceForecast
-from autollm_jax.agent.surfaces import effects, left_out_means, raw_losses, surfaces
+from autollm_jax.agent.surfaces import effects, left_out_means, surfaces
 from autollm_jax.gym.environment import Episode
 
 
@@ -20,8 +20,8 @@ def test_a_surface_smooths_its_table(mixtures):
     cheap = mixtures[0]
     (surface,) = surfaces([cheap], mixtures[-1])
     mean_R = surface.mean(surface.scaled(cheap))
-    good_R = cheap.regrets_R < 1
-    assert np.corrcoef(mean_R[good_R], raw_losses(cheap)[good_R])[0, 1] > 0.95
+    good_R = cheap.outcomes.regrets_R < 1
+    assert np.corrcoef(mean_R[good_R], cheap.outcomes.losses_R[good_R])[0, 1] > 0.95
 
 
 def test_experiments_that_differ_in_their_limit_are_one_table(architectures):
@@ -35,8 +35,8 @@ def test_experiments_that_differ_in_their_limit_are_one_table(architectures):
 
 def test_evidence_of_the_targets_objective_comes_first_and_alone_makes_the_mean(mixtures):
     target = mixtures[-1]
-    same = [e for e in mixtures[:-1] if e.objective_metric == target.objective_metric]
-    others = [e for e in mixtures[:-1] if e.objective_metric != target.objective_metric]
+    same = [e for e in mixtures[:-1] if e.objective.metric == target.objective.metric]
+    others = [e for e in mixtures[:-1] if e.objective.metric != target.objective.metric]
     seen = SurfaceForecast(target, [*others, *same])
     assert [e.id for e in seen.nearest[: len(same)]] == [e.id for e in same]
     alone = SurfaceForecast(target, same).expected_regrets(())
@@ -46,15 +46,15 @@ def test_evidence_of_the_targets_objective_comes_first_and_alone_makes_the_mean(
 @pytest.mark.parametrize("family", ["mixtures", "architectures", "tunings"])
 def test_the_forecast_finds_good_cells_from_cheap_ones(family, request):
     *cheap, target = request.getfixturevalue(family)
-    row = _lowest(forecast(target.sealed(), cheap))
-    assert target.regrets_R[row] < 0.3 < np.median(target.regrets_R)
+    row = _lowest(forecast(target.setting, cheap))
+    assert target.outcomes.regrets_R[row] < 0.3 < np.median(target.outcomes.regrets_R)
 
 
 @pytest.mark.parametrize("family", ["mixtures", "architectures", "tunings"])
 def test_trials_move_the_forecast_and_are_not_repeated(family, request):
     *cheap, target = request.getfixturevalue(family)
     episode = Episode(target, cheap, 5)
-    seen = forecast(episode.experiment, episode.evidence)
+    seen = forecast(episode.setting, episode.evidence)
     rows = []
     for _ in range(4):
         rows.append(_lowest(seen, episode.trials))
@@ -66,7 +66,7 @@ def test_trials_move_the_forecast_and_are_not_repeated(family, request):
 def test_cells_like_a_bad_surprise_fall_in_the_forecast(mixtures):
     *cheap, target = mixtures
     episode = Episode(target, cheap, 3)
-    seen = forecast(episode.experiment, episode.evidence)
+    seen = forecast(episode.setting, episode.evidence)
     first, second = np.argsort(seen.expected_regrets(()))[[0, 40]]
     for row in (first, second):
         episode.exec_config(target.configurations[row])
@@ -91,8 +91,8 @@ def test_cells_over_the_limit_are_never_offered(architectures):
 
 def test_the_forecast_reads_no_outcome_of_the_target(mixtures):
     *cheap, target = mixtures
-    other = dataclasses.replace(target, record=cheap[-1].record)
-    assert not np.array_equal(other.outcomes_R, target.outcomes_R)
+    other = dataclasses.replace(target, outcomes=cheap[-1].outcomes)
+    assert not np.array_equal(other.outcomes.values_R, target.outcomes.values_R)
     one, two = (SurfaceForecast(t, cheap).expected_regrets(()) for t in (target, other))
     np.testing.assert_array_equal(one, two)
 
@@ -105,7 +105,7 @@ def test_without_evidence_the_forecast_starts_at_the_default(tunings):
 def test_failed_trials_lower_their_neighbourhood(tunings):
     *cheap, target = tunings
     episode = Episode(target, cheap, 2)
-    seen = forecast(episode.experiment, episode.evidence)
+    seen = forecast(episode.setting, episode.evidence)
     row = _lowest(seen)
     trial = episode.exec_config(target.configurations[row])
     failed = [dataclasses.replace(trial, status="diverged", outcome=float("nan"))]
@@ -134,18 +134,18 @@ def test_left_out_means_are_those_of_a_table_without_the_row(mixtures):
     """With a row's outcome changed by much, what the others say of it hardly moves."""
     table = mixtures[0]
     before_R = left_out_means(table)
-    row = int(np.argsort(table.outcomes_R)[len(table.outcomes_R) // 2])
-    outcomes_R = table.outcomes_R.copy()
+    row = int(np.argsort(table.outcomes.values_R)[len(table.outcomes.values_R) // 2])
+    outcomes_R = table.outcomes.values_R.copy()
     outcomes_R[row] += 0.2 * np.ptp(outcomes_R)
     changed = dataclasses.replace(
-        table, record=dataclasses.replace(table.record, outcomes_R=outcomes_R)
+        table, outcomes=dataclasses.replace(table.outcomes, values_R=outcomes_R)
     )
     after_R = left_out_means(changed)
     moved_R = np.abs(after_R - before_R)
     assert moved_R[row] < 0.05 * np.ptp(outcomes_R)
     # They do predict: better than the mean does.
-    off_R = before_R - raw_losses(table)
-    assert off_R.std() < 0.7 * table.outcomes_R.std()
+    off_R = before_R - table.outcomes.losses_R
+    assert off_R.std() < 0.7 * table.outcomes.values_R.std()
 
 
 def test_left_out_means_offer_nothing_over_the_limit(architectures):

@@ -68,7 +68,7 @@ def target():
 
 @pytest.fixture
 def problem(target, evidence):
-    return Problem(target.sealed(), evidence, 5)
+    return Problem(target.setting, evidence, 5)
 
 
 def mixed(level="low", parameters=1e6, layers=(2, 4, 8)):

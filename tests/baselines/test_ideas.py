@@ -38,23 +38,23 @@ from .conftest import bowl, limited
 
 def test_random_draws_every_cell_once(problem):
     method = RandomSearch(problem, 0)
-    drawn = [tuple(method.ask().values()) for _ in problem.experiment.configurations]
-    assert sorted(drawn) == sorted(tuple(c.values()) for c in problem.experiment.configurations)
+    drawn = [tuple(method.ask().values()) for _ in problem.setting.configurations]
+    assert sorted(drawn) == sorted(tuple(c.values()) for c in problem.setting.configurations)
 
 
 def test_random_draws_differ_between_experiments(problem):
-    other = Problem(bowl(4e8, 16e9, name="other").sealed(), (), 5)
+    other = Problem(bowl(4e8, 16e9, name="other").setting, (), 5)
     draws = [[RandomSearch(p, s).ask() for s in range(8)] for p in (problem, other)]
     assert draws[0] != draws[1]
 
 
 def test_default_comes_first(problem):
-    assert DefaultFirst(problem, 0).ask() == problem.experiment.default
+    assert DefaultFirst(problem, 0).ask() == problem.setting.default
 
 
 def test_nearest_experiment_gives_its_best_cells_in_order(problem, evidence, target):
     nearest = min(evidence, key=lambda e: -e.fidelity.flops)
-    order = np.argsort(nearest.regrets_R, kind="stable")[:3]
+    order = np.argsort(nearest.outcomes.regrets_R, kind="stable")[:3]
     method = NearestExperiment(problem, 0)
     assert [method.ask() for _ in order] == [nearest.configurations[r] for r in order]
 
@@ -62,18 +62,18 @@ def test_nearest_experiment_gives_its_best_cells_in_order(problem, evidence, tar
 def test_evidence_of_the_same_objective_goes_first(target):
     same = bowl(1e8, 1e9)
     other = bowl(2e8, 8e9, name="other", objective_metric="accuracy")
-    problem = Problem(target.sealed(), (other, same), 5)
+    problem = Problem(target.setting, (other, same), 5)
     assert [e.id for e in relevant_evidence(problem)] == [same.id]
 
 
 def test_scaling_law_finds_an_optimum_that_follows_a_law(problem, target):
-    assert ScalingLaw(problem, 0).ask() == target.configurations[target.best_row]
+    assert ScalingLaw(problem, 0).ask() == target.configurations[target.outcomes.best_row]
 
 
 def test_scaling_law_keeps_the_optimum_of_a_single_table(target):
     only = bowl(1e8, 1e9)
-    first = ScalingLaw(Problem(target.sealed(), (only,), 5), 0).ask()
-    assert first == only.configurations[only.best_row]
+    first = ScalingLaw(Problem(target.setting, (only,), 5), 0).ask()
+    assert first == only.configurations[only.outcomes.best_row]
 
 
 def test_two_points_give_a_slope_along_their_line_only():
@@ -115,13 +115,13 @@ def test_evidence_moves_onto_the_targets_optimum(problem, target):
     best_N = rows.scores_N == 0
     assert rows.points_ND[best_N].std(0).max() > 0.1
     moved_ND = move_along_law(problem, rows, 0.02)[best_N]
-    optimum_D = Candidates(target).units_RD[target.best_row]
+    optimum_D = Candidates(target).units_RD[target.outcomes.best_row]
     assert np.abs(moved_ND - optimum_D).max() < 0.1
 
 
 def test_cma_es_starts_where_the_law_leads(problem, target):
     first = CmaEs(problem, 0).ask()
-    assert target.regret(target.lookup(first)) < 0.05
+    assert target.outcomes.regret(target.lookup(first)) < 0.05
     assert CmaEs(problem, 1).ask() == first
 
 
@@ -152,16 +152,18 @@ def test_ridge_leaves_out_a_constant_feature():
 
 def test_boosted_trees_find_the_optimum_they_were_shown(problem, target):
     first = BoostedTrees(problem, 0).ask()
-    assert target.regret(target.lookup(first)) < 0.1
+    assert target.outcomes.regret(target.lookup(first)) < 0.1
 
 
 def test_boosted_trees_learn_from_their_trials(problem, target):
     """A cell that disappoints is followed by another than one that does well."""
     second = []
-    for outcome in (target.optimum, target.optimum + 10):
+    for outcome in (target.outcomes.optimum, target.outcomes.optimum + 10):
         method = BoostedTrees(problem, 0)
         trials = [Episode(target, problem.evidence, 5).exec_config(method.ask()) for _ in range(3)]
-        for trial, value in zip(trials, (target.median, target.median, outcome), strict=True):
+        for trial, value in zip(
+            trials, (target.outcomes.median, target.outcomes.median, outcome), strict=True
+        ):
             method.tell(dataclasses.replace(trial, outcome=value))
         second.append([method.ask() for _ in range(3)])
     assert second[0] != second[1]
@@ -187,13 +189,13 @@ def test_successive_halving_pays_for_what_it_looked_at(problem):
 
 def test_successive_halving_tries_the_last_rungs_best_first(problem):
     top = rungs(problem)[-1]
-    assert SuccessiveHalving(problem, 0).ask() == top.configurations[top.best_row]
+    assert SuccessiveHalving(problem, 0).ask() == top.configurations[top.outcomes.best_row]
 
 
 def test_runs_that_two_objectives_read_are_paid_once():
-    loss = bowl(1e8, 1e9, context={"corpus": "a", "objective": "loss"})
-    accuracy = bowl(1e8, 1e9, name="b", context={"corpus": "a", "objective": "accuracy"})
-    elsewhere = bowl(1e8, 1e9, name="c", context={"corpus": "b", "objective": "loss"})
+    loss = bowl(1e8, 1e9, facts={"corpus": "a", "objective": "loss"})
+    accuracy = bowl(1e8, 1e9, name="b", facts={"corpus": "a", "objective": "accuracy"})
+    elsewhere = bowl(1e8, 1e9, name="c", facts={"corpus": "b", "objective": "loss"})
     once = flops_of_runs([(loss, range(60))])
     assert once == 60 * loss.fidelity.flops
     assert flops_of_runs([(loss, range(60)), (accuracy, range(60))]) == once
@@ -211,7 +213,7 @@ def test_a_run_over_the_limit_costs_nothing_and_others_by_their_size():
 
 def test_target_scale_extrapolates_the_level(problem, target):
     episode = Episode(target, problem.evidence, 1)
-    trial = episode.exec_config(target.configurations[target.best_row])
+    trial = episode.exec_config(target.configurations[target.outcomes.best_row])
     assert abs(TargetScale(problem).scores([trial])[0]) < 0.5
 
 

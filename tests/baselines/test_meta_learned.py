@@ -20,7 +20,6 @@ from autollm_jax.baselines.context import column_names, layout, read_problem, tr
 from autollm_jax.baselines.learned import Learned
 from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.experiments import make_experiment
-from autollm_jax.gym.outcomes import HeldOutError
 
 from .conftest import bowl, mixed
 from .test_methods import limited
@@ -72,8 +71,8 @@ def renamed(experiment, source):
         source=source,
         space=experiment.space,
         configurations=experiment.configurations,
-        outcomes=experiment.outcomes_R,
-        status=experiment.status_R,
+        outcomes=experiment.outcomes.values_R,
+        status=experiment.outcomes.status_R,
         parameters=experiment.parameters_R,
         **{
             name: getattr(experiment, name)
@@ -94,7 +93,7 @@ def built(training, tmp_path_factory):
 
 def play(build, target, evidence, seed=0, budget=5):
     episode = Episode(target, evidence, budget)
-    method = build(Problem(episode.experiment, episode.evidence, budget), seed)
+    method = build(Problem(episode.setting, episode.evidence, budget), seed)
     while not episode.done:
         method.tell(episode.exec_config(method.ask()))
     return episode
@@ -128,7 +127,7 @@ def test_neural_acquisition_learning_lowers_the_regret_of_the_same_problems(buil
 
 @pytest.mark.parametrize("method", METHODS)
 def test_what_was_learned_beats_chance_on_a_dearer_experiment(method, built, target, evidence):
-    chance = target.regrets_R.mean()
+    chance = target.outcomes.regrets_R.mean()
     assert play(built[method], target, evidence, budget=1).best_regret() < 0.25 * chance
 
 
@@ -158,8 +157,10 @@ def test_the_first_ask_does_not_depend_on_the_targets_outcomes(method, built, ev
     asked = []
     for sign in (1, -1):
         target = bowl(4e8, 16e9, level="mid")
-        target = bowl(4e8, 16e9, level="mid", outcomes=sign * np.nan_to_num(target.outcomes_R))
-        asked.append(built[method](Problem(target.sealed(), evidence, 5), 0).ask())
+        target = bowl(
+            4e8, 16e9, level="mid", outcomes=sign * np.nan_to_num(target.outcomes.values_R)
+        )
+        asked.append(built[method](Problem(target.setting, evidence, 5), 0).ask())
     assert asked[0] == asked[1]
 
 
@@ -167,7 +168,9 @@ def test_the_first_ask_does_not_depend_on_the_targets_outcomes(method, built, ev
 def test_trials_are_learned_from(method, built, evidence):
     """An experiment turned upside down is left for other cells than the one it pretends to be."""
     right = bowl(4e8, 16e9, level="mid")
-    wrong = bowl(4e8, 16e9, level="mid", outcomes=6 - np.nan_to_num(right.outcomes_R, nan=3.0))
+    wrong = bowl(
+        4e8, 16e9, level="mid", outcomes=6 - np.nan_to_num(right.outcomes.values_R, nan=3.0)
+    )
     asked = [[t.config for t in play(built[method], t, evidence).trials] for t in (right, wrong)]
     assert asked[0][0] == asked[1][0] and asked[0] != asked[1]
 
@@ -236,19 +239,10 @@ def test_changed_code_learns_again(counting, evidence, tmp_path, monkeypatch):
     assert Learned(counting, evidence, 0, tmp_path / "a.npz").digest != before
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_sealed_experiment_cannot_be_learned_from(method, evidence, target, tmp_path):
-    build = Learned(META_LEARNED[method], (*evidence, target.sealed()), 0, tmp_path / "a.npz")
-    with pytest.raises(HeldOutError):
-        build(Problem(target.sealed(), evidence, 5), 0)
-    with pytest.raises(HeldOutError):
-        META_LEARNED[method].learn((*evidence, target.sealed()), 0, False)
-
-
 def test_a_new_choice_does_not_move_the_columns_of_the_others(target, evidence):
     known = ["other", *layout(evidence)]
-    moved = read_problem(Problem(target, evidence, 5), known, 50)
-    plain = read_problem(Problem(target, evidence, 5), [], 50)
+    moved = read_problem(Problem(target.setting, evidence, 5), known, 50)
+    plain = read_problem(Problem(target.setting, evidence, 5), [], 50)
     assert (moved.cells_RZ[:, 1:3] == plain.cells_RZ[:, :2]).all()
     assert (moved.rows_NZ[:, 1:3] == plain.rows_NZ[:, :2]).all()
     assert (moved.cells_RZ[:, 0] == 0).all()
@@ -263,4 +257,4 @@ def test_columns_have_a_name_each():
 def test_the_evidence_of_a_problem_is_that_of_every_method(problem):
     context = read_problem(problem, [], 60)
     assert len(np.unique(context.experiments_N)) == len(relevant_evidence(problem))
-    assert len(context.cells_RZ) == len(problem.experiment.configurations)
+    assert len(context.cells_RZ) == len(problem.setting.configurations)

@@ -17,7 +17,7 @@ METHODS = sorted(BASELINES)
 def play(method, target, evidence, seed=0, budget=5):
     """Play an episode; return it."""
     episode = Episode(target, evidence, budget)
-    player = BASELINES[method](Problem(target.sealed(), evidence, budget), seed)
+    player = BASELINES[method](Problem(target.setting, evidence, budget), seed)
     while not episode.done:
         player.tell(episode.exec_config(player.ask()))
     return episode
@@ -116,12 +116,12 @@ def test_a_group_is_its_mean_and_its_tilt():
 
 def test_the_sizes_of_cells_are_evidence_where_all_are_known():
     target = limited("mid", 1e7)
-    rows = gather(Problem(target.sealed(), (limited(),), 5), 40)
+    rows = gather(Problem(target.setting, (limited(),), 5), 40)
     assert rows.sizes_NS.shape == (len(rows), 1)
-    assert gather(Problem(target.sealed(), (mixed(),), 5), 40).sizes_NS.shape[1] == 0
+    assert gather(Problem(target.setting, (mixed(),), 5), 40).sizes_NS.shape[1] == 0
 
 
 def test_what_a_limit_excludes_is_no_evidence():
     cheap = limited()
-    rows = gather(Problem(limited("mid", 1e7).sealed(), (cheap,), 5), 1000)
+    rows = gather(Problem(limited("mid", 1e7).setting, (cheap,), 5), 1000)
     assert len(rows) == cheap.feasible_R.sum()

@@ -6,7 +6,6 @@ from autollm_jax.baselines import BASELINES
 from autollm_jax.evaluation.ceiling import ceilings
 from autollm_jax.evaluation.runner import evaluate, play_method
 from autollm_jax.evaluation.summary import Results
-from autollm_jax.gym.experiments import reveal
 
 
 def scored(split, tmp_path):
@@ -14,22 +13,22 @@ def scored(split, tmp_path):
     table = evaluate(
         players, split, None, 3, (0,), tmp_path / "r.parquet", tables={}, progress=False
     )
-    opened = [reveal(e) for e in split.held_out]
+    opened = list(split.held_out)
     return Results(table, opened), opened
 
 
 def test_who_predicts_the_truth_has_no_regret(small_split, tmp_path):
     results, opened = scored(small_split, tmp_path)
-    found = ceilings(results, opened, lambda e: e.regrets_R)
+    found = ceilings(results, opened, lambda e: e.outcomes.regrets_R)
     assert set(found) == {*results.tasks, "all"}
     assert all(value == 0 for cells in found.values() for value in cells.values())
 
 
 def test_who_predicts_the_contrary_is_scored_by_his_order(small_split, tmp_path):
     results, opened = scored(small_split, tmp_path)
-    found = ceilings(results, opened, lambda e: -e.regrets_R)
+    found = ceilings(results, opened, lambda e: -e.outcomes.regrets_R)
     for task in results.tasks:
-        worst = [np.sort(e.regrets_R)[::-1] for e in opened if e.task == task]
+        worst = [np.sort(e.outcomes.regrets_R)[::-1] for e in opened if e.task == task]
         assert found[task]["1"] == np.mean([w[0] for w in worst])
         assert found[task]["3"] == np.mean([w[:3].min() for w in worst])
     assert found["all"]["1"] == np.mean([found[task]["1"] for task in results.tasks])

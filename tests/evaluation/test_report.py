@@ -22,7 +22,7 @@ from .conftest import BATCHES, RATES, small
 def agent(games):
     """Play the default, something invalid and an unmeasured cell; say markup while at it."""
     for game in games:
-        game.episode.exec_config(game.episode.experiment.default)
+        game.episode.exec_config(game.episode.setting.default)
         game.episode.exec_config(None, "nonsense")
         if not game.episode.done:
             game.episode.exec_config({"learning_rate": 0.003, "batch_size": 64})
@@ -87,7 +87,7 @@ def test_matched_trials_and_provenance_are_shown(small_split, tmp_path):
 
 
 def test_tasks_are_reported_apart_and_together(small_split, tmp_path):
-    other = small("dear", "mid", tokens=4e8, task="grpo").sealed()
+    other = small("dear", "mid", tokens=4e8, task="grpo")
     split = Split(small_split.training, (*small_split.held_out, other))
     summary, page = write(split, tmp_path)
     assert set(summary["regret"]["random"]) == {"all", "grpo", "pretraining"}
@@ -126,7 +126,7 @@ def test_other_spaces_are_drawn(kind, tmp_path):
     else:
         space = Space((Dimension("rate", "log-ordinal", (0.1, 0.2, 0.4)),))
         cells = [{"rate": r} for r in (0.1, 0.2, 0.4)]
-    held_out = small("dear", "mid", tokens=4e8, space=space, configurations=cells).sealed()
+    held_out = small("dear", "mid", tokens=4e8, space=space, configurations=cells)
     cheap = small("cheap", "low", space=space, configurations=cells)
     _, page = write(Split((cheap,), (held_out,)), tmp_path, ("random", "gaussian_process"))
     assert page.count("<svg") == 4  # curve, legend, landscape, panels
@@ -135,7 +135,7 @@ def test_other_spaces_are_drawn(kind, tmp_path):
 def test_a_maximised_objective_is_shown_in_its_own_units(small_split, tmp_path):
     rates = [0.1 + 0.05 * n for n in range(10)] + [np.nan]
     fields = {"outcomes": rates, "minimize": False, "objective_metric": "success_rate"}
-    held_out = small("dear", "mid", tokens=4e8, **fields).sealed()
+    held_out = small("dear", "mid", tokens=4e8, **fields)
     _, page = write(Split(small_split.training, (held_out,)), tmp_path)
     assert "success rate, higher is better" in page and '<td class="n">0.5500</td>' in page
 
@@ -157,8 +157,8 @@ def repeated(name, level, spread=0.0, **fields):
 def test_the_noise_floor_is_in_units_of_regret(tmp_path):
     held_out = repeated("dear", "mid", spread=0.11, tokens=4e8)
     deviation = 0.11 / np.sqrt(2)
-    assert held_out.noise == pytest.approx(deviation)
-    summary, page = write(Split((small("cheap", "low"),), (held_out.sealed(),)), tmp_path)
+    assert held_out.outcomes.noise == pytest.approx(deviation)
+    summary, page = write(Split((small("cheap", "low"),), (held_out,)), tmp_path)
     floor = summary["noise_floor"]["test/pretraining/dear"]
     assert floor == pytest.approx(deviation / 0.55)  # from the optimum to the median
     assert "noise floor 0.14 (1 of 1 experiments)" in page
@@ -171,34 +171,34 @@ def test_without_repeats_the_noise_floor_is_unknown(small_split, tmp_path):
 
 
 def test_a_difference_less_than_the_noise_floor_is_said_to_be(tmp_path):
-    held_out = repeated("dear", "mid", spread=3.0, tokens=4e8).sealed()
+    held_out = repeated("dear", "mid", spread=3.0, tokens=4e8)
     _, page = write(Split((small("cheap", "low"),), (held_out,)), tmp_path)
     assert "less than the noise floor" in page
 
 
 def test_a_noise_floor_of_some_experiments_is_drawn_but_compared_with_nothing(tmp_path):
     held_out = (repeated("dear", "mid", spread=3.0, tokens=4e8), small("dearer", "mid", tokens=8e8))
-    split = Split((small("cheap", "low"),), tuple(e.sealed() for e in held_out))
+    split = Split((small("cheap", "low"),), tuple(e for e in held_out))
     _, page = write(split, tmp_path)
     assert "(1 of 2 experiments)" in page and "less than the noise floor" not in page
 
 
 def objectives(name, number, **fields):
     return [
-        small(f"{name}_{n}", "mid", task="data_mixture", context={"objective": f"o{n}"}, **fields)
+        small(f"{name}_{n}", "mid", task="data_mixture", facts={"objective": f"o{n}"}, **fields)
         for n in range(number)
     ]
 
 
 def test_of_many_experiments_only_the_median_ones_landscape_is_drawn(small_split, tmp_path):
-    held_out = tuple(e.sealed() for e in objectives("m", 5))
+    held_out = tuple(e for e in objectives("m", 5))
     _, page = write(Split(small_split.training, held_out), tmp_path)
     assert page.count('<div class="map" id=') == 1
     assert all(f"m_{n}" in page for n in range(5))
 
 
 def test_each_task_has_an_episode_of_its_own(small_split, tmp_path):
-    held_out = (*small_split.held_out, *(e.sealed() for e in objectives("m", 2)))
+    held_out = (*small_split.held_out, *(e for e in objectives("m", 2)))
     _, page = write(Split(small_split.training, held_out), tmp_path)
     assert page.count("One episode in full") == 2
 
@@ -267,7 +267,7 @@ def test_without_claims_stress_and_spending_there_are_no_such_sections(small_spl
 
 
 def test_what_could_be_known_stands_beside_the_methods(small_split, tmp_path):
-    summary, page = write(small_split, tmp_path, predict=lambda e: e.regrets_R)
+    summary, page = write(small_split, tmp_path, predict=lambda e: e.outcomes.regrets_R)
     assert summary["ceiling"]["all"] == {"1": 0.0, "3": 0.0}
     assert "What could be known" in page
     _, page = write(small_split, tmp_path / "without")

@@ -9,6 +9,7 @@ from autollm_jax.baselines import BASELINES
 from autollm_jax.errors import UserError
 from autollm_jax.evaluation.runner import SCHEMA, evaluate, play_method, table_hashes
 from autollm_jax.evaluation.summary import Results, summarise
+from autollm_jax.gym.settings import Setting
 from autollm_jax.gym.splits import Split
 from autollm_jax.gym.stress import Stress
 
@@ -59,19 +60,19 @@ def test_rows_have_exactly_the_columns_of_the_contract(small_split, tmp_path):
     assert table.num_rows == 2 * 2 * 3
 
 
-def test_every_player_gets_the_same_sealed_games(small_split, tmp_path):
+def test_every_player_gets_the_same_games(small_split, tmp_path):
     players = {"a": Scripted([MEASURED]), "b": Scripted([OFF_GRID])}
     run(players, small_split, tmp_path)
 
     def terms(player):
         return [
-            (g.seed, e.experiment.id, e.experiment.is_sealed, [x.id for x in e.evidence], e.budget)
+            (g.seed, e.setting.id, type(e.setting), [x.id for x in e.evidence], e.budget)
             for g in player.games
             for e in [g.episode]
         ]
 
     assert terms(players["a"]) == terms(players["b"])
-    assert all(sealed for _, _, sealed, _, _ in terms(players["a"]))
+    assert all(kind is Setting for _, _, kind, _, _ in terms(players["a"]))
     assert terms(players["a"])[0][3] == ["test/pretraining/cheap", "test/pretraining/cheaper"]
 
 

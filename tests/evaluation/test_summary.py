@@ -58,7 +58,7 @@ def test_sources_are_summarised_apart_as_well():
 
 
 def objective(name, value, **fields):
-    return small(name, "mid", context={"objective": value, "model": "60M"}, **fields)
+    return small(name, "mid", facts={"objective": value, "model": "60M"}, **fields)
 
 
 def test_objectives_of_the_same_runs_are_one_cluster():
@@ -70,7 +70,7 @@ def test_limits_of_the_same_runs_are_one_cluster():
         return small(
             name,
             "mid",
-            context={"limit_percentile": at_most, "scale": "m"},
+            facts={"limit_percentile": at_most, "scale": "m"},
             parameters=range(1, 12),
             limit={"quantity": "parameters", "at_most": at_most},
             status=["ok"] * at_most + ["infeasible"] * (11 - at_most),
@@ -80,9 +80,9 @@ def test_limits_of_the_same_runs_are_one_cluster():
     assert cluster_of(limited("p6", 6)) == cluster_of(limited("p9", 9))
 
 
-@pytest.mark.parametrize("change", [{"tokens": 5e8}, {"source": "other"}, {"context": {}}])
+@pytest.mark.parametrize("change", [{"tokens": 5e8}, {"source": "other"}, {"facts": {}}])
 def test_other_runs_are_another_cluster(change):
-    fields = {"context": {"objective": "a", "model": "60M"}, **change}
+    fields = {"facts": {"objective": "a", "model": "60M"}, **change}
     other = small("other", "mid", **fields)
     assert cluster_of(objective("m_a", "a")) != cluster_of(other)
 

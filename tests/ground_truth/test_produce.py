@@ -50,7 +50,7 @@ def test_every_cell_and_seed_is_a_row_with_its_cost_and_provenance(root):
 def test_the_noise_floor_is_stored_and_is_the_gyms(root):
     (experiment,) = load_experiments([root / "tables"], ["pretraining"])
     stored = table_of(root).meta["experiments"][experiment.name]["noise_floor"]
-    assert stored == pytest.approx(experiment.noise) and stored > 0
+    assert stored == pytest.approx(experiment.outcomes.noise) and stored > 0
 
 
 def test_over_the_limit_is_infeasible_and_has_no_loss(root):
@@ -65,7 +65,7 @@ def test_over_the_limit_is_infeasible_and_has_no_loss(root):
 def test_experiments_of_one_budget_share_their_runs(root, architecture_plan):
     assert sum(map(len, architecture_plan.groups())) == len(architecture_plan.cells) / 2
     small, large = load_experiments([root / "tables"], ["architecture"])
-    assert small.optimum >= large.optimum
+    assert small.outcomes.optimum >= large.outcomes.optimum
 
 
 class Untrainable(LanguageModelTrainer):

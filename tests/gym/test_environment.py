@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from autollm_jax.gym.environment import Episode, EpisodeOver, Trial, describe_config
-from autollm_jax.gym.experiments import HeldOutError
 
 BEST = {"learning_rate": 0.001, "batch_size": 32}  # loss 0, regret 0
 GOOD = {"learning_rate": 0.001, "batch_size": 128}  # loss 2, regret 2 / 5.5
@@ -19,7 +18,7 @@ def episode(make):
 
 
 def test_a_trial_says_what_was_measured(episode):
-    assert episode.exec_config(GOOD) == Trial(1, GOOD, GOOD, 2.0, "ok", True, False, "")
+    assert episode.exec_config(GOOD) == Trial(1, GOOD, GOOD, 2.0, "ok", True, False, "", 2)
 
 
 def test_a_trial_shows_no_regret():
@@ -68,13 +67,6 @@ def test_without_matching_only_measured_configurations_are_valid(make):
     assert "accepted are" in episode.exec_config({"learning_rate": 0.003, "batch_size": 32}).message
     assert episode.exec_config(BAD).message == "this configuration was not measured"
     assert episode.exec_config(None).status == "invalid"
-
-
-def test_the_observation_is_sealed_even_of_a_training_target(episode):
-    observation = episode.tell()
-    with pytest.raises(HeldOutError):
-        _ = observation.experiment.optimum
-    assert observation.evidence[0].optimum == 0.0
 
 
 def test_the_budget_ends_the_episode(episode):
@@ -127,16 +119,22 @@ def test_score_rows_hold_each_trials_own_regret(episode):
     assert rows[0]["experiment"] == "small" and rows[0]["fidelity"] == "low"
 
 
-def test_a_sealed_target_plays_the_same_as_an_open_one(make):
-    rows = []
-    for experiment in (make(), make().sealed()):
-        episode = Episode(experiment, (), budget=2)
-        episode.exec_config(GOOD)
-        rows.append(episode.score_rows())
-    assert rows[0] == rows[1]
-
-
-def test_the_target_or_a_sealed_experiment_is_no_evidence(make):
-    for evidence in (make(), make("other").sealed()):
+def test_the_target_or_a_mere_setting_is_no_evidence(make):
+    for evidence in (make(), make("other").setting):
         with pytest.raises(ValueError, match="cannot be evidence"):
             Episode(make(), [evidence], budget=1)
+
+
+def test_a_trial_keeps_its_row(make):
+    experiment = make()
+    episode = Episode(experiment, (), budget=3)
+    trial = episode.exec_config(GOOD)
+    assert experiment.configurations[trial.row] == GOOD
+    assert episode.exec_config(None).row is None
+
+
+def test_trials_without_an_outcome_are_equal_like_any_other(make):
+    first, second = (Episode(make(), (), budget=1).exec_config(None) for _ in range(2))
+    assert math.isnan(first.outcome) and first == second and hash(first) == hash(second)
+    assert dataclasses.replace(first, outcome=1.0) != second
+    assert dataclasses.replace(first, outcome=float("nan")) == second  # another nan object

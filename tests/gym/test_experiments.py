@@ -12,50 +12,50 @@ from autollm_jax.gym.spaces import Dimension, InvalidConfiguration, Space
 
 def test_regret_is_zero_at_the_optimum_and_one_from_the_median_on(make):
     experiment = make()  # losses 0 to 11: median 5.5
-    np.testing.assert_allclose(experiment.regrets_R[:5], np.arange(5) / 5.5)
-    assert (experiment.regrets_R[6:] == 1).all()
-    assert experiment.regret(-3.0) == 0.0
+    np.testing.assert_allclose(experiment.outcomes.regrets_R[:5], np.arange(5) / 5.5)
+    assert (experiment.outcomes.regrets_R[6:] == 1).all()
+    assert experiment.outcomes.regret(-3.0) == 0.0
 
 
 def test_regret_of_a_score_that_should_be_high(make):
     experiment = make(minimize=False)
-    assert experiment.optimum == 11
-    np.testing.assert_allclose(experiment.regret(10.0), 1 / 5.5)
-    np.testing.assert_allclose(experiment.regret_minmax(10.0), 1 / 11)
+    assert experiment.outcomes.optimum == 11
+    np.testing.assert_allclose(experiment.outcomes.regret(10.0), 1 / 5.5)
+    np.testing.assert_allclose(experiment.outcomes.regret_minmax(10.0), 1 / 11)
 
 
 def test_a_diverged_run_scores_one_and_counts_as_infinite_in_the_median(make):
     status = ["diverged"] + ["ok"] * 11
     experiment = make(outcomes=range(12), status=status)
-    assert experiment.regrets_R[0] == 1.0
-    assert experiment.optimum == 1.0
-    assert experiment.median == 6.5  # of 1 to 11 and infinity
+    assert experiment.outcomes.regrets_R[0] == 1.0
+    assert experiment.outcomes.optimum == 1.0
+    assert experiment.outcomes.median == 6.5  # of 1 to 11 and infinity
 
 
 def test_where_most_runs_failed_the_worst_ok_run_is_the_middling_one(make):
     experiment = make(outcomes=range(12), status=["ok"] * 3 + ["diverged"] * 9)
-    np.testing.assert_allclose(experiment.regrets_R[:4], [0, 0.5, 1, 1])
+    np.testing.assert_allclose(experiment.outcomes.regrets_R[:4], [0, 0.5, 1, 1])
 
 
 def test_infeasible_cells_do_not_move_the_middling_outcome(make):
     experiment = make(outcomes=range(12), status=["ok"] * 3 + ["infeasible"] * 9)
-    np.testing.assert_allclose(experiment.regrets_R[:4], [0, 1, 1, 1])
-    assert experiment.median == 1.0
+    np.testing.assert_allclose(experiment.outcomes.regrets_R[:4], [0, 1, 1, 1])
+    assert experiment.outcomes.median == 1.0
 
 
 def test_minmax_regret_spans_finite_losses_of_diverged_runs(make):
     outcomes, status = [*range(11), 100.0], ["ok"] * 11 + ["diverged"]
     experiment = make(outcomes=outcomes, status=status)
-    np.testing.assert_allclose(experiment.regret_minmax(10.0), 0.1)
-    assert experiment.regret_minmax(50.0, "diverged") == 0.5
-    assert experiment.regret_minmax(math.nan, "diverged") == 1.0
-    assert experiment.regret_minmax(0.0, "infeasible") == 1.0
+    np.testing.assert_allclose(experiment.outcomes.regret_minmax(10.0), 0.1)
+    assert experiment.outcomes.regret_minmax(50.0, "diverged") == 0.5
+    assert experiment.outcomes.regret_minmax(math.nan, "diverged") == 1.0
+    assert experiment.outcomes.regret_minmax(0.0, "infeasible") == 1.0
 
 
 def test_regret_where_all_outcomes_are_equal(make):
     experiment = make(outcomes=[2.0] * 12)
-    assert experiment.regret(2.0) == 0.0
-    assert experiment.regret(2.1) == 1.0
+    assert experiment.outcomes.regret(2.0) == 0.0
+    assert experiment.outcomes.regret(2.1) == 1.0
 
 
 def test_repeated_runs_are_pooled(make):
@@ -63,15 +63,15 @@ def test_repeated_runs_are_pooled(make):
         {"learning_rate": 0.002, "batch_size": 32}
     ] * 2
     experiment = make(configurations=cells, outcomes=[1.0, 3.0, 2.0, 2.0], seconds=[2, 4, None, 1])
-    np.testing.assert_allclose(experiment.outcomes_R, [2.0, 2.0])
-    np.testing.assert_allclose(experiment.seconds_R, [3.0, 1.0])
+    np.testing.assert_allclose(experiment.outcomes.values_R, [2.0, 2.0])
+    np.testing.assert_allclose(experiment.outcomes.seconds_R, [3.0, 1.0])
     # Pooled over two cells with one degree of freedom each: sqrt((2 + 0) / 2).
-    np.testing.assert_allclose(experiment.noise, 1.0)
+    np.testing.assert_allclose(experiment.outcomes.noise, 1.0)
 
 
 def test_noise_beyond_the_median_is_not_counted(make):
     cells = [{"learning_rate": rate, "batch_size": 32} for rate in (0.001, 0.001, 0.002, 0.002)]
-    assert make(configurations=cells, outcomes=[1.0, 1.0, 5.0, 9.0]).noise == 0.0
+    assert make(configurations=cells, outcomes=[1.0, 1.0, 5.0, 9.0]).outcomes.noise == 0.0
 
 
 def test_a_configuration_diverged_if_one_of_its_runs_did(make):
@@ -79,12 +79,12 @@ def test_a_configuration_diverged_if_one_of_its_runs_did(make):
     experiment = make(
         configurations=cells, outcomes=[2.0, 7.0, 3.0], status=["ok", "diverged", "ok"]
     )
-    assert experiment.status_R.tolist() == ["diverged", "ok"]
-    assert experiment.outcomes_R.tolist() == [7.0, 3.0]
+    assert experiment.outcomes.status_R.tolist() == ["diverged", "ok"]
+    assert experiment.outcomes.values_R.tolist() == [7.0, 3.0]
 
 
 def test_noise_is_nan_without_repeats(make):
-    assert math.isnan(make().noise)
+    assert math.isnan(make().outcomes.noise)
 
 
 def test_an_experiment_without_any_ok_run_is_refused(make):
@@ -157,7 +157,7 @@ def test_a_used_experiment_with_a_simplex_can_be_pickled(make):
     experiment = make(outcomes=[3.0, 2.0, 1.0], **fields)
     assert experiment.match(cells[1]).row == 1
     again = pickle.loads(pickle.dumps(experiment))
-    assert again.match(cells[2]).row == 2 and again.optimum == 1.0
+    assert again.match(cells[2]).row == 2 and again.outcomes.optimum == 1.0
 
 
 def test_a_simplex_configuration_matches_up_to_its_written_digits(make):
@@ -171,7 +171,9 @@ def test_a_simplex_configuration_matches_up_to_its_written_digits(make):
 
 def test_lookup_agrees_with_the_table_and_is_nan_where_unmeasured(make):
     experiment = make(configurations=make().configurations[:11])
-    for config, outcome in zip(experiment.configurations, experiment.outcomes_R, strict=True):
+    for config, outcome in zip(
+        experiment.configurations, experiment.outcomes.values_R, strict=True
+    ):
         assert experiment.lookup(config) == outcome
     assert experiment.lookup({"batch_size": 31.6, "learning_rate": 0.00205}) == 3.0
     assert math.isnan(experiment.lookup({"learning_rate": 0.008, "batch_size": 128}))
@@ -218,7 +220,7 @@ def test_batched_lookup_refuses_what_is_no_index(make, index):
 
 def test_outcomes_cannot_be_written(make):
     with pytest.raises(ValueError, match="read-only"):
-        make().outcomes_R[0] = -1
+        make().outcomes.values_R[0] = -1
 
 
 def table(space, name="one", source="test", rows=1, **changes):
@@ -255,7 +257,7 @@ def test_experiments_load_from_several_roots_sorted_by_id(tmp_path, space):
     tables.write_table(tmp_path / "b", *table(space, "ant", source="other", loss=3.0))
     loaded = load_experiments([tmp_path / "a", tmp_path / "b"])
     assert [e.id for e in loaded] == ["other/pretraining/ant", "test/pretraining/zebra"]
-    assert loaded[0].optimum == 3.0 and loaded[0].context == {"width": 64}
+    assert loaded[0].outcomes.optimum == 3.0 and loaded[0].facts == {"width": 64}
     assert loaded[0].configurations == ({"learning_rate": 0.001, "batch_size": 64},)
     assert (loaded[0].fidelity.level, loaded[0].fidelity.flops) == ("mid", 12)
 

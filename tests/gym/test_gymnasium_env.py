@@ -17,7 +17,7 @@ ADDRESS = "autollm_jax.gym.gymnasium_env:AutoLLM/Configure-v0"
 @pytest.fixture
 def env(make):
     evidence = [make("cheap", flops=1e14)]
-    return gymnasium.make(ADDRESS, experiment=make().sealed(), evidence=evidence, budget=3)
+    return gymnasium.make(ADDRESS, experiment=make(), evidence=evidence, budget=3)
 
 
 def test_gymnasiums_own_check_passes_without_a_warning(env):
@@ -88,7 +88,7 @@ def mixed(make):
 
 
 def test_every_kind_of_dimension_and_status_plays(mixed):
-    env = gymnasium.make(ADDRESS, experiment=mixed.sealed(), budget=8)
+    env = gymnasium.make(ADDRESS, experiment=mixed, budget=8)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env(env.unwrapped)

@@ -1,116 +1,62 @@
-"""What is held out is read by trials alone."""
+"""A player holds a setting, and a setting holds no outcome."""
 
-import ast
-import copy
 import dataclasses
 import inspect
-import pathlib
 import pickle
 
 import numpy as np
 import pytest
 
-import autollm_jax
-from autollm_jax.gym.experiments import HeldOutError, reveal
+from autollm_jax.baselines.base import Problem
+from autollm_jax.gym.environment import Episode
+from autollm_jax.gym.experiments import Experiment
+from autollm_jax.gym.settings import Setting
 
-ROOT = pathlib.Path(autollm_jax.__file__).parents[1]
-READS = {
-    "outcomes_R": lambda e: e.outcomes_R,
-    "status_R": lambda e: e.status_R,
-    "seconds_R": lambda e: e.seconds_R,
-    "noise": lambda e: e.noise,
-    "optimum": lambda e: e.optimum,
-    "best_row": lambda e: e.best_row,
-    "median": lambda e: e.median,
-    "regrets_R": lambda e: e.regrets_R,
-    "regret": lambda e: e.regret(2.0, "ok"),
-    "regret_minmax": lambda e: e.regret_minmax(2.0, "ok"),
-    "lookup": lambda e: e.lookup(e.configurations[0]),
-    "lookup_many": lambda e: e.lookup_many(np.zeros((1, 2), int)),
-}
-COPIES = {
-    "itself": lambda e: e,
-    "sealed twice": lambda e: e.sealed(),
-    "copy.copy": copy.copy,
-    "copy.deepcopy": copy.deepcopy,
-    "dataclasses.replace": lambda e: dataclasses.replace(e, name="other"),
-    "rebuilt from its fields": lambda e: type(e)(**vars(e)),
-}
+SECRET = 123.456
 
 
-@pytest.mark.parametrize("read", READS)
-def test_reads_work_while_open(make, read):
-    READS[read](make())
+@pytest.fixture
+def secret(make):
+    """An experiment whose outcomes can be recognised."""
+    experiment = make(outcomes=[SECRET + place for place in range(12)])
+    assert experiment.outcomes.optimum == SECRET
+    assert experiment.lookup(experiment.configurations[0]) == SECRET  # cached from here on
+    return experiment
 
 
-@pytest.mark.parametrize("how", COPIES)
-@pytest.mark.parametrize("read", READS)
-def test_reads_raise_once_sealed(make, read, how):
-    experiment = make()
-    READS[read](experiment)  # whatever this has cached must not travel
-    sealed = COPIES[how](experiment.sealed())
-    with pytest.raises(HeldOutError, match="held out"):
-        READS[read](sealed)
+def test_an_experiment_adds_outcomes_and_their_lookups_alone():
+    def public(kind):
+        fields = {field.name for field in dataclasses.fields(kind)}
+        members = {name for name, _ in inspect.getmembers_static(kind) if name[0] != "_"}
+        return fields | members
+
+    assert public(Experiment) - public(Setting) == {"outcomes", "setting", "lookup", "lookup_many"}
 
 
-def test_every_attribute_made_from_outcomes_is_in_the_list_above(make):
-    """Whatever works on an open experiment and is not known to be harmless must raise."""
-    harmless = {"id", "space", "configurations", "units_RD", "nearest_row", "match"}
-    harmless |= {"feasible_R", "is_sealed", "sealed"}
-    harmless |= {field.name for field in dataclasses.fields(make())}
-    public = {name for name, _ in inspect.getmembers_static(make()) if not name.startswith("_")}
-    assert public - harmless == set(READS)
+def test_a_setting_carries_no_outcome_anywhere(secret):
+    def floats(value) -> bytes:
+        return np.float64(value).tobytes()
+
+    assert floats(SECRET) in pickle.dumps(secret)  # so that its absence below means something
+    carried = pickle.dumps(secret.setting)
+    assert floats(SECRET) not in carried and str(SECRET).encode() not in carried
+    assert type(secret.setting) is Setting
 
 
-def test_a_sealed_experiment_is_not_pickled(make):
-    with pytest.raises(HeldOutError, match="cannot be pickled"):
-        pickle.dumps(make().sealed())
+def test_a_setting_keeps_the_whole_question(secret):
+    setting = secret.setting
+    for field in dataclasses.fields(Setting):
+        assert getattr(setting, field.name) is getattr(secret, field.name)
+    assert setting.match(setting.default) == (1, False)
+    assert setting.id == "test/pretraining/small"
 
 
-def test_text_of_a_sealed_experiment_shows_no_outcome(make):
-    sealed = make(outcomes=[123.456 + i for i in range(12)]).sealed()
-    assert "123.456" not in repr(sealed) + repr(vars(sealed)) + str(dataclasses.asdict(sealed))
+def test_an_observation_holds_the_setting(secret, make):
+    episode = Episode(secret, [make("cheaper", flops=1e12)], budget=2)
+    assert type(episode.setting) is Setting and type(episode.tell().setting) is Setting
 
 
-def test_what_is_open_stays_readable(make):
-    sealed = make().sealed()
-    assert sealed.match(sealed.default) == (1, False)
-    assert sealed.units_RD.shape == (12, 2)
-    assert sealed.id == "test/pretraining/small"
-
-
-def test_revealing_opens(make):
-    assert reveal(make().sealed()).optimum == 0.0
-    open_experiment = make()
-    assert reveal(open_experiment) is open_experiment
-
-
-def mentions(name: str) -> set[str]:
-    """Return the project's files that import or read `name`."""
-    files = [*(ROOT / "autollm_jax").rglob("*.py")]
-    for folder in ("launch", "configs"):
-        files += (ROOT / folder).rglob("*.py")
-    found = set()
-    for file in files:
-        for node in ast.walk(ast.parse(file.read_text())):
-            imported = isinstance(node, ast.ImportFrom | ast.Import) and any(
-                alias.name.split(".")[-1] == name for alias in node.names
-            )
-            read = isinstance(node, ast.Attribute) and node.attr == name
-            text = isinstance(node, ast.Constant) and node.value == name
-            if imported or read or text:
-                found.add(file.relative_to(ROOT).as_posix())
-    return found
-
-
-def test_only_the_report_reveals():
-    assert mentions("reveal") <= {"autollm_jax/evaluation/report.py"}
-
-
-def test_only_trials_use_the_private_door():
-    assert mentions("_measured") == {"autollm_jax/gym/environment.py"}
-
-
-def test_only_the_door_looks_behind_the_seal():
-    doors = {"autollm_jax/gym/experiments.py", "autollm_jax/gym/outcomes.py"}
-    assert mentions("_inside") == doors
+def test_a_method_is_refused_the_answers(secret):
+    with pytest.raises(TypeError, match="given a setting"):
+        Problem(secret, (), 5)
+    assert Problem(secret.setting, (), 5).setting is secret.setting

@@ -60,7 +60,7 @@ def experiments(tmp_path):
 
 
 def test_feasibility_follows_from_the_limit_and_is_open(experiments):
-    sealed = {name: e.sealed() for name, e in experiments.items()}
+    sealed = {name: e.setting for name, e in experiments.items()}
     assert sealed["p700"].feasible_R.tolist() == [True, False, False]
     assert sealed["p1280"].feasible_R.tolist() == [True, True, False]
     assert sealed["p0"].feasible_R.all() and sealed["p0"].limit is None
@@ -73,7 +73,7 @@ def test_experiments_of_the_same_rows_share_their_cells(experiments):
 
 
 def test_an_infeasible_trial_is_valid_measures_nothing_and_scores_one(experiments):
-    episode = Episode(experiments["p1280"].sealed(), (), budget=2)
+    episode = Episode(experiments["p1280"], (), budget=2)
     trial = episode.exec_config({"width": 256})
     assert (trial.status, trial.valid, math.isnan(trial.outcome)) == ("infeasible", True, True)
     assert episode.best_regret() == 1.0

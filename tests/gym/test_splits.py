@@ -32,12 +32,6 @@ def test_levels_of_each_protocol(experiments, protocol, training, held_out):
     assert (names(made.training), names(made.held_out)) == (training, held_out)
 
 
-def test_only_what_is_held_out_is_sealed(experiments):
-    made = split(experiments, "final")
-    assert all(e.is_sealed for e in made.held_out)
-    assert not any(e.is_sealed for e in made.training)
-
-
 def test_an_unknown_protocol_is_named(experiments):
     with pytest.raises(UserError, match="config.protocol is 'test'; accepted are dev, final"):
         split(experiments, "test")
@@ -53,9 +47,3 @@ def test_evidence_of_a_training_target_is_strictly_cheaper(experiments):
     by_name = {e.name: e for e in made.training}
     assert names(evidence_for(by_name["mid"], made.training)) == ["low-1"]
     assert names(evidence_for(by_name["low-1"], made.training)) == []
-
-
-def test_sealed_experiments_are_never_evidence(experiments):
-    made = split(experiments, "dev")
-    everything = [*made.training, *made.held_out]
-    assert "mid" not in names(evidence_for(everything[1], everything))

@@ -40,9 +40,13 @@ def test_an_experiment_is_a_model_and_an_objective_to_maximise(write, tmp_path):
         f"Qwen2.5-0.5B_{name}" for name in ("arc_challenge", "gsm8k", "mean", "mean_id", "mean_ood")
     ]
     mean, gsm8k = experiments["Qwen2.5-0.5B_mean"], experiments["Qwen2.5-0.5B_gsm8k"]
-    assert (mean.best_row, gsm8k.best_row, mean.minimize) == (1, 0, False)
-    assert (mean.objective_metric, gsm8k.objective_metric) == ("metric.mean", "metric.gsm8k")
-    assert gsm8k.context["objective"] == "gsm8k" and mean.cells is gsm8k.cells
+    assert (mean.outcomes.best_row, gsm8k.outcomes.best_row, mean.objective.minimize) == (
+        1,
+        0,
+        False,
+    )
+    assert (mean.objective.metric, gsm8k.objective.metric) == ("metric.mean", "metric.gsm8k")
+    assert gsm8k.facts["objective"] == "gsm8k" and mean.cells is gsm8k.cells
 
 
 @pytest.mark.parametrize(
@@ -133,4 +137,11 @@ def test_the_published_file_imports_as_described(published, tmp_path):
     assert (len(low.configurations), len(mid.configurations)) == (256, 128)
     keys = {low.space.key_of(c) for c in low.configurations}
     assert all(mid.space.key_of(c) in keys for c in mid.configurations)
-    assert 0.3 < low.median < low.optimum < mid.median < mid.optimum < 0.6
+    assert (
+        0.3
+        < low.outcomes.median
+        < low.outcomes.optimum
+        < mid.outcomes.median
+        < mid.outcomes.optimum
+        < 0.6
+    )

@@ -111,11 +111,11 @@ def test_an_experiment_is_a_scale_and_a_limit(write, tmp_path, scale, level):
     experiments = load(tmp_path, tmp_path / "root")
     assert sorted(experiments) == [f"{scale}_p{percent}" for percent in hwgpt.LIMIT_PERCENTILES]
     for name, experiment in experiments.items():
-        assert (experiment.fidelity.level, experiment.minimize) == (level, True)
+        assert (experiment.fidelity.level, experiment.objective.minimize) == (level, True)
         assert len(experiment.configurations) == 162 + 50
         fraction = experiment.feasible_R.mean()
         np.testing.assert_allclose(fraction, int(name[3:]) / 100, atol=0.01)
-        assert ((experiment.status_R == "ok") == experiment.feasible_R).all()
+        assert ((experiment.outcomes.status_R == "ok") == experiment.feasible_R).all()
         assert experiment.cells is experiments[f"{scale}_p25"].cells
 
 
@@ -219,7 +219,7 @@ def test_the_published_files_import_as_described(published, tmp_path):
     for scale, low, high in (("s", 23, 45), ("m", 20, 37)):
         rows = experiments[f"{scale}_p90"]
         assert len(rows.configurations) == 162 + 2000
-        assert low < rows.optimum < np.nanmax(rows.outcomes_R) < high
+        assert low < rows.outcomes.optimum < np.nanmax(rows.outcomes.values_R) < high
         # The more parameters the limit leaves, the better the best architecture.
-        optima = [experiments[f"{scale}_p{p}"].optimum for p in hwgpt.LIMIT_PERCENTILES]
+        optima = [experiments[f"{scale}_p{p}"].outcomes.optimum for p in hwgpt.LIMIT_PERCENTILES]
         assert optima == sorted(optima, reverse=True) and len(set(optima)) == 4

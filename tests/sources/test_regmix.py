@@ -43,11 +43,11 @@ def test_an_experiment_is_a_size_and_an_objective(write, tmp_path):
     experiments = load(tmp_path, tmp_path / "root")
     assert len(experiments) == 14 and len(regmix.LOSS_DOMAINS) == 13
     mean, arxiv = experiments["60M_mean"], experiments["60M_arxiv"]
-    np.testing.assert_allclose(mean.outcomes_R, [51 / 13, 5, 81 / 13])
-    np.testing.assert_allclose(arxiv.outcomes_R, [3, 5, 6])
-    assert (mean.objective_metric, arxiv.objective_metric) == ("loss", "loss.arxiv")
-    assert (mean.context["objective"], arxiv.context["objective"]) == ("mean", "arxiv")
-    assert mean.minimize and mean.cells is arxiv.cells
+    np.testing.assert_allclose(mean.outcomes.values_R, [51 / 13, 5, 81 / 13])
+    np.testing.assert_allclose(arxiv.outcomes.values_R, [3, 5, 6])
+    assert (mean.objective.metric, arxiv.objective.metric) == ("loss", "loss.arxiv")
+    assert (mean.facts["objective"], arxiv.facts["objective"]) == ("mean", "arxiv")
+    assert mean.objective.minimize and mean.cells is arxiv.cells
 
 
 @pytest.mark.parametrize(("size", "level"), [("1m", "low"), ("60m", "mid"), ("1B", "high")])
@@ -169,4 +169,7 @@ def test_the_published_files_import_as_described(published, tmp_path):
     assert (len(low.configurations), len(mid.configurations)) == (768, 256)
     keys = {low.space.key_of(c) for c in low.configurations}
     assert all(mid.space.key_of(c) in keys for c in mid.configurations)
-    assert 4 < low.optimum < low.median < 6 and 3 < mid.optimum < mid.median < 5
+    assert (
+        4 < low.outcomes.optimum < low.outcomes.median < 6
+        and 3 < mid.outcomes.optimum < mid.outcomes.median < 5
+    )

@@ -65,8 +65,8 @@ def test_repeated_cells_are_kept_as_seeds(tmp_path):
     _, rows = read(path)
     assert [(row["config.batch_size"], row["seed"]) for row in rows] == [(32, 0), (64, 0), (64, 1)]
     [experiment] = load(path, tmp_path / "root")
-    assert sorted(experiment.outcomes_R) == pytest.approx([2.4, 2.5])
-    assert experiment.noise == pytest.approx(math.sqrt(0.02))
+    assert sorted(experiment.outcomes.values_R) == pytest.approx([2.4, 2.5])
+    assert experiment.outcomes.noise == pytest.approx(math.sqrt(0.02))
 
 
 def test_one_experiment_per_size_and_tokens_with_its_own_space(tmp_path):
@@ -159,7 +159,7 @@ def test_diverged_runs_keep_their_loss_and_sound_ones_stay_ok(tmp_path):
     assert [row["status"] for row in rows] == ["ok"] * 2 + ["diverged"] * 5
     assert rows[2]["loss"] == 6.6
     [experiment] = load(path, tmp_path / "root")
-    assert (experiment.status_R == "diverged").sum() == 5
+    assert (experiment.outcomes.status_R == "diverged").sum() == 5
 
 
 def test_an_experiment_where_all_runs_diverged_is_left_out_and_named(tmp_path):
@@ -256,8 +256,8 @@ def test_the_published_table_imports_as_described(published, tmp_path):
         learning_rates = experiment.space["learning_rate"].choices
         assert len(learning_rates) <= 14
         # A lower-is-better loss of a trained model, with the optimum inside the grid.
-        assert 2.0 < experiment.optimum < experiment.median < 3.0
-        best = experiment.configurations[experiment.best_row]
+        assert 2.0 < experiment.outcomes.optimum < experiment.outcomes.median < 3.0
+        best = experiment.configurations[experiment.outcomes.best_row]
         assert learning_rates[0] < best["learning_rate"] < learning_rates[-1]
-        assert (experiment.status_R[experiment.outcomes_R < 4] == "ok").all()
-        assert (experiment.status_R[experiment.outcomes_R > 5] == "diverged").all()
+        assert (experiment.outcomes.status_R[experiment.outcomes.values_R < 4] == "ok").all()
+        assert (experiment.outcomes.status_R[experiment.outcomes.values_R > 5] == "diverged").all()
