@@ -141,8 +141,7 @@ class Episode:
             answer = dict(self.experiment.configurations[row])
             message = ""
             if matched:
-                short = describe_config(self.experiment.space.shorten(answer))
-                message = f"not in the table; the nearest measured is {short}"
+                message = f"not in the table; the nearest measured is {describe_config(answer)}"
             outcome, status, regret, minmax = measured
             trial = Trial(number, proposed, answer, outcome, status, True, matched, message)
         self._trials.append(trial)
