@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from autollm_jax.agent.evidence import is_shiftable
-from autollm_jax.agent.listing import is_brief
 from autollm_jax.agent.names import part_names
 from autollm_jax.gym.experiments import Experiment, Fidelity, make_experiment
 from autollm_jax.gym.spaces import Dimension, Space
@@ -210,8 +209,7 @@ def _changed(
         status_R = np.where(over_R, "infeasible", status_R)
         outcomes_R = np.where(over_R, np.nan, outcomes_R)
     space = Space(
-        tuple(_moved_dimension(d, kept[d.name], shift) for d in experiment.space.dimensions),
-        experiment.space.groups,
+        tuple(_moved_dimension(d, kept[d.name], shift) for d in experiment.space.dimensions)
     )
     rows = np.flatnonzero(kept_R)
     default = {n: _nearest(kept[n], v, n in shift.maps) for n, v in experiment.default.items()}
@@ -265,13 +263,12 @@ def _nearest(choices: tuple, value, numeric: bool):
 
 
 def _sub_rows(experiment: Experiment, drop: bool, random) -> np.ndarray:
-    """Keep some rows of cells that are no grid: those that are spelled briefly before others."""
+    """Keep some rows of cells that are no grid."""
     count = len(experiment.configurations)
     most = min(count, MOST_CELLS)
     if drop:
         most = max(int(most * random.uniform(0.5, 1.0)), min(count, 2 * LEAST_CELLS))
-    brief_R = np.array([is_brief(experiment.cells, row) for row in range(count)])
-    order = np.argsort(np.where(brief_R, 0.0, 1.0) + random.random(count), kind="stable")
+    order = np.argsort(random.random(count), kind="stable")
     kept_R = np.zeros(count, bool)
     kept_R[order[:most]] = True
     return kept_R

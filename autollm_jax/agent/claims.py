@@ -187,10 +187,10 @@ def _lowest(observation, label, share, values):
     cells = observation.setting.cells
     expected_R = listing.view(observation).expected_regrets(observation.trials)
     row = _listed(observation, label)
-    brief = [r for r in np.flatnonzero(np.isfinite(expected_R)) if listing.is_brief(cells, int(r))]
-    if not brief:
+    finite_R = np.isfinite(expected_R)
+    if not finite_R.any():
         return False
-    lowest = listing.rounded(float(expected_R[brief].min()))
+    lowest = listing.rounded(float(expected_R[finite_R].min()))
     return (
         row is not None
         and values in (None, spelling.spell_row(cells, row))

@@ -1,8 +1,8 @@
 """Decoding constrained to an experiment's own space: no turn is invalid, none is matched.
 
 A turn may think as it likes, and then runs one of the target's configurations that is measured,
-within its limit, spelled briefly and, while there are such, untried; in the very tokens by which
-training spells it (`spelling.exec_part`, `dialogue`). What an ending's text reads
+within its limit and, while there are such, untried; in the very tokens by which training spells it
+(`spelling.exec_part`, `dialogue`). What an ending's text reads
 as is checked when the automaton is made: only those that name their own row are in it.
 
 Free text has no `<`, so that it cannot spell a symbol letter by letter.
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from autollm_jax.agent import listing, parsing, spelling
+from autollm_jax.agent import parsing, spelling
 from autollm_jax.gym.cells import Cells, Match
 from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.spaces import InvalidConfiguration
@@ -75,7 +75,7 @@ def allowed_endings(episode: Episode, rows_R: np.ndarray) -> np.ndarray:
 def endings_of(tokenizer, cells: Cells) -> Endings | None:
     """Make the endings of turns on these cells; None if there are none."""
     rows, tokens = [], []
-    for row in sorted(listing.brief_rows(cells)):
+    for row in range(len(cells)):
         text = spelling.exec_part(cells, row) + parsing.END_OF_TURN
         if _read(cells, text) == Match(row, matched=False):
             rows.append(row)

@@ -1,7 +1,6 @@
 """What the environment offers: which configurations stand in a list, and how good they look."""
 
 import dataclasses
-import functools
 import math
 
 import numpy as np
@@ -9,10 +8,7 @@ import numpy as np
 from autollm_jax.agent.base_forecast import BaseForecast
 from autollm_jax.agent.forecast import forecast
 from autollm_jax.agent.spelling import spell_row
-from autollm_jax.baselines.coordinates import axes
-from autollm_jax.gym.cells import Cells
 from autollm_jax.gym.environment import Observation
-from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.spaces import Space
 
 CANDIDATES = 4
@@ -25,10 +21,9 @@ def view(observation: Observation) -> BaseForecast:
     return forecast(observation.setting, observation.evidence)
 
 
-@functools.lru_cache(maxsize=4096)
 def is_long(space: Space) -> bool:
     """Tell whether configurations take more than a few words: mixtures, three values and more."""
-    return len(axes(space)) > 2 or any(d.kind == "simplex" for d in space.dimensions)
+    return len(space.dimensions) > 2 or any(d.kind == "simplex" for d in space.dimensions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +58,8 @@ def percent(expected: float) -> str:
 def candidates(observation: Observation, most: int | None = None) -> tuple[Candidate, ...]:
     """List cells worth trying next, the lowest forecast first.
 
-    They are the `most` untried cells of the lowest forecast that can be spelled briefly; before the
-    first trial also the cell nearest to the law, and the one nearest to the most relevant cheap
-    experiment's best.
+    They are the `most` untried cells of the lowest forecast; before the first trial also the cell
+    nearest to the law, and the one nearest to the most relevant cheap experiment's best.
 
     Args:
       observation: what is known.
@@ -74,10 +68,9 @@ def candidates(observation: Observation, most: int | None = None) -> tuple[Candi
     most = offered(observation) if most is None else most
     seen = view(observation)
     expected_R = seen.expected_regrets(observation.trials)
-    rows = _lowest(seen.target.cells, expected_R, most)
+    rows = _lowest(expected_R, most)
     if not observation.trials and rows:
         rows += [row for row in (seen.centre_row, seen.counterpart) if row is not None]
-        rows = [row for row in rows if is_brief(seen.target.cells, row)]
     rows = sorted(set(rows), key=lambda row: (expected_R[row], row))
     return tuple(
         Candidate(label, rounded(float(expected_R[row])), row, spell_row(seen.target.cells, row))
@@ -85,35 +78,10 @@ def candidates(observation: Observation, most: int | None = None) -> tuple[Candi
     )
 
 
-def _lowest(cells: Cells, expected_R, most: int) -> list[int]:
-    """Return the `most` rows of the lowest finite forecast that are spelled briefly."""
-    rows: list[int] = []
-    for row in expected_R.argsort(kind="stable").tolist():
-        if len(rows) == most or not math.isfinite(expected_R[row]):
-            break
-        if is_brief(cells, row):
-            rows.append(row)
-    return rows
-
-
-@functools.lru_cache(maxsize=128)
-def brief_rows(cells: Cells) -> frozenset[int]:
-    """Return the rows whose per-layer values agree, to be spelled once; all where none has."""
-    most = len(axes(cells.space))
-    rows = (r for r, c in enumerate(cells.configurations) if len(cells.space.shorten(c)) <= most)
-    return frozenset(rows) or frozenset(range(len(cells)))
-
-
-def is_brief(cells: Cells, row: int) -> bool:
-    """Tell whether a measured configuration can be spelled briefly."""
-    return row in brief_rows(cells)
-
-
-def best_row(experiment: Experiment) -> int:
-    """Return an open experiment's best row of those that can be spelled briefly."""
-    brief = sorted(brief_rows(experiment.cells))
-    row = brief[int(np.argmin(experiment.outcomes.losses_R[brief]))]
-    return row if experiment.outcomes.status_R[row] == "ok" else experiment.outcomes.best_row
+def _lowest(expected_R: np.ndarray, most: int) -> list[int]:
+    """Return the `most` rows of the lowest finite forecast."""
+    order = expected_R.argsort(kind="stable")[:most].tolist()
+    return [row for row in order if math.isfinite(expected_R[row])]
 
 
 def offered(observation: Observation) -> int:

@@ -16,8 +16,8 @@ of evidence and trials stands in the prompt as a line of its own, word for word.
 
 What is left out is chosen by rules: of a mixture the lightest components (`spelling.mixture`), of
 the effects (and a mixture's components) the smallest, of the law the flattest dimensions, of the
-cheap experiments the least relevant (`describe`), of the configurations those whose per-layer
-values differ, which are not offered. Where configurations are long (`is_long`), fewer are offered.
+cheap experiments the least relevant (`describe`). Where configurations are long (`is_long`), fewer
+are offered.
 """
 
 import dataclasses
@@ -28,10 +28,8 @@ from collections.abc import Callable, Sequence
 from autollm_jax.agent import listing, parsing, statements
 from autollm_jax.agent.base_forecast import BaseForecast
 from autollm_jax.agent.spelling import choice_names, short, size, spell_row
-from autollm_jax.baselines.coordinates import axes
 from autollm_jax.gym.environment import Observation, Trial
 from autollm_jax.gym.experiments import Experiment
-from autollm_jax.gym.groups import UNUSED, Group
 from autollm_jax.gym.spaces import Dimension
 
 END_OF_TURN = parsing.END_OF_TURN
@@ -136,20 +134,16 @@ def _size(experiment: Experiment, row: int) -> str:
     return "" if experiment.limit is None else f" {short(experiment.parameters_R[row])}"
 
 
-def _choices_line(seen: BaseForecast, axis: Dimension | Group, shortened: bool) -> str:
-    space = seen.target.space
-    dimension = space[axis.members[0]] if isinstance(axis, Group) else axis
+def _choices_line(seen: BaseForecast, dimension: Dimension, shortened: bool) -> str:
     if dimension.kind == "simplex":
         parts = statements.moving_parts(seen, dimension)
         more = len(dimension.choices) - len(parts)
         rest = f" and {more} more" if more else ""
-        return f"{axis.name}: percent of {' '.join(parts)}{rest}{LINE}"
+        return f"{dimension.name}: percent of {' '.join(parts)}{rest}{LINE}"
     names = list(choice_names(dimension).values())
-    if isinstance(axis, Group):
-        names = [n for c, n in choice_names(dimension).items() if c != UNUSED]
     if shortened and len(names) > 6:
-        return f"{axis.name}: {names[0]} to {names[-1]} in {len(names)} steps{LINE}"
-    return f"{axis.name}: {' '.join(names)}{LINE}"
+        return f"{dimension.name}: {names[0]} to {names[-1]} in {len(names)} steps{LINE}"
+    return f"{dimension.name}: {' '.join(names)}{LINE}"
 
 
 def _fidelity(experiment: Experiment) -> str:
@@ -186,7 +180,7 @@ def nearest_text(observation: Observation) -> str:
 def _evidence(other: Experiment, target: Experiment) -> str:
     objective = "" if other.objective.metric == target.objective.metric else f" {_metric(other)}"
     limit = "" if other.limit is None else f" limit {short(other.limit['at_most'])}"
-    where = spell_row(other.cells, listing.best_row(other))
+    where = spell_row(other.cells, other.best_row)
     return f"{size(other.fidelity)}{objective}{limit} at {where}"
 
 
@@ -203,7 +197,7 @@ def _describe(observation: Observation, lines: int, most: int, shortened: bool) 
         f"task {target.task}: {note}. {goal} {_metric(target)} "
         f"in {observation.budget_left} trials{LINE}",
         f"target:{_fidelity(target)}{_context(observation)}{LINE}",
-        *(_choices_line(seen, axis, shortened) for axis in axes(space)),
+        *(_choices_line(seen, dimension, shortened) for dimension in space.dimensions),
         f"default: {spell_row(target.cells, target.match(target.default).row)}{LINE}",
     ]
     if seen.nearest:
@@ -333,8 +327,7 @@ def feedback(trial: Trial, observation: Observation) -> str:
         row = seen.row_of(trial)
         where = "" if long and not trial.matched else f"{spell_row(target.cells, row)} "
         if trial.matched:
-            brief = listing.is_brief(target.cells, row)
-            where = f"not measured, nearest is {where if brief else 'another '}"
+            where = f"not measured, nearest is {where}"
         if trial.status == "ok" and math.isfinite(trial.outcome):
             outcome = f"{where}gives {metric} {trial.outcome:.{decimals}f} {said}"
             if before is not None:

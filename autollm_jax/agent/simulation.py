@@ -159,12 +159,9 @@ def _perturb(observation: Observation, random: np.random.Generator) -> str:
     row = int(random.integers(len(cells)))
     if kind < 0.6:
         listed = listing.candidates(observation, 8)
-        # What cannot be spelled briefly is not tried either.
-        if listed and (kind < 0.3 or not listing.is_brief(cells, row)):
+        if listed and kind < 0.3:
             row = listed[int(random.integers(len(listed)))].row
         return _turn("a guess", spelling.exec_part(cells, row))
-    if not listing.is_brief(cells, row):
-        row = target.match(target.default).row
     text = spelling.row_json(cells, row)
     if kind < 0.8:
         # Another number for the first that is there: a weight, a rate, a width.

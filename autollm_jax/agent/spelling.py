@@ -149,17 +149,15 @@ def mixture(cells: Cells, name: str, row: int) -> tuple[tuple[str, int], ...]:
 
 
 def _texts(cells: Cells, row: int) -> dict[str, str]:
-    """Spell a measured configuration by name; per-layer values that agree are one."""
-    config, space = cells.configurations[row], cells.space
+    """Spell a measured configuration's values by name."""
     texts = {}
-    for name, value in space.shorten(config).items():
-        group = space.groups.get(name)
-        dimension = space[name if group is None else group.members[0]]
+    for dimension in cells.space.dimensions:
+        name = dimension.name
         if dimension.kind == "simplex":
             parts = mixture(cells, name, row)
             texts[name] = "{" + ",".join(f'"{part}": {weight}' for part, weight in parts) + "}"
         else:
-            texts[name] = spell(dimension, value)
+            texts[name] = spell(dimension, cells.configurations[row][name])
     return texts
 
 

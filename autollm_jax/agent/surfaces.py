@@ -266,7 +266,7 @@ class Effect:
     """What more of something does to the regret, in one table.
 
     Attributes:
-      name: a dimension, a group, a mixture's component or a category's choice.
+      name: a dimension, a mixture's component or a category's choice.
       percent: change of regret over two deviations, the other things (and the size, where there is
         a limit) being equal; negative where more is better.
     """
@@ -297,22 +297,18 @@ def effects(experiment: Experiment) -> tuple[Effect, ...]:
     found = [
         Effect(name, int(np.clip(round(200 * slope), -99, 99)))
         for name, slope in zip(names, slopes_D.tolist(), strict=False)
-        if name
     ]
     return tuple(sorted(found, key=lambda effect: (-abs(effect.percent), effect.name)))
 
 
 def effect_names(experiment: Experiment) -> list[str]:
-    """Name each coordinate's effect; one of which nobody speaks (a group's tilt) has none."""
+    """Name each coordinate's effect."""
     names: list[str] = []
-    for axis in coordinates.axes(experiment.space):
-        kind = getattr(axis, "kind", "group")
-        if kind == "group":
-            names += [axis.name, ""]
-        elif kind == "simplex":
-            names += short_names(axis).values()
-        elif kind == "categorical":
-            names += [f"{axis.name}={choice_names(axis)[choice]}" for choice in axis.choices]
+    for dimension in experiment.space.dimensions:
+        if dimension.kind == "simplex":
+            names += short_names(dimension).values()
+        elif dimension.kind == "categorical":
+            names += [f"{dimension.name}={text}" for text in choice_names(dimension).values()]
         else:
-            names.append(axis.name)
+            names.append(dimension.name)
     return names

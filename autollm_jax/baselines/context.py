@@ -1,7 +1,7 @@
 """A problem as arrays of one width, whatever its space: what meta-learned methods read.
 
 Column P of the inputs is the same coordinate in every problem of a search space (a task of a
-source): columns are found by the names of their axes and choices, so that a choice which only
+source): columns are found by the names of their dimensions and choices, so that a choice which only
 dearer experiments have does not move the others.
 """
 
@@ -15,7 +15,6 @@ from autollm_jax.baselines import coordinates
 from autollm_jax.baselines.base import Problem, relevant_evidence
 from autollm_jax.baselines.evidence import gather
 from autollm_jax.gym.experiments import Experiment
-from autollm_jax.gym.groups import Group
 from autollm_jax.gym.spaces import Space
 
 WIDTH = 32  # columns of coordinates; a space with more has some columns share a place
@@ -50,13 +49,11 @@ def search_space(experiment: Experiment) -> str:
 def column_names(space: Space) -> list[str]:
     """Name each coordinate of a space (see coordinates.py)."""
     names: list[str] = []
-    for axis in coordinates.axes(space):
-        if isinstance(axis, Group):
-            names += [f"{axis.name}:mean", f"{axis.name}:tilt"]
-        elif coordinates.width(axis) == 1 and axis.kind != "categorical":
-            names.append(axis.name)
+    for dimension in space.dimensions:
+        if dimension.is_numeric:
+            names.append(dimension.name)
         else:
-            names += [f"{axis.name}={choice}" for choice in axis.choices]
+            names += [f"{dimension.name}={choice}" for choice in dimension.choices]
     return names
 
 

@@ -103,8 +103,8 @@ def move_along_law(problem: Problem, evidence: Evidence, share: float = BEST_SHA
     shift_ED = law(at_F) - np.stack([law(own_F) for own_F in fidelities_EF])
     moves_D = np.zeros(shift_ED.shape[1], bool)
     spans = coordinates.columns(target.space)
-    for axis in coordinates.axes(target.space):
-        moves_D[spans[axis.name]] = coordinates.is_numeric(axis)
+    for dimension in target.space.dimensions:
+        moves_D[spans[dimension.name]] = dimension.is_numeric
     moved_ND = evidence.points_ND + np.where(moves_D, shift_ED, 0.0)[evidence.experiments_N]
     low_D = np.minimum(evidence.points_ND.min(0), 0.0)
     return np.clip(moved_ND, low_D, np.maximum(evidence.points_ND.max(0), 1.0))

@@ -8,7 +8,6 @@ from optuna.trial import TrialState, create_trial
 from autollm_jax.baselines import coordinates
 from autollm_jax.baselines.base import Problem, draw_seed
 from autollm_jax.baselines.proposals import ProposesPoints
-from autollm_jax.gym.spaces import Dimension
 
 # TPE models a tenth of its trials as good, yet never more than 25: with more evidence than this
 # the good ones would be but the very best cell or two of each experiment.
@@ -67,10 +66,10 @@ def _distributions(space, low_D: np.ndarray, high_D: np.ndarray) -> dict:
     """Return one distribution a number and one a category, named START:STOP by their columns."""
     distributions = {}
     spans = coordinates.columns(space)
-    for axis in coordinates.axes(space):
-        span = spans[axis.name]
-        if isinstance(axis, Dimension) and axis.kind == "categorical":
-            choices = tuple(range(len(axis.choices)))
+    for dimension in space.dimensions:
+        span = spans[dimension.name]
+        if dimension.kind == "categorical":
+            choices = tuple(range(len(dimension.choices)))
             distributions[f"{span.start}:{span.stop}"] = CategoricalDistribution(choices)
             continue
         for column in range(span.start, span.stop):

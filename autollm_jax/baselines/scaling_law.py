@@ -61,9 +61,9 @@ def predict_optimum(problem: Problem) -> np.ndarray:
     law_D = extrapolate(fidelities_EF, optima_ED, target.fidelity.log)
     mean_D = optima_ED.mean(0)
     spans = coordinates.columns(target.space)
-    for axis in coordinates.axes(target.space):
-        if coordinates.is_numeric(axis):
-            mean_D[spans[axis.name]] = law_D[spans[axis.name]]
+    for dimension in target.space.dimensions:
+        if dimension.is_numeric:
+            mean_D[spans[dimension.name]] = law_D[spans[dimension.name]]
     # Beyond the window the nearest cell is on its edge; the other dimensions must not pay for it.
     return np.clip(mean_D, 0.0, 1.0)
 

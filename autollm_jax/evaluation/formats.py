@@ -63,24 +63,15 @@ def show_interval(interval: Interval, signed: bool = False) -> dict[str, str]:
 
 
 def show_config(space: Space, config: Mapping) -> str:
-    """Write a configuration in a line; of layers that differ, their mean."""
-    members = {name: group for group in space.groups.values() for name in group.members}
+    """Write a configuration in a line, in the space's order."""
     parts = []
-    for name, value in space.shorten(config).items():
-        group = members.get(name)
+    for name in space.names:
+        value = config[name]
         if isinstance(value, Mapping):
             heaviest = sorted(value.items(), key=lambda item: -item[1])
             shown = [f"{part} {weight:.0%}" for part, weight in heaviest if weight >= 0.005]
             rest = " …" if len(shown) > COMPONENTS else ""
             parts.append(", ".join(shown[:COMPONENTS]) + rest)
-        elif group is None:
+        else:
             parts.append(f"{show_name(name)} {show_value(value)}")
-        elif name == group.members[0]:
-            parts.append(f"{show_name(group.name)} {group_mean(group, config):.1f} on average")
     return ", ".join(parts)
-
-
-def group_mean(group, config: Mapping) -> float:
-    """Return the mean over the members of a group that a configuration uses."""
-    used = max(group.used(config), 1)
-    return sum(config[member] for member in group.members[:used]) / used

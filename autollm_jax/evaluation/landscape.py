@@ -1,6 +1,6 @@
 """A measured landscape laid out for a page, whatever the space.
 
-One or two dimensions are a grid. Of anything else (more dimensions, layers, mixtures) each axis is
+One or two dimensions are a grid. Of anything else (more dimensions, mixtures) each axis is
 shown by itself, with the regret of every configuration along it.
 """
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from autollm_jax.evaluation.formats import group_mean
 from autollm_jax.gym.experiments import Experiment
 
 # Axes beyond these are left out, those that tell least of the regret first.
@@ -44,7 +43,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Axis:
-    """One direction of a space: a dimension, the mean of a group's layers, a component's weight.
+    """One direction of a space: a dimension or a component's weight.
 
     Attributes:
       name: what to call it.
@@ -125,16 +124,12 @@ def _strips(experiment: Experiment) -> Strips:
 
 def _directions(space) -> list[tuple[str, tuple, Callable]]:
     """Return each axis's name, choices and way to find a configuration's place."""
-    members = {name: group for group in space.groups.values() for name in group.members}
     found = []
     for d in space.dimensions:
-        group = members.get(d.name)
         if d.kind == "simplex":
             found += [(c, (), lambda config, d=d, c=c: config[d.name][c]) for c in d.choices]
-        elif group is None:
+        else:
             found.append((d.name, d.choices, lambda config, d=d: d.choices.index(config[d.name])))
-        elif d.name == group.members[0]:
-            found.append((f"{group.name}, mean", (), lambda config, g=group: group_mean(g, config)))
     return found
 
 

@@ -70,12 +70,8 @@ class Cells:
         return {self.space.key_of(config): row for row, config in enumerate(self.configurations)}
 
     def nearest_row(self, unit_D: np.ndarray) -> int:
-        """Return the row nearest to the unit coordinates [D'] (the first of equals).
-
-        A group counts as one dimension: its members' squared distances are averaged.
-        """
-        squares_RD = (self.units_RD - unit_D) ** 2 * self.space.distance_weights_D
-        return int(np.argmin(squares_RD.sum(axis=1)))
+        """Return the row nearest to the unit coordinates [D'] (the first of equals)."""
+        return int(np.argmin(((self.units_RD - unit_D) ** 2).sum(axis=1)))
 
     def match(self, config) -> Match:
         """Find the row that stands for `config`: itself, or the nearest measured one.

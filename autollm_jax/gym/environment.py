@@ -177,8 +177,7 @@ class Episode:
             answer = dict(self.setting.configurations[row])
             message = ""
             if matched:
-                short = describe_config(self.setting.space.shorten(answer))
-                message = f"not in the table; the nearest measured is {short}"
+                message = f"not in the table; the nearest measured is {describe_config(answer)}"
             outcome, status, regret, minmax = measured
             trial = Trial(number, proposed, answer, outcome, status, True, matched, message, row)
         self._trials.append(trial)

@@ -1,4 +1,4 @@
-"""Other names for dimensions and a mixture's components; neutral ones are x1, x2.1, part3."""
+"""Other names for dimensions and a mixture's components; neutral ones are x1, x2, part3."""
 
 import dataclasses
 import itertools
@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from autollm_jax.gym.cells import Cells
 from autollm_jax.gym.experiments import Experiment
-from autollm_jax.gym.groups import Group
 from autollm_jax.gym.spaces import Dimension, Space
 
 
@@ -20,48 +19,33 @@ def grouped(experiments: Sequence[Experiment], key: Callable) -> Iterator[list[i
 
 @dataclasses.dataclass(frozen=True)
 class _Names:
-    """New names: of dimensions, of groups, and of mixtures' components."""
+    """New names of dimensions and of mixtures' components, by the old ones."""
 
     dimensions: Mapping[str, str]
-    groups: Mapping[str, str]
     parts: Mapping[str, str]
 
     @classmethod
     def of(cls, spaces: Sequence[Space], axis_names: Iterator, part_names: Iterator) -> "_Names":
         """Give what the spaces name the next new name; one that two of them share stays shared."""
-        dimensions, groups, parts, axes = {}, {}, {}, {}
+        dimensions, parts = {}, {}
         for space in spaces:
-            group_of = {m: g for g in space.groups.values() for m in g.members}
             for dimension in space.dimensions:
-                name, group = dimension.name, group_of.get(dimension.name)
-                axis = name if group is None else group.name
-                if axis not in axes:
-                    axes[axis] = next(axis_names)
-                dimensions[name] = new = axes[axis]
-                if group is not None:
-                    groups[axis] = new
-                    dimensions[name] = f"{new}.{group.members.index(name) + 1}"
+                if dimension.name not in dimensions:
+                    dimensions[dimension.name] = next(axis_names)
                 for part in dimension.choices if dimension.kind == "simplex" else ():
                     if part not in parts:
                         parts[part] = next(part_names)
-        return cls(dimensions, groups, parts)
+        return cls(dimensions, parts)
 
     def space(self, space: Space) -> Space:
-        dimensions = tuple(
-            Dimension(self.dimensions[d.name], d.kind, tuple(map(self.parts.get, d.choices)))
-            if d.kind == "simplex"
-            else dataclasses.replace(d, name=self.dimensions[d.name])
-            for d in space.dimensions
-        )
-        groups = {
-            self.groups[g.name]: Group(
-                self.groups[g.name],
-                tuple(self.dimensions[m] for m in g.members),
-                self.dimensions.get(g.count),
+        return Space(
+            tuple(
+                Dimension(self.dimensions[d.name], d.kind, tuple(map(self.parts.get, d.choices)))
+                if d.kind == "simplex"
+                else dataclasses.replace(d, name=self.dimensions[d.name])
+                for d in space.dimensions
             )
-            for g in space.groups.values()
-        }
-        return Space(dimensions, groups)
+        )
 
     def config(self, config: Mapping) -> dict:
         return {

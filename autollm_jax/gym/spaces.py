@@ -10,14 +10,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from autollm_jax.gym.groups import (
-    UNUSED,
-    Group,
-    groups_from_json,
-    groups_to_json,
-    numbered_groups,
-)
-
 KINDS = ("ordinal", "log-ordinal", "categorical", "simplex")
 
 # A proposed number this close to a choice is that choice: Step Law spells one learning rate in
@@ -210,21 +202,14 @@ class Space:
 
     Attributes:
       dimensions: in order.
-      groups: stem -> dimensions that a configuration may give once, as the stem. Dimensions named
-        STEM.1, STEM.2, ... are a group without being listed here.
     """
 
     dimensions: tuple[Dimension, ...]
-    groups: Mapping[str, Group] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self):
         object.__setattr__(self, "dimensions", tuple(self.dimensions))
         if not self.dimensions or len(set(self.names)) != len(self.dimensions):
             raise ValueError("a space needs dimensions, each with a name of its own")
-        object.__setattr__(self, "groups", numbered_groups(self.names) | dict(self.groups))
-        by_name = {dimension.name: dimension for dimension in self.dimensions}
-        for group in self.groups.values():
-            group.check(by_name)
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
@@ -242,80 +227,34 @@ class Space:
     def __getitem__(self, name: str) -> Dimension:
         return self.dimensions[self.names.index(name)]
 
-    def _spelt_out(self, config) -> Mapping:
-        """Return `config` with a value for each dimension and nothing else, shorthand written out.
+    def _check_names(self, config) -> None:
+        """Check that `config` has a value for each dimension, and no other name.
 
         Raises:
           InvalidConfiguration: a name is missing or unknown.
         """
+        accepted = ", ".join(self.names)
         if type(config) is not dict and not isinstance(config, Mapping):
             raise InvalidConfiguration(
-                f"a configuration maps {self._accepted} to values; this is {_show(config)}"
+                f"a configuration maps {accepted} to values; this is {_show(config)}"
             )
-        if any(map(config.__contains__, self.groups)):
-            config = dict(config)
-            for group in self.groups.values():
-                group.expand(config)
         if len(config) == len(self.names) and all(map(config.__contains__, self.names)):
-            return config
+            return
         missing = [name for name in self.names if name not in config]
-        # A group of which there is nothing is missing as a whole.
-        missing = [g.name for g in self.groups.values() if {*g.members} <= {*missing}] or missing
         problem = f"{missing[0]} is missing" if missing else None
         for name in config:
             if name not in self.names and not problem:
                 problem = f"no such name: {_show(name)}"
-        raise InvalidConfiguration(f"{problem}; accepted are exactly {self._accepted}")
-
-    @functools.cached_property
-    def _accepted(self) -> str:
-        """The names, a group's by its stem and its ends."""
-        ends = {
-            group.members[0]: f"{group.name} (or {group.members[0]} to {group.members[-1]})"
-            for group in self.groups.values()
-        }
-        inner = {member for group in self.groups.values() for member in group.members[1:]}
-        return ", ".join(ends.get(name, name) for name in self.names if name not in inner)
+        raise InvalidConfiguration(f"{problem}; accepted are exactly {accepted}")
 
     def validate(self, config) -> dict:
         """Return `config` in canonical form: this space's order, every value one of its choices.
 
-        A group may be given by its stem, for all its members that are not given by themselves.
-
         Raises:
-          InvalidConfiguration: a name is missing or unknown, a value is no choice, or a group has
-            other members in use than its count says.
+          InvalidConfiguration: a name is missing or unknown, or a value is no choice.
         """
-        config = self._spelt_out(config)
-        canonical = {d.name: d.canonical(config[d.name]) for d in self.dimensions}
-        for group, place, member in self._counted_members:
-            used = place < canonical[group.count]
-            if (canonical[member] != UNUSED) != used:
-                others = [choice for choice in self[member].choices if choice != UNUSED]
-                raise InvalidConfiguration(
-                    f"{member} is {canonical[member]}, but {group.count} is "
-                    f"{canonical[group.count]}; accepted are "
-                    f"{', '.join(map(str, others if used else [UNUSED]))}"
-                )
-        return canonical
-
-    @functools.cached_property
-    def _counted_members(self) -> list[tuple[Group, int, str]]:
-        """Members of groups with a count, which can be unused, and their places."""
-        return [
-            (group, place, member)
-            for group in self.groups.values()
-            if group.count
-            for place, member in enumerate(group.members)
-            if UNUSED in self[member].choices
-        ]
-
-    def shorten(self, config: Mapping) -> dict:
-        """Return the shorthand: each group by its stem if all members in use agree."""
-        short = dict(config)
-        for group in self.groups.values():
-            short = group.shorten(short)
-        return short
+        self._check_names(config)
+        return {d.name: d.canonical(config[d.name]) for d in self.dimensions}
 
     def to_unit(self, config) -> np.ndarray:
         """Return `config`'s coordinates in the unit cube [D'].
@@ -323,17 +262,8 @@ class Space:
         Raises:
           InvalidConfiguration: it has no place there (wrong names, non-numbers, nan, infinities).
         """
-        config = self._spelt_out(config)
+        self._check_names(config)
         return np.concatenate([d.to_unit(config[d.name]) for d in self.dimensions])
-
-    @functools.cached_property
-    def distance_weights_D(self) -> np.ndarray:
-        """What each unit coordinate's square counts in a distance [D']: a group counts as one.
-
-        Or else two dozen layers would outweigh the width that they all share.
-        """
-        share = {m: 1 / len(g.members) for g in self.groups.values() for m in g.members}
-        return np.concatenate([np.full(d.width, share.get(d.name, 1.0)) for d in self.dimensions])
 
     def from_unit(self, unit: np.ndarray) -> dict:
         """Return the configuration whose choices are nearest to the unit coordinates [D']."""
@@ -342,13 +272,7 @@ class Space:
             raise InvalidConfiguration(f"expected {self.width} finite unit coordinates")
         ends = np.cumsum([d.width for d in self.dimensions])[:-1]
         parts = np.split(unit, ends)
-        config = {d.name: d.from_unit(p) for d, p in zip(self.dimensions, parts, strict=True)}
-        for group, place, member in self._counted_members:
-            if place >= config[group.count]:
-                config[member] = UNUSED
-            elif config[member] == UNUSED:
-                config[member] = min((c for c in self[member].choices if c != UNUSED), key=abs)
-        return config
+        return {d.name: d.from_unit(p) for d, p in zip(self.dimensions, parts, strict=True)}
 
     @functools.cached_property
     def key_of(self):
@@ -370,8 +294,7 @@ class Space:
         dimensions = [
             {"name": d.name, "kind": d.kind, "choices": list(d.choices)} for d in self.dimensions
         ]
-        groups = {"groups": groups_to_json(self.groups)} if self.groups else {}
-        return {"dimensions": dimensions} | groups
+        return {"dimensions": dimensions}
 
     @classmethod
     def from_json(cls, value) -> "Space":
@@ -383,6 +306,9 @@ class Space:
         dimensions = value.get("dimensions") if isinstance(value, Mapping) else None
         if not isinstance(dimensions, Sequence) or isinstance(dimensions, str):
             raise ValueError("a space is {'dimensions': [{'name', 'kind', 'choices'}, ...]}")
+        unknown = [key for key in value if key != "dimensions"]
+        if unknown:
+            raise ValueError(f"no such field: {_show(unknown[0])}; accepted is `dimensions` alone")
         made = []
         for entry in dimensions:
             if not isinstance(entry, Mapping) or set(entry) != {"name", "kind", "choices"}:
@@ -394,4 +320,4 @@ class Space:
             if not isinstance(entry["name"], str) or not scalar:
                 raise ValueError("a dimension has a text as name and a list of values as choices")
             made.append(Dimension(entry["name"], entry["kind"], tuple(choices)))
-        return cls(tuple(made), groups_from_json(value.get("groups", {})))
+        return cls(tuple(made))

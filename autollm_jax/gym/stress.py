@@ -19,9 +19,8 @@ import numpy as np
 from autollm_jax.errors import UserError
 from autollm_jax.gym.cells import Cells
 from autollm_jax.gym.experiments import Experiment
-from autollm_jax.gym.groups import UNUSED
 from autollm_jax.gym.renaming import grouped, renamed_alike
-from autollm_jax.gym.spaces import Space
+from autollm_jax.gym.spaces import Dimension, Space
 from autollm_jax.gym.splits import Split
 
 KINDS = ("none", "thin", "reverse", "noise", "rename")
@@ -159,36 +158,18 @@ def _answered_by(experiment: Experiment, images: Sequence[dict]) -> Experiment:
     """
     rows_R = np.arange(len(images))
     ran = np.flatnonzero(experiment.outcomes.status_R != "infeasible")
-    weights_D = experiment.space.distance_weights_D
     for row in ran:
         squares_RD = (experiment.units_RD[ran] - experiment.space.to_unit(images[row])) ** 2
-        rows_R[row] = ran[int(np.argmin((squares_RD * weights_D).sum(axis=1)))]
+        rows_R[row] = ran[int(np.argmin(squares_RD.sum(axis=1)))]
     outcomes = experiment.outcomes.take(rows_R)
     if not (outcomes.status_R == "ok").any():
         return experiment
     return dataclasses.replace(experiment, outcomes=outcomes)
 
 
-def _axes(space: Space) -> dict[str, tuple[str, ...]]:
-    """Return what can be mirrored, by name: dimensions, and groups by their members.
-
-    A mixture is no axis, nor is a dimension that counts a group's members.
-    """
-    groups = {group.name: group.members for group in space.groups.values()}
-    inside = {member for members in groups.values() for member in members}
-    counts = {group.count for group in space.groups.values()}
-    single = {
-        d.name: (d.name,)
-        for d in space.dimensions
-        if d.name not in inside | counts and d.kind != "simplex" and len(d.choices) > 1
-    }
-    return single | groups
-
-
-def _choices(space: Space, name: str) -> list:
-    """Return a dimension's choices, without the one that stands for "no such layer"."""
-    counted = {m for group in space.groups.values() if group.count for m in group.members}
-    return [c for c in space[name].choices if name not in counted or c != UNUSED]
+def _axes(space: Space) -> list[Dimension]:
+    """Return the dimensions that can be mirrored: those of two choices or more, no mixture."""
+    return [d for d in space.dimensions if d.kind != "simplex" and len(d.choices) > 1]
 
 
 def main_axis(experiments: Sequence[Experiment]) -> str | None:
@@ -202,30 +183,23 @@ def main_axis(experiments: Sequence[Experiment]) -> str | None:
         ran = np.flatnonzero(experiment.outcomes.status_R != "infeasible")
         regret_R = experiment.outcomes.regrets_R[ran]
         total = float(((regret_R - regret_R.mean()) ** 2).sum())
-        for name, members in _axes(experiment.space).items():
-            places = {m: {c: n for n, c in enumerate(_choices(experiment.space, m))}
-                      for m in members}  # fmt: skip
-            place_R = np.array([_mean_place(experiment.configurations[r], places) for r in ran])
+        for axis in _axes(experiment.space):
+            places = {choice: place for place, choice in enumerate(axis.choices)}
+            values = [experiment.configurations[row][axis.name] for row in ran]
+            place_R = np.array([float(places[value]) for value in values])
             basis_R3 = np.stack([np.ones_like(place_R), place_R, place_R**2], axis=1)
             fit_3, *_ = np.linalg.lstsq(basis_R3, regret_R, rcond=None)
             left = float(((regret_R - basis_R3 @ fit_3) ** 2).sum())
-            shares.setdefault(name, []).append(1 - left / total if total > 0 else 0.0)
+            shares.setdefault(axis.name, []).append(1 - left / total if total > 0 else 0.0)
     return max(sorted(shares), key=lambda name: np.mean(shares[name]), default=None)
 
 
-def _mean_place(config: Mapping, places: Mapping[str, dict]) -> float:
-    known = [by_choice[config[m]] for m, by_choice in places.items() if config[m] in by_choice]
-    return float(np.mean(known)) if known else 0.0
-
-
 def _mirrored(space: Space, axis: str, config: Mapping) -> dict:
-    """Return the configuration at the other side of the axis; a layer not in use stays so."""
-    moved = dict(config)
-    for name in _axes(space).get(axis, ()):
-        choices = _choices(space, name)
-        if config[name] in choices:
-            moved[name] = choices[len(choices) - 1 - choices.index(config[name])]
-    return moved
+    """Return the configuration at the other side of the axis."""
+    if axis not in [dimension.name for dimension in _axes(space)]:
+        return dict(config)
+    choices = space[axis].choices
+    return {**config, axis: choices[len(choices) - 1 - choices.index(config[axis])]}
 
 
 def _main_components(experiments: Sequence[Experiment]) -> tuple[str, str, str]:

@@ -1,19 +1,19 @@
 """HW-GPT-Bench (Sukthanker et al. 2024, arXiv 2405.10299): architectures under a parameter limit.
 
 Upstream has one perplexity predictor per scale (s, m, l), fitted on thousands of architectures of
-a trained supernet. The table here is what they predict for all architectures with like layers and
-a seeded sample of others. Unconstrained, the largest model wins, so an experiment is one (scale,
-parameter limit), the limits being quantiles of the table's own sizes. Any of the three files is
-read alone as well.
+a trained supernet. The table here is the prediction for every architecture whose layers are all
+alike: 3 widths x 3 depths x 3 MLP ratios x 3 numbers of heads x 2 (with or without biases), 162 a
+scale. Without a limit the largest model is always the best one, so an experiment is one (scale,
+parameter limit); the limits are quantiles of the table's own sizes. Each of the three files can
+also be read alone.
 """
 
-from collections.abc import Sequence
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 
 from autollm_jax.errors import UserError
-from autollm_jax.gym.groups import UNUSED, Group
 from autollm_jax.gym.spaces import Dimension, Space
 from autollm_jax.sources.download import sha256_of
 from autollm_jax.sources.hwgpt_predictor import (
@@ -25,22 +25,19 @@ from autollm_jax.sources.hwgpt_predictor import (
     Predictor,
     Scale,
     read_predictor,
-    sample_architectures,
     uniform_architectures,
 )
 from autollm_jax.sources.source import Source, Tables
 
 FOLDER = "data_collection/gpt_datasets/predictor_ckpts/metric"
 LEVELS = {"s": "low", "m": "mid", "l": "high"}
-SAMPLED = 2_000
-SEED = 2405_10299
 LIMIT_PERCENTILES = (25, 50, 75, 90)
 
 UNITS = {
     "config.width": "embedding width",
     "config.layers": "transformer blocks",
-    "config.mlp_ratio.N": "hidden width of block N's MLP, in widths; 0 where there is no block N",
-    "config.heads.N": "attention heads of block N, of 64 dimensions each; 0 as above",
+    "config.mlp_ratio": "hidden width of every block's MLP, in embedding widths",
+    "config.heads": "attention heads of every block, of 64 dimensions each",
     "config.bias": "whether the linear layers have biases",
     "perplexity": "predicted by upstream's MLP, computed in f64; lower is better",
     "parameters": "embedding (shared with the output), blocks, biases and norms; see "
@@ -48,67 +45,59 @@ UNITS = {
     "flops": "6 x parameters, per token: one supernet was trained for all rows",
     "seconds": "not published",
     "seed": "always 0: a prediction has none",
-    "sampled": "whether the row is of the seeded sample, not of the grid of like layers",
 }
 
 
 def scale_space(scale: Scale) -> Space:
-    """Return the configuration space of a scale, per-layer dimensions as groups."""
-    most, fewest = scale.layers[-1], scale.layers[0]
+    """Return the configuration space of a scale.
 
-    def per_layer(stem: str, choices: Sequence[int]) -> list[Dimension]:
-        return [
-            Dimension(f"{stem}.{n}", "ordinal", (*((UNUSED,) if n > fewest else ()), *choices))
-            for n in range(1, most + 1)
-        ]
-
-    ratios, heads = per_layer("mlp_ratio", MLP_RATIOS), per_layer("heads", scale.heads)
+    >>> scale_space(SCALES[0]).names
+    ('width', 'layers', 'mlp_ratio', 'heads', 'bias')
+    """
     return Space(
         (
             Dimension("width", "log-ordinal", scale.widths),
             Dimension("layers", "ordinal", scale.layers),
-            *ratios,
-            *heads,
+            Dimension("mlp_ratio", "ordinal", MLP_RATIOS),
+            Dimension("heads", "ordinal", scale.heads),
             Dimension("bias", "categorical", BIASES),
-        ),
-        {
-            stem: Group(stem, tuple(d.name for d in members), "layers")
-            for stem, members in (("mlp_ratio", ratios), ("heads", heads))
-        },
+        )
     )
-
-
-def configuration(scale: Scale, architecture: Architecture) -> dict:
-    """Return an architecture as a configuration of `scale_space`."""
-    unused = [UNUSED] * (scale.layers[-1] - architecture.layers)
-    config = {"width": architecture.width, "layers": architecture.layers}
-    for stem, values in (("mlp_ratio", architecture.mlp_ratios), ("heads", architecture.heads)):
-        config |= {f"{stem}.{n}": v for n, v in enumerate([*values, *unused], start=1)}
-    return config | {"bias": architecture.bias}
 
 
 def untuned_default(scale: Scale, limit: float) -> tuple[Architecture, str]:
-    """Return what a practitioner would take untuned under a limit, and where it is from.
+    """Return the architecture that a practitioner would take untuned under a limit.
 
     GPT-2 (Radford et al. 2019) has MLP ratio 4, heads of 64 dimensions and biases in all its
-    sizes; so the largest such architecture that fits, with the nearest number of heads on offer.
+    sizes. The default is the largest such architecture within the limit, with the number of heads
+    on offer that is nearest to GPT-2's.
+
+    Args:
+      scale: the supernet.
+      limit: the most parameters.
+
+    Returns:
+      The architecture, and one sentence on where it is from.
+
+    >>> untuned_default(SCALES[0], 1e9)[0]
+    Architecture(width=768, layers=12, mlp_ratio=4, heads=12, bias=True)
     """
-    uniform = [a for a in uniform_architectures(scale) if a.parameters <= limit]
+    within = [a for a in uniform_architectures(scale) if a.parameters <= limit]
 
     def likeness(a: Architecture) -> tuple:
         heads = min(scale.heads, key=lambda h: (abs(h - a.width / HEAD_SIZE), h))
-        return a.mlp_ratios[0] == 4 and a.heads[0] == heads and a.bias, a.parameters
+        return a.mlp_ratio == 4 and a.heads == heads and a.bias, a.parameters
 
-    if not uniform:
+    if not within:
         smallest = min(uniform_architectures(scale), key=lambda a: a.parameters)
-        return smallest, "the smallest architecture with like layers: none is within the limit"
-    best = max(uniform, key=likeness)
+        return smallest, "the smallest architecture: none is within the limit"
+    best = max(within, key=likeness)
     origin = (
-        "the largest within the limit with GPT-2's habits: all layers alike, MLP ratio 4, heads of "
-        "64 dimensions (the nearest number on offer), biases"
+        "the largest within the limit with GPT-2's habits: MLP ratio 4, heads of 64 dimensions "
+        "(the nearest number on offer), biases"
     )
     if not likeness(best)[0]:
-        origin = "the largest with like layers within the limit: none has GPT-2's MLP ratio 4"
+        origin = "the largest within the limit: none has GPT-2's MLP ratio 4"
     return best, origin
 
 
@@ -139,7 +128,6 @@ def read(path: Path) -> Tables:
         "architecture",
         hashes,
         units=UNITS,
-        sample={"architectures": SAMPLED, "seed": SEED},
         experiments=experiments,
     )
     return [(meta, rows)]
@@ -159,17 +147,15 @@ def _find_files(path: Path) -> list[Path]:
 
 def _scale_rows(file: Path, predictor: Predictor) -> tuple[dict, list[dict]]:
     scale = predictor.scale
-    uniform = uniform_architectures(scale)
-    architectures = [*uniform, *sample_architectures(scale, SAMPLED, SEED)]
+    architectures = uniform_architectures(scale)
     perplexities = predictor.perplexities(architectures).tolist()
     if min(perplexities) <= 1:
         raise UserError(f"{file}: predicts the perplexity {min(perplexities):.4g}; it is over 1")
     parameters = [architecture.parameters for architecture in architectures]
     shared = [
-        {f"config.{name}": value for name, value in configuration(scale, architecture).items()}
+        {f"config.{name}": value for name, value in dataclasses.asdict(architecture).items()}
         | {"parameters": size, "flops": 6.0 * size, "seconds": None, "seed": 0}
-        | {"sampled": place >= len(uniform)}
-        for place, (architecture, size) in enumerate(zip(architectures, parameters, strict=True))
+        for architecture, size in zip(architectures, parameters, strict=True)
     ]
     space, experiments, rows = scale_space(scale).to_json(), {}, []
     for percent in LIMIT_PERCENTILES:
@@ -187,7 +173,7 @@ def _scale_rows(file: Path, predictor: Predictor) -> tuple[dict, list[dict]]:
             "space": space,
             "objective": {"metric": "perplexity", "goal": "minimize"},
             "limit": {"quantity": "parameters", "at_most": limit},
-            "default": configuration(scale, default),
+            "default": dataclasses.asdict(default),
             "default_origin": origin,
         }
         for row, size, perplexity in zip(shared, parameters, perplexities, strict=True):

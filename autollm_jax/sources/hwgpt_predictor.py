@@ -45,16 +45,21 @@ SCALES = (
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """A model of a supernet; `mlp_ratios` and `heads` have one entry per layer."""
+    """A model of a supernet whose layers are all alike.
+
+    Attributes:
+      width: the embedding width.
+      layers: number of transformer blocks.
+      mlp_ratio: hidden width of each block's MLP, in embedding widths.
+      heads: attention heads of each block.
+      bias: whether the linear layers have biases.
+    """
 
     width: int
-    mlp_ratios: tuple[int, ...]
-    heads: tuple[int, ...]
+    layers: int
+    mlp_ratio: int
+    heads: int
     bias: bool
-
-    @property
-    def layers(self) -> int:
-        return len(self.heads)
 
     @property
     def parameters(self) -> int:
@@ -64,48 +69,25 @@ class Architecture:
         values 3 x 64 h x width, the output 64 h x width, the MLP 2 r width^2, two norms 4 width;
         with bias 3 x 64 h + width and r width + width more. Last norm: 2 width.
         """
-        width, total = self.width, VOCABULARY * self.width + 2 * self.width
-        for ratio, heads in zip(self.mlp_ratios, self.heads, strict=True):
-            inner = HEAD_SIZE * heads
-            total += 4 * inner * width + 2 * ratio * width**2 + 4 * width
-            if self.bias:
-                total += 3 * inner + width + ratio * width + width
-        return total
+        width, inner = self.width, HEAD_SIZE * self.heads
+        layer = 4 * inner * width + 2 * self.mlp_ratio * width**2 + 4 * width
+        if self.bias:
+            layer += 3 * inner + width + self.mlp_ratio * width + width
+        return VOCABULARY * width + self.layers * layer + 2 * width
 
 
 def uniform_architectures(scale: Scale) -> list[Architecture]:
-    """Return all architectures whose layers are alike."""
-    return [
-        Architecture(width, (ratio,) * layers, (heads,) * layers, bias)
-        for width, layers, ratio, heads, bias in itertools.product(
-            scale.widths, scale.layers, MLP_RATIOS, scale.heads, BIASES
-        )
-    ]
+    """Return the 162 architectures of a scale whose layers are all alike.
 
-
-def sample_architectures(scale: Scale, count: int, seed: int) -> list[Architecture]:
-    """Draw `count` distinct architectures whose layers are not all alike.
-
-    Each draws the frequencies of its MLP ratios and heads first, then its layers: with equal
-    frequencies throughout, all would be of about one size.
+    >>> len(uniform_architectures(SCALES[0]))
+    162
     """
-    random = np.random.default_rng([seed, SCALES.index(scale)])
-    uniform = set(uniform_architectures(scale))
-    found: dict[Architecture, None] = {}
-    while len(found) < count:
-        layers = int(random.choice(scale.layers))
-        ratios, heads = (
-            tuple(
-                random.choice(choices, layers, p=random.dirichlet((1.0,) * len(choices))).tolist()
-            )
-            for choices in (MLP_RATIOS, scale.heads)
+    return list(
+        itertools.starmap(
+            Architecture,
+            itertools.product(scale.widths, scale.layers, MLP_RATIOS, scale.heads, BIASES),
         )
-        drawn = Architecture(
-            int(random.choice(scale.widths)), ratios, heads, bool(random.integers(2))
-        )
-        if drawn not in uniform:
-            found[drawn] = None
-    return list(found)
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -127,21 +109,28 @@ class Predictor:
 
 
 def one_hot(scale: Scale, architecture: Architecture) -> np.ndarray:
-    """Encode an architecture: width, layers, MLP ratio and then heads of every layer, bias."""
+    """Encode an architecture as the predictor's inputs.
 
-    def encode(choices: Sequence, values: Sequence, rows: int = 1) -> np.ndarray:
+    The order is upstream's: width, layers, the MLP ratio of every layer, the heads of every layer,
+    bias. Layers that the architecture lacks are all zero.
+
+    >>> one_hot(SCALES[0], Architecture(192, 10, 2, 4, True)).shape
+    (80,)
+    """
+
+    def encode(choices: Sequence, value, copies: int = 1, rows: int = 1) -> np.ndarray:
         encoded = np.zeros((rows, len(choices)))
-        encoded[np.arange(len(values)), [choices.index(value) for value in values]] = 1.0
+        encoded[:copies, choices.index(value)] = 1.0
         return encoded.ravel()
 
     most = scale.layers[-1]
     return np.concatenate(
         [
-            encode(scale.widths, [architecture.width]),
-            encode(scale.layers, [architecture.layers]),
-            encode(MLP_RATIOS, architecture.mlp_ratios, most),
-            encode(scale.heads, architecture.heads, most),
-            encode(BIASES, [architecture.bias]),
+            encode(scale.widths, architecture.width),
+            encode(scale.layers, architecture.layers),
+            encode(MLP_RATIOS, architecture.mlp_ratio, architecture.layers, most),
+            encode(scale.heads, architecture.heads, architecture.layers, most),
+            encode(BIASES, architecture.bias),
         ]
     )
 

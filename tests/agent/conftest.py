@@ -126,21 +126,17 @@ def architectures():
             (
                 Dimension("width", "ordinal", scale),
                 Dimension("layers", "ordinal", layers),
-                *(Dimension(f"mlp_ratio.{n}", "ordinal", (2, 4)) for n in (1, 2)),
+                Dimension("mlp_ratio", "ordinal", (2, 3, 4)),
                 Dimension("bias", "categorical", (True, False)),
             )
         )
         cells = [
-            {"width": w, "layers": depth, "mlp_ratio.1": a, "mlp_ratio.2": b, "bias": bias}
-            for w in scale for depth in layers for a in (2, 4) for b in (2, 4)
+            {"width": w, "layers": depth, "mlp_ratio": ratio, "bias": bias}
+            for w in scale for depth in layers for ratio in (2, 3, 4)
             for bias in (True, False)
         ]  # fmt: skip
         parameters_R = np.array(
-            [
-                c["width"] ** 2 * c["layers"] * (4 + c["mlp_ratio.1"] + c["mlp_ratio.2"])
-                for c in cells
-            ],
-            float,
+            [c["width"] ** 2 * c["layers"] * (4 + 2 * c["mlp_ratio"]) for c in cells], float
         )
         shape_R = np.array([np.log(c["width"] / c["layers"]) for c in cells])
         bias_R = np.array([0.01 * c["bias"] for c in cells])

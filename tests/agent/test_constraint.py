@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from autollm_jax.agent import constraint, listing, prompts, rollout
+from autollm_jax.agent import constraint, prompts, rollout
 from autollm_jax.agent.dialogue import PolicyTokenizer
 from autollm_jax.agent.parsing import THINK_END
 from autollm_jax.agent.playing import act
@@ -67,7 +67,6 @@ def assert_own_untried(episodes):
         rows = [episode.setting.cells.find(trial.config) for trial in episode.trials]
         assert all(t.valid and not t.matched and t.status != "infeasible" for t in episode.trials)
         assert len(set(rows)) == len(rows)
-        assert all(listing.is_brief(episode.setting.cells, row) for row in rows)
 
 
 @pytest.fixture(scope="module")
@@ -140,10 +139,10 @@ def test_tokens_end_where_numbers_end(tokenizer, own):
     assert found > 500
 
 
-def test_every_briefly_spelled_configuration_is_an_ending(tokenizer, own, large):
+def test_every_configuration_is_an_ending(tokenizer, own, large):
     for target in (*(target for target, _ in own), large):
         rows_R = constraint.endings_of(tokenizer, target.cells).rows_R
-        assert rows_R.tolist() == sorted(listing.brief_rows(target.cells))
+        assert rows_R.tolist() == list(range(len(target.cells)))
 
 
 def test_configurations_over_the_limit_are_not_allowed(tokenizer, own):

@@ -5,7 +5,6 @@ import pytest
 
 from autollm_jax.baselines import Problem
 from autollm_jax.gym.experiments import Fidelity, make_experiment
-from autollm_jax.gym.groups import Group
 from autollm_jax.gym.spaces import Dimension, Space
 
 RATES = tuple(float(2.0**e) for e in np.arange(-12, -5.4, 0.5))
@@ -110,23 +109,20 @@ def mixed(level="low", parameters=1e6, layers=(2, 4, 8)):
 
 
 def limited(level="low", parameters=1e6):
-    """Make an experiment with a group of layers, two thirds of whose cells are over a limit."""
+    """Make an experiment two thirds of whose cells are over a limit."""
     widths = (32, 64, 128) if level == "low" else (64, 128, 256)
     space = Space(
         (
             Dimension("width", "ordinal", widths),
             Dimension("layers", "ordinal", (2, 3)),
-            *(Dimension(f"mlp.{n}", "ordinal", (0, 2, 4)) for n in (1, 2, 3)),
-        ),
-        {"mlp": Group("mlp", ("mlp.1", "mlp.2", "mlp.3"), "layers")},
+            Dimension("mlp", "ordinal", (2, 3, 4, 6, 8)),
+        )
     )
     cells = [
-        {"width": w, "layers": depth, "mlp.1": a, "mlp.2": b, "mlp.3": c if depth == 3 else 0}
-        for w in widths for depth in (2, 3) for a in (2, 4) for b in (2, 4) for c in (2, 4)
+        {"width": w, "layers": depth, "mlp": mlp}
+        for w in widths for depth in (2, 3) for mlp in (2, 3, 4, 6, 8)
     ]  # fmt: skip
-    sizes = np.array(
-        [c["width"] * (c["mlp.1"] + c["mlp.2"] + c["mlp.3"] + c["layers"]) for c in cells], float
-    )
+    sizes = np.array([c["width"] * c["layers"] * (1 + c["mlp"]) for c in cells], float)
     limit = float(np.quantile(sizes, 0.35))
     return make_experiment(
         source="test", task="architecture", name=f"limited-{level}", space=space,

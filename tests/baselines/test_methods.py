@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from autollm_jax.baselines import BASELINES, Problem, coordinates
+from autollm_jax.baselines import BASELINES, Problem
 from autollm_jax.baselines.evidence import gather
 from autollm_jax.gym.environment import Episode
 
@@ -99,19 +99,6 @@ def test_only_feasible_cells_are_tried_and_then_again(method):
     assert 0 < target.feasible_R.sum() < 0.5 * len(target.configurations)
     trials = play(method, target, (limited(),), budget=8).trials
     assert {t.status for t in trials} == {"ok"} and len({json.dumps(t.config) for t in trials}) == 8
-
-
-def test_a_group_is_its_mean_and_its_tilt():
-    space = limited().space
-    base = {"width": 32, "layers": 3}
-    configs = [
-        base | {"mlp.1": 2, "mlp.2": 2, "mlp.3": 2},
-        base | {"mlp.1": 2, "mlp.2": 2, "mlp.3": 4},
-        base | {"layers": 2, "mlp.1": 4, "mlp.2": 4, "mlp.3": 0},
-    ]
-    mean_N, tilt_N = coordinates.project(configs, space, space)[:, 2:].T
-    assert mean_N == pytest.approx([0, 1 / 3, 1])
-    assert tilt_N[0] == pytest.approx(0.5) and tilt_N[1] > 0.6
 
 
 def test_the_sizes_of_cells_are_evidence_where_all_are_known():

@@ -5,8 +5,6 @@ import pytest
 from autollm_jax.evaluation.formats import show_config, show_regret, show_value
 from autollm_jax.gym.spaces import Dimension, Space
 
-LAYERS = Space(tuple(Dimension(f"ratio.{n}", "ordinal", (2, 4)) for n in (1, 2, 3)))
-
 
 @pytest.mark.parametrize(
     ("value", "text"),
@@ -20,13 +18,9 @@ def test_no_regret_is_minus_nothing():
     assert (show_regret(-0.0001), show_regret(0.5, signed=True)) == ("0.000", "+0.500")
 
 
-def test_layers_that_agree_are_written_once():
-    assert show_config(LAYERS, {"ratio.1": 4, "ratio.2": 4, "ratio.3": 4}) == "ratio 4"
-
-
-def test_layers_that_differ_are_written_as_their_mean():
-    text = show_config(LAYERS, {"ratio.1": 2, "ratio.2": 4, "ratio.3": 4})
-    assert text == "ratio 3.3 on average"
+def test_a_configuration_is_written_in_the_spaces_order():
+    space = Space((Dimension("width", "ordinal", (8, 16)), Dimension("mlp_ratio", "ordinal", (2,))))
+    assert show_config(space, {"mlp_ratio": 2, "width": 16}) == "width 16, mlp ratio 2"
 
 
 def test_a_mixture_is_written_by_its_heaviest_components():

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from autollm_jax.evaluation.landscape import MOST_AXES, Grid, Strips, lay_out
-from autollm_jax.gym.groups import Group
 from autollm_jax.gym.spaces import Dimension, Space
 
 from .conftest import small
@@ -31,26 +30,6 @@ def test_of_many_dimensions_each_is_an_axis_that_says_how_much_it_tells():
     assert isinstance(strips, Strips)
     a, b, c = (axis.telling for axis in strips.axes)
     assert a > 0.5 and a > b > c and c == pytest.approx(0)
-
-
-def test_layers_are_one_axis_at_the_mean_of_those_in_use():
-    members = ("ratio.1", "ratio.2")
-    space = Space(
-        (
-            Dimension("layers", "ordinal", (1, 2)),
-            Dimension("ratio.1", "ordinal", (2, 4)),
-            Dimension("ratio.2", "ordinal", (0, 2, 4)),
-        ),
-        {"ratio": Group("ratio", members, "layers")},
-    )
-    cells = [
-        {"layers": 1, "ratio.1": 4, "ratio.2": 0},
-        {"layers": 2, "ratio.1": 2, "ratio.2": 4},
-        {"layers": 2, "ratio.1": 4, "ratio.2": 4},
-    ]
-    axes = laid_out(space, cells, [1.0, 2.0, 3.0]).axes
-    assert [axis.name for axis in axes] == ["layers", "ratio, mean"]
-    np.testing.assert_array_equal(axes[1].places_R, [4, 3, 4])
 
 
 def test_of_a_large_mixture_the_most_telling_components_are_axes():

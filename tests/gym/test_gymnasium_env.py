@@ -8,7 +8,6 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from autollm_jax.gym import gymnasium_env
-from autollm_jax.gym.groups import Group
 from autollm_jax.gym.spaces import Dimension, Space
 
 ADDRESS = "autollm_jax.gym.gymnasium_env:AutoLLM/Configure-v0"
@@ -63,15 +62,12 @@ def mixed(make):
     space = Space(
         (
             Dimension("layers", "ordinal", (1, 2)),
-            Dimension("heads.1", "ordinal", (2, 4)),
-            Dimension("heads.2", "ordinal", (0, 2, 4)),
             Dimension("optimizer", "categorical", ("adam", "sgd")),
             Dimension("mixture", "simplex", ("web", "code")),
-        ),
-        {"heads": Group("heads", ("heads.1", "heads.2"), "layers")},
+        )
     )
     cells = [
-        {"layers": layers, "heads": 4, "optimizer": o, "mixture": {"web": w, "code": 1 - w}}
+        {"layers": layers, "optimizer": o, "mixture": {"web": w, "code": 1 - w}}
         for layers in (1, 2)
         for o in ("adam", "sgd")
         for w in (0.2, 0.8)

@@ -143,23 +143,6 @@ def test_under_a_limit_cells_keep_their_parameters_when_reversed():
     assert after.configurations[after.outcomes.best_row]["learning_rate"] == RATES[3]
 
 
-def test_layers_are_mirrored_together_and_a_count_is_not():
-    ratios = tuple(Dimension(f"ratio.{n}", "ordinal", (0, 2, 3, 4)) for n in (1, 2))
-    space = Space.from_json(
-        Space((Dimension("layers", "ordinal", (1, 2)), *ratios)).to_json()
-        | {"groups": {"ratio": {"members": ["ratio.1", "ratio.2"], "count": "layers"}}}
-    )
-    cells = [{"layers": 1, "ratio.1": a, "ratio.2": 0} for a in (2, 3, 4)]
-    cells += [{"layers": 2, "ratio.1": a, "ratio.2": b} for a in (2, 3, 4) for b in (2, 3, 4)]
-    outcomes = [10.0 * c["layers"] + c["ratio.1"] + c["ratio.2"] for c in cells]
-    before = made("deep", "low", space, cells, outcomes)
-    (after,) = distort(split([before], "dev"), Stress("reverse")).training
-    found = dict(zip(map(str, after.configurations), after.outcomes.values_R, strict=True))
-    assert found[str({"layers": 1, "ratio.1": 4, "ratio.2": 0})] == 12.0
-    assert found[str({"layers": 2, "ratio.1": 4, "ratio.2": 3})] == 25.0
-    assert all(space.validate(config) == config for config in after.configurations)
-
-
 def test_noise_is_in_units_of_regret(whole):
     before, after = cheap(whole), cheap(distort(whole, Stress("noise", noise=0.5)))
     added = (after.outcomes.values_R - before.outcomes.values_R) / (
@@ -178,17 +161,6 @@ def test_renaming_changes_every_name_in_targets_as_well(whole):
     low, mid = (e for e in (*renamed.training, *renamed.held_out) if e.task == "data_mixture")
     assert low.space["x1"].choices == mid.space["x1"].choices == ("part1", "part2", "part3")
     assert (low.outcomes.values_R == cheap(whole, "data_mixture").outcomes.values_R).all()
-
-
-def test_a_group_is_renamed_as_a_group():
-    ratios = tuple(Dimension(f"ratio.{n}", "ordinal", (2, 4)) for n in (1, 2, 3))
-    space = Space((*ratios, Dimension("width", "ordinal", (8, 16))))
-    cells = [{"ratio.1": 2, "ratio.2": 2, "ratio.3": 4, "width": w} for w in (8, 16)]
-    (after,) = distort(
-        split([made("x", "low", space, cells, [1.0, 2.0])], "dev"), Stress("rename")
-    ).training
-    assert after.space.names == ("x1.1", "x1.2", "x1.3", "x2")
-    assert after.space.groups["x1"].members == ("x1.1", "x1.2", "x1.3")
 
 
 @pytest.mark.parametrize("bad", [{"kind": "heat"}, {"keep": 0}, {"keep": 2}, {"noise": -1}])

@@ -1,3 +1,6 @@
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 
@@ -32,12 +35,6 @@ def write(tmp_path):
     return write
 
 
-@pytest.fixture
-def fewer(monkeypatch):
-    """Sample few architectures where a test does not need many."""
-    monkeypatch.setattr(hwgpt, "SAMPLED", 50)
-
-
 def load(path, root):
     [(meta, rows)] = hwgpt.read(path)
     tables.write_table(root, meta, rows)
@@ -47,19 +44,18 @@ def load(path, root):
 def test_the_one_hot_inputs_come_in_upstreams_order():
     scale = SCALES["s"]
     assert [scale.inputs for scale in predictor.SCALES] == [80, 152, 224]
-    architecture = predictor.Architecture(384, (2, 3, 4, *[2] * 7), (12, 4, 8, *[4] * 7), False)
-    encoded = predictor.one_hot(scale, architecture)
+    encoded = predictor.one_hot(scale, predictor.Architecture(384, 10, 3, 12, False))
     assert encoded[:6].tolist() == [0, 1, 0, 1, 0, 0]  # width 384, 10 layers
-    assert encoded[6:18].tolist() == [1, 0, 0, 0, 1, 0, 0, 0, 1, 1, 0, 0]
+    assert encoded[6:36].tolist() == [0, 1, 0] * 10  # MLP ratio 3
     assert encoded[36:42].tolist() == [0] * 6  # no layers 11 and 12
-    assert encoded[42:51].tolist() == [0, 0, 1, 1, 0, 0, 0, 1, 0]
+    assert encoded[42:72].tolist() == [0, 0, 1] * 10  # 12 heads
     assert encoded[72:].tolist() == [0] * 6 + [0, 1]  # no bias
 
 
 def test_the_predictor_is_the_published_network(write):
     read, arrays = predictor.read_predictor(write()), weights()
     assert read.scale.name == "s"
-    architectures = predictor.sample_architectures(read.scale, 5, 0)
+    architectures = predictor.uniform_architectures(read.scale)[::40]
     hidden = np.stack([predictor.one_hot(read.scale, a) for a in architectures]).T
     for place in range(1, 6):
         w, b = (
@@ -79,47 +75,40 @@ def test_tensors_in_another_order_change_nothing(write):
 
 def test_parameters_of_gpt2s_architecture():
     # GPT-2 small has 124.4M with its 50,257 tokens and learned positions; this has neither.
-    gpt2 = predictor.Architecture(768, (4,) * 12, (12,) * 12, True)
+    gpt2 = predictor.Architecture(768, 12, 4, 12, True)
     positions, tokens = 1024 * 768, 3 * 768
     assert gpt2.parameters == 124_439_808 - positions - tokens
 
 
-def test_parameters_count_each_layers_own_ratio_heads_and_bias():
-    def count(ratios=(2,) * 10, heads=(4,) * 10, bias=False):
-        return predictor.Architecture(192, ratios, heads, bias).parameters
+def test_parameters_count_ratio_heads_and_bias_in_every_layer():
+    def count(ratio=2, heads=4, bias=False):
+        return predictor.Architecture(192, 10, ratio, heads, bias).parameters
 
-    assert count(ratios=(4, *[2] * 9)) - count() == 2 * 2 * 192**2
-    assert count(heads=(8, *[4] * 9)) - count() == 4 * 4 * 64 * 192
+    assert count(ratio=4) - count() == 10 * 2 * 2 * 192**2
+    assert count(heads=8) - count() == 10 * 4 * 4 * 64 * 192
     assert count(bias=True) - count() == 10 * (3 * 4 * 64 + 192 + 2 * 192 + 192)
 
 
-def test_the_grid_of_like_layers_is_full_and_the_sample_distinct_and_seeded():
+def test_the_table_is_the_full_grid_of_architectures_with_like_layers():
     for scale in predictor.SCALES:
-        uniform = predictor.uniform_architectures(scale)
-        assert len(set(uniform)) == 3 * 3 * 3 * 3 * 2
-        sample = predictor.sample_architectures(scale, 300, 7)
-        assert len(set(sample)) == 300 and not set(sample) & set(uniform)
-        assert sample == predictor.sample_architectures(scale, 300, 7)
-        assert {a.layers for a in sample} == set(scale.layers)
-    assert hwgpt.SAMPLED >= 2000
+        assert len(set(predictor.uniform_architectures(scale))) == 3 * 3 * 3 * 3 * 2
+        assert math.prod(len(d.choices) for d in hwgpt.scale_space(scale).dimensions) == 162
 
 
-@pytest.mark.usefixtures("fewer")
 @pytest.mark.parametrize(("scale", "level"), [("s", "low"), ("m", "mid"), ("l", "high")])
 def test_an_experiment_is_a_scale_and_a_limit(write, tmp_path, scale, level):
     write(scale)
     experiments = load(tmp_path, tmp_path / "root")
     assert sorted(experiments) == [f"{scale}_p{percent}" for percent in hwgpt.LIMIT_PERCENTILES]
     for name, experiment in experiments.items():
-        assert (experiment.fidelity.level, experiment.objective.minimize) == (level, True)
-        assert len(experiment.configurations) == 162 + 50
+        assert (experiment.fidelity.level, experiment.minimize) == (level, True)
+        assert len(experiment.configurations) == 162
         fraction = experiment.feasible_R.mean()
         np.testing.assert_allclose(fraction, int(name[3:]) / 100, atol=0.01)
         assert ((experiment.outcomes.status_R == "ok") == experiment.feasible_R).all()
         assert experiment.cells is experiments[f"{scale}_p25"].cells
 
 
-@pytest.mark.usefixtures("fewer")
 def test_outcomes_and_parameters_are_those_of_the_configuration(write, tmp_path):
     experiment = load(write(), tmp_path / "root")["s_p90"]
     architectures = predictor.uniform_architectures(SCALES["s"])
@@ -128,23 +117,16 @@ def test_outcomes_and_parameters_are_those_of_the_configuration(write, tmp_path)
     )
     checked = 0
     for architecture, perplexity in zip(architectures, perplexities, strict=True):
-        short = {
-            "width": architecture.width,
-            "layers": architecture.layers,
-            "mlp_ratio": architecture.mlp_ratios[0],
-            "heads": architecture.heads[0],
-            "bias": architecture.bias,
-        }
-        row, matched = experiment.match(short)
-        assert not matched and experiment.space.shorten(experiment.configurations[row]) == short
+        config = dataclasses.asdict(architecture)
+        row, matched = experiment.match(config)
+        assert not matched and experiment.configurations[row] == config
         assert experiment.parameters_R[row] == architecture.parameters
         if experiment.feasible_R[row]:
-            assert experiment.lookup(short) == perplexity
+            assert experiment.lookup(config) == perplexity
             checked += 1
     assert checked > 100
 
 
-@pytest.mark.usefixtures("fewer")
 def test_the_default_is_the_largest_of_gpt2s_kind_that_fits(write, tmp_path):
     experiments = load(write(), tmp_path / "root")
     for experiment in experiments.values():
@@ -152,14 +134,13 @@ def test_the_default_is_the_largest_of_gpt2s_kind_that_fits(write, tmp_path):
         assert experiment.feasible_R[row] and not matched
     full = SCALES["s"]
     best, origin = hwgpt.untuned_default(full, 1e12)
-    assert best == predictor.Architecture(768, (4,) * 12, (12,) * 12, True)
+    assert best == predictor.Architecture(768, 12, 4, 12, True)
     assert "GPT-2" in origin
     smallest = min(a.parameters for a in predictor.uniform_architectures(full))
     assert hwgpt.untuned_default(full, smallest)[0].parameters == smallest
     assert "none is within" in hwgpt.untuned_default(full, smallest - 1)[1]
 
 
-@pytest.mark.usefixtures("fewer")
 def test_files_are_found_by_folder_in_a_clone_and_under_another_name(write, tmp_path):
     folder = tmp_path / hwgpt.FOLDER
     folder.mkdir(parents=True)
@@ -183,7 +164,6 @@ def test_files_are_found_by_folder_in_a_clone_and_under_another_name(write, tmp_
         ({"fc5.bias": np.array([-40.0])}, "predicts the perplexity -"),
     ],
 )
-@pytest.mark.usefixtures("fewer")
 def test_what_is_no_such_predictor_is_one_clear_line(write, changes, message):
     with pytest.raises(UserError, match=message) as error:
         hwgpt.read(write(arrays=weights(**changes)))
@@ -197,7 +177,6 @@ def test_a_missing_tensor_is_named(write):
         hwgpt.read(write(arrays=arrays))
 
 
-@pytest.mark.usefixtures("fewer")
 def test_two_files_of_one_scale_are_refused(write, tmp_path):
     write("s")
     write("m", arrays=weights("s"))
@@ -218,7 +197,7 @@ def test_the_published_files_import_as_described(published, tmp_path):
     assert {e.fidelity.level for e in experiments.values()} >= {"low", "mid"}
     for scale, low, high in (("s", 23, 45), ("m", 20, 37)):
         rows = experiments[f"{scale}_p90"]
-        assert len(rows.configurations) == 162 + 2000
+        assert len(rows.configurations) == 162
         assert low < rows.outcomes.optimum < np.nanmax(rows.outcomes.values_R) < high
         # The more parameters the limit leaves, the better the best architecture.
         optima = [experiments[f"{scale}_p{p}"].outcomes.optimum for p in hwgpt.LIMIT_PERCENTILES]
