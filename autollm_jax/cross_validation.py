@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from autollm_jax.agent import curation
-from autollm_jax.agent.curation import CurationConfig
+from autollm_jax.curriculum import pairs as curation
+from autollm_jax.curriculum.pairs import CurationConfig
 from autollm_jax.evaluation.runner import Game, Player
 from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.experiments import Experiment

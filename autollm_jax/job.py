@@ -12,11 +12,11 @@ from ml_collections import ConfigDict
 
 from autollm_jax import distributed, preemption
 from autollm_jax.agent import dialogue
-from autollm_jax.agent.curation import Recipe
 from autollm_jax.agent.dialogue import ChatTokenizer, PolicyTokenizer
 from autollm_jax.agent.rollout import PlayConfig
-from autollm_jax.agent.simulation import Trajectory
 from autollm_jax.checkpointing.checkpoints import Checkpoints
+from autollm_jax.curriculum.pairs import Recipe
+from autollm_jax.curriculum.teacher import Trajectory
 from autollm_jax.data.pretrained_tokenizer import PretrainedTokenizer
 from autollm_jax.errors import UserError
 from autollm_jax.gym.experiments import Experiment, load_experiments

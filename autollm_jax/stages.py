@@ -27,8 +27,6 @@ from tqdm import tqdm
 
 from autollm_jax import cross_validation, distributed, planning, preemption, spending
 from autollm_jax import workdir as work_directory
-from autollm_jax.agent import curation, prompts
-from autollm_jax.agent.curation import CurationConfig
 from autollm_jax.agent.distillation import (
     distill,
     encode_conversation,
@@ -37,16 +35,17 @@ from autollm_jax.agent.distillation import (
     relabel,
 )
 from autollm_jax.agent.rollout import make_rollout, policy_player
-from autollm_jax.agent.simulation import Researcher, SimulationConfig, simulate_all
-from autollm_jax.agent.surfaces import left_out_means
 from autollm_jax.baselines import BASELINES, META_LEARNED
 from autollm_jax.baselines.learned import Learned
+from autollm_jax.curriculum import pairs as curation
+from autollm_jax.curriculum.pairs import CurationConfig
+from autollm_jax.curriculum.teacher import Researcher, SimulationConfig, simulate_all
 from autollm_jax.data.tokenizer import train_tokenizer
 from autollm_jax.errors import UserError
-from autollm_jax.evaluation.report import write_report
 from autollm_jax.evaluation.runner import Player, evaluate, play_method, table_hashes
 from autollm_jax.evaluation.trainings import pool_trainings
 from autollm_jax.files import write_atomic
+from autollm_jax.forecasts.surfaces import left_out_means
 from autollm_jax.ground_truth.ledger import Ledger
 from autollm_jax.ground_truth.produce import (
     missing_runs,
@@ -63,8 +62,10 @@ from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.stress import distort
 from autollm_jax.gym.tables import read_table, table_paths
 from autollm_jax.job import Job
+from autollm_jax.report.page import write_report
 from autollm_jax.rl.loop import GRPOLoopConfig, train_grpo
 from autollm_jax.sharding.rules import even_rows
+from autollm_jax.text import prompts
 from autollm_jax.training.loop import LoopConfig
 
 MOST_CUT = 0.1  # of the episodes, that may lose their end in distillation

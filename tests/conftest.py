@@ -9,6 +9,8 @@ import signal
 
 import pytest
 
+pytest_plugins = ["tests.families", "tests.small"]
+
 PLATFORM = os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if PLATFORM == "cpu":
     os.environ["XLA_FLAGS"] = (

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from autollm_jax import cross_validation
-from autollm_jax.agent.simulation import Researcher
 from autollm_jax.baselines import BASELINES
+from autollm_jax.curriculum.teacher import Researcher
 from autollm_jax.evaluation.runner import play_method
 from autollm_jax.gym.experiments import load_experiments
 from autollm_jax.gym.splits import split

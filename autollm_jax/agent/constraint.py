@@ -14,12 +14,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from autollm_jax.agent import parsing, spelling
 from autollm_jax.gym.cells import Cells, Match
 from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.spaces import InvalidConfiguration
 from autollm_jax.rl import grammar
 from autollm_jax.rl.grammar import Automaton, Grammar
+from autollm_jax.text import parsing, spelling
 
 SYMBOL_START = "<"
 

@@ -9,11 +9,11 @@ import itertools
 import re
 from collections.abc import Iterable
 
-from autollm_jax.agent import parsing
-from autollm_jax.agent.prompts import Turn
-from autollm_jax.agent.simulation import Trajectory
+from autollm_jax.curriculum.teacher import Trajectory
 from autollm_jax.data.pretrained_tokenizer import PretrainedTokenizer
 from autollm_jax.data.tokenizer import Tokenizer
+from autollm_jax.text import parsing
+from autollm_jax.text.prompts import Turn
 
 _SYMBOLS = re.compile(f"({parsing.THINK}|{parsing.THINK_END}|{parsing.EXEC}|{parsing.EXEC_END})")
 INSTRUCTIONS = (

@@ -19,14 +19,14 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from autollm_jax.agent import parsing, prompts
 from autollm_jax.agent.dialogue import encode_turn
-from autollm_jax.agent.prompts import Turn
 from autollm_jax.checkpointing.checkpoints import Checkpoints
 from autollm_jax.errors import UserError
 from autollm_jax.models import lora
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl.logprobs import token_logprobs
+from autollm_jax.text import parsing, prompts
+from autollm_jax.text.prompts import Turn
 from autollm_jax.training.loop import LoopConfig, train
 from autollm_jax.training.masked import masked_sum
 from autollm_jax.training.metrics import MetricsWriter

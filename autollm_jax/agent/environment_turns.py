@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from autollm_jax.agent import prompts
-from autollm_jax.agent.claims import Audit, audit
 from autollm_jax.agent.constraint import next_turn
 from autollm_jax.agent.dialogue import encode_turn
-from autollm_jax.agent.parsing import parse_action
-from autollm_jax.agent.playing import act
-from autollm_jax.agent.prompts import Turn
 from autollm_jax.gym.environment import Episode
+from autollm_jax.text import prompts
+from autollm_jax.text.claims import Audit, audit
+from autollm_jax.text.parsing import parse_action
+from autollm_jax.text.playing import act
+from autollm_jax.text.prompts import Turn
 
 
 class EnvironmentTurns:

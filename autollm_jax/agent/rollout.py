@@ -24,14 +24,11 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from autollm_jax.agent import prompts
-from autollm_jax.agent.claims import Audit
 from autollm_jax.agent.constraint import join
 from autollm_jax.agent.environment_turns import EnvironmentTurns
-from autollm_jax.agent.forecast import advised_by
-from autollm_jax.agent.prompts import Turn
 from autollm_jax.errors import UserError
 from autollm_jax.files import code_digest
+from autollm_jax.forecasts.advisers import advised_by
 from autollm_jax.gym.environment import Episode
 from autollm_jax.models import transformer
 from autollm_jax.models.transformer import TransformerConfig
@@ -39,6 +36,9 @@ from autollm_jax.rl import sampler
 from autollm_jax.rl.loop import RolloutBatch
 from autollm_jax.rl.sampler import SamplerConfig, SamplerState
 from autollm_jax.sharding.hosts import processes_of, to_host
+from autollm_jax.text import prompts
+from autollm_jax.text.claims import Audit
+from autollm_jax.text.prompts import Turn
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from autollm_jax.baselines import kernels
-from autollm_jax.baselines.context import INPUTS
-from autollm_jax.baselines.kernels import TARGET, Points
+from autollm_jax.forecasts import deep_kernel as kernels
+from autollm_jax.forecasts.deep_kernel import TARGET, Points
+from autollm_jax.forecasts.problem_arrays import INPUTS
 
 TRIED = -1e9  # the acquisition value of a cell that cannot be taken
 STATE = 6  # numbers that describe a cell at a step

@@ -20,7 +20,7 @@ from autollm_jax.baselines.acquisition_network import (
     of_space,
     regard,
 )
-from autollm_jax.baselines.context import (
+from autollm_jax.forecasts.problem_arrays import (
     FIDELITIES,
     INPUTS,
     WIDTH,

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from autollm_jax.baselines import coordinates
+from autollm_jax.forecasts import coordinates
 from autollm_jax.gym.environment import Trial
 from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.settings import Setting

@@ -3,9 +3,9 @@
 import cmaes
 import numpy as np
 
-from autollm_jax.baselines import coordinates
 from autollm_jax.baselines.base import Problem, draw_seed
 from autollm_jax.baselines.proposals import ProposesPoints
+from autollm_jax.forecasts import coordinates
 
 EVIDENCE_ROWS = 4000
 # Chosen on cheap experiments: share of the rows that the distribution is fitted to (0.02 beats

@@ -40,8 +40,8 @@ from autollm_jax.baselines.acquisition_network import (
 )
 from autollm_jax.baselines.acquisition_training import PARAMETER, learn
 from autollm_jax.baselines.base import Candidates, Problem
-from autollm_jax.baselines.context import bucket, pad, read_target
-from autollm_jax.baselines.evidence import TargetScale
+from autollm_jax.forecasts.gathering import TargetScale
+from autollm_jax.forecasts.problem_arrays import bucket, pad, read_target
 from autollm_jax.gym.experiments import Experiment
 
 TRIALS = 16  # that play remembers

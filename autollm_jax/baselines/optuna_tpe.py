@@ -5,9 +5,9 @@ import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
-from autollm_jax.baselines import coordinates
 from autollm_jax.baselines.base import Problem, draw_seed
 from autollm_jax.baselines.proposals import ProposesPoints
+from autollm_jax.forecasts import coordinates
 
 # TPE models a tenth of its trials as good, yet never more than 25: with more evidence than this
 # the good ones would be but the very best cell or two of each experiment.

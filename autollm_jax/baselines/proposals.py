@@ -4,9 +4,9 @@ import abc
 
 import numpy as np
 
-from autollm_jax.baselines import coordinates
 from autollm_jax.baselines.base import Candidates, Problem
-from autollm_jax.baselines.evidence import TargetScale, gather, move_along_law
+from autollm_jax.forecasts import coordinates
+from autollm_jax.forecasts.gathering import TargetScale, gather, move_along_law
 
 # A proposal whose nearest cell was tried is drawn again this often before the next cell is taken.
 REDRAWS = 20

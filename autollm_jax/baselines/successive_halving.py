@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.spatial import cKDTree
 
-from autollm_jax.baselines import coordinates
 from autollm_jax.baselines.base import (
     Candidates,
     Problem,
@@ -18,6 +17,7 @@ from autollm_jax.baselines.base import (
     named_differences,
     relevant_evidence,
 )
+from autollm_jax.forecasts import coordinates
 from autollm_jax.gym.experiments import Experiment
 
 # Chosen on cheap experiments: more configurations or a slower halving cost more and gain nothing.

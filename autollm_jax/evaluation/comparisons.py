@@ -3,10 +3,10 @@
 import math
 from collections.abc import Sequence
 
-from autollm_jax.evaluation.curves import regret_curves
-from autollm_jax.evaluation.formats import show_interval, show_name, show_regret
 from autollm_jax.evaluation.statistics import Interval
 from autollm_jax.evaluation.summary import ALL, Results
+from autollm_jax.report.curves import regret_curves
+from autollm_jax.report.formats import show_interval, show_name, show_regret
 
 
 def best_other(results: Results, focus: str, task: str) -> str | None:

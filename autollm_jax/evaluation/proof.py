@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 
 from autollm_jax.evaluation.comparisons import difference_cell
 from autollm_jax.evaluation.cost import THRESHOLD, Group, break_even, cheaper_from
-from autollm_jax.evaluation.cost_figure import cost_panels
-from autollm_jax.evaluation.formats import show_magnitude, show_regret
 from autollm_jax.evaluation.run_costs import MEASURES
 from autollm_jax.evaluation.summary import ALL, Results, summarise
 from autollm_jax.gym.experiments import Experiment
+from autollm_jax.report.cost_figure import cost_panels
+from autollm_jax.report.formats import show_magnitude, show_regret
 
 
 def validity_rows(results: Results, method: str) -> list[dict]:

@@ -6,11 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from autollm_jax.agent import constraint, prompts, rollout
+from autollm_jax.agent import constraint, rollout
 from autollm_jax.agent.dialogue import PolicyTokenizer
-from autollm_jax.agent.parsing import THINK_END
-from autollm_jax.agent.playing import act
-from autollm_jax.agent.simulation import respond
+from autollm_jax.curriculum.teacher import respond
 from autollm_jax.data.tokenizer import train_tokenizer
 from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.experiments import load_experiments
@@ -18,6 +16,9 @@ from autollm_jax.gym.splits import split
 from autollm_jax.rl import grammar
 from autollm_jax.rl.sampler import SamplerConfig
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
+from autollm_jax.text import prompts
+from autollm_jax.text.parsing import THINK_END
+from autollm_jax.text.playing import act
 
 BUDGET = 3
 KEY = jax.random.key(0)

@@ -6,15 +6,16 @@ import pytest
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from autollm_jax.agent import constraint, dialogue, parsing, prompts, rollout
-from autollm_jax.agent.curation import Pair, Recipe
+from autollm_jax.agent import constraint, dialogue, rollout
 from autollm_jax.agent.distillation import encode_conversation
-from autollm_jax.agent.simulation import Trajectory, simulate
+from autollm_jax.curriculum.pairs import Pair, Recipe
+from autollm_jax.curriculum.teacher import Trajectory, simulate
 from autollm_jax.data.pretrained_tokenizer import PretrainedTokenizer
 from autollm_jax.data.published_vocabularies import BytePairs
 from autollm_jax.gym.environment import Episode
 from autollm_jax.models import transformer
 from autollm_jax.rl.sampler import SamplerConfig
+from autollm_jax.text import parsing, prompts
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-from autollm_jax.agent import prompts
 from autollm_jax.agent.dialogue import PolicyTokenizer
 from autollm_jax.agent.distillation import (
     PackedRows,
@@ -19,12 +18,13 @@ from autollm_jax.agent.distillation import (
     relabel,
     score,
 )
-from autollm_jax.agent.prompts import agent_turn, environment_turn
 from autollm_jax.checkpointing.checkpoints import Checkpoints
 from autollm_jax.data.tokenizer import train_tokenizer
 from autollm_jax.errors import UserError
 from autollm_jax.models import transformer
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
+from autollm_jax.text import prompts
+from autollm_jax.text.prompts import agent_turn, environment_turn
 from autollm_jax.training.loop import LoopConfig
 from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer
 

@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from autollm_jax.agent import environment_turns, prompts, rollout, synthetic
-from autollm_jax.agent.curation import CurationConfig, build, plan
+from autollm_jax.agent import environment_turns, rollout
 from autollm_jax.agent.dialogue import PolicyTokenizer, encode_turn
 from autollm_jax.agent.distillation import encode_conversation
-from autollm_jax.agent.simulation import SimulationConfig, respond, simulate
+from autollm_jax.curriculum import synthetic
+from autollm_jax.curriculum.pairs import CurationConfig, build, plan
+from autollm_jax.curriculum.teacher import SimulationConfig, respond, simulate
 from autollm_jax.data.tokenizer import train_tokenizer
 from autollm_jax.errors import UserError
 from autollm_jax.evaluation.runner import Game
@@ -21,6 +22,7 @@ from autollm_jax.rl.logprobs import token_logprobs
 from autollm_jax.rl.loop import GRPOLoopConfig
 from autollm_jax.rl.loop import score as score_batch
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
+from autollm_jax.text import prompts
 
 BUDGET = 3
 KEY = jax.random.key(0)

@@ -7,29 +7,30 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
-from autollm_jax.baselines import Problem, coordinates, gaussian_process
-from autollm_jax.baselines.acquisition import improvement
+from autollm_jax.baselines import Problem
 from autollm_jax.baselines.base import (
     Candidates,
     evidence_flops,
     flops_of_runs,
     relevant_evidence,
 )
-from autollm_jax.baselines.boosted_trees import BoostedTrees, ridge
 from autollm_jax.baselines.cma_es import CmaEs
 from autollm_jax.baselines.default import DefaultFirst
-from autollm_jax.baselines.evidence import TargetScale, gather, move_along_law
-from autollm_jax.baselines.gaussian_process import (
+from autollm_jax.baselines.random import RandomSearch
+from autollm_jax.baselines.successive_halving import CONFIGURATIONS, SuccessiveHalving, rungs
+from autollm_jax.forecasts import coordinates, gaussian_process
+from autollm_jax.forecasts.acquisition import improvement
+from autollm_jax.forecasts.boosted_trees import BoostedTrees, ridge
+from autollm_jax.forecasts.gathering import TargetScale, gather, move_along_law
+from autollm_jax.forecasts.gaussian_process import (
     PRIOR_DEVIATION,
     GaussianProcess,
     negative_log_posterior,
     pad,
     prior_mean,
 )
-from autollm_jax.baselines.nearest_experiment import NearestExperiment
-from autollm_jax.baselines.random import RandomSearch
-from autollm_jax.baselines.scaling_law import ScalingLaw, extrapolate
-from autollm_jax.baselines.successive_halving import CONFIGURATIONS, SuccessiveHalving, rungs
+from autollm_jax.forecasts.nearest import NearestExperiment
+from autollm_jax.forecasts.scaling_law import ScalingLaw, extrapolate
 from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.spaces import Dimension, Space
 

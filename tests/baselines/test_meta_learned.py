@@ -11,13 +11,13 @@ from autollm_jax.baselines import (
     Problem,
     acquisition_network,
     acquisition_training,
-    fsbo,
     learned,
     neural_acquisition,
 )
 from autollm_jax.baselines.base import relevant_evidence
-from autollm_jax.baselines.context import column_names, layout, read_problem, training_spaces
 from autollm_jax.baselines.learned import Learned
+from autollm_jax.forecasts import fsbo
+from autollm_jax.forecasts.problem_arrays import column_names, layout, read_problem, training_spaces
 from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.experiments import make_experiment
 

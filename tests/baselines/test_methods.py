@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from autollm_jax.baselines import BASELINES, Problem
-from autollm_jax.baselines.evidence import gather
+from autollm_jax.forecasts.gathering import gather
 from autollm_jax.gym.environment import Episode
 
 from .conftest import bowl, limited, mixed

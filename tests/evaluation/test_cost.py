@@ -18,8 +18,7 @@ from autollm_jax.evaluation.cost import (
 from autollm_jax.evaluation.run_costs import Cost
 from autollm_jax.evaluation.runner import SCHEMA
 from autollm_jax.evaluation.summary import Results
-
-from .conftest import small
+from tests.small import small
 
 
 def line(fixed, each):

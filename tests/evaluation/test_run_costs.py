@@ -7,8 +7,7 @@ import pytest
 from autollm_jax.evaluation.run_costs import Cost, read_runs
 from autollm_jax.gym.experiments import load_experiments
 from autollm_jax.gym.tables import write_table
-
-from .conftest import SPACE
+from tests.small import SPACE
 
 
 def row(experiment, run, flops, seconds=36.0, status="ok", **more):

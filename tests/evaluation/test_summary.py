@@ -10,8 +10,7 @@ from autollm_jax.evaluation.summary import (
     summarise,
     summarise_differences,
 )
-
-from .conftest import small
+from tests.small import small
 
 
 def table(regrets, source="test"):

@@ -1,0 +1,1 @@
+"""Forecasts: what a configuration will bring, from evidence and trials."""

@@ -1,0 +1,272 @@
+"""Few-shot Bayesian optimisation: a deep-kernel Gaussian process, meta-learned and then adapted.
+
+One surrogate per search space, after Wistuba and Grabocka (ICLR 2021, arXiv 2101.07667):
+
+1. Meta-learning. A Gaussian process whose kernel reads a small network's features is trained on the
+   training experiments: each step takes rows of a few of them, scales their scores at random (the
+   paper's task augmentation, since a new experiment's scale is unknown) and descends the negative
+   log marginal likelihood.
+2. Few-shot adaptation. On a target all parameters, the network's too, are tuned on for a few steps
+   on its evidence, and again with every trial.
+3. The greatest expected improvement is tried. The first trial is the lowest posterior mean given
+   the evidence; without evidence it is the configuration whose mean regret over the training
+   experiments is least (the paper's warm start, for one trial).
+
+Beyond the paper, since here cheap runs of other fidelities are known when the target is met: inputs
+carry log fidelity relative to the target's, an experiment has a constant of its own, and the kernel
+has a quadratic trend beside the network's part (see kernels.py).
+
+Settings were chosen on the low experiments alone (docs/experiments.md).
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from autollm_jax.baselines.base import Candidates, Problem, draw_seed
+from autollm_jax.forecasts import deep_kernel as kernels
+from autollm_jax.forecasts.acquisition import expected_best
+from autollm_jax.forecasts.deep_kernel import TARGET, Points
+from autollm_jax.forecasts.gathering import TargetScale
+from autollm_jax.forecasts.problem_arrays import (
+    INPUTS,
+    TrainingTask,
+    bucket,
+    describe_spaces,
+    pad,
+    read_target,
+    training_spaces,
+)
+from autollm_jax.gym.experiments import Experiment
+
+ROWS = 256  # of the evidence that the posterior is conditioned on
+TRIALS = 16  # latest trials that it is conditioned on
+TRAINING_ROWS = 1024  # of the evidence of a training experiment
+PARAMETER = "parameter "  # what names of learned parameters start with
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How FSBO learns and adapts (see the module's docstring for how they were chosen)."""
+
+    steps: int = 800
+    batch_rows: int = 96
+    learning_rate: float = 3e-3
+    hidden: int = 32
+    features: int = 8
+    adapt_rows: int = 128
+    adapt_steps: int = 20  # before the first trial
+    trial_steps: int = 5  # before each later one
+    adapt_rate: float = 1e-3
+
+
+class FSBO:
+    """Adapt the search space's surrogate; try the lowest mean, then the most improvement."""
+
+    @classmethod
+    def learn(
+        cls,
+        training: Sequence[Experiment],
+        seed: int,
+        progress: bool,
+        share: float = 1.0,
+        settings: Settings = Settings(),
+    ) -> dict[str, np.ndarray]:
+        """Return every search space's parameters [G, ...], layout and warm start."""
+        steps = max(round(share * settings.steps), 1)
+        return learn(training, seed, progress, replace(settings, steps=steps))
+
+    def __init__(self, problem: Problem, seed: int, learned: dict, settings: Settings = Settings()):
+        self._settings = settings
+        self._candidates = Candidates(problem.setting)
+        self._scale = TargetScale(problem)
+        self._rows: list[int] = []
+        self._trials: list = []
+        rng = np.random.default_rng(draw_seed(problem, seed))
+        index, self._context, standard = read_target(problem, learned, ROWS)
+        if index is None:  # Nothing was learned of this space: the evidence has to do.
+            self._params, self._start_Z = init_params(rng, settings, standard.active), None
+        else:
+            named = {k: v[index] for k, v in learned.items() if k.startswith(PARAMETER)}
+            self._params = {k.removeprefix(PARAMETER): v for k, v in named.items()}
+            self._start_Z = learned["start"][index]
+        rows = len(self._context.scores_N)
+        self._adapt_N = rng.permutation(rows)[: settings.adapt_rows]
+        if rows:
+            self._adapt(settings.adapt_steps)
+
+    def ask(self) -> dict:
+        if not len(self._context.scores_N) and not self._trials:
+            return self._candidates.take(self._first())
+        if self._trials:
+            self._adapt(self._settings.trial_steps)
+        mean_R, variance_R = self.posterior()
+        scores_T = self._scale.scores(self._trials)
+        expected_R = expected_best(mean_R, np.sqrt(variance_R), scores_T)
+        return self._candidates.take(self._candidates.lowest(expected_R))
+
+    def tell(self, trial) -> None:
+        row = self._candidates.mark(trial)
+        if row is not None:
+            self._rows.append(row)
+            self._trials.append(trial)
+
+    def posterior(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and variance of the score of every cell [R], given evidence and trials."""
+        cells_RZ = self._context.cells_RZ
+        cells = len(cells_RZ)
+        every = np.arange(len(self._context.scores_N))
+        mean_R, variance_R = posterior(
+            self._params, *self._data(every, ROWS), pad(cells_RZ, bucket(cells))
+        )
+        return np.asarray(mean_R, float)[:cells], np.asarray(variance_R, float)[:cells]
+
+    def _first(self) -> int:
+        if self._start_Z is None:
+            return self._candidates.row_of(self._candidates.setting.default)
+        rows = self._candidates.untried
+        return int(rows[nearest(self._start_Z[None], self._context.cells_RZ[rows])[0]])
+
+    def _adapt(self, steps: int) -> None:
+        data = self._data(self._adapt_N, self._settings.adapt_rows)
+        self._params = adapt(self._params, *data, steps, self._settings.adapt_rate)
+
+    def _data(self, chosen: np.ndarray, rows: int) -> tuple:
+        """Return inputs, scores, experiments and mask of chosen evidence and the trials, padded."""
+        c, t = self._context, self._rows[-TRIALS:]
+        z_NZ = np.concatenate([c.rows_NZ[chosen], c.cells_RZ[t]])
+        y_N = np.concatenate([c.scores_N[chosen], self._scale.scores(self._trials)[-TRIALS:]])
+        e_N = np.concatenate([c.experiments_N[chosen], np.full(len(t), TARGET)])
+        arrays = (z_NZ, y_N.astype(np.float32), e_N.astype(np.int32), np.ones(len(y_N), bool))
+        return tuple(pad(a, rows + TRIALS) for a in arrays)
+
+
+def init_params(rng: np.random.Generator, settings: Settings, active: int) -> dict:
+    """Draw the weights of a network of which `active` inputs ever vary."""
+    h, f = settings.hidden, settings.features
+    shapes = {"w1": (INPUTS, h), "w2": (h, h), "w3": (h, f)}
+    fans = {"w1": active, "w2": h, "w3": h}
+    params = {k: rng.normal(size=s) / np.sqrt(fans[k]) for k, s in shapes.items()}
+    params |= {"b1": 0.1 * rng.normal(size=h), "b2": np.zeros(h)}
+    params = {k: np.asarray(v, np.float32) for k, v in params.items()}
+    return params | kernels.start(active, INPUTS)
+
+
+def points(params: dict, z_NZ: jax.Array, e_N: jax.Array) -> Points:
+    """Return scaled inputs, and the network's features of them, which the kernel reads."""
+    z_NZ = z_NZ * jnp.exp(params["scale"])[None, :]
+    h_NH = jax.nn.gelu(z_NZ @ params["w1"] + params["b1"][None, :])
+    h_NH = h_NH + jax.nn.gelu(h_NH @ params["w2"] + params["b2"][None, :])
+    return Points(z_NZ, h_NH @ params["w3"], e_N)
+
+
+def loss(params: dict, z_NZ, y_N, e_N, mask_N) -> jax.Array:
+    """Return the negative log marginal likelihood per row, in nats less a constant."""
+    fit = kernels.condition(params, points(params, z_NZ, e_N), y_N, mask_N)
+    return kernels.negative_log_likelihood(fit)
+
+
+@jax.jit
+def posterior(params: dict, z_NZ, y_N, e_N, mask_N, cells_RZ) -> tuple[jax.Array, jax.Array]:
+    """Return mean and variance of the target's scores at its cells [R]."""
+    fit = kernels.condition(params, points(params, z_NZ, e_N), y_N, mask_N)
+    cells = points(params, cells_RZ, jnp.full(len(cells_RZ), TARGET))
+    return kernels.predict(params, fit, cells)[:2]
+
+
+@functools.partial(jax.jit, static_argnums=(5, 6))
+def adapt(params: dict, z_NZ, y_N, e_N, mask_N, steps: int, rate: float) -> dict:
+    """Descend the loss on one target's data by a few steps of Adam."""
+    optimizer = optax.adam(rate)
+
+    def step(_, state):
+        params, moments = state
+        gradient = jax.grad(loss)(params, z_NZ, y_N, e_N, mask_N)
+        updates, moments = optimizer.update(gradient, moments)
+        return optax.apply_updates(params, updates), moments
+
+    params = jax.tree.map(jnp.asarray, params)
+    return jax.lax.fori_loop(0, steps, step, (params, optimizer.init(params)))[0]
+
+
+def _optimizer(settings: Settings) -> optax.GradientTransformation:
+    decay = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
+    return optax.chain(optax.clip_by_global_norm(10.0), optax.adam(decay))
+
+
+@functools.partial(jax.jit, static_argnums=(3,))
+def _step(params: dict, moments, batch: tuple, settings: Settings) -> tuple:
+    def total(params):
+        # One space after the other: batched LAPACK calls wait for each other's threads in jaxlib,
+        # for ever where there are few cores.
+        return jax.lax.map(lambda one: loss(*one), (params, *batch)).sum()
+
+    value, gradient = jax.value_and_grad(total)(params)
+    updates, moments = _optimizer(settings).update(gradient, moments)
+    return optax.apply_updates(params, updates), moments, value
+
+
+def learn(
+    training: Sequence[Experiment], seed: int, progress: bool, settings: Settings
+) -> dict[str, np.ndarray]:
+    """Meta-learn the surrogates of all search spaces side by side."""
+    rng = np.random.default_rng(seed)
+    spaces = training_spaces(training, TRAINING_ROWS)
+    drawn = [init_params(rng, settings, space.standard.active) for space in spaces]
+    params = {k: jnp.stack([d[k] for d in drawn]) for k in drawn[0]}
+    moments = _optimizer(settings).init(params)
+    losses = []
+    bar = tqdm(range(settings.steps), "learn fsbo", unit="step", disable=not progress)
+    for _ in bar:
+        batches = [_batch(space.tasks, settings.batch_rows, rng) for space in spaces]
+        batch = tuple(np.stack(arrays) for arrays in zip(*batches, strict=True))
+        params, moments, value = _step(params, moments, batch, settings)
+        losses.append(value)
+        if len(losses) % 50 == 0:
+            bar.set_postfix(loss=f"{float(value) / len(spaces):.3f}")
+    if not all(np.isfinite(v).all() for v in params.values()):
+        raise FloatingPointError("fsbo: the parameters are not finite")
+    learned = {f"{PARAMETER}{k}": np.asarray(v) for k, v in params.items()}
+    learned["losses"] = np.array(losses) / len(spaces)
+    return (
+        learned
+        | describe_spaces(spaces)
+        | {"start": np.stack([_warm_start(space.tasks) for space in spaces])}
+    )
+
+
+def _batch(tasks: Sequence[TrainingTask], rows: int, rng: np.random.Generator) -> tuple:
+    """Draw a target, rows of it and of some of its evidence, and a scale of their scores."""
+    task = tasks[rng.integers(len(tasks))]
+    context = task.context
+    others = np.arange(len(task.cheaper_X))
+    some = rng.permutation(others)[: rng.integers(0, min(len(others), 4) + 1)]
+    own = rng.permutation(len(task.scores_R))[: rows // (1 + len(some))]
+    pool = np.flatnonzero(np.isin(context.experiments_N, some))
+    rest = rng.permutation(pool)[: rows - len(own)]
+    z_NZ = np.concatenate([context.cells_RZ[own], context.rows_NZ[rest]])
+    y_N = np.concatenate([task.scores_R[own], context.scores_N[rest]])
+    e_N = np.concatenate([np.full(len(own), TARGET), context.experiments_N[rest]])
+    low, high = rng.uniform(0.0, 0.3), rng.uniform(0.7, 1.0)
+    y_N = ((y_N - low) / (high - low)).astype(np.float32)
+    arrays = (z_NZ, y_N, e_N.astype(np.int32), np.ones(len(y_N), bool))
+    return tuple(pad(a, rows) for a in arrays)
+
+
+def _warm_start(tasks: Sequence[TrainingTask]) -> np.ndarray:
+    """Return the inputs [Z], of the experiments' good cells, with the least mean regret."""
+    good = [t.context.cells_RZ[np.argsort(t.scores_R, kind="stable")[:8]] for t in tasks]
+    pool_CZ = np.concatenate(good)
+    regrets_CX = np.stack([t.scores_R[nearest(pool_CZ, t.context.cells_RZ)] for t in tasks], axis=1)
+    return pool_CZ[np.argmin(regrets_CX.mean(1))]
+
+
+def nearest(points_CZ: np.ndarray, cells_RZ: np.ndarray) -> np.ndarray:
+    """Return the row [C] of the cell nearest to each point."""
+    return ((points_CZ[:, None] - cells_RZ[None]) ** 2).sum(-1).argmin(1)

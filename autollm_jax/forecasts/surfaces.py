@@ -1,0 +1,314 @@
+"""Cheap tables over spaces that no law moves: mixtures, architectures, many or mixed dimensions.
+
+1. `surfaces(evidence, target)`: experiments that differ in nothing but their limit are one table;
+   each table is smoothed by a Gaussian process whose few settings maximise its likelihood.
+2. `effects(experiment)`: how much more of each thing moves the regret, read off one table.
+
+`surface_forecast.py` carries the surfaces over to a target. Nothing here reads its outcomes.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from autollm_jax.baselines.base import fidelity_distance, named_differences
+from autollm_jax.forecasts import coordinates
+from autollm_jax.gym.cells import Cells
+from autollm_jax.gym.experiments import Experiment
+from autollm_jax.text.spelling import choice_names, short_names
+
+# Chosen by predicting held-out rows of low tables (RegMix 1M, ADMIRE 0.5B).
+LENGTHS = (0.8, 1.6, 3.2)  # of the kernel, where the mean coordinate has deviation 1
+NOISES = (3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)  # variance that no smooth landscape explains
+LINEAR = 0.5  # variance of the linear trend
+RELEVANCE = 0.75  # exponent from a coordinate's share of the variance to its squared scale
+# Share of the unexplained variance that is the configuration's own and not the run's noise: it is
+# found again where the same configuration is run at another fidelity.
+PERSISTENT = 0.5
+EFFECT_RIDGE = 0.005  # little, for sizes go with the dimensions that make them
+CAP = 2.5  # regrets above this say only "bad"
+MOST_ROWS = 300
+SAME = 1e-3  # coordinates this close are the same configuration
+
+
+def relevance(experiment: Experiment, target: Experiment) -> tuple:
+    """Return a sort key, least for the evidence that says most about the target.
+
+    First comes the same objective, then the same named things (problem, backbone), then the
+    distance in log fidelity, then how alike the shares of feasible cells are; ids break ties.
+    """
+    return (
+        experiment.objective.metric != target.objective.metric,
+        named_differences(experiment, target),
+        round(fidelity_distance(experiment, target), 6),
+        abs(float(experiment.feasible_R.mean() - target.feasible_R.mean())),
+        experiment.id,
+    )
+
+
+@functools.lru_cache(maxsize=128)
+def _projected(cells: Cells, onto: Cells) -> np.ndarray:
+    """Place cells on another space's scale [R, D']; weights as their roots.
+
+    A weight's first percent matters more than its last, so mixtures lie apart as their roots do.
+    """
+    x_RD = coordinates.project(cells.configurations, cells.space, onto.space)
+    spans = coordinates.columns(onto.space)
+    for dimension in onto.space.dimensions:
+        if dimension.kind == "simplex":
+            x_RD[:, spans[dimension.name]] = np.sqrt(x_RD[:, spans[dimension.name]])
+    x_RD.setflags(write=False)
+    return x_RD
+
+
+def place(experiment: Experiment, onto: Experiment) -> np.ndarray:
+    """Return an experiment's cells in the coordinates of another's surface [R, D']."""
+    size_R1 = coordinates.relative_sizes(experiment)
+    if onto.parameters_R is None:
+        size_R1 = size_R1[:, :0]
+    elif not size_R1.shape[1]:
+        size_R1 = np.zeros((len(size_R1), 1))
+    return np.concatenate([_projected(experiment.cells, onto.cells), size_R1], axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Surface:
+    """A table smoothed by a Gaussian process: a Matern-5/2 kernel, a linear trend and noise.
+
+    Attributes:
+      members: the experiments whose table it is; the first lends its coordinates.
+      centre_D, scale_D: what standardises coordinates, relevant ones having more scale.
+      x_ND: the rows' scaled coordinates.
+      inverse_NN: of the rows' covariance matrix, in units of `variance`.
+      weights_N: of the rows' kernels.
+      level: mean of the losses (lower is better, in the objective's units).
+      deviation: of the losses.
+      variance: of the process, in squared deviations.
+      length, noise: of the kernel; variance of what no smooth landscape explains.
+    """
+
+    members: tuple[Experiment, ...]
+    centre_D: np.ndarray
+    scale_D: np.ndarray
+    x_ND: np.ndarray
+    inverse_NN: np.ndarray
+    weights_N: np.ndarray
+    level: float
+    deviation: float
+    variance: float
+    length: float
+    noise: float
+
+    def scaled(self, experiment: Experiment) -> np.ndarray:
+        """Return an experiment's cells in this surface's scaled coordinates [R, D']."""
+        return (place(experiment, self.members[0]) - self.centre_D) * self.scale_D
+
+    def smooth(self, a_XD: np.ndarray, b_YD: np.ndarray) -> np.ndarray:
+        """Return the covariances [X, Y] of the smooth landscape, in units of `variance`."""
+        return _smooth(a_XD, b_YD, self.length)
+
+    def correlation(self, x_XD: np.ndarray) -> np.ndarray:
+        """Return the correlations [X, X] of a landscape as rough as this one, without a trend."""
+        return _matern(x_XD, x_XD, self.length)
+
+    def known(self, x_XD: np.ndarray) -> np.ndarray:
+        """Return the covariances [X, N] with the rows, a configuration's own part included."""
+        squared_XN = _squared(x_XD, self.x_ND)
+        own_XN = squared_XN < (SAME * self.scale_D.max()) ** 2
+        return self.smooth(x_XD, self.x_ND) + PERSISTENT * self.noise * own_XN
+
+    def mean(self, x_XD: np.ndarray) -> np.ndarray:
+        """Return the expected losses [X] at scaled coordinates, in the objective's units."""
+        return self.level + self.deviation * (self.known(x_XD) @ self.weights_N)
+
+    def covariance(self, x_XD: np.ndarray) -> np.ndarray:
+        """Return the covariances [X, X] of what is still unknown, in squared deviations."""
+        known_XN = self.known(x_XD)
+        prior_XX = self.smooth(x_XD, x_XD)
+        prior_XX[np.diag_indices(len(x_XD))] += PERSISTENT * self.noise
+        return self.variance * (prior_XX - known_XN @ self.inverse_NN @ known_XN.T)
+
+
+def _squared(a_XD: np.ndarray, b_YD: np.ndarray) -> np.ndarray:
+    squared = (a_XD**2).sum(1)[:, None] + (b_YD**2).sum(1) - 2 * a_XD @ b_YD.T
+    return np.maximum(squared, 0.0)
+
+
+def _smooth(a_XD: np.ndarray, b_YD: np.ndarray, length: float) -> np.ndarray:
+    trend = LINEAR * a_XD @ b_YD.T / max(a_XD.shape[1], 1)
+    return _matern(a_XD, b_YD, length) + trend
+
+
+def _matern(a_XD: np.ndarray, b_YD: np.ndarray, length: float) -> np.ndarray:
+    root = np.sqrt(5 * _squared(a_XD, b_YD) / max(a_XD.shape[1], 1)) / length
+    return (1 + root + root**2 / 3) * np.exp(-root)
+
+
+def surfaces(evidence: Sequence[Experiment], target: Experiment) -> tuple[Surface, ...]:
+    """Smooth the evidence, the most relevant table first.
+
+    Args:
+      evidence: open experiments.
+      target: sealed or not; it decides what is relevant, and nothing else.
+    """
+    groups: list[list[Experiment]] = []
+    for experiment in sorted(evidence, key=lambda e: relevance(e, target)):
+        group = next((g for g in groups if _same_table(g[0], experiment)), None)
+        if group is None:
+            groups.append([experiment])
+        else:
+            group.append(experiment)
+    return tuple(_fit(tuple(sorted(group, key=lambda e: e.id))) for group in groups)
+
+
+def _same_table(a: Experiment, b: Experiment) -> bool:
+    """Tell whether two experiments differ in nothing but their limit."""
+    if a is b or a.cells is not b.cells or a.objective.metric != b.objective.metric:
+        return a is b
+    both_R = np.isfinite(a.outcomes.losses_R) & np.isfinite(b.outcomes.losses_R)
+    return a.limit is not None and np.array_equal(
+        a.outcomes.values_R[both_R], b.outcomes.values_R[both_R]
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _fit(group: tuple[Experiment, ...]) -> Surface:
+    """Fit one surface to the union of some experiments' rows."""
+    lead = group[0]
+    rows_N, loss_N = _fitted_rows(group)
+    x_ND = place(lead, lead)[rows_N]
+    level, deviation = float(loss_N.mean()), max(float(loss_N.std()), 1e-12)
+    y_N = (loss_N - level) / deviation
+    centre_D, spread_D = x_ND.mean(0), x_ND.std(0)
+    spread_D = np.where(spread_D > 1e-9, spread_D, np.inf)
+    x_ND = (x_ND - centre_D) / spread_D
+    share_D = _shares(x_ND, y_N) ** RELEVANCE
+    scale_D = np.sqrt(share_D / max(share_D.mean(), 1e-12))
+    x_ND = x_ND * scale_D
+    best_fit = None
+    for length in LENGTHS:
+        values, vectors = np.linalg.eigh(_smooth(x_ND, x_ND, length))
+        turned_N = vectors.T @ y_N
+        for noise in NOISES:
+            spectrum_N = np.maximum(values, 0.0) + noise
+            variance = float(np.mean(turned_N**2 / spectrum_N))
+            likelihood = -0.5 * (len(y_N) * np.log(variance + 1e-12) + np.log(spectrum_N).sum())
+            if best_fit is None or likelihood > best_fit[0]:
+                best_fit = likelihood, length, noise, variance, spectrum_N, vectors
+    _, length, noise, variance, spectrum_N, vectors = best_fit
+    inverse_NN = (vectors / spectrum_N) @ vectors.T
+    return Surface(
+        group, centre_D, scale_D / spread_D, x_ND, inverse_NN, inverse_NN @ y_N,
+        level, deviation, variance, length, noise,
+    )  # fmt: skip
+
+
+def _fitted_rows(group: tuple[Experiment, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows [N] that a surface is fitted to, and their losses [N], cut at CAP."""
+    loss_R = np.min([e.outcomes.losses_R for e in group], axis=0)
+    # A limit's excluded cells say nothing; a diverged one is as bad as can be told.
+    kept = np.flatnonzero(np.any([e.feasible_R for e in group], axis=0))
+    best = loss_R[kept].min()
+    unit = max(_middling(loss_R[kept]) - best, 1e-12)
+    loss_K = np.minimum(loss_R[kept], best + CAP * unit)
+    chosen = _thinned(loss_K)
+    return kept[chosen], loss_K[chosen]
+
+
+def left_out_means(experiment: Experiment) -> np.ndarray:
+    """Predict each cell of an open experiment from all its other cells [R].
+
+    Losses, lower being better, inf over the limit. A row's own outcome is left out of the fitted
+    process in closed form (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006,
+    eq. 5.12); its few settings are those of all rows.
+    """
+    surface = _fit((experiment,))
+    mean_R = surface.mean(surface.scaled(experiment))
+    rows_N, loss_N = _fitted_rows((experiment,))
+    own_N = surface.weights_N / np.diag(surface.inverse_NN)
+    mean_R[rows_N] = loss_N - surface.deviation * own_N
+    return np.where(experiment.feasible_R, mean_R, np.inf)
+
+
+def _middling(loss_R: np.ndarray) -> float:
+    middle = np.median(loss_R)
+    return float(middle if np.isfinite(middle) else loss_R[np.isfinite(loss_R)].max())
+
+
+def _thinned(loss_R: np.ndarray) -> np.ndarray:
+    """Choose at most MOST_ROWS rows: the best half of them, the rest evenly by loss."""
+    order = np.argsort(loss_R, kind="stable")
+    if len(order) <= MOST_ROWS:
+        return np.sort(order)
+    best, rest = order[: MOST_ROWS // 2], order[MOST_ROWS // 2 :]
+    places = np.linspace(0, len(rest) - 1, MOST_ROWS - len(best)).astype(int)
+    return np.sort(np.concatenate([best, rest[places]]))
+
+
+def _shares(x_ND: np.ndarray, y_N: np.ndarray) -> np.ndarray:
+    """Return how much of the variance each standardised coordinate explains [D'].
+
+    By ridge regression on coordinates and their squares; never nothing, so that none is ignored.
+    """
+    squares_ND = x_ND**2 - (x_ND**2).mean(0)
+    features = np.concatenate([x_ND, squares_ND], axis=1)
+    rows, dimensions = x_ND.shape
+    gram = features.T @ features + 0.05 * rows * np.eye(2 * dimensions)
+    fitted = np.linalg.solve(gram, features.T @ y_N)
+    parts = x_ND * fitted[:dimensions] + squares_ND * fitted[dimensions:]
+    return np.maximum((parts**2).mean(0) - 1 / rows, 0.2 / rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Effect:
+    """What more of something does to the regret, in one table.
+
+    Attributes:
+      name: a dimension, a mixture's component or a category's choice.
+      percent: change of regret over two deviations, the other things (and the size, where there is
+        a limit) being equal; negative where more is better.
+    """
+
+    name: str
+    percent: int
+
+
+@functools.lru_cache(maxsize=128)
+def effects(experiment: Experiment) -> tuple[Effect, ...]:
+    """Read off a table what more of each thing does, the largest effect first.
+
+    By ridge regression of the regret (cut at CAP) on the standardised coordinates of its feasible
+    cells. Under a limit the logarithm of the parameters stands beside them.
+    """
+    loss_R = experiment.outcomes.losses_R
+    rows = np.flatnonzero(experiment.feasible_R)
+    best = loss_R.min()
+    unit = experiment.outcomes.unit
+    regret_N = np.minimum((loss_R[rows] - best) / unit, CAP)
+    names = effect_names(experiment)
+    x_ND = place(experiment, experiment)[rows]
+    x_ND = x_ND - x_ND.mean(0)
+    deviation_D = x_ND.std(0)
+    x_ND = x_ND / np.where(deviation_D > 1e-9, deviation_D, np.inf)
+    gram = x_ND.T @ x_ND + EFFECT_RIDGE * len(rows) * np.eye(x_ND.shape[1])
+    slopes_D = np.linalg.solve(gram, x_ND.T @ (regret_N - regret_N.mean()))
+    found = [
+        Effect(name, int(np.clip(round(200 * slope), -99, 99)))
+        for name, slope in zip(names, slopes_D.tolist(), strict=False)
+    ]
+    return tuple(sorted(found, key=lambda effect: (-abs(effect.percent), effect.name)))
+
+
+def effect_names(experiment: Experiment) -> list[str]:
+    """Name each coordinate's effect."""
+    names: list[str] = []
+    for dimension in experiment.space.dimensions:
+        if dimension.kind == "simplex":
+            names += short_names(dimension).values()
+        elif dimension.kind == "categorical":
+            names += [f"{dimension.name}={text}" for text in choice_names(dimension).values()]
+        else:
+            names.append(dimension.name)
+    return names

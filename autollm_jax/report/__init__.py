@@ -1,0 +1,1 @@
+"""The report: page, curves and maps."""

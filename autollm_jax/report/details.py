@@ -1,0 +1,199 @@
+"""The report's details: each experiment in a row, chosen landscapes, one episode a task."""
+
+import html
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import jinja2
+import numpy as np
+
+from autollm_jax.evaluation.summary import Results, experiment_id
+from autollm_jax.gym.experiments import Experiment
+from autollm_jax.report.formats import (
+    show_config,
+    show_magnitude,
+    show_name,
+    show_outcome,
+    show_regret,
+)
+from autollm_jax.report.landscape import Strips, lay_out
+from autollm_jax.report.maps import Mark, landscape_figure
+
+# Of more experiments than this of one source and task, only the median one is drawn.
+ALL_DRAWN = 2
+
+
+def choose_drawn(results: Results, experiments: Sequence[Experiment], focus: str) -> set[str]:
+    """Choose whose landscapes are drawn: of each source and task, that of median regret.
+
+    That is the focus's final regret, so neither its best nor its worst is picked. Where there are
+    no more than `ALL_DRAWN` both are drawn.
+    """
+    groups: dict[tuple, list] = {}
+    for e in experiments:
+        final = float(results.regret(focus, e.id)[-1])
+        groups.setdefault((e.task, e.source), []).append((final, e.id))
+    chosen = set()
+    for found in groups.values():
+        median = sorted(found)[len(found) // 2]
+        chosen.update(name for _, name in (found if len(found) <= ALL_DRAWN else [median]))
+    return chosen
+
+
+def experiment_row(results: Results, experiment: Experiment, focus: str, other: str | None) -> dict:
+    """Return one line of a task's table of experiments."""
+    default = int(experiment.match(experiment.default).row)
+
+    def regrets(method):
+        curve_K = results.regret(method, experiment.id)
+        return [show_regret(curve_K[k - 1]) for k in results.budgets]
+
+    return {
+        "id": anchor(experiment),
+        "name": experiment.name,
+        "source": experiment.source,
+        "size": _size(experiment),
+        "metric": show_metric(experiment),
+        "rows": len(experiment.configurations),
+        "failed": float(np.mean(experiment.outcomes.status_R != "ok")),
+        "optimum": show_outcome(experiment.outcomes.optimum),
+        "median": show_outcome(experiment.outcomes.median),
+        "default": show_regret(float(experiment.outcomes.regrets_R[default])),
+        "floor": show_regret(results.floors[experiment.id]),
+        "focus": regrets(focus),
+        "other": regrets(other) if other else [],
+    }
+
+
+def landscape(
+    experiment: Experiment, rows: Sequence[Mapping], focus: str, other: str | None
+) -> dict:
+    """Return an experiment's figure with the trials of two methods (first seed), and the focus's.
+
+    Args:
+      experiment: open.
+      rows: the results of this experiment.
+      focus: the method in focus.
+      other: the one that is marked beside it; None for none.
+    """
+    laid_out = lay_out(experiment)
+    trials = {m: _first_seed(rows, m) for m in (focus, other) if m}
+    marks = [
+        Mark(trial["trial"], trial["config"], trial["regret"], method == focus)
+        for method, own in trials.items()
+        for trial in own
+        if trial["config"]
+    ]
+    wide = isinstance(laid_out, Strips)
+    left_out = laid_out.left_out if wide else 0
+    return {
+        "id": anchor(experiment),
+        "name": experiment.name,
+        "context": _context(experiment),
+        "wide": wide,
+        "note": f"{left_out} axes that tell less are left out" if left_out else "",
+        "svg": landscape_figure(laid_out, marks, experiment.id),
+        "metric": experiment.objective.metric,
+        "trials": [
+            {
+                "number": t["trial"],
+                "config": _config(experiment, t["config"]),
+                "outcome": show_outcome(t["outcome"]) if t["status"] == "ok" else t["status"],
+                "regret": show_regret(t["regret"]),
+                "matched": t["matched"],
+            }
+            for t in trials[focus]
+        ],
+        "optimum": _measured(experiment, experiment.outcomes.best_row),
+        "default": _measured(experiment, experiment.match(experiment.default).row),
+    }
+
+
+def episode(results: Results, transcripts: Sequence[Mapping], focus: str, task: str) -> dict | None:
+    """Choose the focus's episode of a task whose final regret is the median one: no best pick."""
+    known = {(unit.experiment, unit.seed) for unit in results.units}
+    scored = []
+    for transcript in transcripts:
+        name = experiment_id(transcript)
+        seed = transcript["seed"]
+        of_focus = (transcript["method"], transcript["task"]) == (focus, task)
+        if of_focus and (name, seed) in known:
+            regret = float(results.regret(focus, name, seed)[-1])
+            scored.append((regret, name, seed, transcript["text"]))
+    if not scored:
+        return None
+    regret, name, seed, text = sorted(scored)[len(scored) // 2]
+    return {
+        "experiment": name,
+        "seed": seed,
+        "regret": show_regret(regret),
+        "count": len(scored),
+        "text": jinja2.filters.Markup(_mark_up(text)),
+    }
+
+
+def show_metric(experiment: Experiment) -> str:
+    """Name the metric, without what the experiment's name says of it, and its direction."""
+    first, _, rest = experiment.objective.metric.partition(".")
+    shown = first if rest in experiment.name else experiment.objective.metric
+    return f"{show_name(shown)} {'↓' if experiment.objective.minimize else '↑'}"
+
+
+def anchor(experiment: Experiment) -> str:
+    """Return a name that a page can link to."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", experiment.id)
+
+
+def _measured(experiment: Experiment, row: int) -> dict:
+    status = experiment.outcomes.status_R[row]
+    outcome = experiment.outcomes.values_R[row]
+    return {
+        "config": _config(experiment, experiment.configurations[row]),
+        "outcome": show_outcome(outcome) if status == "ok" else status,
+        "regret": show_regret(float(experiment.outcomes.regrets_R[row])),
+    }
+
+
+def _config(experiment: Experiment, config: Mapping | None) -> str:
+    return show_config(experiment.space, config) if config else "no configuration"
+
+
+def _first_seed(rows: Sequence[Mapping], method: str) -> list[dict]:
+    own = [row for row in rows if row["method"] == method]
+    seed = min((row["seed"] for row in own), default=None)
+    return [{**row, "config": json.loads(row["config"])} for row in own if row["seed"] == seed]
+
+
+def _size(experiment: Experiment) -> str:
+    fidelity = experiment.fidelity
+    shown = []
+    # A limit stands for the parameters, and is said by itself.
+    for word in ("tokens",) if experiment.limit else ("parameters", "tokens"):
+        value = getattr(fidelity, word)
+        if value and math.isfinite(value):
+            shown.append(f"{show_magnitude(value)} {word}")
+    return ", ".join(shown)
+
+
+def _context(experiment: Experiment) -> str:
+    stated = [experiment.source, f"{experiment.fidelity.level} fidelity", _size(experiment)]
+    if experiment.limit:
+        at_most = show_magnitude(experiment.limit["at_most"])
+        stated.append(f"at most {at_most} {experiment.limit['quantity']}")
+    goal = "lower" if experiment.objective.minimize else "higher"
+    stated.append(f"{show_name(experiment.objective.metric)}, {goal} is better")
+    return " · ".join(part for part in stated if part)
+
+
+def _mark_up(text: str) -> str:
+    """Escape a transcript, then set its think and exec parts apart."""
+    # A lone surrogate, which a byte-level decoder may leave, cannot be written as UTF-8.
+    escaped = html.escape(text.encode("utf-8", "replace").decode())
+    for part in ("think", "exec"):
+        # Line ends around a block would show as gaps: a block starts a line of its own.
+        pattern = rf"\s*&lt;{part}&gt;\s*((?:(?!&lt;{part}&gt;).)*?)\s*&lt;/{part}&gt;[ ]*\n?"
+        block = rf'<span class="{part}"><b>{part}</b>\1</span>'
+        escaped = re.sub(pattern, block, escaped, flags=re.DOTALL)
+    return escaped

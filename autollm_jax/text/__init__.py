@@ -1,0 +1,1 @@
+"""How a state is said, read and checked: prompts, actions, claims."""

@@ -1,0 +1,91 @@
+"""What the environment offers: which configurations stand in a list, and how good they look."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from autollm_jax.forecasts.advisers import forecast
+from autollm_jax.forecasts.base import BaseForecast
+from autollm_jax.gym.environment import Observation
+from autollm_jax.gym.spaces import Space
+from autollm_jax.text.spelling import spell_row
+
+CANDIDATES = 4
+LONG_CANDIDATES = (3, 2)  # where configurations are long: at first, after the first trial
+LABELS = "ABCDEFGHIJ"
+
+
+def view(observation: Observation) -> BaseForecast:
+    """Return the forecast that this observation's texts quote."""
+    return forecast(observation.setting, observation.evidence)
+
+
+def is_long(space: Space) -> bool:
+    """Tell whether configurations take more than a few words: mixtures, three values and more."""
+    return len(space.dimensions) > 2 or any(d.kind == "simplex" for d in space.dimensions)
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A configuration that the environment lists.
+
+    Attributes:
+      label: a letter, by which a policy can point at it.
+      expected: its forecast, rounded as it is shown.
+      row: of the target's configurations.
+      text: the configuration, spelled.
+    """
+
+    label: str
+    expected: float
+    row: int
+    text: str
+
+
+def rounded(expected: float) -> float:
+    """Round a forecast as it is shown: to fifths of a percent below a tenth, to percent above."""
+    if expected < 0.0990:
+        return round(500 * expected) / 500
+    return round(100 * expected) / 100
+
+
+def percent(expected: float) -> str:
+    """Spell a rounded forecast: 3.4%, 24%."""
+    return f"{100 * expected:.1f}%" if expected < 0.0995 else f"{100 * expected:.0f}%"
+
+
+def candidates(observation: Observation, most: int | None = None) -> tuple[Candidate, ...]:
+    """List cells worth trying next, the lowest forecast first.
+
+    They are the `most` untried cells of the lowest forecast; before the first trial also the cell
+    nearest to the law, and the one nearest to the most relevant cheap experiment's best.
+
+    Args:
+      observation: what is known.
+      most: how many cells the forecast chooses; `offered` by default.
+    """
+    most = offered(observation) if most is None else most
+    seen = view(observation)
+    expected_R = seen.expected_regrets(observation.trials)
+    rows = _lowest(expected_R, most)
+    if not observation.trials and rows:
+        rows += [row for row in (seen.centre_row, seen.counterpart) if row is not None]
+    rows = sorted(set(rows), key=lambda row: (expected_R[row], row))
+    return tuple(
+        Candidate(label, rounded(float(expected_R[row])), row, spell_row(seen.target.cells, row))
+        for label, row in zip(LABELS, rows, strict=False)
+    )
+
+
+def _lowest(expected_R: np.ndarray, most: int) -> list[int]:
+    """Return the `most` rows of the lowest finite forecast."""
+    order = expected_R.argsort(kind="stable")[:most].tolist()
+    return [row for row in order if math.isfinite(expected_R[row])]
+
+
+def offered(observation: Observation) -> int:
+    """Return how many cells the forecast chooses for this state's list."""
+    if is_long(observation.setting.space):
+        return LONG_CANDIDATES[bool(observation.trials)]
+    return CANDIDATES

@@ -1,0 +1,225 @@
+"""How numbers, sizes and configurations are spelled: briefly, and the same way everywhere."""
+
+import collections
+import functools
+import json
+import math
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from autollm_jax.gym.cells import Cells
+from autollm_jax.gym.experiments import Fidelity
+from autollm_jax.gym.spaces import Dimension
+from autollm_jax.text import parsing
+
+
+def short(number: float) -> str:
+    """Spell a size with three significant digits: 429M, 8.0B, 100B."""
+    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= 0.9995 * unit:
+            scaled = number / unit
+            return f"{scaled:.0f}{name}" if scaled >= 99.95 else f"{scaled:.1f}{name}"
+    return f"{number:.0f}"
+
+
+def size(fidelity: Fidelity) -> str:
+    """Spell parameters and tokens, where they are known (not 0): 429M 8.0B."""
+    return " ".join(short(number) for number in (fidelity.parameters, fidelity.tokens) if number)
+
+
+def significant(number: float, digits: int) -> str:
+    """Spell a number with so many significant digits: 1.4e-3, 0.10, 140."""
+    if number == 0:
+        return "0"
+    exponent = math.floor(math.log10(abs(float(f"{number:.{digits - 1}e}"))))
+    if 0 <= exponent < 5 and digits <= exponent + 1:
+        return f"{float(f'{number:.{digits - 1}e}'):.0f}"
+    if -1 <= exponent < 5:
+        return f"{number:.{max(digits - 1 - exponent, 0)}f}"
+    mantissa, power = f"{number:.{digits - 1}e}".split("e")
+    return f"{mantissa}e{int(power)}"
+
+
+@functools.lru_cache(maxsize=65536)
+def spell_number(number: float) -> str:
+    """Spell a number briefly: integers below 100,000 in full, else two or three digits, 1.4e-3.
+
+    Two significant digits where that is within 4 %, otherwise as many as that takes: a space takes
+    a number for a choice within 5 %.
+    """
+    if float(number).is_integer() and abs(number) < 100_000:
+        return str(int(number))
+    for digits in range(2, 8):
+        text = significant(float(number), digits)
+        if abs(float(text) - number) <= 0.04 * abs(number):
+            break
+    return text
+
+
+@functools.lru_cache(maxsize=8192)
+def choice_names(dimension: Dimension) -> dict:
+    """Map each choice to its spelling, with more digits where two would look alike."""
+    if not dimension.is_numeric:
+        return {choice: json.dumps(choice) for choice in dimension.choices}
+    names = [spell_number(choice) for choice in dimension.choices]
+    if dimension.kind == "ordinal" or len(set(names)) < len(names):
+        for digits in range(2, 18):
+            names = [
+                str(c) if isinstance(c, int) else significant(c, digits) for c in dimension.choices
+            ]
+            exact = all(
+                abs(float(n) - c) <= 0.005 * abs(c)
+                for n, c in zip(names, dimension.choices, strict=True)
+            )
+            if len(set(names)) == len(names) and exact:
+                break
+    return dict(zip(dimension.choices, names, strict=True))
+
+
+LONGEST_SHORT_NAME = 6
+SHORTEST_SHORT_NAME = 3
+LEAST_COMPONENTS = 2
+
+
+@functools.lru_cache(maxsize=4096)
+def short_names(dimension: Dimension) -> dict[str, str]:
+    """Map each component of a simplex to the short name by which texts call it.
+
+    It is the first word of the component's name (three letters at least) that no other component
+    has, cut to six letters; where there is none, the first three letters of each of its words, run
+    together; the whole name where that is another's too.
+    """
+    words = {c: re.findall(r"[A-Za-z][A-Za-z0-9]*", str(c)) for c in dimension.choices}
+    cut = {c: [w[:LONGEST_SHORT_NAME] for w in found] for c, found in words.items()}
+    counts = collections.Counter(word for found in cut.values() for word in set(found))
+    names = {}
+    for c, found in cut.items():
+        run_together = "".join(word[:SHORTEST_SHORT_NAME] for word in words[c]) or str(c)
+        own = (w for w in found if counts[w] == 1 and len(w) >= SHORTEST_SHORT_NAME)
+        names[c] = next(own, run_together)
+    repeated = collections.Counter(names.values())
+    names = {c: name if repeated[name] == 1 else str(c) for c, name in names.items()}
+    return names if len(set(names.values())) == len(names) else {c: str(c) for c in names}
+
+
+def spell(dimension: Dimension, value) -> str:
+    """Spell a dimension's choice, the same way everywhere; JSON reads it back."""
+    return choice_names(dimension)[value]
+
+
+@functools.lru_cache(maxsize=64)
+def _percents(cells: Cells, name: str) -> np.ndarray:
+    """Return the measured mixtures' weights in whole percents [R, C]."""
+    start = 0
+    for dimension in cells.space.dimensions:
+        if dimension.name == name:
+            break
+        start += dimension.width
+    width = cells.space[name].width
+    return np.round(100 * cells.units_RD[:, start : start + width]).astype(int)
+
+
+@functools.lru_cache(maxsize=8192)
+def mixture(cells: Cells, name: str, row: int) -> tuple[tuple[str, int], ...]:
+    """Return what of a measured mixture is spelled: its heaviest components, in whole percents.
+
+    They are as many as no other measured mixture shares to the percent, two at least (one percent
+    or more each); the lighter ones are left out.
+
+    Args:
+      cells: the experiment's.
+      name: the simplex dimension.
+      row: of the cells.
+
+    Returns:
+      (short name, percents), the heaviest first.
+    """
+    percents_RC, dimension = _percents(cells, name), cells.space[name]
+    short, shown = short_names(dimension), []
+    alike = np.arange(len(cells))
+    for component in np.argsort(-percents_RC[row], kind="stable"):
+        percent = int(percents_RC[row, component])
+        if percent < 1 or (len(alike) == 1 and len(shown) >= LEAST_COMPONENTS):
+            break
+        shown.append((short[dimension.choices[component]], percent))
+        alike = alike[percents_RC[alike, component] == percent]
+    return tuple(shown)
+
+
+def _texts(cells: Cells, row: int) -> dict[str, str]:
+    """Spell a measured configuration's values by name."""
+    texts = {}
+    for dimension in cells.space.dimensions:
+        name = dimension.name
+        if dimension.kind == "simplex":
+            parts = mixture(cells, name, row)
+            texts[name] = "{" + ",".join(f'"{part}": {weight}' for part, weight in parts) + "}"
+        else:
+            texts[name] = spell(dimension, cells.configurations[row][name])
+    return texts
+
+
+@functools.lru_cache(maxsize=8192)
+def spell_row(cells: Cells, row: int) -> str:
+    """Spell a measured configuration in the space's order: width 16 layers 2 heads 4.
+
+    A single value, such as a mixture, is spelled without its name. Of several a small policy that
+    copies them into an action finds each by the name before it, where it would lose count.
+    """
+    texts = _texts(cells, row)
+    named = len(texts) > 1
+    return " ".join(f"{name} {text}" if named else text for name, text in texts.items())
+
+
+@functools.lru_cache(maxsize=8192)
+def row_json(cells: Cells, row: int) -> str:
+    """Spell a measured configuration as an action's JSON; `,"` is a symbol, so without a space."""
+    return "{" + ",".join(f'"{name}": {text}' for name, text in _texts(cells, row).items()) + "}"
+
+
+def exec_part(cells: Cells, row: int) -> str:
+    """Write the exec part of an action."""
+    return f"{parsing.EXEC}{row_json(cells, row)}{parsing.EXEC_END}"
+
+
+def read_config(cells: Cells, config: Mapping | None) -> Mapping | None:
+    """Read an action's configuration as the gym does, but for mixtures, which are spelled briefly.
+
+    A component may be called by its short name, and weights are relative: those left out are 0. A
+    mixture that is spelled as a measured one is (see `mixture`) is that one. What cannot be read is
+    left as it is, for the gym to complain of.
+    """
+    if not isinstance(config, Mapping):
+        return config
+    read = dict(config)
+    for dimension in cells.space.dimensions:
+        weights = config.get(dimension.name)
+        if dimension.kind == "simplex" and isinstance(weights, Mapping):
+            read[dimension.name] = _read_mixture(cells, dimension, weights)
+    return read
+
+
+def _read_mixture(cells: Cells, dimension: Dimension, weights: Mapping) -> Mapping:
+    components = {short: name for name, short in short_names(dimension).items()}
+    named = {components.get(key, key): weight for key, weight in weights.items()}
+    known = all(key in dimension.choices for key in named) and len(named) == len(weights)
+    if not known or not all(0 <= weight < math.inf for weight in named.values()):
+        return weights
+    total = sum(named.values())
+    if total <= 0:
+        return weights
+    row = _spelled_rows(cells, dimension.name).get(tuple(sorted(weights.items())))
+    if row is not None:
+        return cells.configurations[row][dimension.name]
+    return {name: weight / total for name, weight in named.items()}
+
+
+@functools.lru_cache(maxsize=64)
+def _spelled_rows(cells: Cells, name: str) -> dict[tuple, int]:
+    """Map each mixture's spelling to the first row that has it."""
+    rows: dict[tuple, int] = {}
+    for row in range(len(cells)):
+        rows.setdefault(tuple(sorted(mixture(cells, name, row))), row)
+    return rows

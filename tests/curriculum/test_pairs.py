@@ -1,0 +1,205 @@
+import dataclasses
+import itertools
+import re
+
+import numpy as np
+import pytest
+
+from autollm_jax.curriculum import synthetic
+from autollm_jax.curriculum.augmentation import AUGMENTATIONS, augment
+from autollm_jax.curriculum.names import HYPERPARAMETERS, WORDS, invented_names
+from autollm_jax.curriculum.pairs import (
+    CurationConfig,
+    Recipe,
+    build,
+    curate,
+    plan,
+)
+from autollm_jax.curriculum.synthetic_kinds import sample_family
+from autollm_jax.errors import UserError
+from autollm_jax.gym.environment import Episode
+from autollm_jax.gym.experiments import load_experiments
+from autollm_jax.text.spelling import short_names
+
+SMALL = CurationConfig(pairs=60, pairs_per_family=6, invented_names=0.3)
+
+
+def _content(experiment):
+    outcomes = experiment.outcomes.values_R.tolist()
+    return experiment.id, experiment.fidelity, experiment.space, experiment.configurations, outcomes
+
+
+def test_evidence_is_cheaper_than_its_target(family):
+    for pair in curate(family, SMALL):
+        flops = pair.target.fidelity.flops
+        assert all(e.fidelity.flops < flops for e in pair.evidence)
+
+
+def test_pairs_come_from_tables_changed_tables_and_the_prior(family):
+    recipes = list(plan(family, CurationConfig(pairs=300, pairs_per_family=6)))
+    assert len(recipes) == 300
+    provenances = {recipe.provenance for recipe in recipes}
+    assert {"made/pretraining", synthetic.PROVENANCE} < provenances
+    assert any("with sub-grid, shifted axes, noise" in p for p in provenances)
+
+
+def test_evidence_comes_whole_and_in_part(family):
+    tables = dataclasses.replace(SMALL, synthetic=0.0, pairs=200)
+    counts = {(r.target, len(r.evidence)) for r in plan(family, tables)}
+    assert {(3, 3), (3, 2), (3, 1)} <= counts
+
+
+def test_the_same_seed_gives_the_same_pairs_and_another_seed_others(family):
+    config = dataclasses.replace(SMALL, pairs=12)
+    first, again = (curate(family, config) for _ in range(2))
+    assert [p.recipe for p in first] == [p.recipe for p in again]
+    other = list(plan(family, dataclasses.replace(config, seed=1)))
+    assert [p.recipe for p in first] != other
+
+
+def test_a_pair_is_rebuilt_from_its_line(family):
+    for pair in curate(family, SMALL)[::7]:
+        rebuilt = build(Recipe.from_json(pair.recipe.to_json()), list(reversed(family)))
+        assert _content(rebuilt.target) == _content(pair.target)
+        assert list(map(_content, rebuilt.evidence)) == list(map(_content, pair.evidence))
+        assert rebuilt.provenance == pair.provenance
+
+
+def test_an_environment_plays_on_every_pair(family):
+    for pair in curate(family, SMALL):
+        episode = Episode(pair.target, pair.evidence, 1)
+        assert episode.exec_config(pair.target.default).valid
+
+
+def test_shifted_axes_relabel_units_and_nothing_else(family):
+    changed = augment(family, ["shifted axes"], 3)
+    ratios = []
+    for old, new in zip(family, changed, strict=True):
+        np.testing.assert_allclose(new.outcomes.regrets_R, old.outcomes.regrets_R, atol=1e-9)
+        rate = new.configurations[0]["learning_rate"] / old.configurations[0]["learning_rate"]
+        batch = new.configurations[0]["batch_size"] / old.configurations[0]["batch_size"]
+        tokens = new.fidelity.tokens / old.fidelity.tokens
+        ratios.append((rate, batch, tokens))
+        assert all(isinstance(c["batch_size"], int) for c in new.configurations)
+    np.testing.assert_allclose(ratios, [ratios[0]] * len(ratios))
+    assert ratios[0][0] != 1
+
+
+def test_sub_grids_keep_outcomes_and_drop_cells(family):
+    changed = augment(family, ["sub-grid"], 1)
+    assert any(len(n.configurations) < len(o.configurations) for o, n in zip(family, changed))  # noqa: B905
+    for old, new in zip(family, changed, strict=True):
+        for config, outcome in zip(new.configurations, new.outcomes.values_R, strict=True):
+            assert old.lookup(config) == pytest.approx(outcome)
+
+
+def test_noise_changes_outcomes_by_about_its_floor(family):
+    (new, *_), old = augment(family, ["noise"], 2), family[0]
+    gap_R = new.outcomes.values_R - old.outcomes.values_R
+    assert 0 < np.std(gap_R) < 0.1 * (old.outcomes.median - old.outcomes.optimum)
+
+
+def test_augmented_copies_have_names_of_their_own(family):
+    names = {e.id for seed in range(3) for e in augment(family, AUGMENTATIONS, seed)}
+    assert len(names) == 3 * len(family)
+
+
+def test_experiments_without_a_cheaper_one_need_the_prior(family):
+    with pytest.raises(UserError, match="synthetic"):
+        list(plan(family[:1], CurationConfig(pairs=3, synthetic=0.0)))
+    recipes = list(plan(family[:1], CurationConfig(pairs=3, synthetic=0.1)))
+    assert {r.provenance for r in recipes} == {synthetic.PROVENANCE}
+
+
+@pytest.mark.parametrize("line", ["", "{}", "[1]", '{"family": "tables"}'])
+def test_a_line_that_is_no_recipe_is_refused(line):
+    with pytest.raises(UserError, match="recipe"):
+        Recipe.from_json(line)
+
+
+def test_a_recipe_of_other_tables_is_refused(family):
+    recipe = Recipe("tables", "made", "pretraining", 0, (), False, 3, (0,), 0)
+    with pytest.raises(UserError, match="same training tables"):
+        build(recipe, family[:2])
+
+
+def test_synthetic_families_are_marked_and_varied():
+    names, goals = set(), set()
+    for seed in range(40):
+        for experiment in sample_family(seed):
+            assert experiment.facts["provenance"] == "synthetic prior"
+            assert experiment.source == "synthetic"
+            names.add(experiment.space.names)
+            goals.add(experiment.objective.minimize)
+            assert (experiment.outcomes.regrets_R < 0.999).sum() >= 3
+    assert len(names) > 3 and goals == {True, False}
+
+
+def test_synthetic_optima_lie_mostly_inside_their_grids():
+    inside = []
+    for seed in range(60):
+        for experiment in sample_family(seed):
+            best = experiment.configurations[experiment.outcomes.best_row]
+            ends = [
+                d.choices[0] < best[d.name] < d.choices[-1]
+                for d in experiment.space.dimensions
+                if d.kind == "log-ordinal"
+            ]
+            inside += [all(ends)] if ends else []
+    assert np.mean(inside) > 0.6
+
+
+def test_made_up_mixtures_call_their_parts_as_the_tables_do(mixtures):
+    """The tables' names are drawn too, so that a policy has copied each of them."""
+    recipes = list(plan(mixtures, CurationConfig(seed=0, pairs=240, synthetic=1.0)))
+    spaces = {build(recipe, mixtures).target.space for recipe in recipes}
+    names = {
+        name
+        for space in spaces
+        for dimension in space.dimensions
+        if dimension.kind == "simplex"
+        for name in dimension.choices
+    }
+    own = set(short_names(mixtures[0].space["mixture"]).values())
+    assert own & names - set(WORDS) and names & set(WORDS)
+
+
+def test_invented_names_are_different_and_of_every_kind():
+    names = list(itertools.islice(invented_names(np.random.default_rng(0)), 200))
+    assert len(set(names)) == 200
+    assert all(re.fullmatch(r"[a-z][a-z0-9_]*", name) for name in names)
+    assert {"lora_rank", "momentum"} < set(names)
+    assert all(any(re.fullmatch(kind, name) for name in names) for kind in (
+        r"[a-z]\d+", r"([b-z][aeiou]){2}", r"([b-z][aeiou]){1,2}\d+"
+    ))  # fmt: skip
+
+
+def test_other_peoples_hyperparameters_are_none_of_the_tables():
+    names = {name for e in load_experiments(["gym_data"]) for name in e.space.names}
+    assert "learning_rate" in names and not names & {*HYPERPARAMETERS}
+
+
+def test_a_renamed_family_has_the_same_landscapes_under_one_set_of_new_names(family):
+    config = dataclasses.replace(SMALL, synthetic=0.0, unchanged=1.0, invented_names=1.0)
+    plain = curate(family, dataclasses.replace(config, invented_names=0.0))
+    for pair, before in zip(curate(family, config), plain, strict=True):
+        assert pair.recipe.renamed and not pair.recipe.changes
+        names = set(pair.target.space.names)
+        assert not names & set(before.target.space.names)
+        assert all(set(e.space.names) == names for e in pair.evidence)
+        np.testing.assert_array_equal(
+            pair.target.outcomes.values_R, before.target.outcomes.values_R
+        )
+        values = [list(config.values()) for config in pair.target.configurations]
+        assert values == [list(config.values()) for config in before.target.configurations]
+
+
+def test_made_up_mixtures_are_renamed_with_their_components():
+    config = CurationConfig(pairs=40, pairs_per_family=1, synthetic=1.0, invented_names=1.0)
+    mixtures = [
+        d
+        for pair in curate([], config)
+        for d in pair.target.space.dimensions
+        if d.kind == "simplex"
+    ]
+    assert mixtures and not {part for d in mixtures for part in d.choices} & set(WORDS)

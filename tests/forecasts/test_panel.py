@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+
+from autollm_jax.baselines.base import Problem
+from autollm_jax.errors import UserError
+from autollm_jax.forecasts.advisers import advised_by, forecast
+from autollm_jax.forecasts.panel import SURROGATES
+from autollm_jax.gym.environment import Episode
+
+
+@pytest.fixture
+def episode(family):
+    return Episode(family[3], tuple(family[:3]), 5)
+
+
+def advised(advisor, episode):
+    with advised_by(advisor):
+        seen = forecast(episode.setting, episode.evidence)
+    return seen.expected_regrets(episode.trials)
+
+
+def test_the_panel_is_the_mean_of_its_members(episode):
+    for _ in range(3):
+        names = ("own", "gaussian_process", "boosted_trees")
+        own_R, *others = (advised(name, episode) for name in names)
+        panel_R = advised("panel", episode)
+        np.testing.assert_allclose(panel_R, (own_R + sum(others)) / 3, rtol=1e-6)
+        assert (np.isinf(panel_R) == np.isinf(own_R)).all()
+        episode.exec_config(episode.setting.configurations[int(panel_R.argmin())])
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+def test_a_surrogate_as_an_advisor_chooses_what_the_baseline_does(name, episode):
+    baseline = SURROGATES[name](Problem(episode.setting, episode.evidence, 5), 0)
+    while not episode.done:
+        row = int(advised(name, episode).argmin())
+        assert dict(episode.setting.configurations[row]) == baseline.ask()
+        baseline.tell(episode.exec_config(episode.setting.configurations[row]))
+
+
+def test_without_evidence_the_panel_is_the_own_forecast(family):
+    episode = Episode(family[3], (), 5)
+    np.testing.assert_array_equal(advised("panel", episode), advised("own", episode))
+
+
+def test_once_all_is_tried_nothing_is_expected(bowl):
+    small = dict(learning_rates=(2.0**-8,), batch_sizes=(64, 128))
+    cheap, target = (bowl(n, p, 2e8, (2.0**-8, 64), **small) for n, p in (("a", 1e6), ("b", 1e7)))
+    episode = Episode(target, (cheap,), 2)
+    for config in target.configurations:
+        episode.exec_config(config)
+    assert np.isinf(advised("panel", episode)).all()
+
+
+def test_an_unknown_advisor_is_refused():
+    with pytest.raises(UserError, match="accepted are own, panel, "), advised_by("x"):
+        pass
