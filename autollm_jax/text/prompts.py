@@ -181,7 +181,7 @@ def nearest_text(observation: Observation) -> str:
 def _evidence(other: Experiment, target: Experiment) -> str:
     objective = "" if other.objective.metric == target.objective.metric else f" {_metric(other)}"
     limit = "" if other.limit is None else f" limit {short(other.limit['at_most'])}"
-    where = spell_row(other.cells, other.best_row)
+    where = spell_row(other.cells, other.outcomes.best_row)
     return f"{size(other.fidelity)}{objective}{limit} at {where}"
 
 

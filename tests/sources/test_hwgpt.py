@@ -101,7 +101,7 @@ def test_an_experiment_is_a_scale_and_a_limit(write, tmp_path, scale, level):
     experiments = load(tmp_path, tmp_path / "root")
     assert sorted(experiments) == [f"{scale}_p{percent}" for percent in hwgpt.LIMIT_PERCENTILES]
     for name, experiment in experiments.items():
-        assert (experiment.fidelity.level, experiment.minimize) == (level, True)
+        assert (experiment.fidelity.level, experiment.objective.minimize) == (level, True)
         assert len(experiment.configurations) == 162
         fraction = experiment.feasible_R.mean()
         np.testing.assert_allclose(fraction, int(name[3:]) / 100, atol=0.01)
