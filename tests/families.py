@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from autollm_jax.curriculum.pairs import Recipe
+from autollm_jax.forecasts.advisers import forecast
+from autollm_jax.gym.environment import Episode, Observation
 from autollm_jax.gym.experiments import Experiment, Fidelity, make_experiment
 from autollm_jax.gym.spaces import Dimension, Space
 
@@ -60,6 +62,11 @@ def bowl_family(minimize: bool = True) -> list[Experiment]:
             bowl_experiment(f"m{number}", parameters, tokens, (rate, batch), minimize=minimize)
         )
     return family
+
+
+def observed(episode: Episode) -> Observation:
+    """Return the state of an episode with the forecast that texts quote."""
+    return episode.tell(forecast(episode.setting, episode.evidence))
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from autollm_jax.agent.constraint import next_turn
 from autollm_jax.agent.dialogue import encode_turn
-from autollm_jax.gym.environment import Episode
+from autollm_jax.forecasts.advisers import forecast
+from autollm_jax.gym.environment import Episode, Observation
 from autollm_jax.text import prompts
 from autollm_jax.text.claims import Audit, audit
 from autollm_jax.text.parsing import parse_action
@@ -20,17 +21,23 @@ class EnvironmentTurns:
       rules: for each row what its next turn may be; None where it may be anything.
     """
 
-    def __init__(self, tokenizer, episodes: Sequence[Episode], constrained: bool, audited: bool):
+    def __init__(self, tokenizer, episodes: Sequence[Episode], config, audited: bool):
         """Begin episodes.
 
         Args:
           tokenizer: the policy's.
           episodes: fresh ones.
-          constrained: whether turns are held to `rules`.
+          config: how to play (`rollout.PlayConfig`): who advises, whether turns keep to `rules`.
           audited: whether to check what each turn's thinking states.
         """
         self._tokenizer, self._episodes = tokenizer, episodes
-        self._constrained, self._audited = constrained, audited
+        self._constrained, self._audited = config.constrained, audited
+        forecasts = {}
+        for e in episodes:
+            key = (e.setting, e.evidence)
+            if key not in forecasts:
+                forecasts[key] = forecast(*key, config.advisor)
+        self._forecasts = [forecasts[e.setting, e.evidence] for e in episodes]
         self.transcripts: list[list[Turn]] = [[] for _ in episodes]
         self.rewards: list[list[float]] = [[] for _ in episodes]
         self.audits: list[list[Audit]] = [[] for _ in episodes]
@@ -38,7 +45,7 @@ class EnvironmentTurns:
 
     def opening(self, rows: range) -> list[int]:
         """Return the tokens of the first prompt of some rows, copies of one episode."""
-        turn = prompts.environment_turn(prompts.describe(self._episodes[rows[0]].tell()))
+        turn = prompts.environment_turn(prompts.describe(self._tell(rows[0])))
         for row in rows:
             if self._episodes[row].setting.id != self._episodes[rows[0]].setting.id:
                 raise ValueError("the members of a group play different experiments")
@@ -51,16 +58,19 @@ class EnvironmentTurns:
         episode, text = self._episodes[row], self._tokenizer.decode(tokens)
         self.transcripts[row].append(prompts.agent_turn(text))
         if self._audited:
-            self.audits[row].append(audit(parse_action(text).think, episode.tell()))
+            self.audits[row].append(audit(parse_action(text).think, self._tell(row)))
         spent = len(episode.rewards)
         trial = act(episode, text)
         self.rewards[row].append(sum(episode.rewards[spent:]))
         if episode.done:
             return []
-        turn = prompts.environment_turn(prompts.feedback(trial, episode.tell()))
+        turn = prompts.environment_turn(prompts.feedback(trial, self._tell(row)))
         self.transcripts[row].append(turn)
         self._permit(row)
         return encode_turn(self._tokenizer, turn, opens=False)
+
+    def _tell(self, row: int) -> Observation:
+        return self._episodes[row].tell(self._forecasts[row])
 
     def _permit(self, row: int) -> None:
         if self._constrained:

@@ -13,7 +13,6 @@ Letters: B rows, N groups, G members of a group, S slots of the context, J turns
 
 import concurrent.futures
 import contextlib
-import contextvars
 import dataclasses
 import hashlib
 import time
@@ -28,7 +27,6 @@ from autollm_jax.agent.constraint import join
 from autollm_jax.agent.environment_turns import EnvironmentTurns
 from autollm_jax.errors import UserError
 from autollm_jax.files import code_digest
-from autollm_jax.forecasts.advisers import advised_by
 from autollm_jax.gym.environment import Episode
 from autollm_jax.models import transformer
 from autollm_jax.models.transformer import TransformerConfig
@@ -50,7 +48,7 @@ class PlayConfig:
     temperature: 0 is greedy.
     constrained: each turn runs a configuration of the experiment's own that is measured and untried
       (`agent.constraint`), so that none is invalid or matched.
-    advisor: who makes the forecast in the prompt (`agent.forecast`).
+    advisor: who makes the forecast in the prompt (`forecasts.advisers`).
     pieces: the environment answers about one in so many of the rows at a time, while the policy
       goes on with the others; with 1 the policy waits until all are answered.
     """
@@ -127,10 +125,9 @@ def play(
     with contextlib.ExitStack() as scope:
         if mesh is not None:
             scope.enter_context(jax.set_mesh(mesh))
-        scope.enter_context(advised_by(config.advisor))
         worker = scope.enter_context(concurrent.futures.ThreadPoolExecutor(1))
         bar = scope.enter_context(_bar(title, episodes))
-        environment = EnvironmentTurns(tokenizer, episodes, config.constrained, audited)
+        environment = EnvironmentTurns(tokenizer, episodes, config, audited)
         chunks = _openings(environment, config, len(episodes), group_size)
         idle += time.perf_counter() - began
 
@@ -167,8 +164,7 @@ def play(
             before, answers = answers, {}
             for row in np.flatnonzero(over_B & (end_B > start_B)):  # the others had no room
                 tokens = tokens_BS[row, start_B[row] : end_B[row]].tolist()
-                context = contextvars.copy_context()
-                answers[row] = worker.submit(context.run, environment.answer, row, tokens)
+                answers[row] = worker.submit(environment.answer, row, tokens)
             entered = time.perf_counter()
             if not before and not turns.going_B.any():
                 before, answers = answers, {}

@@ -22,7 +22,7 @@ import numpy as np
 
 from autollm_jax.curriculum.pairs import Pair, Recipe, build
 from autollm_jax.files import code_digest
-from autollm_jax.forecasts.advisers import advised_by
+from autollm_jax.forecasts.advisers import forecast
 from autollm_jax.gym.environment import Episode, Observation
 from autollm_jax.gym.experiments import Experiment
 from autollm_jax.text import candidates as listing
@@ -183,7 +183,7 @@ class Researcher:
     A distilled policy imitates him, so his score tells what of a policy's comes from the forecast
     in its prompt, and what it learned beyond.
 
-    advisor: who makes that forecast (`agent.forecast`).
+    advisor: who makes that forecast (`forecasts.advisers`).
     """
 
     advisor: str = "own"
@@ -194,10 +194,14 @@ class Researcher:
         return f"{self.advisor} {code_digest('agent', 'baselines')}"
 
     def __call__(self, games: Sequence) -> None:
-        with advised_by(self.advisor):
-            for game in games:
-                while not game.episode.done:
-                    act(game.episode, respond(game.episode.tell()))
+        forecasts = {}
+        for game in games:
+            episode = game.episode
+            key = (episode.setting, episode.evidence)
+            if key not in forecasts:
+                forecasts[key] = forecast(*key, self.advisor)
+            while not episode.done:
+                act(episode, respond(episode.tell(forecasts[key])))
 
 
 def simulate(
@@ -215,7 +219,8 @@ def simulate(
     random = np.random.default_rng([seed, 20260511])
     moves = config.perturbed_moves if random.random() < config.perturbed else 0.0
     episode = Episode(pair.target, pair.evidence, budget, matching=config.matching)
-    observation = episode.tell()
+    seen = forecast(episode.setting, episode.evidence)
+    observation = episode.tell(seen)
     turns = [prompts.environment_turn(prompts.describe(observation))]
     while True:
         perturbed = random.random() < moves
@@ -226,7 +231,7 @@ def simulate(
         trial = act(episode, text)
         if episode.done:
             break
-        observation = episode.tell()
+        observation = episode.tell(seen)
         turns.append(prompts.environment_turn(prompts.feedback(trial, observation)))
     played = len(episode.trials)
     regrets = tuple(episode.best_regret(k + 1) for k in range(played))

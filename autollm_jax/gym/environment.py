@@ -137,10 +137,10 @@ class Episode:
     def done(self) -> bool:
         return self._finished or len(self._trials) >= self.budget
 
-    def tell(self) -> Observation:
-        """Say what is known so far."""
+    def tell(self, forecast: Any = None) -> Observation:
+        """Return what is known so far; `forecast` is what the observation carries along."""
         left = 0 if self.done else self.budget - len(self._trials)
-        return Observation(self.setting, self.evidence, left, self.trials)
+        return Observation(self.setting, self.evidence, left, self.trials, forecast)
 
     def finish(self) -> None:
         """End the episode early; the remaining trials do not happen."""

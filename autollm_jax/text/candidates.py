@@ -5,7 +5,6 @@ import math
 
 import numpy as np
 
-from autollm_jax.forecasts.advisers import forecast
 from autollm_jax.forecasts.base import BaseForecast
 from autollm_jax.gym.environment import Observation
 from autollm_jax.gym.spaces import Space
@@ -18,7 +17,9 @@ LABELS = "ABCDEFGHIJ"
 
 def view(observation: Observation) -> BaseForecast:
     """Return the forecast that this observation's texts quote."""
-    return forecast(observation.setting, observation.evidence)
+    if observation.forecast is None:
+        raise ValueError(f"{observation.setting.id}: the observation carries no forecast")
+    return observation.forecast
 
 
 def is_long(space: Space) -> bool:

@@ -19,6 +19,7 @@ from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from autollm_jax.text import prompts
 from autollm_jax.text.parsing import THINK_END
 from autollm_jax.text.playing import act
+from tests.families import observed
 
 BUDGET = 3
 KEY = jax.random.key(0)
@@ -42,7 +43,7 @@ def researched(target, evidence, budget=BUDGET):
     """Play the researcher; return his turns, and what the environment said."""
     episode, said = Episode(target, evidence, budget), []
     while not episode.done:
-        observation = episode.tell()
+        observation = observed(episode)
         said += [prompts.describe(observation), respond(observation)]
         act(episode, said[-1])
     return said[1::2], said[::2]
@@ -180,7 +181,7 @@ def test_of_mixtures_that_are_spelled_alike_one_is_allowed(tokenizer, own):
 def test_an_episode_that_outgrows_the_context_ends_without_an_invalid_trial(
     model, params, tokenizer, own
 ):
-    prompt = prompts.describe(Episode(*own[0], BUDGET).tell())
+    prompt = prompts.describe(observed(Episode(*own[0], BUDGET)))
     for spare in (20, 70):
         size = len(tokenizer.encode_opening(prompt)) + spare
         sizes = dataclasses.replace(CONFIG.sampler, context=size, cache_block=size)

@@ -23,6 +23,7 @@ from autollm_jax.rl.loop import GRPOLoopConfig
 from autollm_jax.rl.loop import score as score_batch
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from autollm_jax.text import prompts
+from tests.families import observed
 
 BUDGET = 3
 KEY = jax.random.key(0)
@@ -188,7 +189,7 @@ def test_a_prompt_that_does_not_fit_is_a_users_error(model, params, tokenizer, p
 
 
 def test_an_episode_that_outgrows_the_context_ends(model, params, tokenizer, pairs):
-    prompt = prompts.describe(episodes_of(pairs[:1])[0].tell())
+    prompt = prompts.describe(observed(episodes_of(pairs[:1])[0]))
     size = len(tokenizer.encode_opening(prompt)) + CONFIG.max_new_tokens + 4
     sizes = dataclasses.replace(CONFIG.sampler, context=size, cache_block=size)
     config = dataclasses.replace(CONFIG, sampler=sizes)
@@ -211,7 +212,7 @@ def test_what_the_thinking_states_is_checked_in_the_state_in_which_it_was_said(
     monkeypatch, model, params, tokenizer, pairs
 ):
     (episode,) = episodes_of(pairs[:1])
-    first = respond(episode.tell())
+    first = respond(observed(episode))
     ids = tokenizer.encode(first)
     speak(monkeypatch, lambda row, turn: ids)
     player = rollout.policy_player(model, params, tokenizer, CONFIG, rows=1)

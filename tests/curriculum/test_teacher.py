@@ -19,6 +19,7 @@ from autollm_jax.text.claims import check_claims
 from autollm_jax.text.parsing import parse_action
 from autollm_jax.text.playing import act
 from autollm_jax.text.spelling import read_config
+from tests.families import observed
 
 CURATION = CurationConfig(pairs=90, pairs_per_family=6, invented_names=0.3)
 
@@ -28,7 +29,7 @@ def _states(pair, trajectory, budget=5):
     episode = Episode(pair.target, pair.evidence, budget)
     for turn in trajectory.turns:
         if turn.role == "agent":
-            yield turn, episode.tell()
+            yield turn, observed(episode)
             act(episode, turn.text)
 
 
@@ -141,7 +142,7 @@ def test_an_episode_ends_when_everything_is_tried(bowl, recipe):
     assert len(trajectory.regrets) == 2
     assert parse_action(trajectory.turns[-1].text).finished
     episode = Episode(small, (), 5)
-    assert not parse_action(respond(episode.tell())).finished
+    assert not parse_action(respond(observed(episode))).finished
 
 
 def test_a_trajectory_is_rebuilt_from_its_line(played):

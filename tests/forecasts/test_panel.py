@@ -3,7 +3,7 @@ import pytest
 
 from autollm_jax.baselines.base import Problem
 from autollm_jax.errors import UserError
-from autollm_jax.forecasts.advisers import advised_by, forecast
+from autollm_jax.forecasts.advisers import forecast
 from autollm_jax.forecasts.panel import SURROGATES
 from autollm_jax.gym.environment import Episode
 
@@ -13,9 +13,8 @@ def episode(family):
     return Episode(family[3], tuple(family[:3]), 5)
 
 
-def advised(advisor, episode):
-    with advised_by(advisor):
-        seen = forecast(episode.setting, episode.evidence)
+def advised(adviser, episode):
+    seen = forecast(episode.setting, episode.evidence, adviser)
     return seen.expected_regrets(episode.trials)
 
 
@@ -30,7 +29,7 @@ def test_the_panel_is_the_mean_of_its_members(episode):
 
 
 @pytest.mark.parametrize("name", SURROGATES)
-def test_a_surrogate_as_an_advisor_chooses_what_the_baseline_does(name, episode):
+def test_a_surrogate_as_an_adviser_chooses_what_the_baseline_does(name, episode):
     baseline = SURROGATES[name](Problem(episode.setting, episode.evidence, 5), 0)
     while not episode.done:
         row = int(advised(name, episode).argmin())
@@ -52,6 +51,6 @@ def test_once_all_is_tried_nothing_is_expected(bowl):
     assert np.isinf(advised("panel", episode)).all()
 
 
-def test_an_unknown_advisor_is_refused():
-    with pytest.raises(UserError, match="accepted are own, panel, "), advised_by("x"):
-        pass
+def test_an_unknown_adviser_is_refused(family):
+    with pytest.raises(UserError, match="accepted are own, panel, "):
+        forecast(family[3].setting, family[:3], "x")

@@ -10,6 +10,7 @@ from autollm_jax.forecasts.surface import SurfaceForecast
 from autollm_jax.forecasts.surfaces import effects, left_out_means, surfaces
 from autollm_jax.gym.environment import Episode
 from autollm_jax.text import candidates as listing
+from tests.families import observed
 
 
 def _lowest(seen, trials=()):
@@ -85,7 +86,7 @@ def test_cells_over_the_limit_are_never_offered(architectures):
     *cheap, target = architectures
     expected_R = forecast(target, cheap).expected_regrets(())
     np.testing.assert_array_equal(np.isfinite(expected_R), target.feasible_R)
-    observation = Episode(target, cheap, 2).tell()
+    observation = observed(Episode(target, cheap, 2))
     assert all(target.feasible_R[c.row] for c in listing.candidates(observation, 8))
 
 

@@ -10,11 +10,12 @@ from autollm_jax.text import prompts, statements
 from autollm_jax.text.claims import audit
 from autollm_jax.text.parsing import parse_action
 from autollm_jax.text.playing import act
+from tests.families import observed
 
 
 @pytest.fixture
 def observation(family):
-    return Episode(family[-1], family[:-1], 5).tell()
+    return observed(Episode(family[-1], family[:-1], 5))
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def test_when_every_cell_is_tried_a_lowest_one_is_false(bowl):
     episode = Episode(one, (), 5)
     for config in one.configurations:
         episode.exec_config(config)
-    found = audit("lowest A 10%", episode.tell())
+    found = audit("lowest A 10%", observed(episode))
     assert (found.n, found.true) == (1, 0)
 
 
@@ -71,9 +72,9 @@ def test_what_a_wrong_prompt_says_is_false(monkeypatch, family, module, function
 
     def states():
         episode = Episode(family[-1], family[:-1], 2)
-        yield episode.tell()
-        act(episode, respond(episode.tell()))
-        yield episode.tell()
+        yield observed(episode)
+        act(episode, respond(observed(episode)))
+        yield observed(episode)
 
     def false():
         found = [audit(parse_action(respond(o)).think, o) for o in states()]
@@ -86,7 +87,7 @@ def test_what_a_wrong_prompt_says_is_false(monkeypatch, family, module, function
 
 def test_an_effect_of_another_size_or_direction_is_false(mixtures):
     *cheaper, target = mixtures
-    observation = Episode(target, cheaper, 5).tell()
+    observation = observed(Episode(target, cheaper, 5))
     think = parse_action(respond(observation)).think
     found = re.search(r"(\S+) (helps|hurts) (\d+\.?\d*)%", think)
     assert found is not None

@@ -9,6 +9,7 @@ from autollm_jax.gym.spaces import Dimension, Space
 from autollm_jax.text import candidates as listing
 from autollm_jax.text import prompts, spelling, statements
 from autollm_jax.text.parsing import parse_action
+from tests.families import observed
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_every_cell_of_an_action_reads_back_as_itself(family):
 
 
 def test_a_value_is_spelled_the_same_in_the_list_the_forecast_and_the_action(episode):
-    observation = episode.tell()
+    observation = observed(episode)
     text = prompts.describe(observation)
     listed = re.search(r"^learning_rate: (.*);$", text, re.M).group(1).split()
     for candidate in listing.candidates(observation):
@@ -65,7 +66,7 @@ def test_a_value_is_spelled_the_same_in_the_list_the_forecast_and_the_action(epi
 
 
 def test_the_first_turn_names_task_target_choices_evidence_law_and_budget(episode):
-    text = prompts.describe(episode.tell())
+    text = prompts.describe(observed(episode))
     for part in ["task pretraining", "minimize loss in 3 trials", "40.0M parameters 1.6B tokens",
                  "batch_size: 32 64 128", "default:", "20.0M 600M at", "law for learning_rate",
                  "higher", "expected regret"]:  # fmt: skip
@@ -74,14 +75,14 @@ def test_the_first_turn_names_task_target_choices_evidence_law_and_budget(episod
 
 def test_the_law_continues_the_evidence(episode):
     # The made family has lr ~ parameters^-0.5 and batch ~ tokens^0.5.
-    seen = listing.view(episode.tell())
+    seen = listing.view(observed(episode))
     rate, batch = (float(value) for value in statements.law_values(seen))
     assert rate == pytest.approx(2.0**-9, rel=0.35)
     assert batch == pytest.approx(181, rel=0.35)
 
 
 def test_a_score_that_should_be_high_is_maximized(scores):
-    observation = Episode(scores[-1], tuple(scores[:-1]), 2).tell()
+    observation = observed(Episode(scores[-1], tuple(scores[:-1]), 2))
     assert "maximize score" in prompts.describe(observation)
     best = min(listing.candidates(observation), key=lambda c: c.expected)
     assert scores[-1].outcomes.regrets_R[best.row] < 0.3
@@ -93,7 +94,7 @@ def test_feedback_says_how_the_trial_compares(episode):
     said = []
     for config in (worse, better, worse):
         trial = episode.exec_config(config)
-        said.append(prompts.feedback(trial, episode.tell()))
+        said.append(prompts.feedback(trial, observed(episode)))
     assert re.search(
         r"trial 1 learning_rate 2.4e-4 batch_size 512 gives loss \d\.\d+ first;", said[0]
     )
@@ -108,30 +109,30 @@ def test_feedback_shows_what_a_trial_was_matched_to(episode):
     trial = episode.exec_config({"learning_rate": 1.6e-3, "batch_size": 100})
     assert trial.matched
     assert "not measured, nearest is learning_rate 1.4e-3 batch_size 128" in prompts.feedback(
-        trial, episode.tell()
+        trial, observed(episode)
     )
 
 
 def test_feedback_shows_why_a_trial_is_invalid_and_that_it_diverged(episode):
     trial = episode.exec_config({"learning_rate": 1e-3})
-    said = prompts.feedback(trial, episode.tell())
+    said = prompts.feedback(trial, observed(episode))
     assert "invalid. batch_size is missing" in said
     assert said.endswith("latest is invalid and best is none;\n")
     trial = episode.exec_config({"learning_rate": 2.0**-7, "batch_size": 64})
     assert trial.status == "diverged"
-    assert "gives no loss diverged" in prompts.feedback(trial, episode.tell())
+    assert "gives no loss diverged" in prompts.feedback(trial, observed(episode))
 
 
 def test_messages_cannot_write_symbols(episode):
     text = 'x<exec>{"a": 1}</exec><end>;\n' * 20
     trial = episode.exec_config({text: 1, "batch_size": 64})
-    said = prompts.feedback(trial, episode.tell()).partition(prompts.LINE)[0]
+    said = prompts.feedback(trial, observed(episode)).partition(prompts.LINE)[0]
     assert not any(symbol in said for symbol in prompts.CONTROL_SYMBOLS)
     assert len(said) < 200
 
 
 def test_the_length_rule_drops_the_farthest_evidence_first(episode):
-    observation = episode.tell()
+    observation = observed(episode)
     full = prompts.describe(observation)
     count = len(full.split())
     cut = prompts.describe(observation, lambda text: len(text.split()), count - 1)
@@ -140,7 +141,7 @@ def test_the_length_rule_drops_the_farthest_evidence_first(episode):
 
 
 def test_the_length_rule_goes_as_far_as_it_must(episode):
-    observation = episode.tell()
+    observation = observed(episode)
     cut = prompts.describe(observation, len, 1)
     full = prompts.describe(observation)
     assert len(cut) < len(full)
@@ -149,7 +150,7 @@ def test_the_length_rule_goes_as_far_as_it_must(episode):
 
 
 def test_without_evidence_the_default_is_the_start(family):
-    observation = Episode(family[0], (), 2).tell()
+    observation = observed(Episode(family[0], (), 2))
     text = prompts.describe(observation)
     assert "no cheap experiments" in text
     rows = [c.row for c in listing.candidates(observation)]
@@ -177,7 +178,7 @@ def test_a_mixture_and_a_categorical_are_described_and_read_back():
         )
         for name, size in (("small", 1e6), ("large", 1e8))
     ]  # fmt: skip
-    observation = Episode(made[1], made[:1], 2).tell()
+    observation = observed(Episode(made[1], made[:1], 2))
     assert 'weights {"web": 75,"code": 25} optimizer "adam"' in prompts.describe(observation)
     best = min(listing.candidates(observation), key=lambda c: c.expected)
     action = parse_action(spelling.exec_part(made[1].cells, best.row))
@@ -186,13 +187,13 @@ def test_a_mixture_and_a_categorical_are_described_and_read_back():
 
 
 def test_candidates_are_labelled_from_the_lowest_forecast_on(episode):
-    listed = listing.candidates(episode.tell())
+    listed = listing.candidates(observed(episode))
     assert "".join(c.label for c in listed) == "ABCDEFGH"[: len(listed)]
     assert [c.expected for c in listed] == sorted(c.expected for c in listed)
 
 
 def test_the_law_and_the_nearest_experiment_have_their_say_before_the_first_trial(episode):
-    observation = episode.tell()
+    observation = observed(episode)
     rows = {c.row for c in listing.candidates(observation, 1)}
     seen = listing.view(observation)
     best = seen.nearest[0].configurations[seen.nearest[0].outcomes.best_row]

@@ -11,6 +11,7 @@ from autollm_jax.text import prompts, spelling
 from autollm_jax.text.claims import check_claims
 from autollm_jax.text.parsing import parse_action
 from autollm_jax.text.playing import act
+from tests.families import observed
 
 
 def test_short_names_are_the_words_that_tell_components_apart():
@@ -65,7 +66,7 @@ def test_a_configuration_is_spelled_in_the_spaces_order_and_read_back(architectu
 
 def test_configurations_are_offered_with_their_size_under_a_limit(architectures):
     *cheap, target = architectures
-    observation = Episode(target, cheap, 2).tell()
+    observation = observed(Episode(target, cheap, 2))
     best = listing.candidates(observation)[0]
     size = spelling.short(target.parameters_R[best.row])
     text = prompts.describe(observation)
@@ -79,7 +80,7 @@ def test_every_statement_on_the_new_kinds_is_true(kind, request):
     episode = Episode(target, cheap, 4)
     checked = 0
     while not episode.done:
-        observation = episode.tell()
+        observation = observed(episode)
         turn = respond(observation)
         claims = check_claims(parse_action(turn).think, observation)
         assert [c for c in claims if not c.true] == []
@@ -90,7 +91,7 @@ def test_every_statement_on_the_new_kinds_is_true(kind, request):
 
 def test_a_wrong_effect_is_caught(mixtures):
     *cheap, target = mixtures
-    observation = Episode(target, cheap, 2).tell()
+    observation = observed(Episode(target, cheap, 2))
     think = parse_action(respond(observation)).think
     wrong = think.replace("helps", "hurts", 1)
     assert wrong != think
@@ -99,7 +100,7 @@ def test_a_wrong_effect_is_caught(mixtures):
 
 def test_a_part_of_a_mixture_is_named_by_how_much_it_moves_the_outcome(mixtures):
     *cheap, target = mixtures
-    text = prompts.describe(Episode(target, cheap, 2).tell())
+    text = prompts.describe(observed(Episode(target, cheap, 2)))
     assert "mixture: percent of genera source math wiki old;" in text
     assert "source helps" in text
 
@@ -107,8 +108,8 @@ def test_a_part_of_a_mixture_is_named_by_how_much_it_moves_the_outcome(mixtures)
 def test_long_configurations_are_not_repeated(mixtures):
     *cheap, target = mixtures
     episode = Episode(target, cheap, 3)
-    trial = act(episode, respond(episode.tell()))
-    text = prompts.feedback(trial, episode.tell())
+    trial = act(episode, respond(observed(episode)))
+    text = prompts.feedback(trial, observed(episode))
     assert text.startswith("trial 1 gives loss ")
 
 
