@@ -1,32 +1,31 @@
-"""Published model families: what their files call each parameter, and how it lies there.
+"""Published model families: the name and the layout of each parameter in their files.
 
-One table per family. A leaf's pattern reads "how the file stores it -> how this model keeps it",
-letters as in `TransformerConfig` (V vocab, D width, H heads, K key-value heads, A head width, F MLP
-width); letters in brackets are one axis of the array. Linear layers are stored as [out, in].
+One table a family. A leaf's pattern reads "axes in the file -> axes in this model", letters as in
+`TransformerConfig` (V vocab, D width, H heads, K key-value heads, A head width, F MLP width);
+letters in brackets are one axis of the array. Linear layers are stored as [out, in].
 
 Names are those of the published checkpoints (Hugging Face) and of GGUF's specification (llama.cpp,
 gguf-py/gguf/constants.py).
 """
 
-import contextlib
 import dataclasses
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-from autollm_jax.errors import UserError, one_line
+from autollm_jax.errors import UserError
+from autollm_jax.models.fields import number, size
 from autollm_jax.models.transformer import TransformerConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """Where one parameter comes from.
+    """One parameter of this model, and the tensor of a published file that holds it.
 
     Attributes:
-      path: in the parameter tree.
-      name: in a safetensors file; `{layer}` in it is the number of the layer.
-      pattern: how it lies there and here.
-      gguf: its name in a GGUF file, without ".weight".
-      gguf_pattern: how it lies there, where that is another way.
+      path: keys of the parameter in the parameter tree.
+      name: name of the tensor in a safetensors file; `{layer}` stands for the layer's number.
+      pattern: axes in the safetensors file -> axes in this model.
+      gguf: name of the tensor in a GGUF file, without ".weight".
+      gguf_pattern: axes in the GGUF file, where they differ from `pattern`; else "".
     """
 
     path: tuple[str, ...]
@@ -67,9 +66,9 @@ class Family:
     """A family of published models.
 
     Attributes:
-      name: what GGUF files call it (`general.architecture`).
-      architecture: what Hugging Face's config.json calls it.
-      leaves: of the parameter tree, the output embedding among them.
+      name: its name in GGUF files (`general.architecture`) and in config.json (`model_type`).
+      architecture: its name in config.json (`architectures`).
+      leaves: all parameters, the output embedding of untied models among them.
       qk_norm: whether queries and keys are normalised.
     """
 
@@ -104,7 +103,7 @@ FAMILIES = (LLAMA, QWEN3)
 
 
 def leaves_of(family: Family, config: TransformerConfig) -> tuple[Leaf, ...]:
-    """Return the leaves that a model of this shape has."""
+    """Return the leaves of a model of this shape: no output embedding where it is tied."""
     return tuple(
         leaf
         for leaf in family.leaves
@@ -113,10 +112,11 @@ def leaves_of(family: Family, config: TransformerConfig) -> tuple[Leaf, ...]:
 
 
 def redundant(config: TransformerConfig) -> set[str]:
-    """Name what published files hold beside the leaves: tensors that say nothing of their own.
+    """Name the tensors of published files that this model does not need.
 
-    The rotary frequencies that Llama 2's were saved with, and of tied embeddings the second copy
-    (Qwen3-0.6B's), which has to be one.
+    Old Llama files hold the rotary frequencies, which follow from the config. Files with tied
+    embeddings may hold the output embedding (Qwen3-0.6B does), a copy of the input embedding;
+    `pretrained.open_source` compares the two.
     """
     layers = range(config.layers)
     names = {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in layers}
@@ -136,7 +136,7 @@ def family_named(name: str, attribute: str, where: str) -> Family:
     raise UserError(f"{where}: architecture {name!r} is not known; accepted are {known}")
 
 
-# Fields of a shape: what config.json calls each, and GGUF, behind the family's name and a dot.
+# Fields of a shape: their names in config.json, and in GGUF behind the family's name and a dot.
 JSON, GGUF = 0, 1
 FIELDS = {
     "vocab_size": ("vocab_size", "vocab_size"),
@@ -154,17 +154,17 @@ FIELDS = {
 def shape_from_fields(
     family: Family, values: Mapping, names: int, *, tied_embeddings: bool
 ) -> TransformerConfig:
-    """Make the shape that fields state, its rotary frequencies not stretched.
+    """Make a shape from stated fields, with rotary frequencies that are not stretched.
 
     Args:
       family: the model's family.
       values: the fields.
-      names: the column of `FIELDS` that they are called by.
-      tied_embeddings: whether the output embedding is the input's.
+      names: the column of `FIELDS` with their names, `JSON` or `GGUF`.
+      tied_embeddings: whether the output embedding is the input embedding.
 
     Raises:
       KeyError: a field is missing.
-      ValueError: one cannot be.
+      ValueError: a field has an impossible value.
     """
 
     def sized(field, default=None):
@@ -185,129 +185,3 @@ def shape_from_fields(
         rope_theta=number(values, FIELDS["rope_theta"][names], 10_000.0),
         norm_epsilon=number(values, FIELDS["norm_epsilon"][names]),
     )
-
-
-# What config.json may say beyond the shape, and the only values that the model here computes.
-_ONLY = {
-    "attention_bias": (False, None),
-    "mlp_bias": (False, None),
-    "hidden_act": ("silu", None),
-    "use_sliding_window": (False, None),
-}
-
-
-def shape_from_json(values: Mapping, where: str) -> tuple[Family, TransformerConfig]:
-    """Read Hugging Face's config.json.
-
-    Args:
-      values: its content.
-      where: its path, for messages.
-
-    Raises:
-      UserError: the architecture is not known, a field is missing, or one asks for what the model
-        here does not compute.
-    """
-    named = values.get("architectures")
-    name = named[0] if isinstance(named, list | tuple) and named else "none named"
-    family = family_named(str(name), "architecture", where)
-    for name, accepted in _ONLY.items():
-        if values.get(name) not in accepted:
-            raise UserError(f"{where}: {name}={values[name]!r} is not supported")
-    with reading(where):
-        rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-        if not isinstance(rope, dict):
-            raise ValueError(f"rope parameters {rope!r} are no mapping")
-        if values.get("rope_theta") is None:
-            values = {**values, "rope_theta": rope.get("rope_theta")}
-        tied = bool(values.get("tie_word_embeddings", False))
-        config = shape_from_fields(family, values, JSON, tied_embeddings=tied)
-        factors = _rope_factors(rope, config.rope_theta, config.head_dim)
-    return family, dataclasses.replace(config, rope_factors=factors)
-
-
-LARGEST = 2**20  # of any size of a model: more is a damaged file's
-
-
-@contextlib.contextmanager
-def reading(where: str) -> Iterator[None]:
-    """Turn what `size` and `number` raise into a UserError that names the file."""
-    try:
-        yield
-    except KeyError as error:
-        raise UserError(f"{where}: field {error} is missing") from error
-    except ValueError as error:
-        raise UserError(f"{where}: {one_line(error)}") from error
-
-
-def size(values: Mapping, name: str, default: int | None = None) -> int:
-    """Read a size of a model.
-
-    Raises:
-      KeyError: it is missing, and has no default.
-      ValueError: it is none.
-    """
-    value = values.get(name)
-    if value is None:
-        value = default
-    if value is None:
-        raise KeyError(name)
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
-        raise ValueError(f"{name} is {value!r}; accepted is a whole number from 1 to {LARGEST:,}")
-    return value
-
-
-def number(values: Mapping, name: str, default: float | None = None) -> float:
-    """Read a positive number; raises as `size` does."""
-    value = values.get(name)
-    if value is None:
-        value = default
-    if value is None:
-        raise KeyError(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
-        raise ValueError(f"{name} is {value!r}; accepted is a positive number")
-    return float(value)
-
-
-def json_from_shape(family: Family, config: TransformerConfig) -> dict:
-    """Write what `shape_from_json` reads.
-
-    Raises:
-      UserError: the rotary frequencies are stretched by a rule that the shape does not name.
-    """
-    if config.rope_factors:
-        raise UserError("stretched rotary frequencies cannot be written without the original rule")
-    return {
-        "architectures": [family.architecture],
-        "model_type": family.name,
-        **{names[JSON]: getattr(config, field) for field, names in FIELDS.items()},
-        "tie_word_embeddings": config.tied_embeddings,
-        "hidden_act": "silu",
-    }
-
-
-def _rope_factors(rope: Mapping, theta: float, head_dim: int) -> tuple[float, ...]:
-    """Return what each rotary frequency is divided by, () where nothing is.
-
-    Llama 3's rule: wavelengths short against the original context stay, long ones are stretched by
-    the factor, those between are interpolated (The Llama 3 Herd of Models, arXiv 2407.21783, and
-    its published code).
-
-    Raises:
-      KeyError: a number of the rule is missing.
-      ValueError: another rule is asked for, or its numbers cannot be.
-    """
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return ()
-    if kind != "llama3":
-        raise ValueError(f"rope scaling {kind!r} is not supported; accepted is llama3")
-    factor, original = number(rope, "factor"), number(rope, "original_max_position_embeddings")
-    low, high = number(rope, "low_freq_factor"), number(rope, "high_freq_factor")
-    if not low < high:
-        raise ValueError(f"low_freq_factor {low} is not below high_freq_factor {high}")
-    factors = []
-    for pair in range(head_dim // 2):
-        wavelength = 2 * math.pi * theta ** (2 * pair / head_dim)
-        kept = min(max((original / wavelength - low) / (high - low), 0.0), 1.0)
-        factors.append(1.0 / ((1 - kept) / factor + kept))
-    return () if all(f == 1.0 for f in factors) else tuple(factors)

@@ -20,7 +20,14 @@ from autollm_jax import stages
 from autollm_jax.data import pretrained_tokenizer
 from autollm_jax.files import write_json_atomic
 from autollm_jax.job import Job
-from autollm_jax.models import families, lora, pretrained, safetensors_files, transformer
+from autollm_jax.models import (
+    config_json,
+    families,
+    lora,
+    pretrained,
+    safetensors_files,
+    transformer,
+)
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from autollm_jax.training.state import init_state
 
@@ -39,7 +46,9 @@ def published(tmp_path):
     params = jax.jit(lambda key: transformer.init(MODEL, key))(jax.random.key(0))
     shards = pretrained._shards(families.QWEN3, MODEL, params, np.float16, 2**30)
     safetensors_files.write(folder, shards)
-    (folder / "config.json").write_text(json.dumps(families.json_from_shape(families.QWEN3, MODEL)))
+    (folder / "config.json").write_text(
+        json.dumps(config_json.json_from_shape(families.QWEN3, MODEL))
+    )
     letters = {letter: n for n, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
     vocabulary = tokenizers.Tokenizer(models.BPE(letters, []))
     vocabulary.add_special_tokens([AddedToken(t, special=True) for t in ("<u>", "</u>", "<a>")])
