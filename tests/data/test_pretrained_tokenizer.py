@@ -166,3 +166,93 @@ def test_a_template_in_a_file_of_its_own_is_read(tmp_path):
     folder = folder_with(tmp_path, eos_token={"content": "<|im_end|>"})
     (folder / "chat_template.jinja").write_text(CHATML.replace("'<|im_end|>", "eos_token + '"))
     assert shown(pretrained_tokenizer.load_folder(folder), [258]) == "<|im_end|>"
+
+
+MARKED = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}"
+    "{% endgeneration %}{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def test_a_generation_block_adds_no_text(tmp_path):
+    marked = pretrained_tokenizer.load_folder(folder_with(tmp_path / "a", chat_template=MARKED))
+    plain = pretrained_tokenizer.load_folder(folder_with(tmp_path / "b", chat_template=CHATML))
+    assert (marked.opening, marked.joint) == (plain.opening, plain.joint)
+    assert marked.stop_id == plain.stop_id
+
+
+@pytest.mark.parametrize("broken", ["{% generation %}", "{% endgeneration %}"])
+def test_half_a_generation_block_is_refused(tmp_path, broken):
+    with pytest.raises(UserError, match="chat template: .*generation"):
+        pretrained_tokenizer.load_folder(folder_with(tmp_path, chat_template=broken + CHATML))
+
+
+def test_a_date_is_the_templates_own_or_refused(tmp_path):
+    """Llama 3.2's template has a date of its own for programs that offer none."""
+    own = (
+        "{% if strftime_now is defined %}{% set day = strftime_now('%d %b %Y') %}{% else %}"
+        "{% set day = '26 Jul 2024' %}{% endif %}{{ '<|im_start|>' + day + '<|im_end|>' }}"
+    )
+    made = pretrained_tokenizer.load_folder(folder_with(tmp_path, chat_template=own + CHATML))
+    assert shown(made, made.encode_opening("x")).startswith("<|im_start|>26 Jul 2024<|im_end|>")
+    today = "{{ '<|im_start|>' + strftime_now('%d %b %Y') }}"
+    with pytest.raises(UserError, match=r"asks for today's date \(strftime_now\).*fixed date"):
+        pretrained_tokenizer.load_folder(folder_with(tmp_path, chat_template=today + CHATML))
+
+
+def test_a_template_sees_that_there_are_no_tools(tmp_path):
+    tools = "{% if tools is not none or documents is not none %}{{ 1 / 0 }}{% endif %}"
+    pretrained_tokenizer.load_folder(folder_with(tmp_path, chat_template=tools + CHATML))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("pre", None, "tokenizer.ggml.pre is missing"),
+        ("pre", "default", "tokenizer.ggml.pre is 'default'"),
+        ("model", None, "tokenizer.ggml.model is missing"),
+    ],
+)
+def test_a_gguf_file_that_does_not_say_how_text_is_cut_is_refused(name, value, told):
+    fields = gguf_fields(**{f"tokenizer.ggml.{name}": value})
+    with pytest.raises(UserError, match=f"does not say how its text is cut into tokens: {told}"):
+        gguf_vocabulary.from_gguf({n: v for n, v in fields.items() if v is not None}, "test")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("tokenizer.ggml.model", "t5", "is 't5'; accepted are gpt2, llama"),
+        ("tokenizer.ggml.precompiled_charsmap", [1, 2], "precompiled_charsmap"),
+        ("tokenizer.ggml.normalizer.lowercase", True, "normalizer.lowercase"),
+        ("tokenizer.ggml.remove_extra_whitespaces", True, "remove_extra_whitespaces"),
+        ("tokenizer.chat_template", None, "no chat template"),
+    ],
+)
+def test_a_gguf_vocabulary_with_another_rule_is_refused_by_name(name, value, words):
+    fields = gguf_fields(**{name: value})
+    with pytest.raises(UserError, match=words) as refused:
+        gguf_vocabulary.from_gguf({n: v for n, v in fields.items() if v is not None}, "test")
+    assert "\n" not in str(refused.value)
+
+
+def test_gguf_fields_that_change_no_id_are_accepted():
+    harmless = {
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.padding_token_id": 257,
+        "tokenizer.ggml.eot_token_id": 258,
+        "tokenizer.chat_template.tool_use": "{{ 1 / 0 }}",
+    }
+    made, plain = (gguf_vocabulary.from_gguf(gguf_fields(**f), "test") for f in (harmless, {}))
+    assert made.encode_opening("cab 12") == plain.encode_opening("cab 12")
+
+
+def test_the_names_of_llama_3s_cut_mean_the_same():
+    made = [
+        gguf_vocabulary.from_gguf(gguf_fields(**{"tokenizer.ggml.pre": name}), "test")
+        for name in ("llama-bpe", "llama3", "llama-v3")
+    ]
+    ids = [tokenizer.encode("ab1234 cab") for tokenizer in made]
+    assert ids[0] == ids[1] == ids[2]

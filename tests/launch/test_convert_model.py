@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import runpy
 import subprocess
@@ -57,10 +58,10 @@ def published(tmp_path):
     return folder
 
 
-def convert(*arguments):
+def convert(*arguments, env=None):
     return subprocess.run(
         [sys.executable, "launch/convert_model.py", *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        cwd=ROOT, env=env, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
 
@@ -199,3 +200,10 @@ def test_what_cannot_be_converted_is_one_line(published, tmp_path):
         (line,) = done.stderr.strip().splitlines()
         assert done.returncode == 1 and line.startswith("error: ") and words in line
     assert not (tmp_path / "out").exists()
+
+
+def test_paths_may_begin_with_the_home_directory(published, tmp_path):
+    home = {**os.environ, "HOME": str(tmp_path)}
+    done = convert("--source=~/published", "--out=~/out", env=home)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "model.safetensors").exists()
