@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from autollm_jax.agent import parsing
 from autollm_jax.agent.prompts import Turn
 from autollm_jax.agent.simulation import Trajectory
-from autollm_jax.data.pretrained_tokenizer import PretrainedTokenizer
 from autollm_jax.data.tokenizer import Tokenizer
+from autollm_jax.published.tokenizer import PretrainedTokenizer
 
 _SYMBOLS = re.compile(f"({parsing.THINK}|{parsing.THINK_END}|{parsing.EXEC}|{parsing.EXEC_END})")
 INSTRUCTIONS = (

@@ -18,17 +18,11 @@ from tokenizers import AddedToken, models
 
 import autollm_jax
 from autollm_jax import stages
-from autollm_jax.data import pretrained_tokenizer
 from autollm_jax.files import write_json_atomic
 from autollm_jax.job import Job
-from autollm_jax.models import (
-    config_json,
-    families,
-    lora,
-    pretrained,
-    safetensors_files,
-    transformer,
-)
+from autollm_jax.models import lora, transformer
+from autollm_jax.published import config_json, families, pretrained, safetensors_files
+from autollm_jax.published.tokenizer import load_folder
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from autollm_jax.training.state import init_state
 
@@ -75,10 +69,7 @@ def test_a_converted_directory_holds_the_same_model(published, tmp_path):
     )
     assert config == expected_config == MODEL
     jax.tree.map(np.testing.assert_array_equal, params, expected)
-    ids = [
-        pretrained_tokenizer.load_folder(folder).encode_opening("abc")
-        for folder in (tmp_path / "out", published)
-    ]
+    ids = [load_folder(folder).encode_opening("abc") for folder in (tmp_path / "out", published)]
     assert ids[0] == ids[1]
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 from autollm_jax.errors import UserError
-from autollm_jax.models.config_json import json_from_shape, shape_from_json
-from tests.models import published_configs as published
+from autollm_jax.published.config_json import json_from_shape, shape_from_json
+from tests.published import published_configs as published
 
 LLAMA3 = {
     "rope_type": "llama3",

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from autollm_jax.errors import UserError
-from autollm_jax.models import gguf_header, pretrained
-from tests.data import small_vocabularies
-from tests.models.test_pretrained import config_json, tensors, write, write_gguf
+from autollm_jax.published import gguf_header, pretrained
+from tests.published import small_vocabularies
+from tests.published.test_pretrained import config_json, tensors, write, write_gguf
 
 FORMATS = ["safetensors", "gguf"]
 SECONDS = 30  # far more than opening such a small file takes, far less than an absurd count would

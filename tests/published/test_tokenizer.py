@@ -6,8 +6,9 @@ import pytest
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from autollm_jax.data import gguf_vocabulary, pretrained_tokenizer
 from autollm_jax.errors import UserError
+from autollm_jax.published import gguf_vocabulary
+from autollm_jax.published.tokenizer import load_folder
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
@@ -53,7 +54,7 @@ def gguf_fields(**changes):
 def tokenizer(request, tmp_path):
     if request.param == "gguf":
         return gguf_vocabulary.from_gguf(gguf_fields(), "test")
-    return pretrained_tokenizer.load_folder(folder_with(tmp_path, chat_template=CHATML))
+    return load_folder(folder_with(tmp_path, chat_template=CHATML))
 
 
 def shown(tokenizer, ids):
@@ -82,7 +83,7 @@ def test_texts_come_back_and_write_no_control_id(tokenizer, text):
 
 
 def test_both_forms_of_a_vocabulary_give_the_same_ids(tmp_path):
-    one = pretrained_tokenizer.load_folder(folder_with(tmp_path, chat_template=CHATML))
+    one = load_folder(folder_with(tmp_path, chat_template=CHATML))
     other = gguf_vocabulary.from_gguf(gguf_fields(), "test")
     assert one.encode_opening("cab ab") == other.encode_opening("cab ab")
     assert 256 in one.encode("cab")
@@ -92,14 +93,14 @@ def test_what_is_saved_is_read_back(tokenizer, tmp_path):
     tokenizer.encode("<|im_end|>")  # as text: what is saved must not remember that
     (tmp_path / "out").mkdir()
     tokenizer.save(tmp_path / "out")
-    again = pretrained_tokenizer.load_folder(tmp_path / "out")
+    again = load_folder(tmp_path / "out")
     assert again.encode_opening("cab <|im_end|>") == tokenizer.encode_opening("cab <|im_end|>")
     assert (again.stop_id, again.joint) == (tokenizer.stop_id, tokenizer.joint)
 
 
 def test_a_template_that_rewrites_the_past_still_joins_turns(tmp_path):
     """Qwen3's drops old thinking: the ids that were sampled stay as they are."""
-    made = pretrained_tokenizer.load_folder(folder_with(tmp_path, chat_template=TRIMMING))
+    made = load_folder(folder_with(tmp_path, chat_template=TRIMMING))
     assert shown(made, made.encode_reply("x")).startswith("\n<|im_start|>user\nx<|im_end|>")
 
 
@@ -115,7 +116,7 @@ def test_a_template_that_rewrites_the_past_still_joins_turns(tmp_path):
 )
 def test_a_template_that_does_not_fit_is_refused(tmp_path, template, words):
     with pytest.raises(UserError, match=words):
-        pretrained_tokenizer.load_folder(folder_with(tmp_path, chat_template=template))
+        load_folder(folder_with(tmp_path, chat_template=template))
 
 
 @pytest.mark.parametrize(
@@ -141,19 +142,19 @@ def test_a_template_reaches_nothing_outside_it(tmp_path, attempt):
     marker = tmp_path / "executed"
     folder = folder_with(tmp_path, chat_template=attempt.replace("{marker}", str(marker)) + CHATML)
     with pytest.raises(UserError, match="chat template") as refused:
-        pretrained_tokenizer.load_folder(folder)
+        load_folder(folder)
     assert "\n" not in str(refused.value) and "root:" not in str(refused.value)
     assert not marker.exists()
 
 
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(UserError, match="tokenizer.json: missing"):
-        pretrained_tokenizer.load_folder(tmp_path)
+        load_folder(tmp_path)
     with pytest.raises(UserError, match="no chat template"):
-        pretrained_tokenizer.load_folder(folder_with(tmp_path))
+        load_folder(folder_with(tmp_path))
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="not a tokenizer"):
-        pretrained_tokenizer.load_folder(tmp_path)
+        load_folder(tmp_path)
     fields = gguf_fields()
     del fields["tokenizer.ggml.merges"]
     with pytest.raises(UserError, match="merges"):
@@ -165,7 +166,7 @@ def test_what_is_missing_is_named(tmp_path):
 def test_a_template_in_a_file_of_its_own_is_read(tmp_path):
     folder = folder_with(tmp_path, eos_token={"content": "<|im_end|>"})
     (folder / "chat_template.jinja").write_text(CHATML.replace("'<|im_end|>", "eos_token + '"))
-    assert shown(pretrained_tokenizer.load_folder(folder), [258]) == "<|im_end|>"
+    assert shown(load_folder(folder), [258]) == "<|im_end|>"
 
 
 MARKED = (
@@ -177,8 +178,8 @@ MARKED = (
 
 
 def test_a_generation_block_adds_no_text(tmp_path):
-    marked = pretrained_tokenizer.load_folder(folder_with(tmp_path / "a", chat_template=MARKED))
-    plain = pretrained_tokenizer.load_folder(folder_with(tmp_path / "b", chat_template=CHATML))
+    marked = load_folder(folder_with(tmp_path / "a", chat_template=MARKED))
+    plain = load_folder(folder_with(tmp_path / "b", chat_template=CHATML))
     assert (marked.opening, marked.joint) == (plain.opening, plain.joint)
     assert marked.stop_id == plain.stop_id
 
@@ -186,7 +187,7 @@ def test_a_generation_block_adds_no_text(tmp_path):
 @pytest.mark.parametrize("broken", ["{% generation %}", "{% endgeneration %}"])
 def test_half_a_generation_block_is_refused(tmp_path, broken):
     with pytest.raises(UserError, match="chat template: .*generation"):
-        pretrained_tokenizer.load_folder(folder_with(tmp_path, chat_template=broken + CHATML))
+        load_folder(folder_with(tmp_path, chat_template=broken + CHATML))
 
 
 def test_a_date_is_the_templates_own_or_refused(tmp_path):
@@ -195,16 +196,16 @@ def test_a_date_is_the_templates_own_or_refused(tmp_path):
         "{% if strftime_now is defined %}{% set day = strftime_now('%d %b %Y') %}{% else %}"
         "{% set day = '26 Jul 2024' %}{% endif %}{{ '<|im_start|>' + day + '<|im_end|>' }}"
     )
-    made = pretrained_tokenizer.load_folder(folder_with(tmp_path, chat_template=own + CHATML))
+    made = load_folder(folder_with(tmp_path, chat_template=own + CHATML))
     assert shown(made, made.encode_opening("x")).startswith("<|im_start|>26 Jul 2024<|im_end|>")
     today = "{{ '<|im_start|>' + strftime_now('%d %b %Y') }}"
     with pytest.raises(UserError, match=r"asks for today's date \(strftime_now\).*fixed date"):
-        pretrained_tokenizer.load_folder(folder_with(tmp_path, chat_template=today + CHATML))
+        load_folder(folder_with(tmp_path, chat_template=today + CHATML))
 
 
 def test_a_template_sees_that_there_are_no_tools(tmp_path):
     tools = "{% if tools is not none or documents is not none %}{{ 1 / 0 }}{% endif %}"
-    pretrained_tokenizer.load_folder(folder_with(tmp_path, chat_template=tools + CHATML))
+    load_folder(folder_with(tmp_path, chat_template=tools + CHATML))
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@ import gguf
 import numpy as np
 
 from autollm_jax.errors import UserError, one_line
-from autollm_jax.models.families import FIELDS as SHAPE_FIELDS
-from autollm_jax.models.families import GGUF, Family, family_named, shape_from_fields
-from autollm_jax.models.fields import check_known, number, reading, shown, size
-from autollm_jax.models.gguf_header import read_header, row_bytes
-from autollm_jax.models.pattern import Slices
 from autollm_jax.models.transformer import TransformerConfig
+from autollm_jax.published.families import FIELDS as SHAPE_FIELDS
+from autollm_jax.published.families import GGUF, Family, family_named, shape_from_fields
+from autollm_jax.published.fields import check_known, number, reading, shown, size
+from autollm_jax.published.gguf_header import read_header, row_bytes
+from autollm_jax.published.pattern import Slices
 
 _QUANTISED = (
     *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from autollm_jax.errors import UserError
-from autollm_jax.models import gguf_files, pretrained
+from autollm_jax.published import gguf_files, pretrained
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
-from tests.models.test_pretrained import SHAPES, tensors, write_gguf
+from tests.published.test_pretrained import SHAPES, tensors, write_gguf
 
 LLAMA = "LlamaForCausalLM"
 HALF_HEAD = SHAPES["A"] // 2

@@ -20,13 +20,13 @@ import ml_dtypes
 import numpy as np
 from jax.sharding import Mesh
 
-from autollm_jax.data import gguf_vocabulary, pretrained_tokenizer
-from autollm_jax.data.pretrained_tokenizer import PretrainedTokenizer
 from autollm_jax.errors import UserError
 from autollm_jax.files import read_json
-from autollm_jax.models import pattern, safetensors_files, transformer
-from autollm_jax.models.config_json import json_from_shape, shape_from_json
-from autollm_jax.models.families import (
+from autollm_jax.models import transformer
+from autollm_jax.models.transformer import TransformerConfig
+from autollm_jax.published import gguf_vocabulary, pattern, safetensors_files
+from autollm_jax.published.config_json import json_from_shape, shape_from_json
+from autollm_jax.published.families import (
     EMBEDDING,
     UNEMBEDDING,
     Family,
@@ -34,9 +34,9 @@ from autollm_jax.models.families import (
     leaves_of,
     redundant,
 )
-from autollm_jax.models.gguf_files import ROPE_FACTORS, GGUFFile
-from autollm_jax.models.safetensors_files import SafetensorsFiles
-from autollm_jax.models.transformer import TransformerConfig
+from autollm_jax.published.gguf_files import ROPE_FACTORS, GGUFFile
+from autollm_jax.published.safetensors_files import SafetensorsFiles
+from autollm_jax.published.tokenizer import FILES, PretrainedTokenizer, load_folder
 from autollm_jax.sharding.hosts import to_host
 from autollm_jax.sharding.rules import tree_shardings
 
@@ -272,7 +272,7 @@ def load_tokenizer(path: Path) -> PretrainedTokenizer:
     if isinstance(source.files, GGUFFile):
         tokenizer = gguf_vocabulary.from_gguf(source.files.fields, str(path))
     else:
-        tokenizer = pretrained_tokenizer.load_folder(path)
+        tokenizer = load_folder(path)
     if tokenizer.vocab_size > source.config.vocab_size:
         raise UserError(
             f"{path}: a vocabulary of {tokenizer.vocab_size} tokens does not fit a model of "
@@ -295,9 +295,9 @@ def export_tokenizer(source: Path, folder: Path) -> None:
       UserError: as in `load_tokenizer`.
     """
     tokenizer = load_tokenizer(source)
-    names = [name for name in pretrained_tokenizer.FILES if (source / name).is_file()]
+    names = [name for name in FILES if (source / name).is_file()]
     folder.mkdir(parents=True, exist_ok=True)
-    for name in pretrained_tokenizer.FILES:
+    for name in FILES:
         if name in names:
             shutil.copyfile(source / name, folder / name)
         else:

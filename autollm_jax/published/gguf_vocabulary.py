@@ -7,10 +7,10 @@ import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from autollm_jax.data.pretrained_tokenizer import PretrainedTokenizer
-from autollm_jax.data.published_vocabularies import BytePairs, SentencePieces
 from autollm_jax.errors import UserError, one_line
-from autollm_jax.models.fields import check_known, reading
+from autollm_jax.published.fields import check_known, reading
+from autollm_jax.published.tokenizer import PretrainedTokenizer
+from autollm_jax.published.vocabularies import BytePairs, SentencePieces
 
 # GGUF's token types (llama.cpp, gguf-py/gguf/constants.py): control tokens, user-defined ones.
 _CONTROL, _USER_DEFINED = 3, 4

@@ -9,9 +9,9 @@ import math
 from collections.abc import Mapping
 
 from autollm_jax.errors import UserError
-from autollm_jax.models.families import FIELDS, JSON, Family, family_named, shape_from_fields
-from autollm_jax.models.fields import check_known, number, reading, shown
 from autollm_jax.models.transformer import TransformerConfig
+from autollm_jax.published.families import FIELDS, JSON, Family, family_named, shape_from_fields
+from autollm_jax.published.fields import check_known, number, reading, shown
 
 DEFAULT_THETA = 10_000.0
 

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from autollm_jax.errors import UserError, one_line
 from autollm_jax.files import read_json, write_json_atomic
-from autollm_jax.models.pattern import Slices
+from autollm_jax.published.pattern import Slices
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -11,8 +11,10 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from autollm_jax.data.chat_template import renderer, split
-from autollm_jax.data.published_vocabularies import (
+from autollm_jax.errors import UserError
+from autollm_jax.files import read_json, read_text, write_atomic, write_json_atomic
+from autollm_jax.published.chat_template import renderer, split
+from autollm_jax.published.vocabularies import (
     ADDED,
     SENTENCEPIECE,
     TOKENIZER,
@@ -20,8 +22,6 @@ from autollm_jax.data.published_vocabularies import (
     SentencePieces,
     Vocabulary,
 )
-from autollm_jax.errors import UserError
-from autollm_jax.files import read_json, read_text, write_atomic, write_json_atomic
 
 TOKENIZER_CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 # Vocabulary files of a published folder; only the first four are read here.

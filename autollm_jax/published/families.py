@@ -12,8 +12,8 @@ import dataclasses
 from collections.abc import Mapping
 
 from autollm_jax.errors import UserError
-from autollm_jax.models.fields import number, size
 from autollm_jax.models.transformer import TransformerConfig
+from autollm_jax.published.fields import number, size
 
 
 @dataclasses.dataclass(frozen=True)

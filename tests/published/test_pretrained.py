@@ -15,8 +15,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from autollm_jax.errors import UserError
-from autollm_jax.models import attention, families, pattern, pretrained
-from autollm_jax.models.config_json import shape_from_json
+from autollm_jax.models import attention
+from autollm_jax.published import families, pattern, pretrained
+from autollm_jax.published.config_json import shape_from_json
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 
 SHAPES = {"V": 96, "D": 32, "H": 4, "K": 2, "A": 16, "F": 48}
