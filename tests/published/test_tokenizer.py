@@ -9,6 +9,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from autollm_jax.errors import UserError
 from autollm_jax.published import gguf_vocabulary
 from autollm_jax.published.tokenizer import load_folder
+from tests.published import small_vocabularies as small
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
@@ -169,16 +170,8 @@ def test_a_template_in_a_file_of_its_own_is_read(tmp_path):
     assert shown(load_folder(folder), [258]) == "<|im_end|>"
 
 
-MARKED = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}"
-    "{% endgeneration %}{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
-
 def test_a_generation_block_adds_no_text(tmp_path):
-    marked = load_folder(folder_with(tmp_path / "a", chat_template=MARKED))
+    marked = load_folder(folder_with(tmp_path / "a", chat_template=small.MARKED))
     plain = load_folder(folder_with(tmp_path / "b", chat_template=CHATML))
     assert (marked.opening, marked.joint) == (plain.opening, plain.joint)
     assert marked.stop_id == plain.stop_id

@@ -51,6 +51,8 @@ def pair(kind, folder):
         pretrained.load_tokenizer(smollm2()).save(folder)
     elif kind == "sentencepiece":
         small.sentencepiece_folder(folder)
+    elif kind == "generation block":
+        small.sentencepiece_folder(folder, small.MARKED, added_tokens_decoder=small.ADDED)
     elif kind == "sentencepiece, written":
         small.sentencepiece_folder(folder / "in")
         load_folder(folder / "in").save(folder)
@@ -79,6 +81,7 @@ def pair(kind, folder):
         "smollm2, written",
         "sentencepiece",
         "sentencepiece, written",
+        "generation block",
         "tokenizer.json with a prefix",
         "qwen2",
     ],
