@@ -17,13 +17,14 @@ from autollm_jax.agent.rollout import PlayConfig
 from autollm_jax.checkpointing.checkpoints import Checkpoints
 from autollm_jax.curriculum.pairs import Recipe
 from autollm_jax.curriculum.teacher import Trajectory
-from autollm_jax.data.pretrained_tokenizer import PretrainedTokenizer
 from autollm_jax.errors import UserError
 from autollm_jax.gym.experiments import Experiment, load_experiments
 from autollm_jax.gym.splits import Split, split
 from autollm_jax.gym.stress import Stress
-from autollm_jax.models import lora, pretrained, scaling, transformer
+from autollm_jax.models import lora, scaling, transformer
 from autollm_jax.models.transformer import TransformerConfig
+from autollm_jax.published import pretrained
+from autollm_jax.published.tokenizer import PretrainedTokenizer
 from autollm_jax.rl.grpo import GRPOHyperparameters
 from autollm_jax.rl.sampler import SamplerConfig
 from autollm_jax.sharding.mesh import MeshShape, make_mesh

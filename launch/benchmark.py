@@ -40,8 +40,9 @@ from autollm_jax.ground_truth.language_model import (
 )
 from autollm_jax.ground_truth.plan import group_runs
 from autollm_jax.gym.experiments import load_experiments
-from autollm_jax.models import pretrained, transformer
+from autollm_jax.models import transformer
 from autollm_jax.models.transformer import TransformerConfig
+from autollm_jax.published import pretrained
 from autollm_jax.rl import sampler
 from autollm_jax.rl import sweep as rl_sweep
 from autollm_jax.rl.sampler import SamplerConfig
@@ -216,7 +217,7 @@ IMPORT = """
 import resource, sys, time
 import jax
 began = time.perf_counter()
-from autollm_jax.models import pretrained
+from autollm_jax.published import pretrained
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 path = pretrained.find(sys.argv[1])
 _, params = jax.block_until_ready(pretrained.load(path, make_mesh(MeshShape())))

@@ -1,15 +1,16 @@
-"""Write a model as a safetensors directory: published weights, or a policy trained from them.
+"""Write published weights, or a policy trained from them, as a safetensors folder.
 
     python launch/convert_model.py --source=FILE.gguf --out=DIR
     python launch/convert_model.py --source=DIR --out=DIR [--dtype=bfloat16]
     python launch/convert_model.py --workdir=WORKDIR --out=DIR [--dtype=bfloat16]
 
-Reads a Hugging Face safetensors directory or a GGUF file of the Llama family or of Qwen3, checks
-every tensor against the architecture, and writes a directory, vocabulary and chat template with it,
-that both this project and transformers load. Of a work directory it writes what the last training
-stage made, LoRA's factors merged into their matrices.
+The source is a Hugging Face safetensors folder or a GGUF file of the Llama family or of Qwen3. Its
+fields and tensors are checked against the architecture. The output folder, with vocabulary and chat
+template, loads in this project and in transformers. From a work directory the parameters of the
+last training stage are written, with LoRA's factors merged into their matrices.
 """
 
+import os
 from pathlib import Path
 
 from absl import flags, logging
@@ -19,36 +20,46 @@ from autollm_jax import command_line
 from autollm_jax.errors import UserError
 from autollm_jax.files import read_json
 from autollm_jax.job import Job, needed, of_one_process
-from autollm_jax.models import lora, pretrained, transformer
+from autollm_jax.models import lora, transformer
 from autollm_jax.models.transformer import TransformerConfig
+from autollm_jax.published import pretrained
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 
-SOURCE = flags.DEFINE_string("source", None, "Safetensors directory, or GGUF file.")
+SOURCE = flags.DEFINE_string(
+    "source", None, "Safetensors folder, GGUF file, or installed package with one."
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a job that trained a policy.")
-OUT = flags.DEFINE_string("out", None, "Folder to write into; not the source.")
+OUT = flags.DEFINE_string("out", None, "Output folder; it must not be the source.")
 DTYPE = flags.DEFINE_enum(
     "dtype",
     None,
     list(pretrained.STORED),
-    "What is stored. By default nothing is lost: it is the source's own type, and float32 of a "
-    "quantised source, of one of several types, and of a trained policy, since optimizers change "
-    "it by less than bfloat16 resolves; bfloat16 takes half the room.",
+    "Type of the stored numbers. The default loses nothing: the source's own type, and float32 "
+    "for a quantised source, for a source of several types, and for a trained policy (training "
+    "changes weights by less than bfloat16 resolves). bfloat16 files have half the size.",
 )
 
 
 def trained(workdir: Path) -> tuple[Path, TransformerConfig, dict]:
-    """Return what a job's policy began from, its shape and its parameters after the last stage.
+    """Return a trained policy.
+
+    Args:
+      workdir: work directory of a job.
+
+    Returns:
+      The path of the published weights that training began from, the policy's shape, and its
+      parameters after the last training stage.
 
     Raises:
-      UserError: there is no job, it did not begin from published weights, or it is not finished.
+      UserError: there is no job, it did not begin from published weights, or is not finished.
     """
     config = ConfigDict(read_json(needed(workdir / "config.json", "all")))
     if not config.policy.weights:
         raise UserError(
-            f"{workdir}: its policy has a shape and a vocabulary of our own; only one that began "
-            "from config.policy.weights can be written"
+            f"{workdir}: its policy has this project's own shape and vocabulary; only one that "
+            "began from config.policy.weights can be written"
         )
-    # Not the processes and the mesh that it was trained on: whatever devices are here.
+    # The job's processes and mesh do not matter here: use this machine's devices.
     config = of_one_process(config)
     config.mesh.update({"data": 1, "fsdp": -1, "tensor": 1})
     job = Job.start(config, str(workdir))
@@ -60,18 +71,18 @@ def main(argv):
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; flags look like --source=DIR")
     if (SOURCE.value is None) == (WORKDIR.value is None):
-        raise UserError("give either --source or --workdir: what to write")
+        raise UserError("give either --source or --workdir, not both")
     if OUT.value is None:
-        raise UserError("--out is missing")
-    out = Path(OUT.value)
+        raise UserError("--out is missing; give the output folder")
+    out = Path(os.path.expanduser(OUT.value))
     if WORKDIR.value is None:
-        source = Path(SOURCE.value)
+        source = pretrained.find(SOURCE.value)
         _not_over(source, out)
         config, params = pretrained.load(source, make_mesh(MeshShape()))
     else:
-        source, config, params = trained(Path(WORKDIR.value))
+        source, config, params = trained(Path(os.path.expanduser(WORKDIR.value)))
         _not_over(source, out)
-    pretrained.load_tokenizer(source)  # what is wrong with it is said before anything is written
+    pretrained.load_tokenizer(source)  # its errors come before anything is written
     dtype = DTYPE.value or ("float32" if WORKDIR.value else pretrained.lossless(source))
     pretrained.export(config, params, out, source, dtype)
     pretrained.export_tokenizer(source, out)

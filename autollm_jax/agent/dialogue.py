@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable
 
 from autollm_jax.curriculum.teacher import Trajectory
-from autollm_jax.data.pretrained_tokenizer import PretrainedTokenizer
 from autollm_jax.data.tokenizer import Tokenizer
+from autollm_jax.published.tokenizer import PretrainedTokenizer
 from autollm_jax.text import parsing
 from autollm_jax.text.prompts import Turn
 

@@ -1,1 +1,1 @@
-"""The transformer, its KV cache and checkpoint import: the only package that imports flax.linen."""
+"""The transformer and its KV cache: the only package that imports flax.linen."""

@@ -10,10 +10,10 @@ from autollm_jax.agent import constraint, dialogue, rollout
 from autollm_jax.agent.distillation import encode_conversation
 from autollm_jax.curriculum.pairs import Pair, Recipe
 from autollm_jax.curriculum.teacher import Trajectory, simulate
-from autollm_jax.data.pretrained_tokenizer import PretrainedTokenizer
-from autollm_jax.data.published_vocabularies import BytePairs
 from autollm_jax.gym.environment import Episode
 from autollm_jax.models import transformer
+from autollm_jax.published.tokenizer import PretrainedTokenizer
+from autollm_jax.published.vocabularies import BytePairs
 from autollm_jax.rl.sampler import SamplerConfig
 from autollm_jax.text import parsing, prompts
 

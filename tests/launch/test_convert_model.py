@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import runpy
 import subprocess
@@ -17,10 +18,11 @@ from tokenizers import AddedToken, models
 
 import autollm_jax
 from autollm_jax import stages
-from autollm_jax.data import pretrained_tokenizer
 from autollm_jax.files import write_json_atomic
 from autollm_jax.job import Job
-from autollm_jax.models import families, lora, pretrained, safetensors_files, transformer
+from autollm_jax.models import lora, transformer
+from autollm_jax.published import config_json, families, pretrained, safetensors_files
+from autollm_jax.published.tokenizer import load_folder
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from autollm_jax.training.state import init_state
 
@@ -39,7 +41,9 @@ def published(tmp_path):
     params = jax.jit(lambda key: transformer.init(MODEL, key))(jax.random.key(0))
     shards = pretrained._shards(families.QWEN3, MODEL, params, np.float16, 2**30)
     safetensors_files.write(folder, shards)
-    (folder / "config.json").write_text(json.dumps(families.json_from_shape(families.QWEN3, MODEL)))
+    (folder / "config.json").write_text(
+        json.dumps(config_json.json_from_shape(families.QWEN3, MODEL))
+    )
     letters = {letter: n for n, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
     vocabulary = tokenizers.Tokenizer(models.BPE(letters, []))
     vocabulary.add_special_tokens([AddedToken(t, special=True) for t in ("<u>", "</u>", "<a>")])
@@ -48,10 +52,10 @@ def published(tmp_path):
     return folder
 
 
-def convert(*arguments):
+def convert(*arguments, env=None):
     return subprocess.run(
         [sys.executable, "launch/convert_model.py", *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        cwd=ROOT, env=env, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
 
@@ -65,10 +69,7 @@ def test_a_converted_directory_holds_the_same_model(published, tmp_path):
     )
     assert config == expected_config == MODEL
     jax.tree.map(np.testing.assert_array_equal, params, expected)
-    ids = [
-        pretrained_tokenizer.load_folder(folder).encode_opening("abc")
-        for folder in (tmp_path / "out", published)
-    ]
+    ids = [load_folder(folder).encode_opening("abc") for folder in (tmp_path / "out", published)]
     assert ids[0] == ids[1]
 
 
@@ -190,3 +191,10 @@ def test_what_cannot_be_converted_is_one_line(published, tmp_path):
         (line,) = done.stderr.strip().splitlines()
         assert done.returncode == 1 and line.startswith("error: ") and words in line
     assert not (tmp_path / "out").exists()
+
+
+def test_paths_may_begin_with_the_home_directory(published, tmp_path):
+    home = {**os.environ, "HOME": str(tmp_path)}
+    done = convert("--source=~/published", "--out=~/out", env=home)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "model.safetensors").exists()

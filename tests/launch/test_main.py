@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.data import small_vocabularies
-from tests.models.test_pretrained import config_json, tensors, write
+from tests.published import small_vocabularies
+from tests.published.test_pretrained import config_json, tensors, write
 
 
 def run(workdir, *arguments):

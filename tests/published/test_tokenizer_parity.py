@@ -3,10 +3,10 @@
 import pytest
 from tokenizers import pre_tokenizers
 
-from autollm_jax.data import gguf_vocabulary, pretrained_tokenizer
 from autollm_jax.errors import UserError
-from autollm_jax.models import pretrained
-from tests.data import small_vocabularies as small
+from autollm_jax.published import gguf_vocabulary, pretrained
+from autollm_jax.published.tokenizer import load_folder
+from tests.published import small_vocabularies as small
 
 transformers = pytest.importorskip(
     "transformers", reason="needs `pip install -r requirements-parity.txt`"
@@ -51,9 +51,11 @@ def pair(kind, folder):
         pretrained.load_tokenizer(smollm2()).save(folder)
     elif kind == "sentencepiece":
         small.sentencepiece_folder(folder)
+    elif kind == "generation block":
+        small.sentencepiece_folder(folder, small.MARKED, added_tokens_decoder=small.ADDED)
     elif kind == "sentencepiece, written":
         small.sentencepiece_folder(folder / "in")
-        pretrained_tokenizer.load_folder(folder / "in").save(folder)
+        load_folder(folder / "in").save(folder)
     elif kind == "tokenizer.json with a prefix":
         small.sentencepiece_folder(folder / "in")
         transformers.AutoTokenizer.from_pretrained(folder / "in").save_pretrained(folder)
@@ -68,7 +70,7 @@ def pair(kind, folder):
             chat_template=small.CHATML,
         )
         return gguf_vocabulary.from_gguf(fields, "test"), theirs
-    ours = pretrained_tokenizer.load_folder(folder)
+    ours = load_folder(folder)
     return ours, transformers.AutoTokenizer.from_pretrained(folder)
 
 
@@ -79,6 +81,7 @@ def pair(kind, folder):
         "smollm2, written",
         "sentencepiece",
         "sentencepiece, written",
+        "generation block",
         "tokenizer.json with a prefix",
         "qwen2",
     ],
@@ -118,7 +121,7 @@ def test_conversations_are_the_references(both, text):
 
 def test_spaces_around_a_text_go_where_the_reference_puts_them(tmp_path):
     small.sentencepiece_folder(tmp_path, chat_template=small.LLAMA2)
-    ours = pretrained_tokenizer.load_folder(tmp_path)
+    ours = load_folder(tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     messages = [{"role": "user", "content": "the learning rate"}]
     expected = theirs.apply_chat_template(messages, tokenize=True, return_dict=False)

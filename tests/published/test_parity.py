@@ -13,7 +13,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from autollm_jax.errors import UserError
-from autollm_jax.models import pretrained, transformer
+from autollm_jax.models import transformer
+from autollm_jax.published import pretrained
 from autollm_jax.rl import sampler
 from autollm_jax.rl.sampler import SamplerConfig
 from autollm_jax.sharding.mesh import MeshShape, make_mesh

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from autollm_jax.errors import UserError
-from autollm_jax.models import gguf_header, pretrained
-from tests.data import small_vocabularies
-from tests.models.test_pretrained import config_json, tensors, write, write_gguf
+from autollm_jax.published import gguf_header, pretrained
+from tests.published import small_vocabularies
+from tests.published.test_pretrained import config_json, tensors, write, write_gguf
 
 FORMATS = ["safetensors", "gguf"]
 SECONDS = 30  # far more than opening such a small file takes, far less than an absurd count would
@@ -286,3 +286,31 @@ def test_gguf_settings_that_are_not_computed_are_refused(tmp_path):
         path = write_gguf(tmp_path / "m.gguf", "LlamaForCausalLM", tensors(), "F16", add=add)
         with pytest.raises(UserError, match=words):
             pretrained.open_source(path)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_folder_of_an_adapter_is_named(tmp_path, whole):
+    folder = write(tmp_path / "in", tensors(), config_json())
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "a/base"}')
+    if not whole:
+        (folder / "config.json").unlink()
+        (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="a LoRA adapter .* of a/base, not a whole model; merge"):
+        pretrained.open_source(folder)
+
+
+def test_a_folder_without_a_config_says_so(tmp_path):
+    with pytest.raises(UserError, match=r"no config\.json, so no safetensors folder of a model$"):
+        pretrained.open_source(tmp_path)
+    path = write_gguf(tmp_path / "m.gguf", "LlamaForCausalLM", tensors(), "F16")
+    with pytest.raises(UserError, match=f"name one of its GGUF files, as {path}"):
+        pretrained.open_source(tmp_path)
+
+
+def test_a_path_may_begin_with_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write_gguf(tmp_path / "m.gguf", "LlamaForCausalLM", tensors(), "F16")
+    assert pretrained.find("~/m.gguf") == path
+    for absent in ("~/none.gguf", "~nobody-is-called-so/m.gguf"):
+        with pytest.raises(UserError, match="no safetensors folder"):
+            pretrained.find(absent)

@@ -1,8 +1,8 @@
-"""The header of a GGUF file: its metadata, and where its tensors lie.
+"""Reads the header of a GGUF file: its metadata and the places of its tensors.
 
-The format is llama.cpp's (ggml-org/ggml, docs/gguf.md), versions 2 and 3. Its own library trusts
-the counts and lengths that a file states, and takes seconds for a vocabulary; here each is checked
-against what is left of the file before anything is made of it.
+The format is llama.cpp's (ggml-org/ggml, docs/gguf.md), versions 2 and 3, little-endian. The
+`gguf` library trusts the counts and lengths in a file, and takes seconds for a vocabulary; this
+reader checks each against the bytes that are left before it reads on.
 """
 
 import dataclasses
@@ -35,12 +35,12 @@ _SCALARS = {
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """Where a tensor lies.
+    """The type, shape and place of a tensor.
 
     Attributes:
-      kind: how its numbers are stored.
-      shape: the outer axis first, as in numpy.
-      start, end: its bytes in the file.
+      kind: type of its stored numbers.
+      shape: its shape, the outer axis first as in numpy.
+      start, end: its first byte in the file, and the byte after its last.
     """
 
     kind: GGMLQuantizationType
@@ -52,13 +52,22 @@ class Tensor:
 def read_header(data: mmap.mmap) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read the metadata and the tensors' places, each by name.
 
+    Args:
+      data: the whole file.
+
     Raises:
-      ValueError: the file is damaged: it ends too early, or what it states cannot be.
+      ValueError: the file is not GGUF, of another version or byte order, ends too early, or states
+        something impossible.
     """
     cursor = _Cursor(data)
     if cursor.take(4) != b"GGUF":
         raise ValueError("it does not begin with GGUF")
     version = cursor.number("I")
+    if int.from_bytes(version.to_bytes(4, "little"), "big") in _VERSIONS:
+        raise ValueError(
+            "its byte order is big-endian; accepted is little-endian (convert this GGUF version "
+            "with the gguf package's gguf-convert-endian)"
+        )
     if version not in _VERSIONS:
         raise ValueError(f"version {version}; accepted are {', '.join(map(str, _VERSIONS))}")
     tensors, fields = cursor.count(_LEAST_ENTRY), cursor.count(_LEAST_ENTRY)
@@ -66,7 +75,7 @@ def read_header(data: mmap.mmap) -> tuple[dict[str, Any], dict[str, Tensor]]:
     described = _unique(_described(cursor) for _ in range(tensors))
     alignment = metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-        raise ValueError(f"general.alignment is {alignment!r}, no power of two")
+        raise ValueError(f"general.alignment is {alignment!r}, not a power of two")
     first = -(-cursor.at // alignment) * alignment
     placed = {name: _placed(first, *where) for name, where in described.items()}
     _check_places(placed, len(data))
@@ -74,14 +83,14 @@ def read_header(data: mmap.mmap) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 class _Cursor:
-    """A place in a file that is read from front to back, never beyond its end."""
+    """Reads a file from front to back, never beyond its end."""
 
     def __init__(self, data: mmap.mmap):
         self.data, self.at = data, 0
 
     def take(self, size: int) -> bytes:
         if size > len(self.data) - self.at:
-            raise ValueError(f"it ends where {size:,} bytes are to follow byte {self.at:,}")
+            raise ValueError(f"it ends before the {size:,} bytes after byte {self.at:,}")
         self.at += size
         return self.data[self.at - size : self.at]
 
@@ -90,10 +99,10 @@ class _Cursor:
         return value
 
     def count(self, size: int) -> int:
-        """Read how many things of at least `size` bytes follow."""
+        """Read the number of entries that follow, each of at least `size` bytes."""
         count = self.number("Q")
         if count * size > len(self.data) - self.at:
-            raise ValueError(f"it is too short for {count:,} things from byte {self.at:,} on")
+            raise ValueError(f"it is too short for {count:,} entries from byte {self.at:,} on")
         return count
 
     def text(self) -> str:
@@ -121,7 +130,7 @@ def _unique(pairs) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"{name!r} is there twice")
+            raise ValueError(f"{name!r} occurs twice")
         found[name] = value
     return found
 
@@ -132,7 +141,7 @@ def _described(cursor: _Cursor) -> tuple[str, tuple[tuple[int, ...], GGMLQuantiz
         raise ValueError(f"{name!r} has {axes} axes; accepted are 1 to {_MOST_AXES}")
     shape = tuple(cursor.number("Q") for _ in range(axes))[::-1]
     if 0 in shape:
-        raise ValueError(f"{name!r} has shape {shape}")
+        raise ValueError(f"{name!r} has shape {shape}; an axis of length 0 holds no weights")
     return name, (shape, GGMLQuantizationType(cursor.number("I")), cursor.number("Q"))
 
 
@@ -142,14 +151,16 @@ def _placed(first: int, shape, kind: GGMLQuantizationType, offset: int) -> Tenso
 
 
 def row_bytes(kind: GGMLQuantizationType, length: int) -> int:
-    """Return how many bytes a row of numbers takes.
+    """Return the number of bytes of a row of `length` numbers.
 
     Raises:
-      ValueError: the row is not made of whole blocks.
+      ValueError: the row is not a whole number of blocks.
     """
     block, size = gguf.GGML_QUANT_SIZES[kind]
     if length % block:
-        raise ValueError(f"a row of {length} numbers is not made of {kind.name} blocks of {block}")
+        raise ValueError(
+            f"a row of {length} numbers does not divide into {kind.name} blocks of {block}"
+        )
     return length // block * size
 
 

@@ -7,10 +7,11 @@ import sentencepiece
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
-from autollm_jax.data import gguf_vocabulary, pretrained_tokenizer
-from autollm_jax.data.published_vocabularies import BytePairs, SentencePieces
 from autollm_jax.errors import UserError
-from tests.data import small_vocabularies as small
+from autollm_jax.published import gguf_vocabulary
+from autollm_jax.published.tokenizer import load_folder
+from autollm_jax.published.vocabularies import BytePairs, SentencePieces
+from tests.published import small_vocabularies as small
 
 TEXTS = [
     "",
@@ -36,9 +37,9 @@ def tokenizer(request, tmp_path):
         return gguf_vocabulary.from_gguf(gguf_fields(), "test")
     folder = small.sentencepiece_folder(tmp_path / "in")
     if request.param == "written":
-        pretrained_tokenizer.load_folder(folder).save(tmp_path / "out")
+        load_folder(folder).save(tmp_path / "out")
         folder = tmp_path / "out"
-    return pretrained_tokenizer.load_folder(folder)
+    return load_folder(folder)
 
 
 def gguf_fields(**changes):
@@ -87,7 +88,7 @@ def test_turns_stand_as_the_template_has_them(tokenizer):
 
 def test_a_space_before_a_text_goes_into_its_first_token(tmp_path):
     folder = small.sentencepiece_folder(tmp_path, chat_template=small.LLAMA2)
-    made = pretrained_tokenizer.load_folder(folder)
+    made = load_folder(folder)
     library = sentencepiece.SentencePieceProcessor(model_proto=small.sentencepiece_model())
     (the,) = library.encode("the")
     assert the in made.encode_opening("the") and the in made.encode_reply("the")
@@ -96,7 +97,7 @@ def test_a_space_before_a_text_goes_into_its_first_token(tmp_path):
 
 def test_tokens_added_to_a_model_are_control_tokens_or_text(tmp_path):
     folder = small.sentencepiece_folder(tmp_path, small.CHATML, added_tokens_decoder=ADDED)
-    made = pretrained_tokenizer.load_folder(folder)
+    made = load_folder(folder)
     assert made.vocab_size == SIZE + 4
     assert made.stop_id == SIZE
     assert made.opening.before[0] == SIZE + 3
@@ -104,7 +105,7 @@ def test_tokens_added_to_a_model_are_control_tokens_or_text(tmp_path):
     assert made.decode([SIZE + 1, SIZE, SIZE + 2, SIZE + 9]) == "<think>"
     assert SIZE not in made.encode(END) and made.decode(made.encode(END)) == END
     made.save(tmp_path / "out")
-    again = pretrained_tokenizer.load_folder(tmp_path / "out")
+    again = load_folder(tmp_path / "out")
     assert again.encode_opening("a <think>") == made.encode_opening("a <think>")
     assert again.content_hash == made.content_hash
 
@@ -115,7 +116,7 @@ def test_tokens_added_to_a_model_are_control_tokens_or_text(tmp_path):
 def test_added_tokens_that_cannot_be_are_refused(tmp_path, added):
     folder = small.sentencepiece_folder(tmp_path, added_tokens_decoder=added)
     with pytest.raises(UserError, match="tokenizer"):
-        pretrained_tokenizer.load_folder(folder)
+        load_folder(folder)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, 3000])
@@ -123,7 +124,7 @@ def test_a_truncated_model_is_refused(tmp_path, kept):
     folder = small.sentencepiece_folder(tmp_path)
     (folder / "tokenizer.model").write_bytes(small.sentencepiece_model()[:kept])
     with pytest.raises(UserError, match="not a SentencePiece model"):
-        pretrained_tokenizer.load_folder(folder)
+        load_folder(folder)
 
 
 @pytest.mark.parametrize(
@@ -186,11 +187,11 @@ def test_of_several_templates_the_default_is_taken(tmp_path):
         {"name": "default", "template": small.ZEPHYR},
     ]
     folder = small.sentencepiece_folder(tmp_path, templates)
-    made = pretrained_tokenizer.load_folder(folder)
-    one = pretrained_tokenizer.load_folder(small.sentencepiece_folder(tmp_path / "one"))
+    made = load_folder(folder)
+    one = load_folder(small.sentencepiece_folder(tmp_path / "one"))
     assert made.encode_opening("x") == one.encode_opening("x")
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings["chat_template"] = templates[:1]
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match="no chat template"):
-        pretrained_tokenizer.load_folder(folder)
+        load_folder(folder)

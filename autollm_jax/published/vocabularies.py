@@ -1,9 +1,9 @@
-"""The two kinds of vocabulary that published weights come with, behind one interface.
+"""The two kinds of published vocabularies, behind one interface.
 
-`BytePairs` is what the `tokenizers` library reads (tokenizer.json, or a GGUF file's fields),
-`SentencePieces` what SentencePiece does (tokenizer.model, as of Llama 2). Both encode a text as the
-tokens that it is within another: a space that the published tokenizer puts before every text is
-not put there, since turns are made of several texts. It is the `start` of a whole one.
+`BytePairs` uses the `tokenizers` library (tokenizer.json, or the fields of a GGUF file),
+`SentencePieces` uses SentencePiece (tokenizer.model, as in Llama 2). Some published tokenizers put
+a space before every text. Both classes leave that space out, since a turn is made of several texts;
+it is their `start`, which belongs before a whole conversation.
 """
 
 import json
@@ -23,13 +23,13 @@ TOKENIZER, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 
 
 class Vocabulary(Protocol):
-    """Map texts to ids and back.
+    """Maps texts to ids and back.
 
     Attributes:
       size: one more than the largest id.
-      serialised: what it is read from.
-      start: what a whole text begins with beside its own characters.
-      settings: what tokenizer_config.json says of it.
+      serialised: bytes that identify the vocabulary.
+      start: text that the published tokenizer puts before a whole conversation: "" or a space.
+      settings: its fields of tokenizer_config.json.
     """
 
     size: int
@@ -38,16 +38,16 @@ class Vocabulary(Protocol):
     settings: dict
 
     def encode(self, text: str, control: bool) -> list[int]:
-        """Encode a text; `control` says whether a control token's spelling is that token."""
+        """Encode a text; with `control`, the spelling of a control token is that token."""
 
     def decode(self, ids: Iterable[int], control: bool) -> str:
-        """Decode ids; `control` says whether control ids give their spelling, or nothing."""
+        """Decode ids; control ids become nothing, or with `control` their spelling."""
 
     def is_control(self, id: int) -> bool:
-        """Whether ordinary text never encodes to an id."""
+        """Return whether an id is a control token, which ordinary text never encodes to."""
 
     def save(self, folder: Path) -> None:
-        """Write what it is read from."""
+        """Write the vocabulary's file."""
 
 
 class BytePairs:
@@ -69,7 +69,7 @@ class BytePairs:
         """Read a tokenizer.json.
 
         Raises:
-          UserError: it is damaged.
+          UserError: the file is damaged.
         """
         values = read_json(path)
         start = " " if _drop_prefix(values) else ""
@@ -89,12 +89,12 @@ class BytePairs:
         return id in self._control
 
     def save(self, folder: Path) -> None:
-        self._tokenizer.encode_special_tokens = False  # how the last text was encoded is no part
+        self._tokenizer.encode_special_tokens = False  # state of the last call
         write_atomic(folder / TOKENIZER, self._tokenizer.to_str(pretty=True))
 
 
 def _drop_prefix(values: dict) -> bool:
-    """Let a tokenizer.json put no space before a text, nor take one off; returns whether it did."""
+    """Change a tokenizer.json to add and remove no leading space; return whether it added one."""
     dropped = False
     for part in _steps(values.get("decoder"), "decoders"):
         if part.get("type") == "Strip":
@@ -111,8 +111,8 @@ def _drop_prefix(values: dict) -> bool:
     return dropped
 
 
-# How a step of a tokenizer.json puts a space before a text: its type, its field, and the value with
-# which it does not.
+# Steps of a tokenizer.json that can put a space before a text: type, field, and the field's value
+# that puts none.
 _PREFIXES = (
     ("Prepend", "prepend", ""),
     ("Metaspace", "prepend_scheme", "never"),
@@ -121,31 +121,31 @@ _PREFIXES = (
 
 
 def _steps(part, inner: str) -> list[dict]:
-    """List a step, or those that a sequence of them has in its field `inner`."""
+    """List a step, or the steps of a sequence, which are in its field `inner`."""
     if not isinstance(part, dict):
         return []
     steps = part.get(inner)
     return [s for s in steps if isinstance(s, dict)] if isinstance(steps, list) else [part]
 
 
-# ModelProto.normalizer_spec.add_dummy_prefix = false: a message appended to another overrides it
-# (protobuf's encoding, "Last One Wins").
+# ModelProto.normalizer_spec.add_dummy_prefix = false. Appended to a serialised model it overrides
+# the model's own value (protobuf's encoding: the last one wins).
 _NO_PREFIX = b"\x1a\x02\x18\x00"
 
 
 class SentencePieces:
-    """A SentencePiece model, and tokens that were added to it."""
+    """A SentencePiece model and the tokens that were added to it."""
 
     def __init__(self, model: bytes, added: Mapping[str, tuple[int, bool]]):
-        """Take a serialised model.
+        """Read a serialised model.
 
         Args:
-          model: as SentencePiece writes it.
-          added: ids of further tokens, and whether they are control tokens.
+          model: the bytes of a tokenizer.model.
+          added: id of each added token, and whether it is a control token.
 
         Raises:
-          RuntimeError: not a SentencePiece model.
-          ValueError: an added token has the id of another.
+          RuntimeError: the bytes are not a SentencePiece model.
+          ValueError: an added token has the id of another token.
         """
         prefixing = sentencepiece.SentencePieceProcessor(model_proto=model)
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model + _NO_PREFIX)
@@ -156,7 +156,7 @@ class SentencePieces:
         self._text = {}
         for name, (id, control) in added.items():
             if names.get(name, id) != id or id < pieces and name not in names:
-                raise ValueError(f"{name!r} is added as {id}, which is another token")
+                raise ValueError(f"{name!r} is added as {id}, the id of another token")
             (self._control if control else self._text)[name] = id
         self._spelling = {id: name for name, id in {**self._control, **self._text}.items()}
         self.size = max([pieces, *(id + 1 for id in self._spelling)])
@@ -168,7 +168,7 @@ class SentencePieces:
         """Read a tokenizer.model.
 
         Raises:
-          UserError: it is damaged, or does not go with the added tokens.
+          UserError: the file is damaged, or an added token has the id of another token.
         """
         try:
             return cls(path.read_bytes(), added)

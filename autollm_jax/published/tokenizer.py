@@ -1,20 +1,20 @@
-"""Vocabularies that come with published weights, and their chat templates.
+"""The tokenizer of a published vocabulary and its chat template.
 
-Turns are encoded one by one and never again, so what a policy reads in a rollout is what it was
-trained on. A template is rendered around placeholders, once; what stands between them are the ids
-that open, join and close turns. Text is encoded as ordinary text: it cannot write control ids.
+A template is rendered once, around placeholders; the pieces between the placeholders are encoded to
+the ids that open, join and close turns. Each turn's text is then encoded by itself and never again,
+so a policy reads the same ids in a rollout as in training. Text is encoded as ordinary text: it
+cannot produce control ids.
 """
 
 import dataclasses
 import hashlib
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import jinja2
-import jinja2.sandbox
-
-from autollm_jax.data.published_vocabularies import (
+from autollm_jax.errors import UserError
+from autollm_jax.files import read_json, read_text, write_atomic, write_json_atomic
+from autollm_jax.published.chat_template import renderer, split
+from autollm_jax.published.vocabularies import (
     ADDED,
     SENTENCEPIECE,
     TOKENIZER,
@@ -22,11 +22,9 @@ from autollm_jax.data.published_vocabularies import (
     SentencePieces,
     Vocabulary,
 )
-from autollm_jax.errors import UserError, one_line
-from autollm_jax.files import read_json, read_text, write_atomic, write_json_atomic
 
 TOKENIZER_CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
-# What a published folder may hold of a vocabulary; only the first four are read here.
+# Vocabulary files of a published folder; only the first four are read here.
 FILES = (
     *(TOKENIZER, SENTENCEPIECE, TOKENIZER_CONFIG, TEMPLATE),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
@@ -36,11 +34,11 @@ _ENVIRONMENT, _AGENT, _REPLY = "\x02environment\x03", "\x02agent\x03", "\x02repl
 
 @dataclasses.dataclass(frozen=True)
 class _Frame:
-    """What a template puts around a text.
+    """The ids that a template puts around a text.
 
     Attributes:
-      before, after: ids.
-      lead: spaces right before the text, which its first word's token takes in.
+      before, after: ids before and after the text.
+      lead: spaces right before the text; they become a part of the text's first token.
     """
 
     before: list[int]
@@ -53,22 +51,23 @@ class PretrainedTokenizer:
 
     Attributes:
       vocab_size: one more than the largest id; a model may have more rows.
-      opening, joint: what stands around a conversation's first text, and a later one's.
-      stop_id: the id that ends an agent's turn.
+      opening: frame of a conversation's first text.
+      joint: frame of a later text of the environment, after an agent's turn.
+      stop_id: id that ends an agent's turn.
       content_hash: SHA-256 of vocabulary and template.
     """
 
     def __init__(self, vocabulary: Vocabulary, template: str, names: Mapping[str, str]):
-        """Take a vocabulary.
+        """Frame the vocabulary's texts by a chat template.
 
         Args:
           vocabulary: maps texts to ids.
-          template: Jinja, as in `chat_template`.
-          names: of the control tokens that templates refer to: bos_token, eos_token.
+          template: Jinja source, as in `chat_template`.
+          names: control tokens that templates refer to: bos_token, eos_token.
 
         Raises:
-          UserError: the template cannot be rendered, leaves out what it is given, or has no control
-            token where an agent's turn ends.
+          UserError: the template cannot be rendered, does not repeat its messages, or has no
+            control token where an agent's turn ends.
         """
         self._vocabulary, self._template, self._names = vocabulary, template, dict(names)
         self.vocab_size = vocabulary.size
@@ -79,17 +78,17 @@ class PretrainedTokenizer:
             {"role": "assistant", "content": _AGENT},
             {"role": "user", "content": _REPLY},
         ]
-        render = _renderer(template, names)
-        before, after = _split(render(first), _ENVIRONMENT)
+        render = renderer(template, names)
+        before, after = split(render(first), _ENVIRONMENT)
         self.opening = self._frame(before, after)
         if not any(map(vocabulary.is_control, self.opening.before[:1])):
             self.opening = self._frame(vocabulary.start + before, after)
-        frame = self._frame(*_split(_split(render(later), _AGENT)[1], _REPLY))
+        frame = self._frame(*split(split(render(later), _AGENT)[1], _REPLY))
         stops = (place for place, id in enumerate(frame.before) if vocabulary.is_control(id))
         place = next(stops, None)
         if place is None or self.decode(frame.before[:place]).strip():
             raise UserError(
-                "chat template: nothing ends an agent's turn: no control token is behind it"
+                "chat template: no control token follows an agent's turn, so nothing ends it"
             )
         self.stop_id = frame.before[place]
         self.joint = dataclasses.replace(frame, before=frame.before[place + 1 :])
@@ -99,59 +98,29 @@ class PretrainedTokenizer:
         return _Frame(encode(bare, control=True), before[len(bare) :], encode(after, control=True))
 
     def encode(self, text: str) -> list[int]:
-        """Encode ordinary text: a control token's spelling in it is text too."""
+        """Encode ordinary text; the spelling of a control token in it is text too."""
         return self._vocabulary.encode(text, control=False)
 
     def decode(self, ids: Iterable[int], control: bool = False) -> str:
-        """Decode ids; control ids give nothing, or with `control` their spelling."""
+        """Decode ids; control ids become nothing, or with `control` their spelling."""
         return self._vocabulary.decode(ids, control)
 
     def save(self, folder: Path) -> None:
-        """Write what `load_folder` reads."""
+        """Write the files that `load_folder` reads."""
         self._vocabulary.save(folder)
         write_atomic(folder / TEMPLATE, self._template)
         write_json_atomic(folder / TOKENIZER_CONFIG, {**self._vocabulary.settings, **self._names})
 
     def encode_opening(self, text: str) -> list[int]:
-        """Encode the environment's first turn, up to where the agent's begins."""
+        """Encode the environment's first turn, up to the place of the agent's turn."""
         return self._framed(self.opening, text)
 
     def encode_reply(self, text: str) -> list[int]:
-        """Encode a later turn of the environment, from behind the agent's stop id on."""
+        """Encode a later turn of the environment, from the id after the agent's stop id on."""
         return self._framed(self.joint, text)
 
     def _framed(self, frame: _Frame, text: str) -> list[int]:
         return [*frame.before, *self.encode(frame.lead + text), *frame.after]
-
-
-def _split(text: str, placeholder: str) -> tuple[str, str]:
-    before, found, after = text.partition(placeholder)
-    if not found or placeholder in after:
-        raise UserError("chat template: does not repeat each message once, as it is")
-    return before, after
-
-
-def _renderer(template: str, names: Mapping[str, str]) -> Callable[[list[dict]], str]:
-    """Compile a template in Jinja's sandbox; nothing else of a checkpoint is executed."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-
-    def refuse(message):
-        raise jinja2.TemplateError(message)
-
-    environment.globals["raise_exception"] = refuse
-    environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
-
-    def render(messages):
-        try:
-            return environment.from_string(template).render(
-                messages=messages, add_generation_prompt=True, **names
-            )
-        except Exception as error:  # a template may divide by zero, or ask for too much memory
-            raise UserError(f"chat template: {one_line(error)}") from error
-
-    return render
 
 
 def load_folder(folder: Path) -> PretrainedTokenizer:
@@ -171,7 +140,7 @@ def load_folder(folder: Path) -> PretrainedTokenizer:
             name: value for name, value in names.items() if value
         }
     else:
-        raise UserError(f"{folder / TOKENIZER}: missing, and so is {SENTENCEPIECE}")
+        raise UserError(f"{folder / TOKENIZER}: missing, and {SENTENCEPIECE} too")
     template = settings.get("chat_template")
     if isinstance(template, list):  # several, by name
         named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
@@ -179,21 +148,24 @@ def load_folder(folder: Path) -> PretrainedTokenizer:
     if (folder / TEMPLATE).exists():
         template = read_text(folder / TEMPLATE)
     if not isinstance(template, str):
-        raise UserError(f"{folder}: no chat template; {TEMPLATE} or {TOKENIZER_CONFIG} names one")
+        raise UserError(
+            f"{folder}: no chat template; accepted are {TEMPLATE}, or chat_template "
+            f"in {TOKENIZER_CONFIG}"
+        )
     return PretrainedTokenizer(vocabulary, template, names)
 
 
 def _added(settings: Mapping, where: Path) -> dict[str, tuple[int, bool]]:
-    """Read which tokens were added to a SentencePiece model."""
+    """Read the tokens that were added to a SentencePiece model: id and whether it is control."""
     try:
         return {
             str(token["content"]): (int(id), bool(token.get("special")))
             for id, token in settings.get(ADDED, {}).items()
         }
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{where}: {ADDED} is no mapping of ids to tokens") from error
+        raise UserError(f"{where}: {ADDED} is not a mapping of ids to tokens") from error
 
 
 def _name(token) -> str:
-    """Read a token's name, which may be a string or a mapping with its `content`."""
+    """Read a token's spelling from a string or from a mapping with `content`; "" if it has none."""
     return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")

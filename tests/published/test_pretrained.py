@@ -15,7 +15,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from autollm_jax.errors import UserError
-from autollm_jax.models import attention, families, pattern, pretrained
+from autollm_jax.models import attention
+from autollm_jax.published import families, pattern, pretrained
+from autollm_jax.published.config_json import shape_from_json
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 
 SHAPES = {"V": 96, "D": 32, "H": 4, "K": 2, "A": 16, "F": 48}
@@ -255,7 +257,7 @@ def test_llama_3_stretches_long_wavelengths_only(tmp_path):
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64,
     }
-    _, config = families.shape_from_json(config_json(rope_scaling=rope), "test")
+    _, config = shape_from_json(config_json(rope_scaling=rope), "test")
     assert config.rope_factors[0] == 1.0 and config.rope_factors[-1] == 8.0
     assert list(config.rope_factors) == sorted(config.rope_factors)
     x = jax.random.normal(jax.random.key(0), (1, 9, 1, SHAPES["A"]))
@@ -379,7 +381,7 @@ def test_another_model_is_not_exported(tmp_path, one):
 
 def test_a_stated_shape_stands_in_for_weights_that_are_not_here(tmp_path):
     stated = config_json("Qwen3ForCausalLM")
-    expected = families.shape_from_json(stated, "test")[1]
+    expected = shape_from_json(stated, "test")[1]
     assert pretrained.shape_of(str(tmp_path / "none"), stated) == expected
     folder = write(tmp_path / "here", tensors("Qwen3ForCausalLM"), stated)
     assert pretrained.shape_of(str(folder), stated) == expected

@@ -1,0 +1,1 @@
+"""Other people's weights, vocabularies and chat templates, read and written."""
