@@ -1,7 +1,7 @@
 """Rules between several fields of a config, checked before the first stage.
 
-`check` takes a config whose single fields have been checked (`fields.checked`). Where a stage builds
-an object that checks itself (a model's shape, a table plan), the object is built here too.
+`check` takes a config whose single fields have been checked (`fields.checked`). Where a stage
+builds an object that checks itself (a model's shape, a table plan), the object is built here too.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -79,8 +79,8 @@ def _weights(config: ConfigDict) -> Iterator[str]:
         )
     if policy.lora_rank and not policy.weights:
         yield (
-            f"config.policy.lora_rank={policy.lora_rank}: LoRA factors are trained beside published "
-            "weights; name some in config.policy.weights, or set it to 0"
+            f"config.policy.lora_rank={policy.lora_rank}: LoRA factors are trained beside "
+            "published weights; name some in config.policy.weights, or set it to 0"
         )
     if policy.lora_rank and not policy.lora_targets:
         yield (

@@ -194,9 +194,7 @@ def _connect(
         time.sleep(0.2)
 
 
-def _known_name(
-    host: str, port: int, field: str, deadline: float, timeout_seconds: float
-) -> None:
+def _known_name(host: str, port: int, field: str, deadline: float, timeout_seconds: float) -> None:
     """Wait until process 0's own name is known to it."""
     while True:
         try:
@@ -208,9 +206,7 @@ def _known_name(
         time.sleep(0.2)
 
 
-def _unreachable_error(
-    field: str, index: int, timeout_seconds: float, error: OSError
-) -> UserError:
+def _unreachable_error(field: str, index: int, timeout_seconds: float, error: OSError) -> UserError:
     return UserError(
         f"{field}: process {index} on {socket.gethostname()} cannot reach it after "
         f"{timeout_seconds} s ({error}); check that process 0 runs, the address, port and "
@@ -273,7 +269,9 @@ def _listen(port: int, field: str) -> socket.socket:
     deadline = time.monotonic() + PORT_SECONDS
     while True:
         try:
-            return socket.create_server(("", port), family=family, dualstack_ipv6=both, backlog=4096)
+            return socket.create_server(
+                ("", port), family=family, dualstack_ipv6=both, backlog=4096
+            )
         except OSError as error:
             if time.monotonic() >= deadline:
                 raise UserError(

@@ -271,7 +271,8 @@ def _restart(workdir: Path, restart: str, before: Mapping, config: Mapping) -> N
             write_atomic(log, "".join(kept))
     write_json_atomic(folder / "config.json", before)
     write_json_atomic(folder / RESTART, entry)
-    moved = ", ".join(str(path.relative_to(workdir.absolute())) for path in map(Path.absolute, paths))
+    here = workdir.absolute()
+    moved = ", ".join(str(path.absolute().relative_to(here)) for path in paths)
     print(f"restart: moved {moved or 'nothing'} to {folder}")
 
 

@@ -23,9 +23,11 @@ from autollm_jax.models import lora, pretrained, transformer
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 
-SOURCE = flags.DEFINE_string("source", None, "Safetensors directory, or GGUF file.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a job that trained a policy.")
-OUT = flags.DEFINE_string("out", None, "Folder to write into; not the source.")
+SOURCE = command_line.define_path("source", None, "Safetensors directory, or GGUF file.")
+WORKDIR = command_line.define_path(
+    "workdir", None, "Work directory of a trained policy."
+)
+OUT = command_line.define_path("out", None, "Folder to write into; not the source.")
 DTYPE = flags.DEFINE_enum(
     "dtype",
     None,
