@@ -1,6 +1,6 @@
-"""Running a script of `launch/`: a user's mistake becomes one line and exit code 1.
+"""Running a script of `launch/`: flags, and a user's mistake as one line with exit code 1.
 
-One that is preempted before it has begun ends as one that has (`preemption.py`).
+A script that is pre-empted before its job has begun ends as a pre-empted job does: exit code 75.
 """
 
 import ctypes
@@ -15,17 +15,17 @@ from absl import app, flags
 
 from autollm_jax.errors import PREEMPTED_EXIT_CODE, UserError
 
-# What glibc does with freed memory (mallopt's parameters in malloc.h): it keeps it, in one arena.
+# Parameters of glibc's mallopt (malloc.h) that keep freed memory, in one arena.
 _KEPT = {"M_TRIM_THRESHOLD": (-1, -1), "M_TOP_PAD": (-2, 2**28), "M_MMAP_MAX": (-4, 0),
          "M_ARENA_MAX": (-8, 1)}  # fmt: skip
 
 
 def _keep_freed_memory() -> None:
-    """Let the C library keep the memory that it has freed; where it is another than glibc, nothing.
+    """Let glibc keep freed memory; other C libraries are left alone.
 
-    XLA on a CPU allocates and frees every temporary array of a step. As it comes, glibc returns
-    large ones to the kernel, which clears their pages when they are asked for again: a third of a
-    train step's CPU time (docs/performance.md). Variables MALLOC_* take precedence.
+    XLA on a CPU allocates and frees every temporary array of a step. By default glibc returns large
+    ones to the kernel, which clears their pages before the next use: a third of a train step's CPU
+    time (docs/performance.md). Variables MALLOC_* take precedence.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
@@ -33,7 +33,7 @@ def _keep_freed_memory() -> None:
             mallopt(parameter, value)
 
 
-# While there is one thread: the number of arenas is settled when a second one allocates. So scripts
+# While there is one thread: the second one fixes the number of arenas when it allocates. So scripts
 # import this module before any that starts threads.
 _keep_freed_memory()
 # Loading JAX takes seconds, in which there is nothing to save.
@@ -41,15 +41,27 @@ if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGTERM, lambda *_: os._exit(PREEMPTED_EXIT_CODE))
 
 
+class _PathParser(flags.ArgumentParser):
+    """Reads a path; a leading `~` is the home folder."""
+
+    def parse(self, argument: str) -> str:
+        return os.path.expanduser(argument)
+
+
+def define_path(name: str, default: str | None, help: str) -> flags.FlagHolder[str]:
+    """Define a flag that is a path; every path flag of `launch/` is defined by this."""
+    return flags.DEFINE(_PathParser(), name, default, help, serializer=flags.ArgumentSerializer())
+
+
 def run(main: Callable[[list[str]], None]) -> None:
     """Parse the flags and run `main`.
 
-    `UserError`, and whatever is wrong with a flag or a config file, ends the script with one line.
+    A `UserError`, and any mistake in a flag or a config file, ends the script with one line.
     """
 
     def whole(argv):
         main(argv)
-        # All is done: a stop that comes while Python takes itself down has nothing to ask for.
+        # The work is done: a stop that comes while Python ends must not change the exit code.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     try:
@@ -62,10 +74,10 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         if "config" in flags.FLAGS:
-            # What stands for a config file that could not be read raises on any attribute.
+            # A config file that could not be read is replaced by an object that raises when read.
             getattr(flags.FLAGS["config"].value, "to_dict", None)
         return rest
-    except (AttributeError, KeyError) as error:  # how ml_collections reports an unknown field
+    except (AttributeError, KeyError) as error:  # ml_collections' errors for an unknown field
         raise UserError(_unknown_field(argv) or f"unknown field {error}") from error
     except (flags.Error, OSError, ValueError, TypeError) as error:
         raise UserError(_one_line(error)) from error

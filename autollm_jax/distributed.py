@@ -83,7 +83,8 @@ def start(settings: Settings) -> None:
     if address and None not in (index, processes):
         on_this_host = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE")
         one_host = settings.one_host or hosts == 1 or on_this_host == str(processes)
-        coordinator.check(address, field, index, one_host, settings.timeout_seconds)
+        seconds = settings.timeout_seconds
+        coordinator.meet(address, field, index, processes, one_host, seconds)
     if settings.coordinator:
         _connect(settings, address, processes, index)
     else:

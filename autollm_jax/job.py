@@ -1,4 +1,4 @@
-"""A job: the config, the work directory and the mesh, and what stages find there."""
+"""A job: its config, work directory and mesh, and the files and objects that stages read."""
 
 import dataclasses
 import functools
@@ -15,13 +15,15 @@ from autollm_jax.agent import dialogue
 from autollm_jax.agent.dialogue import ChatTokenizer, PolicyTokenizer
 from autollm_jax.agent.rollout import PlayConfig
 from autollm_jax.checkpointing.checkpoints import Checkpoints
+from autollm_jax.constraints import policy_shape
 from autollm_jax.curriculum.pairs import Recipe
 from autollm_jax.curriculum.teacher import Trajectory
 from autollm_jax.errors import UserError
+from autollm_jax.files import read_json_lines
 from autollm_jax.gym.experiments import Experiment, load_experiments
 from autollm_jax.gym.splits import Split, split
 from autollm_jax.gym.stress import Stress
-from autollm_jax.models import lora, scaling, transformer
+from autollm_jax.models import lora, transformer
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.published import pretrained
 from autollm_jax.published.tokenizer import PretrainedTokenizer
@@ -36,7 +38,7 @@ STRESS_PREFIX = "stress_"
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What every stage gets: the config, the work directory and the mesh."""
+    """The argument of every stage: the config, the work directory and the mesh."""
 
     config: ConfigDict
     workdir: Path
@@ -46,21 +48,15 @@ class Job:
     def start(cls, config: ConfigDict, workdir: str) -> "Job":
         """Connect the processes, find the devices and lay the mesh over them.
 
+        Args:
+          config: as `fields.checked` returns it.
+          workdir: the folder of everything that the job writes.
+
         Raises:
-          UserError: the mesh does not fit the devices, fields of the config each other, or the
-            processes do not come together.
+          UserError: the mesh does not fit the devices, or the processes do not come together.
         """
-        policy, relabelled = config.policy, config.distill.relabelled
-        if policy.weights and relabelled:
-            raise UserError(
-                f"config.distill.relabelled={relabelled} is for a vocabulary of our own; with "
-                "config.policy.weights it has to be 0"
-            )
-        if policy.lora_rank and not policy.weights:
-            raise UserError(
-                f"config.policy.lora_rank={policy.lora_rank}: factors are trained beside published "
-                "weights; name some in config.policy.weights, or set it to 0"
-            )
+        # Also under JAX_ENABLE_X64: with other types the same job would give other numbers.
+        jax.config.update("jax_enable_x64", False)
         settings = distributed.Settings(**config.distributed)
         _split_cpu(config.mesh.cpu_devices)
         distributed.start(settings)
@@ -73,7 +69,7 @@ class Job:
         """Open published weights and their vocabulary, before any stage works.
 
         Raises:
-          UserError: they are not there, damaged, or do not fit each other.
+          UserError: they are missing or damaged, or do not fit each other.
         """
         if self.weights:
             try:
@@ -83,7 +79,7 @@ class Job:
 
     @property
     def alone(self) -> "Job":
-        """The same job over this process's own devices, for what one process does by itself."""
+        """The same job over this process's own devices, for a stage that one process runs."""
         if distributed.count() == 1:
             return self
         return dataclasses.replace(self, mesh=make_mesh(MeshShape(), jax.local_devices()))
@@ -118,12 +114,12 @@ class Job:
 
     @property
     def stress(self) -> Stress:
-        """What is done to the evidence that games come with."""
+        """The change made to the evidence of every game."""
         return Stress(**self.config.stress)
 
     @property
     def results_path(self) -> Path:
-        """The results; those under stress are apart from the plain ones."""
+        """The results; those under stress have a folder each."""
         folder = self.workdir / "evaluation"
         if self.stress.label:
             folder = folder / f"{STRESS_PREFIX}{self.stress.label}"
@@ -150,10 +146,10 @@ class Job:
 
     @property
     def training(self) -> tuple[Experiment, ...]:
-        """The experiments that are learned from: those of `gym.trained_tasks`.
+        """The training experiments of `gym.trained_tasks`.
 
         Raises:
-          UserError: there is none.
+          UserError: there are none.
         """
         named = self.config.gym.trained_tasks
         tasks = named.split(",") if named else list(self.config.gym.tasks)
@@ -167,17 +163,18 @@ class Job:
 
     def pairs(self, name: str) -> list[Recipe]:
         """Read curation's pairs for distillation ("distill") or GRPO ("grpo")."""
-        lines = needed(self.pairs_path(name), "curate").read_text().splitlines()
-        return [Recipe.from_json(line) for line in lines]
+        path = needed(self.pairs_path(name), "curate")
+        return read_json_lines(path, Recipe.from_json, remedy="give --restart=curate")
 
     def trajectories(self) -> list[Trajectory]:
         """Read the simulated episodes that hindsight kept."""
-        lines = needed(self.trajectories_path, "simulate").read_text().splitlines()
-        return [t for t in map(Trajectory.from_json, lines) if t.kept]
+        path = needed(self.trajectories_path, "simulate")
+        found = read_json_lines(path, Trajectory.from_json, remedy="give --restart=simulate")
+        return [trajectory for trajectory in found if trajectory.kept]
 
     @functools.cached_property
     def weights(self) -> Path | None:
-        """The published weights that the policy starts from; None where it starts from none."""
+        """The path of the published weights that the policy starts from; None without any."""
         return pretrained.find(self.config.policy.weights) if self.config.policy.weights else None
 
     @functools.cached_property
@@ -209,9 +206,7 @@ class Job:
                 **{name: policy[name] for name in settings},
                 lora_targets=lora_targets,
             )
-        names = {field.name for field in dataclasses.fields(TransformerConfig)} - {"lora_targets"}
-        shape = TransformerConfig(**{name: policy[name] for name in names if name in policy})
-        return scaling.scaled(shape, policy.scale)
+        return policy_shape(self.config)
 
     def optimizer(self, stage: ConfigDict):
         """The optimizer of a stage."""
@@ -225,7 +220,7 @@ class Job:
         return GRPOHyperparameters(**{n: self.config.grpo[n] for n in names})
 
     def play(self, temperature: float, **changes) -> PlayConfig:
-        """How the policy plays."""
+        """Return the settings of the policy's play."""
         policy, rollout = self.config.policy, self.config.rollout
         sizes = SamplerConfig(
             context=policy.context,
@@ -238,8 +233,7 @@ class Job:
     def first_parameters(self):
         """Make the parameters that training starts from: published ones, or random ones.
 
-        They are read anew each time, since a job that kept them would hold a copy that its other
-        stages have no use for.
+        They are read anew each time: a kept copy would take memory in every later stage.
         """
         model, key = self.model, jax.random.key(self.config.seed)
         if not self.weights:
@@ -256,11 +250,11 @@ class Job:
 
         Args:
           stage: distill or grpo.
-          first: gives the first parameters where they are held already, to share what of them is
-            frozen; they are made by default.
+          first: returns the first parameters, where the caller holds them already; their frozen
+            part is shared. By default they are made.
 
         Raises:
-          UserError: the stage has not been run to its end.
+          UserError: the stage has not been run to its end, or its last checkpoint is damaged.
         """
         first = first or self.first_parameters
         if not self.config[stage].steps:
@@ -273,23 +267,24 @@ class Job:
             )
         init, axes = functools.partial(lora.init, model), lora.logical_axes(model)
         optimizer = self.optimizer(self.config[stage])
-        state, _ = checkpoints.restore(abstract_state(init, axes, optimizer, self.mesh))
+        abstract = abstract_state(init, axes, optimizer, self.mesh)
+        state, _ = checkpoints.restore(abstract, step=self.config[stage].steps)
         frozen = lora.split(model, first())[0] if model.lora_rank else {}
         return lora.join(frozen, state.params)
 
 
 def of_one_process(config: ConfigDict) -> ConfigDict:
-    """Return a copy of a config for this process alone, whoever else the job was started with."""
+    """Return a copy of a config for a job of this process alone."""
     config = config.copy_and_resolve_references()
     config.distributed.processes = 1  # also where a scheduler started several
     return config
 
 
 def needed(path: Path, stage: str) -> Path:
-    """Return a path that an earlier stage has to have written.
+    """Return a path that an earlier stage writes.
 
     Raises:
-      UserError: it has not.
+      UserError: it is missing.
     """
     if not path.exists():
         raise UserError(f"{path}: missing; run --stage={stage} first")

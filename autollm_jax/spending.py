@@ -1,7 +1,6 @@
-"""What training and playing the agent cost: FLOPs counted from sizes, hours as they were logged."""
+"""The cost of training and playing the agent: FLOPs counted from sizes, hours from the log."""
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from collections.abc import Iterator
 from autollm_jax import distributed
 from autollm_jax.evaluation.cost import Spending
 from autollm_jax.evaluation.run_costs import Cost, read_runs
+from autollm_jax.files import append_json_line, read_json_lines
 from autollm_jax.job import Job
 from autollm_jax.models.transformer import parameter_count
 
@@ -19,24 +19,21 @@ UNTRAINED = ("zero_shot",)  # and the one that uses it as it came
 
 @contextlib.contextmanager
 def timed(job: Job, stage: str) -> Iterator[None]:
-    """Log a training stage's wall clock to `stages.jsonl`, a line each time it comes to its end.
+    """Log a training stage's wall clock to `stages.jsonl`, one line each time the stage ends.
 
-    A stage that goes on where it stood adds a line; what a killed process took is lost.
+    A resumed stage adds a line. The time of a killed process is lost.
     """
     began = time.perf_counter()
     yield
     if stage in TRAINING_STAGES and distributed.is_main():
         line = {"stage": stage, "seconds": round(time.perf_counter() - began, 3)}
-        job.workdir.mkdir(parents=True, exist_ok=True)
-        with open(job.workdir / "stages.jsonl", "a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_json_line(job.workdir / "stages.jsonl", line)
 
 
 def logged_hours(job: Job) -> float:
-    """Return how long the agent's training took, all stages; nan where one was not logged."""
+    """Return the hours of all training stages; nan where a stage was not logged."""
     path, seconds = job.workdir / "stages.jsonl", dict.fromkeys(TRAINING_STAGES, math.nan)
-    for line in path.read_text().splitlines() if path.exists() else ():
-        entry = json.loads(line)
+    for entry in read_json_lines(path, log=True) if path.exists() else ():
         if entry["stage"] in seconds:
             before = seconds[entry["stage"]]
             seconds[entry["stage"]] = entry["seconds"] + (0.0 if math.isnan(before) else before)
@@ -47,8 +44,8 @@ def training_flops(job: Job) -> float:
     """Count the FLOPs of distillation and GRPO.
 
     6 x parameters + 12 x layers x heads x head width x row length, a token (PaLM, arXiv 2204.02311,
-    appendix B), and a third of it where nothing is learned (sampling, the reference). Rows count in
-    full, padding as well; a rollout's as the whole context, which is more than it takes.
+    appendix B); a third of it for a forward pass alone (sampling, the reference). Rows count in
+    full, padding included. A row of a rollout counts as the whole context, an upper bound.
     """
     distill, grpo, context = job.config.distill, job.config.grpo, job.config.policy.context
     rows = grpo.steps * grpo.groups * grpo.group_size
@@ -66,9 +63,9 @@ def _row_flops(job: Job, length: int) -> float:
 
 
 def spending(job: Job) -> Spending:
-    """Return what was spent besides the trials."""
+    """Return the cost of training, playing and evidence; the trials' cost is not in it."""
     training = Cost(training_flops(job), logged_hours(job))
-    # An episode is read and written once, without gradients; how long that takes is not logged.
+    # An episode is read and written once, without gradients; its seconds are not logged.
     playing = Cost(_row_flops(job, job.config.policy.context) / 3, 0.0)
     evidence = job.split.training if job.config.gym.evidence else ()
     runs = read_runs(job.roots, [*job.split.training, *job.split.held_out])

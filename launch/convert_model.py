@@ -25,11 +25,13 @@ from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.published import pretrained
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 
-SOURCE = flags.DEFINE_string(
+SOURCE = command_line.define_path(
     "source", None, "Safetensors folder, GGUF file, or installed package with one."
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a job that trained a policy.")
-OUT = flags.DEFINE_string("out", None, "Output folder; it must not be the source.")
+WORKDIR = command_line.define_path(
+    "workdir", None, "Work directory of a job that trained a policy."
+)
+OUT = command_line.define_path("out", None, "Output folder; it must not be the source.")
 DTYPE = flags.DEFINE_enum(
     "dtype",
     None,

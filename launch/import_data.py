@@ -29,8 +29,8 @@ BY_HAND = "downloads"
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("source", None, f"Table to import: {', '.join(SOURCES)}, or all.")
-flags.DEFINE_string("path", None, "File or folder as published; downloaded where not given.")
-flags.DEFINE_string("out", None, "Folder of outcome tables to write into.")
+command_line.define_path("path", None, "File or folder as published; downloaded where not given.")
+command_line.define_path("out", None, "Folder of outcome tables to write into.")
 
 
 def import_source(source: Source, path: str | None, out: str) -> None:

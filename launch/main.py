@@ -7,9 +7,15 @@ from autollm_jax import command_line, stages
 from autollm_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="The job's config file.")
-WORKDIR = flags.DEFINE_string("workdir", "workdir", "Folder of everything the job writes.")
+WORKDIR = command_line.define_path("workdir", "workdir", "Folder of everything the job writes.")
 STAGE = flags.DEFINE_enum(
     "stage", "all", ["all", *stages.STAGES], "One stage, or all; resumes where the work stands."
+)
+RESTART = flags.DEFINE_enum(
+    "restart",
+    None,
+    list(stages.PIPELINE),
+    "Set aside the files that this stage and later ones wrote, then run; their fields may change.",
 )
 
 
@@ -18,7 +24,7 @@ def main(argv):
         raise UserError(f"unexpected argument {argv[1]!r}; flags look like --config.seed=1")
     if CONFIG.value is None:
         raise UserError("--config is missing; try --config=configs/gym.py")
-    stages.run(CONFIG.value, WORKDIR.value, STAGE.value)
+    stages.run(CONFIG.value, WORKDIR.value, STAGE.value, RESTART.value or "")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
+import concurrent.futures
+import re
 import socket
 import threading
+import time
 
 import pytest
 
 from autollm_jax import coordinator, distributed
-from autollm_jax.coordinator import check, free_address
+from autollm_jax.coordinator import free_address
 from autollm_jax.distributed import Settings
 from autollm_jax.errors import UserError
 
@@ -32,8 +35,65 @@ def taken_port():
         yield other.getsockname()[1]
 
 
-def meet(index, address, one_host=False):
-    check(address, "field", index, one_host, timeout_seconds=1)
+def meet(index, address, one_host=False, processes=2, timeout_seconds=1):
+    coordinator.meet(address, "field", index, processes, one_host, timeout_seconds)
+
+
+def all_meet(address, numbers, processes, **settings):
+    """Let several processes meet, a thread each; return each one's error, or None."""
+
+    def one(number):
+        try:
+            meet(number, address, True, processes, **settings)
+        except UserError as error:
+            return str(error)
+
+    with concurrent.futures.ThreadPoolExecutor(len(numbers)) as threads:
+        return list(threads.map(one, numbers))
+
+
+def test_processes_meet_and_leave_the_port_free():
+    address = free_address()
+    assert all_meet(address, (2, 0, 1), 3, timeout_seconds=30) == [None] * 3
+    socket.create_server(("", int(address.partition(":")[2]))).close()
+
+
+def test_process_0_says_who_is_missing_and_the_others_hear_it():
+    errors = all_meet(free_address(), (0, 1, 3), 4, timeout_seconds=3)
+    assert len(set(errors)) == 1
+    assert re.search(r"process 0 on .* waited 3 s for process 2 of 4; check that", errors[0])
+
+
+def test_another_number_of_processes_is_refused_by_both():
+    address = free_address()
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        zero = thread.submit(meet, 0, address, True, 2, 10)
+        with pytest.raises(UserError, match="process 1 of 3 on .* came to a job of 2 processes"):
+            meet(1, address, True, 3, 10)
+        with pytest.raises(UserError, match="config.distributed.processes"):
+            zero.result()
+
+
+def test_two_processes_of_one_number_are_told_so():
+    errors = all_meet(free_address(), (0, 1, 1), 3, timeout_seconds=3)
+    assert sum("another process has number 1" in error for error in errors) == 1
+    assert sum("waited 3 s for process 2 of 3" in error for error in errors) == 2
+
+
+def test_a_program_that_connects_and_leaves_keeps_nobody():
+    address = free_address()
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        zero = thread.submit(meet, 0, address, True, 2, 30)
+        host, _, port = address.partition(":")
+        for _ in range(2):
+            while True:
+                try:
+                    socket.create_connection((host, int(port)), timeout=1).close()
+                    break
+                except OSError:
+                    time.sleep(0.05)
+        meet(1, address, True, 2, 30)
+        zero.result()
 
 
 def test_a_process_that_stays_away_is_reported_in_time():
@@ -42,17 +102,23 @@ def test_a_process_that_stays_away_is_reported_in_time():
         meet(1, free_address(), one_host=True)
 
 
+def test_another_program_at_the_address_is_reported_in_time(taken_port):
+    with pytest.raises(UserError, match="got no answer of process 0 within 1 s"):
+        meet(1, f"localhost:{taken_port}", one_host=True)
+
+
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_name_that_stays_unknown_is_reported_in_time(index):
     with pytest.raises(UserError, match=r"cannot reach it after 1 s .*(not known|resol)"):
         meet(index, f"no.such.host.invalid:{free_address().partition(':')[2]}")
 
 
-def test_a_name_that_becomes_known_later_is_waited_for(known, taken_port):
+def test_a_name_that_becomes_known_later_is_waited_for(known):
     known[NAME] = "no.such.host.invalid"
     timer = threading.Timer(1.0, known.update, [{NAME: "127.0.0.1"}])
     timer.start()
-    check(f"{NAME}:{taken_port}", "field", 1, one_host=True, timeout_seconds=60)
+    port = free_address().partition(":")[2]
+    assert all_meet(f"{NAME}:{port}", (0, 1), 2, timeout_seconds=60) == [None] * 2
     assert known[NAME] == "127.0.0.1"
     timer.join()
 
@@ -67,8 +133,9 @@ def test_an_address_that_means_every_host_is_refused(host, index):
 def test_a_name_that_is_loopback_on_its_own_host_alone_will_do(known, taken_port, monkeypatch):
     known[NAME] = "127.0.0.1"
     monkeypatch.setattr(socket, "gethostname", lambda: "node-0")
-    meet(0, f"{NAME}:{free_address().partition(':')[2]}")
-    meet(1, f"{NAME}:{taken_port}")
+    for index in (0, 1):
+        with pytest.raises(UserError, match="waited 1 s for process 1|cannot reach it"):
+            meet(index, f"{NAME}:{free_address().partition(':')[2]}")
     monkeypatch.setattr(socket, "gethostname", lambda: "node-1")
     with pytest.raises(UserError, match="127.0.0.1 is a loopback address"):
         meet(1, f"{NAME}:{taken_port}")

@@ -1,11 +1,13 @@
 """Checkpoints: state, consumed data position and JSON metadata, through Orbax."""
 
+import shutil
+import sys
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
 
-from autollm_jax.errors import UserError
+from autollm_jax.errors import UserError, one_line
 
 
 class Checkpoints:
@@ -22,9 +24,12 @@ class Checkpoints:
 
         Args:
           directory: of the stage; made where it is missing.
-          keep: so many of the newest stay.
+          keep: how many of the newest stay, 2 or more, so that a damaged one has a predecessor.
           alone: only this one of several processes uses it, for arrays of its own.
         """
+        if keep < 2:
+            raise ValueError(f"keep is {keep}; accepted is 2 or more")
+        self._shared = jax.process_count() > 1 and not alone
         self.directory = Path(directory).absolute()
         processes = ocp.options.MultiprocessingOptions()
         if alone and jax.process_count() > 1:
@@ -63,22 +68,44 @@ class Checkpoints:
         self.manager.save(step, args=ocp.args.Composite(**items))
 
     def restore(self, abstract_state, step: int | None = None):
-        """Restore the newest checkpoint (or that of `step`).
+        """Restore a checkpoint; where the newest is damaged, the newest that is whole.
+
+        A damaged one is renamed to `damaged_STEP`, and a line on stderr says so.
 
         Args:
           abstract_state: `ShapeDtypeStruct` tree with shardings.
-          step: None is the newest.
+          step: which one has to be restored; None is the newest whole one.
 
         Returns:
           The state and the `extra` it was saved with.
 
         Raises:
-          UserError: if there is none, or its tree or a shape differs from `abstract_state`.
+          UserError: there is none, that of `step` is damaged, or its tree or a shape differs from
+            `abstract_state`. In a job of several processes a damaged newest one is an error too.
         """
-        step = self.latest() if step is None else step
-        if step is None:
+        steps = sorted(self.manager.all_steps(), reverse=True) if step is None else [step]
+        if not steps or steps[0] not in self.manager.all_steps():
             raise UserError(f"{self.directory}: no checkpoint here")
+        for number, tried in enumerate(steps):
+            try:
+                return self._restore(abstract_state, tried)
+            except PermissionError:
+                raise
+            except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+                rest = steps[number + 1 :]
+                self._set_aside(tried, error, rest)
+                if step is not None or not rest:
+                    raise UserError(
+                        f"{self.directory / str(tried)}: damaged, and renamed to damaged_{tried}; "
+                        f"run --stage={self.directory.name} again, which goes on from the newest "
+                        "whole checkpoint"
+                    ) from error
+        raise AssertionError("a checkpoint was restored, or the last one raised")
+
+    def _restore(self, abstract_state, step: int):
         saved = self.manager.item_metadata(step)["state"]
+        if saved is None:
+            raise ValueError("its metadata cannot be read")
         self._check(jax.tree_util.tree_leaves_with_path(abstract_state), saved, step)
         restored = self.manager.restore(
             step,
@@ -87,6 +114,26 @@ class Checkpoints:
             ),
         )
         return restored["state"], restored["extra"]
+
+    def _set_aside(self, step: int, error: Exception, older: list[int]) -> None:
+        """Rename a damaged checkpoint, so that its step can be saved again."""
+        path = self.directory / str(step)
+        if self._shared:
+            # Processes would have to agree: one may find its own part whole.
+            raise UserError(
+                f"{path}: damaged ({one_line(error)[:200]}); move it away, and the same command "
+                "goes on from the checkpoint before it"
+            ) from error
+        target = self.directory / f"damaged_{step}"
+        if target.exists():
+            shutil.rmtree(target)
+        path.rename(target)
+        self.manager.reload()
+        on = f"going on from step {older[0]}" if older else "no older one"
+        print(
+            f"warning: {path}: damaged ({one_line(error)[:200]}), renamed to {target.name}; {on}",
+            file=sys.stderr,
+        )
 
     def _check(self, expected, saved, step) -> None:
         found = {

@@ -143,6 +143,11 @@ class Tokenizer:
         return piece.replace(_SPACE_MARK, " ").encode("utf-8")
 
 
+def reserved_ids(symbols: Sequence[str] = ()) -> int:
+    """Count the ids that a vocabulary gives to control tokens, symbols and single bytes."""
+    return EOS + 1 + len(symbols) + 256
+
+
 def train_tokenizer(
     texts: Iterable[str],
     vocab_size: int,
@@ -179,10 +184,10 @@ def train_tokenizer(
     for symbol in user_defined_symbols:
         if len(symbol) < 2 or _SPACE_MARK in symbol:
             raise UserError(f"tokenizer symbol {symbol!r}: must have at least two characters")
-    least = EOS + 1 + len(user_defined_symbols) + 256
-    if vocab_size <= least:
+    taken = reserved_ids(user_defined_symbols)
+    if vocab_size <= taken:
         raise UserError(
-            f"tokenizer vocab_size={vocab_size} is too small: {least} ids are taken by control "
+            f"tokenizer vocab_size={vocab_size} is too small: {taken} ids are taken by control "
             "ids, symbols and bytes"
         )
     model = io.BytesIO()

@@ -47,7 +47,7 @@ def produce(
                 bar.update(trainer.steps(runs[0]))
                 continue
             folder = ledger.folder / "checkpoints" / runs[0].name
-            checkpoints = Checkpoints(folder, keep=1, alone=True)
+            checkpoints = Checkpoints(folder, alone=True)
             measured = trainer.train(
                 runs,
                 mesh,

@@ -70,3 +70,66 @@ def test_only_the_newest_are_kept(tmp_path):
     checkpoints.wait()
     assert checkpoints.latest() == 3
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit()) == ["2", "3"]
+
+
+def files_of(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
+
+
+@pytest.fixture
+def two_saved(tmp_path):
+    """Checkpoints of steps 1 and 2, whose position is the step."""
+    checkpoints, state = Checkpoints(tmp_path), state_on(make_mesh(MeshShape(1, 8, 1)))
+    for step in (1, 2):
+        checkpoints.save(step, state, {"position": step})
+    checkpoints.wait()
+    checkpoints.close()
+    return Checkpoints(tmp_path)
+
+
+def damage(folder, how):
+    """Damage every file of a checkpoint that holds its values or describes them."""
+    for path in files_of(folder):
+        if how == "remove":
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[: 0 if how == "empty" else path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("how", ["remove", "empty", "halve"])
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(two_saved, how, capsys):
+    damage(two_saved.directory / "2", how)
+    target = abstract(state_on(make_mesh(MeshShape(1, 8, 1))))
+    _, extra = two_saved.restore(target)
+    assert extra == {"position": 1} and two_saved.latest() == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "/2: damaged (" in line and "going on from step 1" in line
+    # The step can be saved again.
+    two_saved.save(2, state_on(make_mesh(MeshShape(1, 8, 1))), {"position": 22})
+    two_saved.wait()
+    assert two_saved.restore(target)[1] == {"position": 22}
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_half_a_file_gives_the_older_checkpoint_or_the_same_values(two_saved, number):
+    state = state_on(make_mesh(MeshShape(1, 8, 1)))
+    files = files_of(two_saved.directory / "2")
+    if number >= len(files):
+        pytest.skip("a checkpoint of fewer files")
+    files[number].write_bytes(files[number].read_bytes()[: files[number].stat().st_size // 2])
+    restored, extra = Checkpoints(two_saved.directory).restore(abstract(state))
+    assert extra["position"] in (1, 2)
+    np.testing.assert_array_equal(restored["layers"]["gate"], state["layers"]["gate"])
+
+
+def test_a_damaged_checkpoint_that_has_to_be_restored_is_an_error(two_saved):
+    damage(two_saved.directory / "2", "halve")
+    target = abstract(state_on(make_mesh(MeshShape(1, 8, 1))))
+    with pytest.raises(UserError, match="/2: damaged, and renamed to damaged_2; run --stage="):
+        two_saved.restore(target, step=2)
+    assert two_saved.latest() == 1
+
+
+def test_at_least_two_checkpoints_are_kept(tmp_path):
+    with pytest.raises(ValueError, match="accepted is 2 or more"):
+        Checkpoints(tmp_path, keep=1)

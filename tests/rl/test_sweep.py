@@ -70,7 +70,7 @@ def test_a_run_does_not_depend_on_its_neighbours(train):
 
 def test_it_resumes_to_the_same_result(train, tmp_path):
     whole, _ = train(runs=[RUN], config=CONFIG)
-    kept = Checkpoints(tmp_path / "kept", keep=1)
+    kept = Checkpoints(tmp_path / "kept")
     stopped = False
 
     def stop(count):
@@ -83,7 +83,7 @@ def test_it_resumes_to_the_same_result(train, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(runs=[RUN], config=CONFIG, on_steps=stop, **options)
     kept.close()
-    options["checkpoints"] = Checkpoints(tmp_path / "kept", keep=1)
+    options["checkpoints"] = Checkpoints(tmp_path / "kept")
     assert 0 < options["checkpoints"].latest() < CONFIG.steps
     resumed, _ = train(runs=[RUN], config=CONFIG, **options)
     np.testing.assert_array_equal(resumed, whole)
