@@ -30,7 +30,7 @@ from autollm_jax.published.tokenizer import PretrainedTokenizer
 from autollm_jax.rl.grpo import GRPOHyperparameters
 from autollm_jax.rl.sampler import SamplerConfig
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
-from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer
+from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer, updates_of
 from autollm_jax.training.state import abstract_state, init_state
 
 STRESS_PREFIX = "stress_"
@@ -210,7 +210,7 @@ class Job:
 
     def optimizer(self, stage: ConfigDict):
         """The optimizer of a stage."""
-        return make_optimizer(OptimizerConfig(**stage.optimizer), stage.steps)
+        return make_optimizer(OptimizerConfig(**stage.optimizer), updates_of(stage))
 
     def checkpoints(self, stage: str) -> Checkpoints:
         return Checkpoints(self.workdir / "checkpoints" / stage)

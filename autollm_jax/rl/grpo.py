@@ -16,19 +16,23 @@ from autollm_jax.training.masked import Metric, masked_sum
 
 NORMALISATIONS = ("std", "none")
 CREDITS = ("episode", "turn")
+FAR_ABOVE = 20.0  # nats: a ratio of exp(20) is above every clip range, and f32 holds it
 
 
 @dataclasses.dataclass(frozen=True)
 class GRPOHyperparameters:
-    """What the advantages and the loss depend on.
+    """Hyperparameters of the advantages and the loss.
 
-    clip_low, clip_high: the probability ratio counts up to 1 - clip_low and 1 + clip_high.
+    clip_low, clip_high: the probability ratio counts down to 1 - clip_low and up to 1 + clip_high.
     kl_coefficient: weight of the divergence from the reference policy; 0 needs no reference.
     entropy_coefficient: weight of an entropy bonus.
-    temperature: that of the rollout; log-probabilities are recomputed with it.
+    temperature: of the rollout; the trainer recomputes log-probabilities with it.
     normalisation: "std" divides advantages by the group's standard deviation, "none" does not.
     credit: "episode" gives every token the episode's return; "turn" gives a turn's tokens the
       rewards from that turn on.
+
+    Raises:
+      ValueError: normalisation or credit is none of the accepted ones.
     """
 
     clip_low: float = 0.2
@@ -52,13 +56,13 @@ def group_advantages(rewards_NG, mask_NG=None, *, normalisation: str = "std", ep
     """Score each member against its group.
 
     Args:
-      rewards_NG: returns.
+      rewards_NG: return of each member.
       mask_NG: members that exist; all by default. The others neither count nor score.
       normalisation: "std" or "none".
-      epsilon: standard deviations up to this are taken for rounding: such a group scores 0.
+      epsilon: a standard deviation up to this is rounding; such a group scores 0.
 
     Returns:
-      advantages_NG: reward less the group's mean, divided by its standard deviation if asked to.
+      advantages_NG: reward minus the group's mean; with "std" divided by its standard deviation.
       A group without differences, or with one member, scores 0.
 
     Source: DeepSeekMath, arXiv 2402.03300, section 4.1.2.
@@ -79,8 +83,8 @@ def turn_advantages(rewards_NGJ, mask_NGJ, hp: GRPOHyperparameters):
     Args:
       rewards_NGJ: reward of each turn.
       mask_NGJ: turns that took place.
-      hp: with credit "turn", a turn's return is the sum of the rewards from it on, so that it is
-        not blamed for what came before it; with "episode", it is the whole episode's.
+      hp: with credit "turn", a turn's return is the sum of the rewards from that turn on, so that
+        no turn is blamed for earlier ones; with "episode", it is the whole episode's.
 
     Returns:
       advantages_NGJ, 0 where no turn took place.
@@ -117,11 +121,10 @@ def grpo_loss(
     """Compute the clipped token-level objective with a KL penalty.
 
     Args:
-      logprobs_BT: of the tokens under the policy that is trained; the only differentiable argument
-        besides the entropy.
-      entropy_BT: of the distributions they were drawn from.
-      behaviour_BT: log-probabilities recorded when they were sampled.
-      reference_BT: log-probabilities under the reference policy.
+      logprobs_BT: of the tokens under the trained policy; differentiable, as the entropy is.
+      entropy_BT: of the distribution at each token, nats.
+      behaviour_BT: log-probabilities recorded when the tokens were sampled.
+      reference_BT: log-probabilities under the reference policy; unread at kl_coefficient 0.
       advantages_BT: of each token.
       mask_BT: tokens that the policy sampled.
       hp: the hyperparameters.
@@ -129,19 +132,23 @@ def grpo_loss(
     Returns:
       The loss summed over the tokens in the mask, their number, and metrics as (sum, count). The KL
       is Schulman's k3 estimate, exp(d) - d - 1 with d = reference - policy
-      (http://joschu.net/blog/kl-approx.html), as DeepSeekMath uses it.
+      (http://joschu.net/blog/kl-approx.html), as DeepSeekMath uses it; 0 at kl_coefficient 0.
 
     Source: arXiv 2402.03300, equations 3 and 4; arXiv 2503.14476, equation 8.
     """
-    # Outside the mask anything may stand; zeros keep its gradients finite.
+    # A factor of 0 times an overflown exponential would be nan, in the value or in its gradient. So
+    # the exponents are cut before that: outside the mask, where a token's advantage or the KL
+    # coefficient is 0, and far above the clip range, where the clipped ratio counts.
     gap_BT = jnp.where(mask_BT, logprobs_BT - behaviour_BT, 0)
-    ratio_BT = jnp.exp(gap_BT)
+    counted_BT = jnp.where(advantages_BT > 0, jnp.minimum(gap_BT, FAR_ABOVE), gap_BT)
+    ratio_BT = jnp.exp(jnp.where(advantages_BT == 0, 0, counted_BT))
     clipped_BT = jnp.clip(ratio_BT, 1 - hp.clip_low, 1 + hp.clip_high)
     objective_BT = jnp.minimum(ratio_BT * advantages_BT, clipped_BT * advantages_BT)
-    difference_BT = jnp.where(mask_BT, reference_BT - logprobs_BT, 0)
+    penalised_BT = mask_BT & (hp.kl_coefficient != 0)
+    difference_BT = jnp.where(penalised_BT, reference_BT - logprobs_BT, 0)
     kl_BT = jnp.exp(difference_BT) - difference_BT - 1
     loss_BT = -objective_BT + hp.kl_coefficient * kl_BT - hp.entropy_coefficient * entropy_BT
-    # Clipped in the sense that it has stopped the token's gradient.
+    # A token counts as clipped where the clip has stopped its gradient.
     is_clipped_BT = clipped_BT * advantages_BT < ratio_BT * advantages_BT
     loss, count = masked_sum(loss_BT, mask_BT)
     metrics = {
@@ -149,7 +156,7 @@ def grpo_loss(
         "kl": masked_sum(kl_BT, mask_BT),
         "entropy": masked_sum(entropy_BT, mask_BT),
         "clip_share": masked_sum(is_clipped_BT.astype(jnp.float32), mask_BT),
-        # 0 in the first update after a rollout, up to rounding: the sampler and the trainer agree.
+        # In a rollout's first update this is the rounding between sampler and trainer.
         "logprob_gap": masked_sum(jnp.abs(gap_BT), mask_BT),
     }
     return loss, count, metrics

@@ -78,7 +78,7 @@ def make_start(optimizer: OptimizerConfig, mesh: Mesh):
 
     def start(params, seeds_R):
         def one_run(_):
-            opt_state = make_optimizer(optimizer, steps=1).init(params)
+            opt_state = make_optimizer(optimizer, updates=1).init(params)
             return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
 
         return jax.vmap(one_run)(seeds_R)

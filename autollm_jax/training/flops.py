@@ -1,7 +1,7 @@
-"""FLOPs of a traced program: its matrix products, loops counted as often as they run.
+"""Counts the FLOPs of a traced program's matrix products; a loop counts once for each iteration.
 
-XLA's own cost analysis counts the body of a loop once, and a model is a loop over layers inside one
-over microbatches.
+XLA's own cost analysis counts the body of a loop once, and a model is a loop over layers inside a
+loop over microbatches.
 """
 
 import itertools
@@ -11,15 +11,19 @@ import jax
 
 
 def count(jaxpr, wanted=None) -> int:
-    """Count the FLOPs of a program's matrix products, 2 a multiply-add, all devices together.
+    """Count the FLOPs of a program's matrix products, 2 a multiply-add, over all devices.
 
-    A `scan` counts once for each of its steps; a `while_loop`, whose length is not known, once: of
-    a decoding loop that is one token of each row. Of a `cond` the dearest branch counts. What no
-    result depends on counts nothing, as a compiler drops it: gradients of frozen matrices.
+    A `scan` counts once for each of its steps. A `while_loop`, whose length is not known, counts
+    once: for a decoding loop that is one token of each row. Of a `cond` the most expensive branch
+    counts. A product that no wanted result depends on counts nothing, since a compiler drops it
+    (the gradient of a frozen matrix, for example).
 
     Args:
       jaxpr: from `jax.make_jaxpr(f)(...)` or `jitted.trace(...).jaxpr`.
-      wanted: which of its results are; all by default.
+      wanted: one bool for each of the program's results; all of them by default.
+
+    Returns:
+      The number of FLOPs.
     """
     jaxpr = _open(jaxpr)
     results = jaxpr.outvars if wanted is None else itertools.compress(jaxpr.outvars, wanted)
@@ -32,11 +36,11 @@ def count(jaxpr, wanted=None) -> int:
         if name == "dot_general":
             total += _product(equation)
             continue
-        if name == "scan":  # what one step carries to the next is taken as wanted
-            used[: equation.params["num_carry"]] = [True] * equation.params["num_carry"]
+        parts = _parts(equation.params)
+        if name == "scan":
+            used = _wanted_of_a_step(equation, _open(parts[0]), used)
         inner = [
-            count(part, used if len(_open(part).outvars) == len(used) else None)
-            for part in _parts(equation.params)
+            count(part, used if len(_open(part).outvars) == len(used) else None) for part in parts
         ]
         if name == "cond":
             total += max(inner)
@@ -48,6 +52,7 @@ def count(jaxpr, wanted=None) -> int:
 
 
 def _open(jaxpr):
+    """Return the program inside a closed one; an open one as it is."""
     return getattr(jaxpr, "jaxpr", jaxpr)
 
 
@@ -58,8 +63,17 @@ def _product(equation) -> int:
     return 2 * math.prod(out.aval.shape) * math.prod(left[axis] for axis in contracted)
 
 
+def _wanted_of_a_step(equation, step, used: list[bool]) -> list[bool]:
+    """Return which results of a scan's step are wanted: a carried value is, for the next step.
+
+    A carried value has the same shape inside and outside; a stacked one has one axis more outside.
+    """
+    pairs = zip(used, equation.outvars, step.outvars, strict=True)
+    return [wanted or outer.aval.shape == inner.aval.shape for wanted, outer, inner in pairs]
+
+
 def _parts(params) -> list:
-    """Return the programs that an equation holds, in the order of its parameters."""
+    """Return the programs among an equation's parameters, in the parameters' order."""
     leaves = jax.tree.leaves(
         list(params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
     )

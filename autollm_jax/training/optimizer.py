@@ -1,6 +1,11 @@
-"""AdamW with warm-up, decay and clipping."""
+"""AdamW with warm-up, decay and clipping.
+
+A schedule counts optimizer updates. A stage whose steps are rollouts makes several updates a step,
+so `updates_of` derives the number of updates from the stage's settings, for every caller.
+"""
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 import optax
@@ -13,10 +18,10 @@ class OptimizerConfig:
     """AdamW (arXiv 1711.05101) and its schedule."""
 
     learning_rate: float  # peak
-    warmup_fraction: float = 0.1  # of all steps, linear from 0
-    decay: str = "cosine"
-    final_fraction: float = 0.1  # the last step's learning rate as a fraction of the peak
-    decay_fraction: float = 0.2  # wsd only: the share of all steps spent decaying
+    warmup_fraction: float = 0.1  # share of all updates, linear from 0
+    decay: str = "cosine"  # of DECAYS
+    final_fraction: float = 0.1  # the last update's learning rate as a fraction of the peak
+    decay_fraction: float = 0.2  # wsd only: share of all updates spent decaying
     weight_decay: float = 0.1
     b1: float = 0.9
     b2: float = 0.95
@@ -28,28 +33,55 @@ class OptimizerConfig:
             raise ValueError(f"decay={self.decay!r} must be one of {', '.join(DECAYS)}")
 
 
-def schedule_shape(config: OptimizerConfig, steps) -> optax.Schedule:
-    """The schedule of a run of `steps` steps (a number, or a traced one), with peak 1.
+def updates_per_rollout(rows: int, minibatch_rows: int, epochs: int) -> int:
+    """Count the optimizer updates of a rollout whose rows are all informative."""
+    return epochs * -(-rows // minibatch_rows)
+
+
+def updates_of(stage: Mapping) -> int:
+    """Count the optimizer updates of a stage, at most; a schedule ends with the last one.
+
+    GRPO leaves rows without information out, and may therefore make fewer.
+
+    Args:
+      stage: a stage's settings, `steps` among them. Where a step is a rollout, `groups`,
+        `group_size`, `minibatch_rows` and `epochs` too.
+    """
+    if "groups" not in stage:
+        return stage["steps"]
+    rows = stage["groups"] * stage["group_size"]
+    return stage["steps"] * updates_per_rollout(rows, stage["minibatch_rows"], stage["epochs"])
+
+
+def schedule_shape(config: OptimizerConfig, updates) -> optax.Schedule:
+    """Make the schedule of a run, with peak 1.
 
     `wsd` (warm-up, stable, decay: arXiv 2404.06395) stays at the peak until its last
     `decay_fraction`, then falls linearly.
-    """
-    steps = jnp.asarray(steps, jnp.float32)
-    warmup = jnp.maximum(1.0, jnp.round(config.warmup_fraction * steps))
 
-    def shape(step):
-        step = jnp.asarray(step, jnp.float32)
-        rise = (step + 1) / warmup
-        left = jnp.clip((steps - step) / jnp.maximum(1.0, steps - warmup), 0.0, 1.0)
+    Args:
+      config: the schedule's settings.
+      updates: the run's length in optimizer updates, a number or a traced scalar.
+
+    Returns:
+      A function of the number of updates done (from 0) to the learning rate over its peak.
+    """
+    updates = jnp.asarray(updates, jnp.float32)
+    warmup = jnp.maximum(1.0, jnp.round(config.warmup_fraction * updates))
+
+    def shape(done):
+        done = jnp.asarray(done, jnp.float32)
+        rise = (done + 1) / warmup
+        left = jnp.clip((updates - done) / jnp.maximum(1.0, updates - warmup), 0.0, 1.0)
         if config.decay == "constant":
-            fall = jnp.ones_like(step)
+            fall = jnp.ones_like(done)
         elif config.decay == "linear":
             fall = left
         elif config.decay == "cosine":
             fall = 0.5 * (1 - jnp.cos(jnp.pi * left))
         else:
             fall = jnp.clip(
-                (steps - step) / jnp.maximum(1.0, config.decay_fraction * steps), 0.0, 1.0
+                (updates - done) / jnp.maximum(1.0, config.decay_fraction * updates), 0.0, 1.0
             )
         fall = config.final_fraction + (1 - config.final_fraction) * fall
         return jnp.minimum(rise, fall)
@@ -57,24 +89,27 @@ def schedule_shape(config: OptimizerConfig, steps) -> optax.Schedule:
     return shape
 
 
-def make_optimizer(config: OptimizerConfig, steps, learning_rate=None):
-    """Make the optax transformation for a run of `steps` steps.
+def make_optimizer(
+    config: OptimizerConfig, updates, learning_rate=None
+) -> optax.GradientTransformation:
+    """Make the optax transformation of a run.
 
     Args:
       config: the hyperparameters.
-      steps: the run's length, which the schedule needs; a sweep may trace it.
+      updates: the run's length in optimizer updates (`updates_of`), which the schedule needs; a
+        sweep may trace it.
       learning_rate: a peak that replaces the config's; a traced scalar lets a sweep vmap over it.
 
     Returns:
-      An `optax.GradientTransformation`. Weights decay, norm scales do not.
+      The transformation. Weights decay, norm scales do not.
     """
     peak = config.learning_rate if learning_rate is None else learning_rate
-    shape = schedule_shape(config, steps)
+    shape = schedule_shape(config, updates)
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(
         clip,
         optax.adamw(
-            lambda step: peak * shape(step),
+            lambda done: peak * shape(done),
             b1=config.b1,
             b2=config.b2,
             eps=config.epsilon,
@@ -85,7 +120,7 @@ def make_optimizer(config: OptimizerConfig, steps, learning_rate=None):
 
 
 def decays(params):
-    """Which parameters weight decay applies to: all but norm scales."""
+    """Return the parameters' tree with True where weight decay applies: all but norm scales."""
     return {
         name: decays(child) if isinstance(child, dict) else name != "scale"
         for name, child in params.items()

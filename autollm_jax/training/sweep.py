@@ -92,7 +92,7 @@ def make_init(model: TransformerConfig, optimizer: OptimizerConfig, mesh: Mesh):
     def init_one(seed):
         params = transformer.init(model, jax.random.key(seed))
         # Neither the schedule's length nor the rate is part of an optimizer's state.
-        opt_state = make_optimizer(optimizer, steps=1).init(params)
+        opt_state = make_optimizer(optimizer, updates=1).init(params)
         return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
 
     split = jax.shard_map(

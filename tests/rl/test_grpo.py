@@ -146,6 +146,30 @@ def test_the_penalty_pulls_towards_the_reference():
     assert above > 0 > below
 
 
+@pytest.mark.parametrize("traced", [False, True])
+def test_at_coefficient_zero_a_reference_far_away_is_not_read(traced):
+    """exp(reference - policy) overflows, and 0 times infinity is no number."""
+
+    def value_and_gradient(coefficient):
+        hp = dataclasses.replace(HP, kl_coefficient=coefficient)
+        return jax.value_and_grad(one_token)(-200.0, -200.0, 1.0, hp, reference=0.0)
+
+    assert value_and_gradient(0.1)[0] == np.inf
+    assert (jax.jit(value_and_gradient) if traced else value_and_gradient)(0.0) == (-1, -1)
+
+
+@pytest.mark.parametrize("advantage, value", [(0.0, 0.0), (1.0, -1.3)])
+def test_a_ratio_that_overflows_where_it_does_not_count_changes_nothing(advantage, value):
+    hp = dataclasses.replace(HP, kl_coefficient=0.0)
+    got, gradient = jax.value_and_grad(one_token)(-1.0, -201.0, advantage, hp)
+    np.testing.assert_allclose(got, value, rtol=1e-6)
+    assert gradient == 0
+
+
+def test_a_ratio_that_overflows_where_it_counts_is_no_finite_loss():
+    assert one_token(-1.0, -201.0, -1.0, HP) == np.inf
+
+
 def test_clip_share_counts_the_tokens_whose_gradient_is_stopped():
     mask = jnp.ones((1, 3), bool)
     zeros = jnp.zeros((1, 3))
