@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 
 from autollm_jax.agent import listing, parsing, statements
 from autollm_jax.agent.base_forecast import BaseForecast
-from autollm_jax.agent.spelling import choice_names, short, size, spell_row
+from autollm_jax.agent.spelling import bounds_text, choice_names, short, size, spell_row
 from autollm_jax.gym.environment import Observation, Trial
 from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.spaces import Dimension
@@ -84,7 +84,7 @@ LONGEST_MESSAGE = 80
 LONGEST_NAME = 24
 # Where training experiments come from is no business of a player.
 HIDDEN_CONTEXT = ("provenance", "augmentation")
-LOG_FACTOR = 2  # the step whose cost is shown, for log-ordinal dimensions
+LOG_FACTOR = 2  # the step whose cost is shown, on a log scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +140,8 @@ def _choices_line(seen: BaseForecast, dimension: Dimension, shortened: bool) -> 
         more = len(dimension.choices) - len(parts)
         rest = f" and {more} more" if more else ""
         return f"{dimension.name}: percent of {' '.join(parts)}{rest}{LINE}"
+    if dimension.is_continuous:
+        return f"{dimension.name}: {bounds_text(dimension)}{LINE}"
     names = list(choice_names(dimension).values())
     if shortened and len(names) > 6:
         return f"{dimension.name}: {names[0]} to {names[-1]} in {len(names)} steps{LINE}"
