@@ -23,7 +23,7 @@ class EpisodeOver(RuntimeError):
     """The budget is spent, or the episode was ended: a bug in whoever asks for another trial."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Trial:
     """One `exec_config` call, as everybody may see it (regret is the scorer's alone).
 
@@ -46,6 +46,14 @@ class Trial:
     valid: bool
     matched: bool
     message: str
+
+    def __eq__(self, other) -> bool:
+        """Compare field by field; an outcome that was not measured (nan) equals another such."""
+        if not isinstance(other, Trial):
+            return NotImplemented
+        fields = (field.name for field in dataclasses.fields(self))
+        pairs = [(getattr(self, name), getattr(other, name)) for name in fields]
+        return all(a == b or (a != a and b != b) for a, b in pairs)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ def pool_outcomes(
     outcomes: Sequence[float | None],
     status: Sequence[str],
     seconds: Sequence[float | None],
-    seeds: Sequence[int] | None,
+    seeds: Sequence[int | None] | None,
     minimize: bool,
 ) -> Outcomes:
     """Pool N runs into one outcome for each of R rows.
@@ -36,7 +36,8 @@ def pool_outcomes(
       row_N: the row that each run is of.
       rows: R.
       outcomes, status, seconds: of each run.
-      seeds: of each run; None where they are not known: then no seed has an effect.
+      seeds: of each run, None for a run whose seed is not known; None where no seed is known. A
+        run without a seed has no seed's effect taken off.
       minimize: whether lower outcomes are better.
     """
     value_N = np.array([float_or_nan(value) for value in outcomes])
@@ -45,8 +46,12 @@ def pool_outcomes(
     effect_N = np.zeros(len(row_N))
     spent = 0  # degrees of freedom
     if seeds is not None:
-        usable_N = (status_N == "ok") & np.isfinite(value_N)
-        effect_N, spent = seed_effects(row_N, np.asarray(seeds), value_N, usable_N, minimize)
+        known_N = np.flatnonzero([seed is not None for seed in seeds])
+        seed_N = np.array([seeds[run] for run in known_N], int)
+        usable_N = ((status_N == "ok") & np.isfinite(value_N))[known_N]
+        effect_N[known_N], spent = seed_effects(
+            row_N[known_N], seed_N, value_N[known_N], usable_N, minimize
+        )
     value_N = value_N - effect_N
     runs_R = [[] for _ in range(rows)]
     for run, row in enumerate(row_N.tolist()):

@@ -32,6 +32,11 @@ class Source:
     licence: str
     read: Callable[[Path], Tables]
 
+    @property
+    def pinned(self) -> frozenset[str]:
+        """The SHA-256 of every whole file at the pinned commit."""
+        return frozenset(self.files.values())
+
     def file_address(self, file: str) -> str:
         """Return the address of one of `files` at the pinned commit."""
         return f"{self.raw_address}/{self.commit}/{file}"

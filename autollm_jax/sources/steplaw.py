@@ -158,7 +158,7 @@ def _find_files(path: Path) -> list[Path]:
 
 
 def _read_file(path: Path) -> list[dict]:
-    header, rows = read_csv(path, (*NUMBERS, METRIC_COLUMN), "Step Law")
+    header, rows = read_csv(path, (*NUMBERS, METRIC_COLUMN), "Step Law", SOURCE.pinned)
     is_moe = any(mark in header for mark in MOE_MARKS)
     for column in ("moe_name", "Na") if is_moe else ():
         if column not in header:

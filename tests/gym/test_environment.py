@@ -140,3 +140,12 @@ def test_the_target_or_a_sealed_experiment_is_no_evidence(make):
     for evidence in (make(), make("other").sealed()):
         with pytest.raises(ValueError, match="cannot be evidence"):
             Episode(make(), [evidence], budget=1)
+
+
+def test_trials_without_an_outcome_are_equal(make):
+    def trial():
+        return Episode(make(), (), 1).exec_config(None, "nothing")
+
+    assert trial() == dataclasses.replace(trial(), outcome=float("nan"))
+    assert trial() != dataclasses.replace(trial(), outcome=0.0)
+    assert trial() != dataclasses.replace(trial(), message="other") and trial() != 3
