@@ -37,7 +37,13 @@ GOALS = ("minimize", "maximize")
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """One task's outcomes from one source: `meta` is the JSON file, `rows` the Parquet file."""
+    """One task's outcomes from one source.
+
+    Attributes:
+      source, task: the folder's and the files' name.
+      meta: content of the JSON file.
+      rows: content of the Parquet file.
+    """
 
     source: str
     task: str
@@ -52,20 +58,24 @@ def table_paths(root: str | os.PathLike, source: str, task: str) -> tuple[Path, 
 
 
 def config_columns(dimension: Dimension) -> list[str]:
-    """Return the Parquet columns that hold a dimension's value."""
+    """Return the Parquet columns that hold a dimension's value.
+
+    >>> config_columns(Dimension("mixture", "simplex", ("web", "code")))
+    ['config.mixture.web', 'config.mixture.code']
+    """
     if dimension.kind == "simplex":
         return [f"config.{dimension.name}.{component}" for component in dimension.choices]
     return [f"config.{dimension.name}"]
 
 
 def row_values(space: Space, rows: pa.Table) -> list[tuple]:
-    """Return what each row's `config.*` columns hold, in the space's order."""
+    """Return the values of each row's `config.*` columns, in the space's order."""
     columns = [column for d in space.dimensions for column in config_columns(d)]
     return list(zip(*(rows[column].to_pylist() for column in columns), strict=True))
 
 
 def row_config(space: Space, values: Sequence) -> dict:
-    """Make one configuration, as written, of one of `row_values`."""
+    """Return the configuration that one entry of `row_values` spells, not yet validated."""
     config, rest = {}, iter(values)
     for dimension in space.dimensions:
         if dimension.kind == "simplex":
@@ -77,6 +87,19 @@ def row_config(space: Space, values: Sequence) -> dict:
 
 def write_table(root: str | os.PathLike, meta: Mapping, rows: pa.Table | Sequence[Mapping]) -> Path:
     """Check a table and write it atomically, the JSON first so that rows never lack a description.
+
+    >>> import tempfile
+    >>> space = Space((Dimension("rate", "log-continuous", bounds=(1e-4, 1e-2)),))
+    >>> meta = {"format": 1, "source": "mine", "task": "pretraining", "experiments": {"small": {
+    ...     "context": {}, "space": space.to_json(),
+    ...     "fidelity": {"level": "low", "parameters": 1e6, "tokens": 2e7, "flops": 1.2e14},
+    ...     "objective": {"metric": "loss", "goal": "minimize"},
+    ...     "default": {"rate": 1e-3}, "default_origin": "habit"}}}
+    >>> run = {"experiment": "small", "config.rate": 2e-3, "loss": 3.1, "flops": 1.2e14,
+    ...     "seconds": None, "seed": 0, "status": "ok"}
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     read_table(write_table(root, meta, [run])).rows.num_rows
+    1
 
     Args:
       root: folder of tables.
@@ -104,7 +127,7 @@ def write_table(root: str | os.PathLike, meta: Mapping, rows: pa.Table | Sequenc
 
 
 def _columns(rows: Sequence[Mapping]) -> pa.Table:
-    # pa.Table.from_pylist would keep only the first row's columns.
+    # Column by column, since pa.Table.from_pylist keeps only the first row's columns.
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {}
     for name in names:
@@ -175,8 +198,9 @@ def read_table(path: str | os.PathLike) -> Table:
     """Read and check one table, given its Parquet path.
 
     Raises:
-      UserError: a file is missing, truncated or not what it should be, a column is missing or of a
-        wrong type, an `ok` row has no finite outcome, a status or an experiment is unknown.
+      UserError: a file is missing, truncated or no outcome table; a column is missing or of a wrong
+        type; an `ok` row has no finite outcome; a status or an experiment is unknown; or an amount
+        is negative or not finite.
     """
     path = Path(path)
     meta_path = path.with_suffix(".json")
@@ -367,7 +391,7 @@ def _check_outcomes(meta: dict, rows: pa.Table, where: str) -> None:
 
 
 def _infeasibility_problem(size, at_most: float, status: str, outcome) -> str | None:
-    """Say how a row's status or outcome disagrees with its experiment's limit."""
+    """Return how a row's status or outcome contradicts its experiment's limit; None if it fits."""
     if size is None or not 0 <= size < math.inf:
         return f"`parameters` is {size}; accepted is a number, 0 or more"
     over = size > at_most

@@ -26,6 +26,14 @@ def read_csv(
     last line without a line end may have been cut within its last number: that row is left out,
     and a warning says so.
 
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "runs.csv"
+    ...     _ = path.write_text("lr,loss\\n0.001,2.5\\n")
+    ...     header, [(where, row)] = read_csv(path, ("lr", "loss"), "made")
+    >>> row
+    {'lr': '0.001', 'loss': '2.5'}
+
     Args:
       path: the file.
       columns: the columns it must have.
