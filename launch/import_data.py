@@ -6,7 +6,7 @@
 
 Without --path the upstream files are downloaded at a pinned commit and their SHA-256 is checked.
 With --path they are read from a file or a folder, as published; other rows, or fewer, are fine.
-`all` imports every source, with --path from DIR/SOURCE; where one fails it goes on to the next.
+`all` imports every source, with --path from DIR/SOURCE; if one fails, the others still are.
 Writes ROOT/SOURCE/TASK.parquet and ROOT/SOURCE/TASK.json.
 """
 
@@ -24,17 +24,17 @@ from autollm_jax.sources import SOURCES
 from autollm_jax.sources.download import DownloadError, download
 from autollm_jax.sources.source import Source, Tables
 
-# Where the messages propose to place files that could not be downloaded.
+# The folder that messages propose for files that could not be downloaded.
 BY_HAND = "downloads"
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("source", None, f"Table to import: {', '.join(SOURCES)}, or all.")
-command_line.define_path("path", None, "File or folder as published; downloaded where not given.")
+command_line.define_path("path", None, "File or folder as published; downloaded if not given.")
 command_line.define_path("out", None, "Folder of outcome tables to write into.")
 
 
 def import_source(source: Source, path: str | None, out: str) -> None:
-    """Read a source's files, write its outcome tables under `out`, and say what was imported."""
+    """Read a source's files, write its outcome tables under `out`, and print a summary."""
     print(f"{source.name}: {source.address} at {source.commit}\nlicence: {source.licence}")
     if path is None:
         with tempfile.TemporaryDirectory() as folder:
@@ -52,10 +52,12 @@ def import_source(source: Source, path: str | None, out: str) -> None:
 
 
 def import_all(path: str | None, out: str) -> None:
-    """Import every source, from `path`/SOURCE where given; what fails is said and passed over.
+    """Import every source, from `path`/SOURCE if a path is given.
+
+    A source that fails is reported, and the next one is imported.
 
     Raises:
-      UserError: a source was not imported.
+      UserError: at least one source was not imported.
     """
     failed = []
     for source in SOURCES.values():

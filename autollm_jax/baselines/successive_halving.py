@@ -50,7 +50,8 @@ class SuccessiveHalving:
             looks.append((rung, rows))
             configs = [rung.configurations[r] for r in rows]
             survivors = configs[: max(math.ceil(len(configs) / ETA), least)]
-            points.insert(0, coordinates.project(configs, rung.space, problem.setting.space))
+            target = problem.setting
+            points.insert(0, coordinates.project(configs, rung.space, target.space, target.default))
         self.evidence_flops = flops_of_runs(looks)
         if not ladder:
             space = problem.setting.space
@@ -101,7 +102,7 @@ def _carry(configs: Sequence[dict], lower: Experiment | None, upper: Experiment)
     if not configs:
         return []
     cells = Candidates(upper)
-    points = coordinates.project(configs, lower.space, upper.space)
+    points = coordinates.project(configs, lower.space, upper.space, upper.default)
     return [*dict.fromkeys(cells.nearest(p) for p in points)]
 
 
@@ -112,5 +113,6 @@ def _newcomers(lower: Experiment | None, upper: Experiment) -> np.ndarray:
         return rows
     cells_RD = coordinates.project(lower.configurations, lower.space, lower.space)
     configs = [upper.configurations[r] for r in rows]
-    _, nearest_N = cKDTree(cells_RD).query(coordinates.project(configs, upper.space, lower.space))
+    points_ND = coordinates.project(configs, upper.space, lower.space, lower.default)
+    _, nearest_N = cKDTree(cells_RD).query(points_ND)
     return rows[~lower.feasible_R[nearest_N]]

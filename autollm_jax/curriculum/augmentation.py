@@ -76,9 +76,9 @@ def augment(
 
     Args:
       experiments: open, of one task and source.
-      changes: some of `AUGMENTATIONS`, or `CHEAPER_COPIES`. `shifted axes` multiplies log-ordinal
-        values, parameters, tokens and losses each by one factor for the whole family, which is a
-        change of units; `sub-grid` drops choices, or rows where the cells are no grid; `noise`
+      changes: some of `AUGMENTATIONS`, or `CHEAPER_COPIES`. `shifted axes` multiplies values on
+        a log scale, parameters, tokens and losses each by one factor for the whole family, which is
+        a change of units; `sub-grid` drops choices, or rows where the cells are no grid; `noise`
         adds the noise floor anew; `other names` permutes and renames a mixture's components;
         `lower limit` lowers each limit; `mixed objectives` averages each objective with another;
         `cheaper copies` adds a cheaper copy of each experiment, whose landscape drifted.
@@ -153,8 +153,8 @@ def _unit(experiment: Experiment) -> float:
 def _relabelling(experiments: Sequence[Experiment], name: str, factor: float) -> dict:
     """Map a dimension's choices, of all experiments, to new ones; integers stay integers."""
     dimensions = [e.space[name] for e in experiments]
-    old = sorted({c for d in dimensions for c in d.choices}) if dimensions[0].is_numeric else []
-    if dimensions[0].kind != "log-ordinal" or factor == 1.0:
+    old = sorted({value for e in experiments for value in _values(e, name)})
+    if not dimensions[0].is_log or factor == 1.0:
         return {c: c for c in old}
     if not all(isinstance(c, int) for c in old):
         return {c: c * factor for c in old}
@@ -163,6 +163,15 @@ def _relabelling(experiments: Sequence[Experiment], name: str, factor: float) ->
     while any(c * power != int(c * power) for c in old):
         power *= 2.0
     return {c: int(c * power) for c in old}
+
+
+def _values(experiment: Experiment, name: str) -> set:
+    """Return a numeric dimension's choices; its bounds and the values in use where it has none."""
+    dimension = experiment.space[name]
+    if not dimension.is_continuous:
+        return set(dimension.choices)
+    used = (config[name] for config in (*experiment.configurations, experiment.default))
+    return {*dimension.bounds, *used}
 
 
 def _sharing_cells(experiments: Sequence[Experiment]) -> list[Experiment]:
@@ -241,6 +250,9 @@ def _changed(
 
 
 def _moved_dimension(dimension: Dimension, kept: tuple, shift: _Shift) -> Dimension:
+    if dimension.is_continuous:
+        low, high = (shift.maps[dimension.name][bound] for bound in dimension.bounds)
+        return Dimension(dimension.name, dimension.kind, bounds=(low, high))
     if dimension.is_numeric:
         choices = tuple(shift.maps[dimension.name][c] for c in kept)
         return Dimension(dimension.name, dimension.kind, choices)
@@ -257,7 +269,7 @@ def _moved(config: dict, shift: _Shift) -> dict:
 
 
 def _nearest(choices: tuple, value, numeric: bool):
-    if not numeric or value in choices:
+    if not numeric or not choices or value in choices:
         return value
     return min(choices, key=lambda c: abs(np.log(c / value)) if c > 0 < value else abs(c - value))
 
@@ -305,7 +317,7 @@ def _sub_grid(experiment: Experiment, random):
         kept = {}
         for d in space.dimensions:
             kept[d.name] = d.choices
-            if not d.is_numeric or len(d.choices) <= LEAST_CHOICES:
+            if not d.is_numeric or d.is_continuous or len(d.choices) <= LEAST_CHOICES:
                 continue
             cut = random.integers(0, max(len(d.choices) // 3, 1) + 1, 2)
             middle = d.choices[cut[0] : len(d.choices) - cut[1]]
@@ -313,11 +325,7 @@ def _sub_grid(experiment: Experiment, random):
             thinned = tuple(c for c in middle if random.random() >= drop)
             if len(thinned) >= LEAST_CHOICES:
                 kept[d.name] = thinned
-        sets = {
-            n: set(c)
-            for n, c in kept.items()
-            if all(not isinstance(v, dict) for v in c) and space[n].kind != "simplex"
-        }
+        sets = {n: set(c) for n, c in kept.items() if space[n].is_discrete}
         kept_R = np.array(
             [all(c[n] in s for n, s in sets.items()) for c in experiment.configurations]
         )

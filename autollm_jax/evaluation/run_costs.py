@@ -56,7 +56,9 @@ def _rows(table: Table):
         keys = [(table.source, run) for run in rows["run"].to_pylist()]
     else:
         names = [name for name in columns if name.startswith("config.")]
-        values = [rows[name].to_pylist() for name in (*names, "seed")]
+        # A run whose seed is not known is a run of its own.
+        seeds = [f"row {n}" if s is None else s for n, s in enumerate(rows["seed"].to_pylist())]
+        values = [*(rows[name].to_pylist() for name in names), seeds]
         keys = [(None, *value) for value in zip(*values, strict=True)]
     said = (rows[name].to_pylist() for name in ("experiment", "status"))
     yield from zip(*said, keys, map(Cost, flops, hours), strict=True)

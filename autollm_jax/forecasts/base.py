@@ -40,7 +40,7 @@ class BaseForecast(abc.ABC):
         if self.nearest:
             origin = self.nearest[0].space
             config = self.nearest[0].configurations[self.nearest[0].outcomes.best_row]
-        wanted_D = coordinates.project([config], origin, space)[0]
+        wanted_D = coordinates.project([config], origin, space, self.target.default)[0]
         x_RD = coordinates.project(self.target.configurations, space, space)
         away_R = ((x_RD - wanted_D) ** 2).sum(axis=1)
         return int(np.where(self.target.feasible_R, away_R, np.inf).argmin())

@@ -1,19 +1,20 @@
-"""Configurations of any space as points in a target space's own scale.
+"""Configurations of any space as points on a target space's own scale.
 
 Spaces shift between fidelities: a learning-rate window slides, a model gets deeper. A numeric value
 keeps its meaning across experiments, so it is placed on the target's scale and may fall outside
 [0, 1]; only where the two ranges share nothing (10 to 12 layers against 22 to 24) does its place
-within its own range stand for it.
+within its own range stand for it. Listed and continuous numbers mix freely. A dimension that the
+evidence lacks stands at the target's default.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.spaces import Dimension, Space
 
-# What a dimension that an experiment does not have says about the target's: nothing.
+# Where a dimension that the evidence lacks stands if the target's default is not known.
 NEUTRAL = 0.5
 
 
@@ -37,57 +38,85 @@ def columns(space: Space) -> dict[str, slice]:
     return spans
 
 
-def project(configs: Sequence[dict], source: Space, target: Space) -> np.ndarray:
+def project(
+    configs: Sequence[Mapping], source: Space, target: Space, default: Mapping | None = None
+) -> np.ndarray:
     """Place configurations of one space on another space's scale.
+
+    >>> low = Space((Dimension("rate", "log-ordinal", (1e-4, 1e-3)),))
+    >>> high = Space((
+    ...     Dimension("rate", "log-continuous", bounds=(1e-4, 1e-2)),
+    ...     Dimension("layers", "ordinal", (2, 4, 6)),
+    ... ))
+    >>> project([{"rate": 1e-3}], low, high, default={"rate": 1e-4, "layers": 6})
+    array([[0.5, 1. ]])
 
     Args:
       configs: N configurations of `source`.
       source: the space that they come from; `target` itself for the target's own cells.
       target: the space whose scale is wanted.
+      default: the target's default configuration. A dimension that `source` lacks (or has as
+        another kind of thing) stands there, or at NEUTRAL where no default is given.
 
     Returns:
-      [N, D'] coordinates: one a numeric dimension (0 and 1 are the target's extreme choices, values
-      outside them lie outside), one a choice for a categorical, one a component for a simplex.
+      [N, D'] coordinates: one a numeric dimension (0 and 1 are the target's lowest and highest
+      number, values outside them lie outside), one a choice for a categorical, one a component for
+      a simplex.
     """
     sources = {dimension.name: dimension for dimension in source.dimensions}
     parts = []
     for dimension in target.dimensions:
         origin = sources.get(dimension.name)
-        if origin is None:
-            parts.append(np.full((len(configs), dimension.width), NEUTRAL))
-        else:
-            values = [config.get(dimension.name) for config in configs]
+        if origin is not None and _comparable(origin, dimension):
+            values = [config[dimension.name] for config in configs]
             parts.append(_project_dimension(values, origin, dimension))
+        elif default is not None:
+            own_1D = _project_dimension([default[dimension.name]], dimension, dimension)
+            parts.append(np.repeat(own_1D, len(configs), axis=0))
+        else:
+            parts.append(np.full((len(configs), dimension.width), NEUTRAL))
     return np.concatenate(parts, axis=1)
 
 
+def lacks_dimensions(source: Space, target: Space) -> bool:
+    """Whether `project` needs the target's default to place configurations of `source`."""
+    sources = {dimension.name: dimension for dimension in source.dimensions}
+    return any(
+        d.name not in sources or not _comparable(sources[d.name], d) for d in target.dimensions
+    )
+
+
+def _comparable(source: Dimension, target: Dimension) -> bool:
+    """Tell whether values of one dimension mean something on the other's scale."""
+    if target.is_numeric:
+        return source.is_numeric
+    return (source.kind == "simplex") == (target.kind == "simplex")
+
+
 def _project_dimension(values: list, source: Dimension, target: Dimension) -> np.ndarray:
-    if target.kind == "simplex":
-        weights = [value or {} for value in values]
-        return np.array(
-            [[float(w.get(c, 0.0)) for c in target.choices] for w in weights], float
-        ).reshape(len(values), len(target.choices))
-    if target.kind == "categorical":
-        return np.array([[float(v == c) for c in target.choices] for v in values], float).reshape(
-            len(values), len(target.choices)
-        )
-    if target.is_numeric and source.is_numeric:
-        scale = np.log if target.kind == "log-ordinal" else np.asarray
-        low, high = _common_range(source, target, scale)
-        numbers = scale(np.array(values, float))
-        unit = (numbers - low) / (high - low) if high > low else np.full(len(values), 0.5)
-        return unit[:, None]
-    # Words in an order: their place in their own order.
-    place = {c: i / max(len(source.choices) - 1, 1) for i, c in enumerate(source.choices)}
-    return np.array([[place.get(v, NEUTRAL)] for v in values], float).reshape(len(values), 1)
+    if not target.is_numeric:
+        if target.kind == "simplex":
+            rows = [[float(value.get(c, 0.0)) for c in target.choices] for value in values]
+        else:
+            rows = [[float(value == c) for c in target.choices] for value in values]
+        return np.array(rows, float).reshape(len(values), target.width)
+    low, high = _common_range(source, target)
+    numbers = _scaled(np.array(values, float), target)
+    unit = (numbers - low) / (high - low) if high > low else np.full(len(values), 0.5)
+    return unit[:, None]
 
 
-def _common_range(source: Dimension, target: Dimension, scale) -> tuple[float, float]:
+def _scaled(numbers: np.ndarray, target: Dimension) -> np.ndarray:
+    """Bring numbers to the target's scale; what has no logarithm stands at its lowest number."""
+    if not target.is_log:
+        return numbers
+    return np.log(np.where(numbers > 0, numbers, target.extent[0]))
+
+
+def _common_range(source: Dimension, target: Dimension) -> tuple[float, float]:
     """Return the target's range where the source's meets it, else the source's own."""
-    own, wanted = _range(source, scale), _range(target, scale)
-    return wanted if own[0] <= wanted[1] and wanted[0] <= own[1] else own
-
-
-def _range(dimension: Dimension, scale) -> tuple[float, float]:
-    scaled = scale(np.array([float(c) for c in dimension.choices]))
-    return float(scaled.min()), float(scaled.max())
+    own, wanted = (
+        _scaled(np.array(dimension.extent, float), target).tolist()
+        for dimension in (source, target)
+    )
+    return tuple(wanted if own[0] <= wanted[1] and wanted[0] <= own[1] else own)

@@ -60,7 +60,7 @@ def gather(problem: Problem, limit: int) -> Evidence:
         order = order[np.asarray(experiment.feasible_R)[order]]
         rows = order[:: -(-len(order) // max(limit // len(evidence), 1))]
         configs = [experiment.configurations[r] for r in rows]
-        points.append(coordinates.project(configs, experiment.space, target.space))
+        points.append(coordinates.project(configs, experiment.space, target.space, target.default))
         sizes.append(coordinates.relative_sizes(experiment)[rows, : int(sized)])
         relative_F = np.nan_to_num(experiment.fidelity.log - target.fidelity.log)
         fidelities.append(np.tile(relative_F, (len(rows), 1)))

@@ -48,29 +48,28 @@ def is_shiftable(space: Space) -> bool:
 
 def coordinate(dimension, value: float) -> float:
     """Return a numeric value's coordinate: octaves where ratios matter, else its fourfold unit."""
-    if dimension.kind == "log-ordinal":
+    if dimension.is_log:
         return math.log2(value)
     return 4.0 * float(dimension.to_unit(value)[0])
 
 
 def value_at(dimension, coordinate: float) -> float:
     """Return the value at a coordinate: the inverse of `coordinate`."""
-    if dimension.kind == "log-ordinal":
+    if dimension.is_log:
         return 2.0**coordinate
-    low, high = dimension.choices[0], dimension.choices[-1]
+    low, high = dimension.extent
     return low + (high - low) * coordinate / 4.0
 
 
 def coordinates_RD(experiment: Experiment) -> np.ndarray:
     """Return the measured cells' coordinates [R, D] (see `coordinate`)."""
     dimensions = experiment.space.dimensions
-    places = [{c: coordinate(d, c) for c in d.choices} for d in dimensions]
-    return np.array(
-        [
-            [place[config[d.name]] for d, place in zip(dimensions, places, strict=True)]
-            for config in experiment.configurations
-        ]
-    )
+    columns = []
+    for dimension in dimensions:
+        values = [config[dimension.name] for config in experiment.configurations]
+        places = {value: coordinate(dimension, value) for value in set(values)}
+        columns.append([places[value] for value in values])
+    return np.array(columns).T
 
 
 def log_fidelity(fidelity: Fidelity) -> np.ndarray:
@@ -133,6 +132,33 @@ class Landscape:
             inputs = ",".join(letter + "r" for letter in letters)
             residual = np.einsum(f"{inputs}->{letters}", *kernels, optimize=True)
         return self._finish(residual, np.meshgrid(*axes, indexing="ij", sparse=True))
+
+    def shifted(self, axes: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the smoothed regrets of X cells for every combination of S shifts [S, ..., X].
+
+        It evaluates each cell by itself, where `on_grid` needs the product grid of all the cells'
+        coordinates: that is too large where the values are not choices of a few.
+
+        Args:
+          axes: for each dimension, the cells' coordinates after each shift [S, X].
+        """
+        dimensions = len(axes)
+        kernels = [
+            _kernel(axis_SX.ravel(), row_R, self.length).reshape(*axis_SX.shape, -1)
+            for axis_SX, row_R in zip(axes, self.rows_RD.T, strict=True)
+        ]
+        shape = [len(axis_SX) for axis_SX in axes[:-1]]
+        residual = np.zeros((*shape, *axes[-1].shape))
+        for place in np.ndindex(*shape):
+            product_XR = self.weights_R
+            for kernel_SXR, shift in zip(kernels, place, strict=False):
+                product_XR = product_XR * kernel_SXR[shift]
+            residual[place] = (kernels[-1] * product_XR).sum(axis=-1)
+        columns = [
+            axis_SX.reshape([-1 if d == own else 1 for d in range(dimensions)] + [axis_SX.shape[1]])
+            for own, axis_SX in enumerate(axes)
+        ]
+        return self._finish(residual, columns)
 
 
 def _polynomial(coefficients: np.ndarray, columns_D: Sequence[np.ndarray]) -> np.ndarray:
@@ -248,7 +274,12 @@ def nearest_first(evidence: Sequence[Experiment], target: Experiment) -> list[Ex
 
 def usable(evidence: Sequence[Experiment], target: Experiment) -> tuple[Experiment, ...]:
     """Keep the evidence over the target's dimensions, of its objective where there is any."""
-    wanted = [(d.name, d.kind) for d in target.space.dimensions]
-    alike = [e for e in evidence if [(d.name, d.kind) for d in e.space.dimensions] == wanted]
+    wanted = _scales(target.space)
+    alike = [e for e in evidence if _scales(e.space) == wanted]
     same = [e for e in alike if e.objective.metric == target.objective.metric]
     return tuple(same or alike)
+
+
+def _scales(space: Space) -> list[tuple]:
+    """Name each dimension's scale: choices and bounds may differ, and so may listing them."""
+    return [(d.name, d.is_log if d.is_numeric else d.kind) for d in space.dimensions]

@@ -23,7 +23,9 @@ class NearestExperiment:
             # A diverged cell and a middling one both have regret 1: neither is worth carrying over.
             rows = [r for r in np.argsort(regrets_R, kind="stable") if regrets_R[r] < 1]
             configs = [experiment.configurations[r] for r in rows]
-            points.append(coordinates.project(configs, experiment.space, space))
+            points.append(
+                coordinates.project(configs, experiment.space, space, problem.setting.default)
+            )
         default = coordinates.project([problem.setting.default], space, space)
         self._default_D = default[0]
         self._rows = self._candidates.in_turn(np.concatenate([*points, default]))

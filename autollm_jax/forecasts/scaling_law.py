@@ -53,7 +53,9 @@ def predict_optimum(problem: Problem) -> np.ndarray:
         return coordinates.project([target.default], target.space, target.space)[0]
     optima_ED = np.concatenate(
         [
-            coordinates.project([e.configurations[e.outcomes.best_row]], e.space, target.space)
+            coordinates.project(
+                [e.configurations[e.outcomes.best_row]], e.space, target.space, target.default
+            )
             for e in evidence
         ]
     )

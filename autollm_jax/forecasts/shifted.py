@@ -72,6 +72,15 @@ class ShiftedForecast(BaseForecast):
 
     def _shifted(self, land: Landscape, x_RD: np.ndarray) -> np.ndarray:
         """Return the landscape's regrets [S, R] of the cells, for each shift of its centre."""
+        if any(dimension.is_continuous for dimension in self.target.space.dimensions):
+            shifts_DS = [
+                centre + SHIFT_WIDENING * deviation * SHIFTS
+                for centre, deviation in zip(self.law.centre_D, self.law.deviation_D, strict=True)
+            ]
+            away = [
+                x_R - shifts_S[:, None] for x_R, shifts_S in zip(x_RD.T, shifts_DS, strict=True)
+            ]
+            return land.shifted(away).reshape(-1, len(x_RD))
         axes, index_RD = [], []
         for x_R, centre, deviation in zip(
             x_RD.T, self.law.centre_D, self.law.deviation_D, strict=True

@@ -49,12 +49,13 @@ def relevance(experiment: Experiment, target: Experiment) -> tuple:
 
 
 @functools.lru_cache(maxsize=128)
-def _projected(cells: Cells, onto: Cells) -> np.ndarray:
+def _projected(cells: Cells, onto: Cells, default: tuple) -> np.ndarray:
     """Place cells on another space's scale [R, D']; weights as their roots.
 
     A weight's first percent matters more than its last, so mixtures lie apart as their roots do.
     """
-    x_RD = coordinates.project(cells.configurations, cells.space, onto.space)
+    known = onto.space.from_unit(np.array(default)) if default else None
+    x_RD = coordinates.project(cells.configurations, cells.space, onto.space, known)
     spans = coordinates.columns(onto.space)
     for dimension in onto.space.dimensions:
         if dimension.kind == "simplex":
@@ -70,7 +71,10 @@ def place(experiment: Experiment, onto: Experiment) -> np.ndarray:
         size_R1 = size_R1[:, :0]
     elif not size_R1.shape[1]:
         size_R1 = np.zeros((len(size_R1), 1))
-    return np.concatenate([_projected(experiment.cells, onto.cells), size_R1], axis=1)
+    # Only where it is needed: experiments that share cells may have other defaults.
+    lacks = coordinates.lacks_dimensions(experiment.space, onto.space)
+    default = tuple(onto.space.to_unit(onto.default).tolist()) if lacks else ()
+    return np.concatenate([_projected(experiment.cells, onto.cells, default), size_R1], axis=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""The measured cells of an experiment: which configurations were run, and where they lie.
+"""The measured cells of an experiment: the configurations that were run, and where each lies.
 
-Nothing here is an outcome, so experiments with the same rows (other objectives, other limits) share
-one `Cells`, and it is open on a sealed experiment.
+A cell holds no outcome. Experiments with the same rows (other objectives, other limits) therefore
+share one `Cells`, and a player may look at all of it.
 """
 
 import dataclasses
@@ -14,15 +14,16 @@ import numpy as np
 
 from autollm_jax.gym.spaces import InvalidConfiguration, Space
 
-# A simplex's weights are continuous, so "the same cell" needs a distance in unit coordinates.
-SIMPLEX_SAME = 1e-3
+# In a simplex or a continuous dimension two spellings of one cell differ by a little: a valid
+# configuration is the measured cell that is this near in every unit coordinate.
+SAME_CELL = 1e-3
 # Spaces up to this size are looked up in a dense array.
 _MOST_DENSE = 1 << 20
 _CODE_SEED = 2605_11518
 
 
 class Match(NamedTuple):
-    """A measured row, and whether it stands in for a configuration that was not measured."""
+    """A measured row; `matched` says that it replaces a proposal that was not measured."""
 
     row: int
     matched: bool
@@ -30,7 +31,18 @@ class Match(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cells:
-    """The configurations of a space that were measured, R of them, each once, in canonical form."""
+    """The R measured configurations of a space, each once, in canonical form.
+
+    >>> from autollm_jax.gym.spaces import Dimension
+    >>> space = Space((Dimension("rate", "log-ordinal", (1e-4, 1e-3, 1e-2)),))
+    >>> cells = Cells(space, ({"rate": 1e-4}, {"rate": 1e-2}))
+    >>> cells.match({"rate": 0.009})
+    Match(row=1, matched=True)
+
+    Attributes:
+      space: the configurations that may be proposed.
+      configurations: the measured ones.
+    """
 
     space: Space
     configurations: tuple[dict, ...] = dataclasses.field(repr=False)
@@ -52,7 +64,7 @@ class Cells:
         return cls(space, tuple(cells)), np.array(row_N, int)
 
     def __getstate__(self) -> dict:
-        # What is cached holds closures, which do not pickle, and is quickly made again.
+        # Cached values hold closures, which do not pickle; they are quickly made again.
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def __len__(self) -> int:
@@ -88,9 +100,9 @@ class Cells:
             valid = False
         unit_D = self.space.to_unit(config)
         row = self.nearest_row(unit_D)
-        simplex = any(dimension.kind == "simplex" for dimension in self.space.dimensions)
-        same = np.abs(self.units_RD[row] - unit_D).max() < SIMPLEX_SAME
-        return Match(row, not (valid and simplex and same))
+        discrete = all(dimension.is_discrete for dimension in self.space.dimensions)
+        same = np.abs(self.units_RD[row] - unit_D).max() < SAME_CELL
+        return Match(row, not (valid and same and not discrete))
 
     def find(self, config: Mapping) -> int:
         """Return the row of `config`, R where it was not measured; no matching.
@@ -103,20 +115,24 @@ class Cells:
             if len(config) == width:
                 return rows[key_of(config)]
         except (KeyError, TypeError):
-            pass  # not spelt as in the table: take the slow way
+            pass  # not spelled as in the table: validate it first
         return rows.get(key_of(self.space.validate(config)), len(self))
 
     @functools.cached_property
     def _finder(self) -> tuple:
-        """What `find` needs, at hand."""
+        """The three things that `find` reads, in one attribute: it is called very often."""
         return self._row_by_key, self.space.key_of, len(self.space.dimensions)
 
     @functools.cached_property
     def _index(self) -> tuple:
         """Rows in a dense array, or sorted hash codes for spaces far too large for one."""
         dimensions = self.space.dimensions
-        if any(dimension.kind == "simplex" for dimension in dimensions):
-            raise ValueError("cells of a space with a simplex have no choice indices")
+        for dimension in dimensions:
+            if not dimension.is_discrete:
+                raise ValueError(
+                    f"{dimension.name} is of kind {dimension.kind}, so its values have no choice "
+                    "indices; look one configuration up at a time"
+                )
         sizes_D = np.array([len(dimension.choices) for dimension in dimensions])
         index_RD = np.array(
             [[d.choices.index(c[d.name]) for d in dimensions] for c in self.configurations]
@@ -147,6 +163,7 @@ class Cells:
 
         Raises:
           IndexError: an index is no choice's, or the array has another number of columns.
+          ValueError: a dimension is continuous or a simplex, so that it has no choice indices.
         """
         sizes_D, weights_D, code_R, index_RD, rows = self._index
         index_ND = np.asarray(index_ND)

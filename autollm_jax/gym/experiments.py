@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -195,19 +194,18 @@ def _validated(table, space: Space, written: Sequence[tuple], places: Sequence[s
     return configurations
 
 
-def load_experiments(
-    roots: Sequence[str | os.PathLike], tasks: Sequence[str] | None = None
-) -> list[Experiment]:
+def load_experiments(roots: tables.Roots, tasks: Sequence[str] | None = None) -> list[Experiment]:
     """Read every experiment under the roots, sorted by id.
 
     Args:
-      roots: folders of outcome tables.
+      roots: folders of outcome tables, or one such folder.
       tasks: the tasks wanted; all of them where None.
 
     Raises:
       UserError: a root or table is missing or bad, an experiment comes twice, or there is none.
     """
     found: dict[str, tuple] = {}
+    roots = tables.as_roots(roots)
     for path in tables.find_tables(roots):
         if tasks is not None and path.stem not in tasks:
             continue

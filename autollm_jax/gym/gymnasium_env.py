@@ -5,8 +5,8 @@
         experiment=experiment, evidence=evidence, budget=5,
     )
 
-Gymnasium imports the module that such an id names and expects it to have registered its
-environment, so this module calls `register` when it is imported; nothing else imports it for that.
+Gymnasium imports the module in front of the colon and expects the environment to be registered
+then, so importing this module calls `register`.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.spaces import InvalidConfiguration
 
 ENVIRONMENT_ID = "AutoLLM/Configure-v0"
-# Diverged losses are far out; a bounded observation keeps them from drowning the rest.
+# Observed outcomes are clipped: the loss of a diverged run is far from all others.
 OUTCOME_LIMIT = 10.0
 
 
@@ -34,13 +34,21 @@ class ConfigureEnv(gymnasium.Env):
     """Configure one experiment within a budget of trials.
 
     Action: unit coordinates [D'] (`Space.to_unit`); the nearest measured configuration answers.
-    Observation, of fixed shapes, trials not yet made being zero:
-      coordinates [budget, D']: of the configurations that answered.
-      outcomes [budget]: standardised by the evidence, lower is better, clipped to +-10.
-      succeeded [budget]: 1 where a trial ran to its end (status ok).
-      made [budget]: 1 where a trial has been made.
+    Observation, a dict of arrays of fixed shapes, zero for trials that have not been made:
+      coordinates [budget, D']: unit coordinates of the configurations that answered.
+      outcomes [budget]: standardised by the evidence, lower is better, clipped to +-10; 0 where no
+        outcome was measured, so that observations have no nan and can be compared.
+      succeeded [budget]: 1 for a trial of status ok.
+      made [budget]: 1 for a trial that has been made.
       budget_left [1]: the fraction of the budget that is left.
-    Reward: the drop in regret, less a penalty for an invalid action (nan). Ends with the budget.
+    Reward: the drop in regret, less a penalty for an invalid action (nan). The episode ends with
+    the budget.
+
+    Args:
+      experiment: the target.
+      evidence: cheap experiments, whose outcomes standardise the observed ones.
+      budget: the number of trials.
+      invalid_penalty: the penalty for an invalid action.
     """
 
     metadata = {"render_modes": []}
@@ -97,7 +105,7 @@ class ConfigureEnv(gymnasium.Env):
         return observation
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
-        """Begin a new episode; nothing in it is random."""
+        """Begin a new episode; `seed` changes nothing, since no step is random."""
         super().reset(seed=seed)
         self._episode = self._new_episode()
         return self._observe(), {}
@@ -115,7 +123,7 @@ class ConfigureEnv(gymnasium.Env):
 
 
 def register() -> None:
-    """Make the environment known to Gymnasium; calling it again changes nothing."""
+    """Register the environment with Gymnasium; calling it again changes nothing."""
     if ENVIRONMENT_ID not in gymnasium.registry:
         gymnasium.register(
             id=ENVIRONMENT_ID, entry_point="autollm_jax.gym.gymnasium_env:ConfigureEnv"

@@ -1,10 +1,10 @@
-"""Runs of the same configurations under several seeds, brought together as one outcome each.
+"""Pooling: the runs of one configuration under several seeds become one outcome.
 
-Runs that share a seed share their initialisation and the order of their data, and so a good part of
-their luck: whole seeds are better or worse by an amount that has nothing to do with the
-configuration. Where only some configurations were run under a second seed, plain means would rank
-them by that amount. So seeds are treated as the blocks of an incomplete block design: their effects
-are estimated on the configurations that ran under several of them, and taken off every run.
+Runs of one seed share their initialisation and the order of their data, so a whole seed can be
+better or worse by an amount that does not depend on the configuration. If only some configurations
+ran under a second seed, plain means would rank configurations by that amount. Seeds are therefore
+the blocks of an incomplete block design: each seed's effect is estimated on the configurations that
+ran under several seeds, and subtracted from every run.
 """
 
 import math
@@ -14,8 +14,8 @@ import numpy as np
 
 from autollm_jax.gym.outcomes import Objective, Outcomes
 
-LEAST_REPEATED = 8  # configurations under several seeds that it takes to tell a seed's effect
-POLISHES = 10
+LEAST_REPEATED = 8  # fewest configurations under several seeds for which effects are estimated
+POLISHES = 10  # rounds of the median polish
 
 
 def pool_outcomes(
@@ -24,19 +24,25 @@ def pool_outcomes(
     outcomes: Sequence[float | None],
     status: Sequence[str],
     seconds: Sequence[float | None],
-    seeds: Sequence[int] | None,
+    seeds: Sequence[int | None] | None,
     objective: Objective,
 ) -> Outcomes:
     """Pool N runs into one outcome for each of R rows.
 
-    A configuration diverged if any of its runs did; its outcome is the mean over its runs of that
+    A configuration diverged if any of its runs did. Its outcome is the mean over its runs of that
     status, each less its seed's effect.
 
+    >>> pooled = pool_outcomes(np.array([0, 0, 1]), 2, [1.0, 3.0, 5.0], ["ok"] * 3, [None] * 3,
+    ...     [0, 1, None], Objective())
+    >>> pooled.values_R
+    array([2., 5.])
+
     Args:
-      row_N: the row that each run is of.
+      row_N: each run's row.
       rows: R.
       outcomes, status, seconds: of each run.
-      seeds: of each run; None where they are not known: then no seed has an effect.
+      seeds: of each run, None for a run whose seed is not known; None where no seed is known. A
+        run without a seed has no seed's effect taken off.
       objective: the outcome's direction.
     """
     value_N = np.array([float_or_nan(value) for value in outcomes])
@@ -45,8 +51,12 @@ def pool_outcomes(
     effect_N = np.zeros(len(row_N))
     spent = 0  # degrees of freedom
     if seeds is not None:
-        usable_N = (status_N == "ok") & np.isfinite(value_N)
-        effect_N, spent = seed_effects(row_N, np.asarray(seeds), value_N, usable_N, objective)
+        known_N = np.flatnonzero([seed is not None for seed in seeds])
+        seed_N = np.array([seeds[run] for run in known_N], int)
+        usable_N = ((status_N == "ok") & np.isfinite(value_N))[known_N]
+        effect_N[known_N], spent = seed_effects(
+            row_N[known_N], seed_N, value_N[known_N], usable_N, objective
+        )
     value_N = value_N - effect_N
     runs_R = [[] for _ in range(rows)]
     for run, row in enumerate(row_N.tolist()):
@@ -66,7 +76,8 @@ def pool_outcomes(
         if state == "ok" and len(values) > 1:
             squares_R[row] = values.var() * len(values)
             freedom_R[row] = len(values) - 1
-    # The effects were fitted on the same runs: what they took is shared out evenly.
+    # The effects were fitted on the same runs: the degrees of freedom that they used up are taken
+    # from all rows in proportion.
     if spent:
         freedom_R *= max(freedom_R.sum() - spent, 0.0) / max(freedom_R.sum(), 1.0)
     return Outcomes(outcome_R, np.array(status_R), seconds_R, squares_R, freedom_R, objective)
@@ -79,21 +90,22 @@ def seed_effects(
     usable_N: np.ndarray,
     objective: Objective,
 ) -> tuple[np.ndarray, int]:
-    """Estimate what each run owes to its seed.
+    """Estimate the effect of each run's seed on its outcome.
 
-    By median polish (Tukey, Exploratory Data Analysis, 1977) over the configurations that ran under
-    several seeds, of these the half with the better means: runs far from the optimum are noisier.
+    The method is median polish (Tukey, Exploratory Data Analysis, 1977) over the configurations
+    that ran under several seeds. Only the half of them with the better means is used, since runs
+    far from the optimum are noisier.
 
     Args:
-      row_N: the configuration of each run.
-      seed_N: its seed.
-      value_N: its outcome.
-      usable_N: whether it counts.
+      row_N: each run's configuration.
+      seed_N: each run's seed.
+      value_N: each run's outcome.
+      usable_N: whether a run is used for the estimate.
       objective: the outcome's direction.
 
     Returns:
-      [N] effects in the outcome's units, zero on average over the seeds, all of them zero where
-      fewer than LEAST_REPEATED configurations tell; and how many free parameters were fitted.
+      [N] effects in the outcome's units, zero on average over the seeds (all zero if fewer than
+      LEAST_REPEATED configurations ran under several seeds), and the number of fitted parameters.
     """
     none = np.zeros(len(row_N)), 0
     seeds, place_N = np.unique(seed_N, return_inverse=True)
@@ -101,7 +113,7 @@ def seed_effects(
     if len(seeds) < 2:
         return none
     table_RS = np.full((len(rows), len(seeds)), math.nan)
-    # A run that was repeated under its own seed counts once, the last time.
+    # Of several runs under one seed the last one is used.
     table_RS[where_N[usable_N], place_N[usable_N]] = value_N[usable_N]
     table_RS = table_RS[np.isfinite(table_RS).sum(1) > 1]
     if len(table_RS) < LEAST_REPEATED or not np.isfinite(table_RS).any(0).all():

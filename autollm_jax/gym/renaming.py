@@ -10,7 +10,7 @@ from autollm_jax.gym.spaces import Dimension, Space
 
 
 def grouped(experiments: Sequence[Experiment], key: Callable) -> Iterator[list[int]]:
-    """Yield the positions of the experiments that share a key."""
+    """Yield, for each key, the positions of the experiments that have it."""
     places: dict = {}
     for place, experiment in enumerate(experiments):
         places.setdefault(key(experiment), []).append(place)
@@ -26,7 +26,7 @@ class _Names:
 
     @classmethod
     def of(cls, spaces: Sequence[Space], axis_names: Iterator, part_names: Iterator) -> "_Names":
-        """Give what the spaces name the next new name; one that two of them share stays shared."""
+        """Assign the next new name to each old one; a name that spaces share stays shared."""
         dimensions, parts = {}, {}
         for space in spaces:
             for dimension in space.dimensions:

@@ -1,4 +1,4 @@
-"""Configuration spaces: what a configuration is, when it is valid, and where it lies."""
+"""Configuration spaces: which configurations are valid, and where each lies in a unit cube."""
 
 import bisect
 import dataclasses
@@ -10,19 +10,24 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-KINDS = ("ordinal", "log-ordinal", "categorical", "simplex")
+ORDINAL_KINDS = ("ordinal", "log-ordinal")
+CONTINUOUS_KINDS = ("continuous", "log-continuous")
+KINDS = (*ORDINAL_KINDS, *CONTINUOUS_KINDS, "categorical", "simplex")
 
 # A proposed number this close to a choice is that choice: Step Law spells one learning rate in
 # several ways, and prompts show two or three significant digits.
 LOG_ROUNDING = 1.05  # a factor
 LINEAR_ROUNDING = 0.01  # relative
+# A number that is outside the bounds by less than this share of the range is clipped to the bound.
+BOUND_ROUNDING = 1e-3
 # Weights are written with few digits, so their sum is off by a little.
 SIMPLEX_SUM_TOLERANCE = 0.02
-SIMPLEX_DIGITS = 6
+# Two configurations are one where weights and continuous unit coordinates agree to these digits.
+KEY_DIGITS = 6
 
 
 class InvalidConfiguration(ValueError):
-    """Say why a proposed configuration cannot be run: one line, fit to be shown to an agent."""
+    """A proposed configuration cannot be run; the message is one line, fit to show an agent."""
 
 
 def _show(value) -> str:
@@ -54,51 +59,103 @@ def _number(name: str, value) -> float:
 class Dimension:
     """One dimension of a configuration space.
 
+    >>> rate = Dimension("learning_rate", "log-continuous", bounds=(1e-4, 1e-2))
+    >>> rate.to_unit(1e-3), rate.describe_choices()
+    (array([0.5]), 'numbers from 0.0001 to 0.01')
+
     Attributes:
-      name: what the configuration calls it.
-      kind: `ordinal` (numbers, evenly felt), `log-ordinal` (positive numbers, felt by their ratio),
-        `categorical` (anything), `simplex` (a mapping component -> weight, summing to 1).
-      choices: the accepted values (ascending for numbers); a simplex's component names.
+      name: the dimension's key in a configuration.
+      kind: `ordinal` (listed numbers whose differences matter), `log-ordinal` (listed positive
+        numbers whose ratios matter), `continuous` and `log-continuous` (any number within bounds,
+        on the same two scales), `categorical` (listed values without an order), or `simplex` (a
+        mapping from component to weight; the weights sum to 1).
+      choices: the accepted values (ascending for ordinal kinds); a simplex's component names;
+        empty for the continuous kinds.
+      bounds: the lowest and the highest accepted number of a continuous kind; else None.
     """
 
     name: str
     kind: str
-    choices: tuple
+    choices: tuple = ()
+    bounds: tuple[float, float] | None = None
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ValueError(f"{self.name} has kind {self.kind!r}; accepted are {', '.join(KINDS)}")
         object.__setattr__(self, "choices", tuple(self.choices))
+        if self.is_continuous:
+            self._check_bounds()
+            return
+        if self.bounds is not None:
+            raise ValueError(f"{self.name}: a dimension of kind {self.kind} has no bounds")
         if not self.choices or len(set(self.choices)) != len(self.choices):
             raise ValueError(f"{self.name} needs choices, each named once")
         if self.is_numeric:
-            try:
-                values = [_number(self.name, choice) for choice in self.choices]
-            except InvalidConfiguration as error:
-                raise ValueError(f"a choice of {error}") from error
-            if values != sorted(values):
-                raise ValueError(f"{self.name}: choices must be ascending")
-            if self.kind == "log-ordinal" and values[0] <= 0:
-                raise ValueError(f"{self.name}: choices of a log-ordinal must be positive")
+            self._check_numbers(self.choices, "a choice")
+
+    def _check_bounds(self) -> None:
+        if self.choices:
+            raise ValueError(f"{self.name}: a dimension of kind {self.kind} has bounds, no choices")
+        if self.bounds is None or len(self.bounds) != 2:
+            raise ValueError(f"{self.name} needs bounds: the lowest and the highest number")
+        self._check_numbers(self.bounds, "a bound")
+        low, high = map(float, self.bounds)
+        if not low < high:
+            raise ValueError(f"{self.name}: the bounds are {low:g} and {high:g}; accepted are two "
+                             "different numbers, the lower one first")  # fmt: skip
+        object.__setattr__(self, "bounds", (low, high))
+
+    def _check_numbers(self, values: Sequence, each: str) -> None:
+        try:
+            found = [_number(self.name, value) for value in values]
+        except InvalidConfiguration as error:
+            raise ValueError(f"{each} of {error}") from error
+        if found != sorted(found):
+            raise ValueError(f"{self.name}: choices and bounds must be ascending")
+        if self.is_log and found[0] <= 0:
+            raise ValueError(f"{self.name}: {each} of kind {self.kind} must be positive")
 
     @property
     def is_numeric(self) -> bool:
-        return self.kind in ("ordinal", "log-ordinal")
+        """Whether the values are numbers on a scale."""
+        return self.kind in ORDINAL_KINDS or self.kind in CONTINUOUS_KINDS
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether any number within bounds is accepted."""
+        return self.kind in CONTINUOUS_KINDS
+
+    @property
+    def is_log(self) -> bool:
+        """Whether ratios of values matter, not differences."""
+        return self.kind in ("log-ordinal", "log-continuous")
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether the accepted values are listed, so that a value has an index."""
+        return not self.is_continuous and self.kind != "simplex"
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """The lowest and the highest accepted number of a numeric dimension."""
+        return self.bounds or (self.choices[0], self.choices[-1])
 
     @property
     def width(self) -> int:
-        """Count this dimension's unit coordinates."""
+        """The number of unit coordinates of this dimension."""
         return 1 if self.is_numeric else len(self.choices)
 
     def describe_choices(self) -> str:
         """List the accepted values, shortened to the ends where there are many."""
+        if self.is_continuous:
+            return "numbers from {:.6g} to {:.6g}".format(*self.bounds)
         shown = [f"{c:.4g}" if isinstance(c, float) else str(c) for c in self.choices]
         if len(shown) > 16:
             return f"{', '.join(shown[:3])}, ..., {', '.join(shown[-2:])}"
         return ", ".join(shown)
 
     def _scale(self, number: float) -> float:
-        if self.kind == "ordinal":
+        if not self.is_log:
             return number
         if number <= 0:
             raise InvalidConfiguration(f"{self.name} is {number:g}, but it must be positive")
@@ -107,6 +164,11 @@ class Dimension:
     @functools.cached_property
     def _scaled_choices(self) -> list[float]:
         return [self._scale(float(choice)) for choice in self.choices]
+
+    @functools.cached_property
+    def _scaled_extent(self) -> tuple[float, float]:
+        low, high = self.extent
+        return self._scale(float(low)), self._scale(float(high))
 
     def _nearest_choice(self, scaled: float):
         """Return the choice whose scaled value is nearest (the lower of equals)."""
@@ -133,10 +195,13 @@ class Dimension:
         return weights
 
     def canonical(self, value):
-        """Return the choice that `value` is, up to rounding.
+        """Return the accepted value that stands for `value`.
+
+        A listed number is found up to rounding. A number within the bounds of a continuous kind is
+        kept; one outside by less than BOUND_ROUNDING of the range is clipped.
 
         Raises:
-          InvalidConfiguration: `value` is no choice; the message lists what is accepted.
+          InvalidConfiguration: `value` is not accepted; the message lists what is.
         """
         if self.kind == "categorical":
             for choice in self.choices:
@@ -149,10 +214,18 @@ class Dimension:
             if abs(total - 1) > SIMPLEX_SUM_TOLERANCE:
                 raise InvalidConfiguration(f"{self.name}: weights sum to {total:.4g}, not to 1")
             return dict(zip(self.choices, (weights / total).tolist(), strict=True))
+        elif self.is_continuous:
+            number = _number(self.name, value)
+            (low, high), (least, most) = self.bounds, self._scaled_extent
+            if low <= number <= high:
+                return number
+            margin = BOUND_ROUNDING * (most - least)
+            if least - margin <= self._scale(number) <= most + margin:
+                return min(max(number, low), high)
         else:
             number = _number(self.name, value)
             choice = self._nearest_choice(self._scale(number))
-            if self.kind == "log-ordinal":
+            if self.is_log:
                 near = max(number / choice, choice / number) <= LOG_ROUNDING
             else:
                 near = abs(number - choice) <= LINEAR_ROUNDING * abs(choice)
@@ -166,8 +239,9 @@ class Dimension:
         """Place `value` in the unit cube; a number between or beyond the choices has a place too.
 
         Returns:
-          [width] coordinates: position between the extreme choices (in the logarithm for
-          log-ordinal), one-hot for categorical, normalised weights for simplex.
+          [width] coordinates: the position between the lowest and the highest accepted number (of
+          the logarithms for the two log kinds), one-hot for categorical, normalised weights for a
+          simplex.
         """
         if self.kind == "categorical":
             one_hot = np.zeros(self.width)
@@ -177,13 +251,13 @@ class Dimension:
             weights = self._weights(value)
             return weights / weights.sum()
         scaled = self._scale(_number(self.name, value))
-        low, high = self._scaled_choices[0], self._scaled_choices[-1]
+        low, high = self._scaled_extent
         if high == low:
             return np.zeros(1)
         return np.array([min(max((scaled - low) / (high - low), 0.0), 1.0)])
 
     def from_unit(self, unit: np.ndarray):
-        """Return the choice nearest to the unit coordinates [width]."""
+        """Return the accepted value nearest to the unit coordinates [width]."""
         if self.kind == "categorical":
             return self.choices[int(np.argmax(unit))]
         if self.kind == "simplex":
@@ -191,14 +265,63 @@ class Dimension:
             if weights.sum() <= 0:
                 weights = np.ones_like(weights)
             return dict(zip(self.choices, (weights / weights.sum()).tolist(), strict=True))
-        low, high = self._scaled_choices[0], self._scaled_choices[-1]
+        low, high = self._scaled_extent
         scaled = low + float(unit[0]) * (high - low)
-        return self._nearest_choice(scaled)
+        if not self.is_continuous:
+            return self._nearest_choice(scaled)
+        if not low < scaled < high:  # exactly the bound, without the logarithm's rounding
+            return self.bounds[scaled >= high]
+        number = math.exp(scaled) if self.is_log else scaled
+        return min(max(number, self.bounds[0]), self.bounds[1])
+
+    def key(self, value):
+        """Return a hashable identity of an accepted value, the same for values alike."""
+        if self.kind == "simplex":
+            return tuple(round(value[component], KEY_DIGITS) for component in self.choices)
+        if self.is_continuous:
+            # Not of `to_unit` alone, which would place numbers beyond the bounds on them.
+            return round(float(self.to_unit(self.canonical(value))[0]), KEY_DIGITS)
+        return value
+
+    def to_json(self) -> dict:
+        """Return the fields name, kind, and choices or (of a continuous kind) bounds."""
+        accepted = (
+            {"bounds": list(self.bounds)} if self.is_continuous else {"choices": list(self.choices)}
+        )
+        return {"name": self.name, "kind": self.kind} | accepted
+
+    @classmethod
+    def from_json(cls, value) -> "Dimension":
+        """Read what `to_json` wrote.
+
+        Raises:
+          ValueError: it is no dimension; the message says what is wrong.
+        """
+        if not isinstance(value, Mapping) or not {"name", "kind"} <= set(value):
+            raise ValueError("a dimension has the fields name, kind, and choices or bounds")
+        listed = "bounds" if value["kind"] in CONTINUOUS_KINDS else "choices"
+        if set(value) != {"name", "kind", listed}:
+            raise ValueError(
+                f"a dimension of kind {_show(value['kind'])} has exactly the fields name, kind and "
+                f"{listed}"
+            )
+        values = value[listed]
+        scalars = isinstance(values, list) and all(isinstance(v, str | int | float) for v in values)
+        if not isinstance(value["name"], str) or not scalars:
+            raise ValueError(f"a dimension has a text as name and a list of values as {listed}")
+        return cls(value["name"], value["kind"], **{listed: tuple(values)})
 
 
 @dataclasses.dataclass(frozen=True)
 class Space:
     """An ordered set of dimensions. A configuration is a dict with one value per dimension.
+
+    >>> space = Space((
+    ...     Dimension("layers", "ordinal", (2, 4, 8)),
+    ...     Dimension("dropout", "continuous", bounds=(0.0, 0.5)),
+    ... ))
+    >>> space.validate({"dropout": 0.1, "layers": 4.01})
+    {'layers': 4, 'dropout': 0.1}
 
     Attributes:
       dimensions: in order.
@@ -213,15 +336,16 @@ class Space:
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
+        """The dimensions' names, in order."""
         return tuple(dimension.name for dimension in self.dimensions)
 
     def __getstate__(self) -> dict:
-        # What is cached holds closures, which do not pickle, and is quickly made again.
+        # Cached values hold closures, which do not pickle; they are quickly made again.
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @property
     def width(self) -> int:
-        """Count the unit coordinates of a configuration (D')."""
+        """The number of unit coordinates of a configuration (D')."""
         return sum(dimension.width for dimension in self.dimensions)
 
     def __getitem__(self, name: str) -> Dimension:
@@ -233,10 +357,9 @@ class Space:
         Raises:
           InvalidConfiguration: a name is missing or unknown.
         """
-        accepted = ", ".join(self.names)
         if type(config) is not dict and not isinstance(config, Mapping):
             raise InvalidConfiguration(
-                f"a configuration maps {accepted} to values; this is {_show(config)}"
+                f"a configuration maps {', '.join(self.names)} to values; this is {_show(config)}"
             )
         if len(config) == len(self.names) and all(map(config.__contains__, self.names)):
             return
@@ -245,13 +368,13 @@ class Space:
         for name in config:
             if name not in self.names and not problem:
                 problem = f"no such name: {_show(name)}"
-        raise InvalidConfiguration(f"{problem}; accepted are exactly {accepted}")
+        raise InvalidConfiguration(f"{problem}; accepted are exactly {', '.join(self.names)}")
 
     def validate(self, config) -> dict:
-        """Return `config` in canonical form: this space's order, every value one of its choices.
+        """Return `config` in canonical form: this space's order, every value an accepted one.
 
         Raises:
-          InvalidConfiguration: a name is missing or unknown, or a value is no choice.
+          InvalidConfiguration: a name is missing or unknown, or a value is not accepted.
         """
         self._check_names(config)
         return {d.name: d.canonical(config[d.name]) for d in self.dimensions}
@@ -266,7 +389,11 @@ class Space:
         return np.concatenate([d.to_unit(config[d.name]) for d in self.dimensions])
 
     def from_unit(self, unit: np.ndarray) -> dict:
-        """Return the configuration whose choices are nearest to the unit coordinates [D']."""
+        """Return the configuration whose values are nearest to the unit coordinates [D'].
+
+        Raises:
+          InvalidConfiguration: these are not D' finite numbers.
+        """
         unit = np.asarray(unit, dtype=float)
         if unit.shape != (self.width,) or not np.isfinite(unit).all():
             raise InvalidConfiguration(f"expected {self.width} finite unit coordinates")
@@ -276,25 +403,18 @@ class Space:
 
     @functools.cached_property
     def key_of(self):
-        """Return a fast function: canonical configuration -> something hashable, its identity."""
-        if all(dimension.kind != "simplex" for dimension in self.dimensions):
+        """A fast function from a canonical configuration to its hashable identity."""
+        if all(dimension.is_discrete for dimension in self.dimensions):
             return operator.itemgetter(*self.names)
 
         def key(config):
-            return tuple(
-                tuple(round(config[d.name][c], SIMPLEX_DIGITS) for c in d.choices)
-                if d.kind == "simplex"
-                else config[d.name]
-                for d in self.dimensions
-            )
+            return tuple(dimension.key(config[dimension.name]) for dimension in self.dimensions)
 
         return key
 
     def to_json(self) -> dict:
-        dimensions = [
-            {"name": d.name, "kind": d.kind, "choices": list(d.choices)} for d in self.dimensions
-        ]
-        return {"dimensions": dimensions}
+        """Return `{"dimensions": [...]}`, which `from_json` reads."""
+        return {"dimensions": [dimension.to_json() for dimension in self.dimensions]}
 
     @classmethod
     def from_json(cls, value) -> "Space":
@@ -309,15 +429,4 @@ class Space:
         unknown = [key for key in value if key != "dimensions"]
         if unknown:
             raise ValueError(f"no such field: {_show(unknown[0])}; accepted is `dimensions` alone")
-        made = []
-        for entry in dimensions:
-            if not isinstance(entry, Mapping) or set(entry) != {"name", "kind", "choices"}:
-                raise ValueError("a dimension has exactly the fields name, kind and choices")
-            choices = entry["choices"]
-            scalar = isinstance(choices, list) and all(
-                isinstance(choice, str | int | float) for choice in choices
-            )
-            if not isinstance(entry["name"], str) or not scalar:
-                raise ValueError("a dimension has a text as name and a list of values as choices")
-            made.append(Dimension(entry["name"], entry["kind"], tuple(choices)))
-        return cls(tuple(made))
+        return cls(tuple(map(Dimension.from_json, dimensions)))

@@ -169,7 +169,16 @@ def _answered_by(experiment: Experiment, images: Sequence[dict]) -> Experiment:
 
 def _axes(space: Space) -> list[Dimension]:
     """Return the dimensions that can be mirrored: those of two choices or more, no mixture."""
-    return [d for d in space.dimensions if d.kind != "simplex" and len(d.choices) > 1]
+    return [
+        d
+        for d in space.dimensions
+        if d.is_continuous or (d.kind != "simplex" and len(d.choices) > 1)
+    ]
+
+
+def _place(axis: Dimension, value) -> float:
+    """Return a value's place along an axis: a choice's index, or a continuous unit coordinate."""
+    return float(axis.to_unit(value)[0] if axis.is_continuous else axis.choices.index(value))
 
 
 def main_axis(experiments: Sequence[Experiment]) -> str | None:
@@ -184,9 +193,8 @@ def main_axis(experiments: Sequence[Experiment]) -> str | None:
         regret_R = experiment.outcomes.regrets_R[ran]
         total = float(((regret_R - regret_R.mean()) ** 2).sum())
         for axis in _axes(experiment.space):
-            places = {choice: place for place, choice in enumerate(axis.choices)}
             values = [experiment.configurations[row][axis.name] for row in ran]
-            place_R = np.array([float(places[value]) for value in values])
+            place_R = np.array([_place(axis, value) for value in values])
             basis_R3 = np.stack([np.ones_like(place_R), place_R, place_R**2], axis=1)
             fit_3, *_ = np.linalg.lstsq(basis_R3, regret_R, rcond=None)
             left = float(((regret_R - basis_R3 @ fit_3) ** 2).sum())
@@ -198,7 +206,10 @@ def _mirrored(space: Space, axis: str, config: Mapping) -> dict:
     """Return the configuration at the other side of the axis."""
     if axis not in [dimension.name for dimension in _axes(space)]:
         return dict(config)
-    choices = space[axis].choices
+    dimension = space[axis]
+    if dimension.is_continuous:
+        return {**config, axis: dimension.from_unit(1.0 - dimension.to_unit(config[axis]))}
+    choices = dimension.choices
     return {**config, axis: choices[len(choices) - 1 - choices.index(config[axis])]}
 
 

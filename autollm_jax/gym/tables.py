@@ -2,14 +2,18 @@
 
 The Parquet file has one row per run: `experiment`, one `config.NAME` column per dimension
 (`config.NAME.COMPONENT` for a simplex), metric columns, `flops`, `seconds`, `seed`, `status`, and
-whatever else its maker records. The JSON file describes the experiments: context, fidelity, space,
-objective, default, and where there is one a limit, `{"quantity": "parameters", "at_most": NUMBER}`;
-the rows then have a column `parameters`, and those over it are `infeasible` and have no outcome.
-Nothing is ever unpickled.
+whatever else its maker records. A null in `flops`, `seconds` or `seed` means that it is not known;
+a run whose seed is not known is a run of its own.
+
+The JSON file describes the experiments: context, fidelity, space, objective, default, and where
+there is one a limit, `{"quantity": "parameters", "at_most": NUMBER}`; the rows then have a column
+`parameters`, and those over it are `infeasible` and have no outcome. Nothing is ever unpickled.
 """
 
 import dataclasses
+import functools
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -23,6 +27,8 @@ from autollm_jax.errors import UserError
 from autollm_jax.files import write_atomic, write_json_atomic
 from autollm_jax.gym.spaces import Dimension, InvalidConfiguration, Space
 
+_log = logging.getLogger(__name__)
+
 FORMAT = 1
 STATUSES = ("ok", "diverged", "infeasible")
 LEVELS = ("low", "mid", "high")
@@ -31,7 +37,13 @@ GOALS = ("minimize", "maximize")
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """One task's outcomes from one source: `meta` is the JSON file, `rows` the Parquet file."""
+    """One task's outcomes from one source.
+
+    Attributes:
+      source, task: the folder's and the files' name.
+      meta: content of the JSON file.
+      rows: content of the Parquet file.
+    """
 
     source: str
     task: str
@@ -41,25 +53,29 @@ class Table:
 
 def table_paths(root: str | os.PathLike, source: str, task: str) -> tuple[Path, Path]:
     """Return the Parquet and the JSON path of a table under `root`."""
-    folder = Path(root) / source
+    folder = Path(root).expanduser() / source
     return folder / f"{task}.parquet", folder / f"{task}.json"
 
 
 def config_columns(dimension: Dimension) -> list[str]:
-    """Return the Parquet columns that hold a dimension's value."""
+    """Return the Parquet columns that hold a dimension's value.
+
+    >>> config_columns(Dimension("mixture", "simplex", ("web", "code")))
+    ['config.mixture.web', 'config.mixture.code']
+    """
     if dimension.kind == "simplex":
         return [f"config.{dimension.name}.{component}" for component in dimension.choices]
     return [f"config.{dimension.name}"]
 
 
 def row_values(space: Space, rows: pa.Table) -> list[tuple]:
-    """Return what each row's `config.*` columns hold, in the space's order."""
+    """Return the values of each row's `config.*` columns, in the space's order."""
     columns = [column for d in space.dimensions for column in config_columns(d)]
     return list(zip(*(rows[column].to_pylist() for column in columns), strict=True))
 
 
 def row_config(space: Space, values: Sequence) -> dict:
-    """Make one configuration, as written, of one of `row_values`."""
+    """Return the configuration that one entry of `row_values` spells, not yet validated."""
     config, rest = {}, iter(values)
     for dimension in space.dimensions:
         if dimension.kind == "simplex":
@@ -71,6 +87,19 @@ def row_config(space: Space, values: Sequence) -> dict:
 
 def write_table(root: str | os.PathLike, meta: Mapping, rows: pa.Table | Sequence[Mapping]) -> Path:
     """Check a table and write it atomically, the JSON first so that rows never lack a description.
+
+    >>> import tempfile
+    >>> space = Space((Dimension("rate", "log-continuous", bounds=(1e-4, 1e-2)),))
+    >>> meta = {"format": 1, "source": "mine", "task": "pretraining", "experiments": {"small": {
+    ...     "context": {}, "space": space.to_json(),
+    ...     "fidelity": {"level": "low", "parameters": 1e6, "tokens": 2e7, "flops": 1.2e14},
+    ...     "objective": {"metric": "loss", "goal": "minimize"},
+    ...     "default": {"rate": 1e-3}, "default_origin": "habit"}}}
+    >>> run = {"experiment": "small", "config.rate": 2e-3, "loss": 3.1, "flops": 1.2e14,
+    ...     "seconds": None, "seed": 0, "status": "ok"}
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     read_table(write_table(root, meta, [run])).rows.num_rows
+    1
 
     Args:
       root: folder of tables.
@@ -98,7 +127,7 @@ def write_table(root: str | os.PathLike, meta: Mapping, rows: pa.Table | Sequenc
 
 
 def _columns(rows: Sequence[Mapping]) -> pa.Table:
-    # pa.Table.from_pylist would keep only the first row's columns.
+    # Column by column, since pa.Table.from_pylist keeps only the first row's columns.
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {}
     for name in names:
@@ -109,30 +138,69 @@ def _columns(rows: Sequence[Mapping]) -> pa.Table:
     return pa.table(columns)
 
 
-def find_tables(roots: Sequence[str | os.PathLike]) -> list[Path]:
+Roots = str | os.PathLike | Sequence[str | os.PathLike]
+
+
+def as_roots(roots: Roots) -> list[Path]:
+    """Return folders of tables as paths: one may be given alone, and `~` is the home folder.
+
+    >>> as_roots("gym_data")
+    [PosixPath('gym_data')]
+    """
+    listed = [roots] if isinstance(roots, str | os.PathLike) else roots
+    return [Path(root).expanduser() for root in listed]
+
+
+def find_tables(roots: Roots) -> list[Path]:
     """Return the Parquet paths of all tables under `roots`, sorted within each root.
 
-    A table of which only one file exists is listed too, so that reading it names what is missing.
+    Half a table is listed too, so that reading it names the missing file. Any other lone file is
+    ignored, and a warning names it.
+
+    Args:
+      roots: folders of tables, or one such folder.
 
     Raises:
       UserError: a root is no folder.
     """
     paths = []
-    for root in roots:
-        if not Path(root).is_dir():
+    for root in as_roots(roots):
+        if not root.is_dir():
             raise UserError(f"{root}: no such folder of outcome tables (gym.roots)")
-        found = {p.with_suffix(".parquet") for p in Path(root).glob("[!.]*/[!.]*.parquet")}
-        found |= {p.with_suffix(".parquet") for p in Path(root).glob("[!.]*/[!.]*.json")}
-        paths += sorted(found)
+        files = {*root.glob("[!.]*/[!.]*.parquet"), *root.glob("[!.]*/[!.]*.json")}
+        for file in sorted(files):
+            other = file.with_suffix(".json" if file.suffix == ".parquet" else ".parquet")
+            if other not in files and not _is_table_half(file):
+                _warn_of_stray(file)
+            elif other not in files or file.suffix == ".parquet":
+                paths.append(file.with_suffix(".parquet"))
     return paths
+
+
+def _is_table_half(file: Path) -> bool:
+    """Tell whether a lone file could be one of a table's two; a damaged one could be."""
+    try:
+        if file.suffix == ".json":
+            content = json.loads(file.read_bytes())
+            return isinstance(content, dict) and "format" in content
+        names = pq.read_schema(file).names
+    except (ValueError, RecursionError, OSError, pa.ArrowException):
+        return True
+    return "experiment" in names and any(name.startswith("config.") for name in names)
+
+
+@functools.cache
+def _warn_of_stray(file: Path) -> None:
+    _log.warning("%s: ignored: it is no outcome table (gym.roots)", file)
 
 
 def read_table(path: str | os.PathLike) -> Table:
     """Read and check one table, given its Parquet path.
 
     Raises:
-      UserError: a file is missing, truncated or not what it should be, a column is missing or of a
-        wrong type, an `ok` row has no finite outcome, a status or an experiment is unknown.
+      UserError: a file is missing, truncated or no outcome table; a column is missing or of a wrong
+        type; an `ok` row has no finite outcome; a status or an experiment is unknown; or an amount
+        is negative or not finite.
     """
     path = Path(path)
     meta_path = path.with_suffix(".json")
@@ -240,7 +308,7 @@ def _check_column(rows: pa.Table, column: str, accepted: str, where: str) -> Non
     fits = {
         "text": text,
         "number": number or empty,
-        "integer": pa.types.is_integer(kind),
+        "integer": pa.types.is_integer(kind) or empty,
         "text or number": text or number or pa.types.is_boolean(kind),
     }
     if not fits[accepted]:
@@ -278,7 +346,22 @@ def _check_rows(meta: dict, rows: pa.Table, where: str) -> None:
                 needed |= dict.fromkeys(config_columns(dimension), kind)
     for column, accepted in needed.items():
         _check_column(rows, column, accepted, where)
+    for column in ("flops", "seconds", "seed", "parameters"):
+        if column in rows.column_names:
+            _check_amounts(rows, column, where)
     _check_outcomes(meta, rows, where)
+
+
+def _check_amounts(rows: pa.Table, column: str, where: str) -> None:
+    """Refuse a number that no amount can be: negative, nan or infinite. A null is unknown."""
+    values = pc.cast(rows[column], pa.float64(), safe=False)
+    bad = pc.or_(pc.less(values, 0.0), pc.invert(pc.is_finite(values)))
+    place = pc.index(bad, True).as_py()
+    if place >= 0:
+        raise UserError(
+            f"{where}: `{column}` is {rows[column][place].as_py()} in row {place + 1}; accepted is "
+            "a finite number, 0 or more, or null where it is not known"
+        )
 
 
 def _row_of(rows: pa.Table, column: str, value) -> int:
@@ -308,7 +391,7 @@ def _check_outcomes(meta: dict, rows: pa.Table, where: str) -> None:
 
 
 def _infeasibility_problem(size, at_most: float, status: str, outcome) -> str | None:
-    """Say how a row's status or outcome disagrees with its experiment's limit."""
+    """Return how a row's status or outcome contradicts its experiment's limit; None if it fits."""
     if size is None or not 0 <= size < math.inf:
         return f"`parameters` is {size}; accepted is a number, 0 or more"
     over = size > at_most

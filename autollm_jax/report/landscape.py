@@ -1,9 +1,10 @@
 """A measured landscape laid out for a page, whatever the space.
 
-One or two dimensions are a grid. Of anything else (more dimensions, mixtures) each axis is
-shown by itself, with the regret of every configuration along it.
+One or two dimensions with choices are a grid. Of any other space (more dimensions, continuous
+ones, mixtures) each axis is shown by itself, with the regret of every configuration along it.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -82,7 +83,7 @@ class Strips:
 def lay_out(experiment: Experiment) -> Grid | Strips:
     """Lay an open experiment's outcomes out."""
     dimensions = experiment.space.dimensions
-    if len(dimensions) <= 2 and all(d.kind != "simplex" for d in dimensions):
+    if len(dimensions) <= 2 and all(d.is_discrete for d in dimensions):
         return _grid(experiment)
     return _strips(experiment)
 
@@ -128,6 +129,11 @@ def _directions(space) -> list[tuple[str, tuple, Callable]]:
     for d in space.dimensions:
         if d.kind == "simplex":
             found += [(c, (), lambda config, d=d, c=c: config[d.name][c]) for c in d.choices]
+        elif d.is_log and d.is_continuous:
+            place = lambda config, d=d: math.log10(config[d.name])  # noqa: E731
+            found.append((f"{d.name}, log10", (), place))
+        elif d.is_continuous:
+            found.append((d.name, (), lambda config, d=d: config[d.name]))
         else:
             found.append((d.name, d.choices, lambda config, d=d: d.choices.index(config[d.name])))
     return found

@@ -1,4 +1,10 @@
-"""One module per public table, each a reader of the upstream file as published."""
+"""One module per public table, each a reader of the upstream file as published.
+
+>>> sorted(SOURCES)
+['admire', 'hwgpt', 'regmix', 'steplaw']
+>>> SOURCES["hwgpt"].licence
+'Apache-2.0'
+"""
 
 from autollm_jax.sources import admire, hwgpt, regmix, steplaw
 from autollm_jax.sources.source import Source

@@ -78,7 +78,8 @@ def read(path: Path) -> Tables:
     file = _find_file(Path(path))
     ratios = {name: f"{RATIO}{column}" for name, (column, _) in DATA_SETS.items()}
     averages = {f"{METRIC}{column}" for column in AVERAGES.values()}
-    header, rows = read_csv(file, ("model", *ratios.values(), *sorted(averages)), "ADMIRE")
+    columns = ("model", *ratios.values(), *sorted(averages))
+    header, rows = read_csv(file, columns, "ADMIRE", SOURCE.pinned)
     unknown = [c for c in header if c.startswith(RATIO) and c not in ratios.values()]
     if unknown:
         raise UserError(f"{file}: column `{unknown[0]}` is of no data set of Tulu 3's mixture")

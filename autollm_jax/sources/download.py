@@ -16,7 +16,11 @@ CHUNK_BYTES = 1 << 16
 
 
 class DownloadError(UserError):
-    """The connection failed; `reason` says how, and all files of the source are to be fetched."""
+    """The connection failed.
+
+    Attributes:
+      reason: the connection's error, in a line.
+    """
 
     def __init__(self, line: str, reason: str):
         super().__init__(line)
@@ -40,7 +44,7 @@ def download(source: Source, folder: Path) -> None:
         address, path = source.file_address(file), folder / Path(file).name
         try:
             _fetch(address, path)
-        # Of what http.client and urllib raise, only these are failures of the connection.
+        # Only these exceptions of http.client and urllib mean that the connection failed.
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             wanted = " and ".join(source.file_address(name) for name in source.files)
             reason = " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""HW-GPT-Bench's perplexity predictor: which architectures it knows, and what it says of them."""
+"""HW-GPT-Bench's perplexity predictor: its architectures, its inputs, its network."""
 
 import dataclasses
 import itertools
@@ -22,7 +22,7 @@ VOCABULARY = 50_254
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """One of upstream's three supernets: what an architecture may be."""
+    """One of upstream's three supernets: the choices of an architecture."""
 
     name: str
     widths: tuple[int, ...]

@@ -1,7 +1,7 @@
 """Data-mixture tables: one simplex `mixture`, several objectives on the same runs.
 
-What the readers of RegMix and ADMIRE share: an experiment is one (model, objective), and all the
-experiments of a model have the same configurations.
+RegMix and ADMIRE share this code: an experiment is one (model, objective), and all the experiments
+of a model have the same configurations.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ def read_mixture(row: Mapping[str, str], columns: Mapping[str, str], where: str)
     Args:
       row: fields by upstream column.
       columns: component -> upstream column.
-      where: what messages call the row.
+      where: the row's name in messages.
 
     Raises:
       UserError: a weight is no number of 0 or more, or they do not sum to about 1.
@@ -73,10 +73,11 @@ def experiments_of(
 
     Args:
       models: with their runs, whose mixtures all have the same components.
-      objectives: what an experiment's name calls it -> its metric column.
+      objectives: the objective's part of the experiment's name -> its metric column.
       goal: `minimize` or `maximize`.
-      prior: the mixture that a practitioner would take; the nearest measured is the default.
-      origin: where the prior is from.
+      prior: the mixture that a practitioner would take; the measured mixture nearest to it is the
+        default.
+      origin: one sentence on the origin of the prior.
 
     Returns:
       The JSON file's `experiments`, the rows, and the names of experiments without any outcome.

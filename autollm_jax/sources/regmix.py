@@ -146,13 +146,13 @@ def _no_file(path: Path) -> UserError:
 
 def _read_mixtures(path: Path) -> dict[int, dict]:
     columns = {domain: MIXTURE_COLUMN.format(domain) for domain in DOMAINS}
-    _, rows = read_csv(path, ("index", *columns.values()), "RegMix mixture")
+    _, rows = read_csv(path, ("index", *columns.values()), "RegMix mixture", SOURCE.pinned)
     return _by_index(rows, lambda row, where: read_mixture(row, columns, where))
 
 
 def _read_losses(path: Path) -> dict[int, dict]:
     columns = {domain: LOSS_COLUMN.format(domain) for domain in LOSS_DOMAINS}
-    _, rows = read_csv(path, ("index", *columns.values()), "RegMix loss")
+    _, rows = read_csv(path, ("index", *columns.values()), "RegMix loss", SOURCE.pinned)
 
     def parse(row, where):
         losses = {d: finite_number(row[c], c, where, least=0.0) for d, c in columns.items()}

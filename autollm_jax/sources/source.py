@@ -1,4 +1,4 @@
-"""What a public table is to this project: where it is published, and how it is read."""
+"""A public table as a source: where it is published, under which licence, and its reader."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -14,14 +14,14 @@ class Source:
     """One public table.
 
     Attributes:
-      name: what `--source` calls it; also the folder of its tables.
+      name: the value of `--source`; also the folder of its tables.
       address: the upstream repository.
-      raw_address: where single files are fetched from, at the pinned commit.
+      raw_address: the address of single files, before the commit and the path.
       commit: the pinned commit.
       files: path in the repository -> SHA-256 of the whole file at that commit.
-      licence: what may be done with it.
-      read: takes a file or a folder as published, returns (meta, rows) per task for
-        `gym.tables.write_table`; raises UserError where the content is not as published.
+      licence: the upstream licence, in a line.
+      read: reads a file or a folder as published and returns (meta, rows) per task for
+        `gym.tables.write_table`; raises UserError if the content is not as published.
     """
 
     name: str
@@ -32,17 +32,22 @@ class Source:
     licence: str
     read: Callable[[Path], Tables]
 
+    @property
+    def pinned(self) -> frozenset[str]:
+        """The SHA-256 of every whole file at the pinned commit."""
+        return frozenset(self.files.values())
+
     def file_address(self, file: str) -> str:
         """Return the address of one of `files` at the pinned commit."""
         return f"{self.raw_address}/{self.commit}/{file}"
 
     def meta(self, task: str, hashes: Mapping[str, str], **described) -> dict:
-        """Write the JSON file's content.
+        """Return the JSON file's content.
 
         Args:
-          task: of the table.
+          task: the table's task.
           hashes: SHA-256 of the files that were read, by name.
-          **described: `units`, `experiments`, and what else the reader has to say.
+          **described: further fields: `units`, `experiments`, `left_out`.
         """
         upstream = {"address": self.address, "commit": self.commit, "files": dict(hashes)}
         table = {"format": FORMAT, "source": self.name, "task": task}

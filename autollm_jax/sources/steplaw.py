@@ -69,7 +69,11 @@ UNITS = {
 
 
 def snap_learning_rate(value: float) -> float:
-    """Return the power of sqrt(2) that `value` is a rounding of, else `value` to three digits."""
+    """Return the power of sqrt(2) that `value` is a rounding of, else `value` to three digits.
+
+    >>> snap_learning_rate(0.00195), snap_learning_rate(0.0025)
+    (0.001953125, 0.0025)
+    """
     power = 2.0 ** (round(2 * math.log2(value)) / 2)
     if max(power / value, value / power) <= SNAP_FACTOR:
         return power
@@ -77,16 +81,23 @@ def snap_learning_rate(value: float) -> float:
 
 
 def divergence_threshold(losses: Sequence[float]) -> float:
-    """Return the loss above which a run of an experiment with these losses has diverged."""
+    """Return the loss above which a run of an experiment with these losses has diverged.
+
+    >>> divergence_threshold([2.4, 2.6, float("nan")])
+    4.7
+    """
     best = min((loss for loss in losses if math.isfinite(loss)), default=math.inf)
     return min((best + FREQUENCY_LOSS) / 2, HIGHEST_SOUND_LOSS)
 
 
 def untuned_default(parameters: float, space: Space, cells: Sequence[Mapping]) -> tuple[dict, str]:
-    """Return what a practitioner would take untuned, and where it is from.
+    """Return the configuration that a practitioner would take untuned.
 
-    The learning rate and batch size of the GPT-3 model of the closest size, at the nearest measured
-    cell: a published habit that owes nothing to this table.
+    It is the measured cell nearest to the learning rate and batch size of the GPT-3 model of the
+    closest size: a published habit that does not depend on this table's outcomes.
+
+    Returns:
+      The configuration, and one sentence on where it is from.
     """
     size = min(GPT3_TABLE, key=lambda other: abs(math.log(other / parameters)))
     learning_rate, batch_tokens = GPT3_TABLE[size]
@@ -103,6 +114,14 @@ def untuned_default(parameters: float, space: Space, cells: Sequence[Mapping]) -
 
 def read(path: Path) -> Tables:
     """Read the upstream file, or a folder with one or both, as published.
+
+    >>> import tempfile
+    >>> lines = ["lr,bs,smooth loss,N,D", "0.00195,64,2.5,214663680,4e9"]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "dense_lr_bs_loss.csv").write_text("\\n".join([*lines, ""]))
+    ...     [(meta, rows)] = read(folder)
+    >>> list(meta["experiments"]), rows[0]["config.learning_rate"]
+    (['dense-214.7M-4B'], 0.001953125)
 
     Returns:
       One (meta, rows) pair, of the task `pretraining`.
@@ -158,7 +177,7 @@ def _find_files(path: Path) -> list[Path]:
 
 
 def _read_file(path: Path) -> list[dict]:
-    header, rows = read_csv(path, (*NUMBERS, METRIC_COLUMN), "Step Law")
+    header, rows = read_csv(path, (*NUMBERS, METRIC_COLUMN), "Step Law", SOURCE.pinned)
     is_moe = any(mark in header for mark in MOE_MARKS)
     for column in ("moe_name", "Na") if is_moe else ():
         if column not in header:

@@ -1,10 +1,10 @@
-"""Tensors out of a PyTorch file, without PyTorch and without executing the pickle inside.
+"""Reads the tensors of a PyTorch file without PyTorch and without executing the pickle inside.
 
 `torch.save` writes a zip of stored (never compressed) members: `NAME/data.pkl`, which describes the
-tensors, and their bytes in `NAME/data/KEY`. A pickle is a program; here its opcodes are walked one
-by one with a small machine of our own that knows only what a state dict of float tensors needs. It
-imports nothing and calls nothing: the few names that a state dict uses are compared as text, and
-anything else is refused.
+tensors, and their bytes in `NAME/data/KEY`. A pickle is a program. Here a small machine walks its
+opcodes one by one and knows only those that a state dict of float tensors needs. It imports nothing
+and calls nothing: the few names that a state dict uses are compared as text, and any other name or
+opcode is refused.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class _Refused(ValueError):
-    """The pickle holds something else than a state dict."""
+    """The file is no state dict of float tensors."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
             raise _Refused(f"has over {MOST_BYTES >> 20} MiB")
         with zipfile.ZipFile(path) as archive:
             return _read_archive(archive)
-    # What zipfile raises on damaged or hostile files, besides its own error.
+    # zipfile raises these on damaged or hostile files.
     except (
         zipfile.BadZipFile,
         EOFError,

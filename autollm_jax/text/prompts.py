@@ -31,7 +31,7 @@ from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.spaces import Dimension
 from autollm_jax.text import candidates as listing
 from autollm_jax.text import parsing, statements
-from autollm_jax.text.spelling import choice_names, short, size, spell_row
+from autollm_jax.text.spelling import bounds_text, choice_names, short, size, spell_row
 
 END_OF_TURN = parsing.END_OF_TURN
 LINE = ";\n"
@@ -85,7 +85,7 @@ LONGEST_MESSAGE = 80
 LONGEST_NAME = 24
 # Where training experiments come from is no business of a player.
 HIDDEN_CONTEXT = ("provenance", "augmentation")
-LOG_FACTOR = 2  # the step whose cost is shown, for log-ordinal dimensions
+LOG_FACTOR = 2  # the step whose cost is shown, on a log scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +141,8 @@ def _choices_line(seen: BaseForecast, dimension: Dimension, shortened: bool) -> 
         more = len(dimension.choices) - len(parts)
         rest = f" and {more} more" if more else ""
         return f"{dimension.name}: percent of {' '.join(parts)}{rest}{LINE}"
+    if dimension.is_continuous:
+        return f"{dimension.name}: {bounds_text(dimension)}{LINE}"
     names = list(choice_names(dimension).values())
     if shortened and len(names) > 6:
         return f"{dimension.name}: {names[0]} to {names[-1]} in {len(names)} steps{LINE}"

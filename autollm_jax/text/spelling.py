@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import itertools
 import json
 import math
 import re
@@ -9,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from autollm_jax.gym.cells import Cells
+from autollm_jax.gym.cells import SAME_CELL, Cells
 from autollm_jax.gym.experiments import Fidelity
 from autollm_jax.gym.spaces import Dimension
 from autollm_jax.text import parsing
@@ -64,7 +65,7 @@ def choice_names(dimension: Dimension) -> dict:
     if not dimension.is_numeric:
         return {choice: json.dumps(choice) for choice in dimension.choices}
     names = [spell_number(choice) for choice in dimension.choices]
-    if dimension.kind == "ordinal" or len(set(names)) < len(names):
+    if not dimension.is_log or len(set(names)) < len(names):
         for digits in range(2, 18):
             names = [
                 str(c) if isinstance(c, int) else significant(c, digits) for c in dimension.choices
@@ -104,8 +105,47 @@ def short_names(dimension: Dimension) -> dict[str, str]:
     return names if len(set(names.values())) == len(names) else {c: str(c) for c in names}
 
 
-def spell(dimension: Dimension, value) -> str:
-    """Spell a dimension's choice, the same way everywhere; JSON reads it back."""
+@functools.lru_cache(maxsize=1024)
+def _spelled_numbers(cells: Cells, name: str) -> dict[float, str]:
+    """Map each measured value of a continuous dimension to its spelling.
+
+    A spelling has as many digits as the table needs (two at least): read back, it is nearer to its
+    own value than a quarter of the way to the next one, and near enough to be the same cell.
+    """
+    dimension = cells.space[name]
+    values = sorted({config[name] for config in cells.configurations})
+    units = [float(dimension.to_unit(value)[0]) for value in values]
+    gaps = [math.inf, *(b - a for a, b in itertools.pairwise(units)), math.inf]
+    names = {}
+    for value, unit, below, above in zip(values, units, gaps[:-1], gaps[1:], strict=True):
+        margin = min(below, above, SAME_CELL) / 4
+        names[value] = repr(value)
+        for digits in range(2, 17):
+            text = significant(value, digits)
+            inside = dimension.bounds[0] <= float(text) <= dimension.bounds[1]
+            if inside and abs(float(dimension.to_unit(float(text))[0]) - unit) <= margin:
+                names[value] = text
+                break
+    return names
+
+
+def bounds_text(dimension: Dimension) -> str:
+    """Spell a continuous dimension's bounds: 1.0e-4 to 1.0e-2."""
+    low, high = (
+        next(
+            text
+            for digits in range(2, 18)
+            if abs(float(text := significant(bound, digits)) - bound) <= 1e-4 * abs(bound)
+        )
+        for bound in dimension.bounds
+    )
+    return f"{low} to {high}"
+
+
+def spell(cells: Cells, dimension: Dimension, value) -> str:
+    """Spell a measured value of a dimension, the same way everywhere; JSON reads it back."""
+    if dimension.is_continuous:
+        return _spelled_numbers(cells, dimension.name)[value]
     return choice_names(dimension)[value]
 
 
@@ -157,7 +197,7 @@ def _texts(cells: Cells, row: int) -> dict[str, str]:
             parts = mixture(cells, name, row)
             texts[name] = "{" + ",".join(f'"{part}": {weight}' for part, weight in parts) + "}"
         else:
-            texts[name] = spell(dimension, cells.configurations[row][name])
+            texts[name] = spell(cells, dimension, cells.configurations[row][name])
     return texts
 
 

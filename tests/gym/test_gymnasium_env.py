@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 import warnings
@@ -5,7 +6,7 @@ import warnings
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
+from gymnasium.utils.env_checker import check_env, data_equivalence
 
 from autollm_jax.gym import gymnasium_env
 from autollm_jax.gym.spaces import Dimension, Space
@@ -99,6 +100,18 @@ def test_every_kind_of_dimension_and_status_plays(mixed):
     env.action_space.seed(0)
     for _ in range(8):
         assert env.step(env.action_space.sample())[-1]["trial"].valid
+
+
+def test_steps_without_an_outcome_are_equal_to_gymnasium(mixed):
+    def step():
+        env = gymnasium_env.ConfigureEnv(mixed, budget=2)
+        env.reset(seed=0)
+        return env.step(mixed.units_RD[1].astype(np.float32))
+
+    first, second = step(), step()
+    assert first[-1]["trial"].status == "diverged"
+    first[-1]["trial"] = dataclasses.replace(first[-1]["trial"], outcome=float("nan"))
+    assert data_equivalence(first, second)
 
 
 def test_reset_begins_anew(env):

@@ -13,6 +13,13 @@ MIXED = Space(
         Dimension("mixture", "simplex", ("web", "code")),
     )
 )
+CONTINUOUS = Space(
+    (
+        Dimension("learning_rate", "log-continuous", bounds=(1e-4, 1e-2)),
+        Dimension("dropout", "continuous", bounds=(0, 0.5)),
+        Dimension("layers", "ordinal", (2, 4)),
+    )
+)
 CONFIG = {
     "learning_rate": 0.01,
     "layers": 11,
@@ -89,6 +96,66 @@ def test_a_number_off_the_grid_has_a_place_inside_the_cube():
     np.testing.assert_allclose(units, [0, 0.75, 1], atol=1e-3)
 
 
+def test_continuous_numbers_lie_between_their_bounds_on_their_scale():
+    config = {"learning_rate": 1e-3, "dropout": 0.1, "layers": 4}
+    np.testing.assert_allclose(CONTINUOUS.to_unit(config), [0.5, 0.2, 1])
+    assert CONTINUOUS.validate(config | {"dropout": np.float32(0.25)})["dropout"] == 0.25
+    back = CONTINUOUS.from_unit(CONTINUOUS.to_unit(config))
+    assert back == pytest.approx(config)
+    assert CONTINUOUS.validate(back) == back
+    ends = CONTINUOUS.from_unit(np.array([-3.0, 7.0, 0.0]))
+    assert ends == {"learning_rate": 1e-4, "dropout": 0.5, "layers": 2}
+
+
+@pytest.mark.parametrize(("outside", "bound"), [(1.003e-2, 1e-2), (0.998e-4, 1e-4)])
+def test_a_number_a_hair_outside_its_bounds_is_the_bound(outside, bound):
+    config = {"learning_rate": outside, "dropout": 0, "layers": 2}
+    assert CONTINUOUS.validate(config)["learning_rate"] == bound
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"learning_rate": 0.011}, "learning_rate is 0.011; accepted are numbers from 0.0001 to"),
+        ({"learning_rate": -1}, "learning_rate is -1, but it must be positive"),
+        ({"dropout": 0.51}, "dropout is 0.51; accepted are numbers from 0 to 0.5$"),
+        ({"dropout": -0.01}, "dropout is -0.01; accepted are"),
+        ({"dropout": math.nan}, "not a finite number"),
+        ({"dropout": "much"}, "dropout is 'much', not a number"),
+    ],
+)
+def test_a_number_farther_outside_is_refused_by_its_bounds(change, reason):
+    config = {"learning_rate": 1e-3, "dropout": 0.1, "layers": 2}
+    with pytest.raises(InvalidConfiguration, match=reason):
+        CONTINUOUS.validate(config | change)
+
+
+def test_continuous_dimensions_are_written_with_bounds():
+    written = CONTINUOUS.to_json()
+    assert written["dimensions"][1] == {
+        "name": "dropout", "kind": "continuous", "bounds": [0.0, 0.5]
+    }  # fmt: skip
+    assert Space.from_json(written) == CONTINUOUS
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("continuous", {}),
+        ("continuous", {"choices": (1, 2)}),
+        ("continuous", {"bounds": (1,)}),
+        ("continuous", {"bounds": (1, 1)}),
+        ("continuous", {"bounds": (2, 1)}),
+        ("continuous", {"bounds": (0, math.inf)}),
+        ("log-continuous", {"bounds": (0, 1)}),
+        ("ordinal", {"choices": (1, 2), "bounds": (1, 2)}),
+    ],
+)
+def test_impossible_bounds_are_refused(kind, fields):
+    with pytest.raises(ValueError, match="^(x|a bound of x)"):
+        Dimension("x", kind, **fields)
+
+
 @pytest.mark.parametrize(
     ("kind", "choices"),
     [
@@ -106,7 +173,18 @@ def test_an_impossible_dimension_is_refused(kind, choices):
 
 
 @pytest.mark.parametrize(
-    "value", [None, {}, {"dimensions": "abc"}, {"dimensions": [{"name": "x"}]}, {"dimensions": []}]
+    "value",
+    [
+        None,
+        {},
+        {"dimensions": "abc"},
+        {"dimensions": [{"name": "x"}]},
+        {"dimensions": []},
+        MIXED.to_json() | {"groups": {}},
+        {"dimensions": [{"name": "x", "kind": "continuous", "choices": [1, 2]}]},
+        {"dimensions": [{"name": "x", "kind": "ordinal", "bounds": [1, 2]}]},
+        {"dimensions": [{"name": "x", "kind": [], "choices": [1, 2]}]},
+    ],
 )
 def test_json_that_is_no_space_is_refused(value):
     with pytest.raises(ValueError):

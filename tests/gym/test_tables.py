@@ -6,7 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from autollm_jax.errors import UserError
+from autollm_jax.evaluation.run_costs import read_runs
 from autollm_jax.gym import tables
+from autollm_jax.gym.experiments import load_experiments
 
 
 def meta(space):
@@ -72,6 +74,70 @@ def test_a_missing_file_is_named(table_path, suffix):
     with pytest.raises(UserError) as error:
         tables.read_table(table_path)
     assert f"pretraining{suffix}: missing" in one_line(error)
+
+
+def test_stray_files_are_ignored_and_named_once(tmp_path, space, caplog):
+    table_path = tables.write_table(tmp_path, meta(space), [row()])
+    folder, root = table_path.parent, table_path.parent.parent
+    (folder / "notes.json").write_text("{}")
+    (folder / "list.json").write_text("[1]")
+    pq.write_table(pa.table({"experiment": ["a"], "x": [1]}), folder / "extra.parquet")
+    for _ in range(2):
+        assert tables.find_tables([root]) == [table_path]
+    assert sorted(m.split(": ")[0] for m in caplog.messages) == [
+        str(folder / name) for name in ("extra.parquet", "list.json", "notes.json")
+    ]
+    assert all("\n" not in message for message in caplog.messages)
+    assert [e.id for e in load_experiments([root])] == ["test/pretraining/one"]
+
+
+@pytest.mark.parametrize("content", ['{"format": 1}', '{"format": 1, "exper', ""])
+def test_a_lone_file_that_may_be_half_a_table_is_an_error(table_path, content):
+    (table_path.parent / "half.json").write_text(content)
+    with pytest.raises(UserError, match="half.parquet: missing"):
+        load_experiments([table_path.parent.parent])
+
+
+def test_one_root_may_be_given_alone_and_from_the_home_folder(tmp_path, space, monkeypatch):
+    root = tmp_path / "root"
+    tables.write_table(root, meta(space), [row()])
+    monkeypatch.setenv("HOME", str(root.parent))
+    for roots in (str(root), root, [root], f"~/{root.name}", (f"~/{root.name}",)):
+        assert [e.id for e in load_experiments(roots)] == ["test/pretraining/one"]
+    with pytest.raises(UserError, match="^nowhere: no such folder"):
+        load_experiments("nowhere")
+
+
+@pytest.mark.parametrize("seeds", [[None, 0, 1], [None, None, None], [0, 0, None]])
+def test_a_run_whose_seed_is_not_known_is_a_run_of_its_own(tmp_path, space, seeds):
+    rows = [row(seed=seed, loss=loss) for seed, loss in zip(seeds, (1.0, 2.0, 6.0), strict=True)]
+    tables.write_table(tmp_path, meta(space), rows)
+    (one,) = load_experiments([tmp_path])
+    assert one.outcomes.values_R.tolist() == [3.0] and one.outcomes.noise > 0
+    (costs,) = read_runs([tmp_path], [one]).values()
+    assert len(costs) == len(rows) - (seeds[0] == 0)  # two rows of one seed are one run
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("flops", -1.0),
+        ("flops", math.nan),
+        ("flops", math.inf),
+        ("seconds", -0.5),
+        ("seconds", math.inf),
+        ("seed", -3),
+        ("parameters", -1),
+        ("parameters", math.nan),
+    ],
+)
+def test_an_amount_that_none_can_be_is_refused_by_column_and_row(tmp_path, space, column, value):
+    rows = [row(parameters=1), row(parameters=1, seed=1) | {column: value}]
+    with pytest.raises(
+        UserError, match=rf"test/pretraining.parquet: `{column}` is .* in row 2;"
+    ) as e:
+        tables.write_table(tmp_path, meta(space), rows)
+    assert f"is {value} in" in one_line(e)
 
 
 def test_a_missing_root_is_named(tmp_path):

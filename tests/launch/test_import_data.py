@@ -11,6 +11,7 @@ from autollm_jax.gym.experiments import load_experiments
 from autollm_jax.sources import SOURCES
 
 ROOT = pathlib.Path(autollm_jax.__file__).parents[1]
+PUBLISHED = pathlib.Path(os.environ.get("AUTOLLM_PUBLISHED_TABLES", ROOT.parent / "shared/data"))
 CSV = """h,ffnh,numh,numl,lr,bs,ti,loss,smooth loss,exp_name,D,N,D/N
 960,9368,15,7,0.00276,64,100,2.6,2.5,a,4000000000,214663680,18.6
 960,9368,15,7,0.00391,64,100,2.6,2.4,b,4000000000,214663680,18.6
@@ -19,13 +20,13 @@ CSV = """h,ffnh,numh,numl,lr,bs,ti,loss,smooth loss,exp_name,D,N,D/N
 """
 
 
-def import_data(*arguments):
+def import_data(*arguments, **environment):
     # Whatever the machine's network, a download must find none.
     nowhere = {f"{scheme}_proxy": "http://127.0.0.1:9" for scheme in ("http", "https")}
     return subprocess.run(
         [sys.executable, "launch/import_data.py", *arguments],
         cwd=ROOT,
-        env=os.environ | nowhere | {"no_proxy": ""},
+        env=os.environ | nowhere | {"no_proxy": ""} | environment,
         capture_output=True,
         text=True,
     )
@@ -41,6 +42,13 @@ def test_a_file_is_imported_and_summed_up(tmp_path):
     assert [e.fidelity.level for e in load_experiments([out])] == ["low", "mid"]
     written = sorted(p.name for p in (out / "steplaw").iterdir())
     assert written == ["pretraining.json", "pretraining.parquet"]
+
+
+def test_the_home_folder_is_meant_by_a_tilde(tmp_path):
+    (tmp_path / "dense_lr_bs_loss.csv").write_text(CSV)
+    done = import_data("--source=steplaw", "--path=~", "--out=~/roots", HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert len(load_experiments(tmp_path / "roots")) == 2
 
 
 @pytest.mark.parametrize(
@@ -86,6 +94,16 @@ def test_all_reads_each_source_from_its_folder_and_passes_over_what_fails(tmp_pa
     assert "test_pile_loss_60M.csv is not beside it" in lines[1]
     assert lines[3].endswith("not imported: hwgpt, regmix, admire; the reasons are above")
     assert [p.name for p in (tmp_path / "roots").iterdir()] == ["steplaw"]
+
+
+def test_all_published_tables_beside_this_clone_are_imported(tmp_path):
+    if not PUBLISHED.is_dir():
+        pytest.skip("the published tables are not beside this clone")
+    done = import_data("--source=all", f"--path={PUBLISHED}", f"--out={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    experiments = load_experiments(tmp_path)
+    assert {e.source for e in experiments} == set(SOURCES)
+    assert all(e.match(e.default).matched is False for e in experiments)
 
 
 def test_all_without_a_connection_names_every_file_to_place_by_hand(tmp_path):

@@ -1,3 +1,5 @@
+import hashlib
+
 import pytest
 
 from autollm_jax.errors import UserError
@@ -41,7 +43,6 @@ def test_line_ends_marks_quotes_and_order_do_not_matter(tmp_path, data):
         (b"PK\x03\x04\x00", "not UTF-8 text"),
         (b"index,loss\n1,2.5\n2\n", "line 3: has fewer fields than the header"),
         (b"index,loss\n1,2.5,7\n", "line 2: has more fields than the header"),
-        (b"index,loss\n1,2.5\n2,2.", "its last line has no line end, so it may be truncated"),
         (b'index,loss\n1,"2.5\n', "not a readable CSV file: unexpected end of data"),
     ],
 )
@@ -49,6 +50,24 @@ def test_what_is_not_as_published_is_one_clear_line(tmp_path, data, message):
     with pytest.raises(UserError, match=message) as error:
         read(tmp_path, data)
     assert "\n" not in str(error.value) and "table.csv" in str(error.value)
+
+
+UNENDED = b"index,loss\n1,2.5\n2,2.2"
+
+
+def test_a_pinned_file_is_whole_however_its_last_line_ends(tmp_path, caplog):
+    path = tmp_path / "table.csv"
+    path.write_bytes(UNENDED)
+    pinned = {hashlib.sha256(UNENDED).hexdigest()}
+    rows = [row for _, row in read_csv(path, ("index", "loss"), "made", pinned)[1]]
+    assert rows == [{"index": "1", "loss": "2.5"}, {"index": "2", "loss": "2.2"}]
+    assert not caplog.messages
+
+
+def test_in_another_file_a_last_row_that_may_be_cut_is_left_out_and_named(tmp_path, caplog):
+    assert read(tmp_path, UNENDED) == [{"index": "1", "loss": "2.5"}]
+    (said,) = caplog.messages
+    assert "table.csv: line 3: the last line has no line end" in said and "\n" not in said
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):

@@ -42,7 +42,7 @@ def test_every_choice_reads_back_as_itself():
         (22, 24, 1_048_576, 1_048_577),
     ]:
         dimension = Dimension("x", "log-ordinal", choices)
-        names = [spelling.spell(dimension, choice) for choice in choices]
+        names = list(spelling.choice_names(dimension).values())
         assert len(set(names)) == len(names)
         assert [dimension.canonical(json.loads(name)) for name in names] == list(choices)
 
