@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from autollm_jax.baselines import BASELINES, META_LEARNED
 from autollm_jax.errors import UserError
-from autollm_jax.forecasts.advisers import ADVISORS
+from autollm_jax.forecasts.advisers import ADVISERS
 from autollm_jax.gym.splits import PROTOCOLS
 from autollm_jax.gym.stress import KINDS
 from autollm_jax.models.transformer import MATRICES
@@ -262,7 +262,7 @@ TRAINING_RULES = {
     "evaluation.methods": names(METHODS, empty=True),
     "evaluation.games": COUNT,
     "evaluation.meta_learning": number(0, open="low"),
-    "evaluation.advisor": one_of(*ADVISORS),
+    "evaluation.advisor": one_of(*ADVISERS),
     "evaluation.shots": whole(0),
     "evaluation.constrained": FLAG,
 }

@@ -112,7 +112,6 @@ def test_evidence_over_it_can_be_stressed(family, kind):
         before, after = (
             e.space[axis].to_unit(e.configurations[e.outcomes.best_row][axis])
             for e in (family[1], cheap)
-            for e in (family[1], cheap)
         )
         assert SPACE[axis].is_continuous and abs(before[0] - 0.5) > 0.1
         np.testing.assert_allclose(after, 1 - before)
