@@ -58,8 +58,10 @@ class NearestExperiment(Forecast):
         if images:
             self._mean_R = np.where(np.isnan(images[0]), 1.0, images[0])
         self._deviation = _deviation(images)
-        away_R = ((self.units_RD - coordinates.project(
-            [setting.default], setting.space, setting.space)) ** 2).sum(-1)
+        away_R = (
+            (self.units_RD - coordinates.project([setting.default], setting.space, setting.space))
+            ** 2
+        ).sum(-1)
         left_R = np.isinf(self._rank_R)
         self._rank_R[left_R] = placed + away_R[left_R]
 

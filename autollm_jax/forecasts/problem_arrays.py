@@ -210,7 +210,9 @@ def _training_task(target: Experiment, group, known, rows: int) -> TrainingTask:
     context = read_problem(target, others, known, rows)
     feasible_R = np.asarray(target.feasible_R)
     context = dataclasses.replace(context, cells_RZ=context.cells_RZ[feasible_R])
-    cheaper_X = [e.fidelity.flops < target.fidelity.flops for e in relevant_evidence(others, target)]
+    cheaper_X = [
+        e.fidelity.flops < target.fidelity.flops for e in relevant_evidence(others, target)
+    ]
     scores_R = np.asarray(target.outcomes.regrets_R, np.float32)[feasible_R]
     return TrainingTask(context, scores_R, np.array(cheaper_X, bool))
 
