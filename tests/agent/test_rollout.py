@@ -252,7 +252,7 @@ def test_a_players_identity_names_its_parameters(model, params, tokenizer):
 
 def test_a_player_of_changed_code_is_another(model, params, tokenizer, monkeypatch):
     before = rollout.policy_player(model, params, tokenizer, CONFIG).identity
-    monkeypatch.setattr(rollout, "code_digest", lambda *folders: f"changed {folders}")
+    monkeypatch.setattr(rollout, "package_digest", lambda: "changed")
     assert rollout.policy_player(model, params, tokenizer, CONFIG).identity != before
 
 
