@@ -22,6 +22,8 @@ from autollm_jax.forecasts.problem_arrays import column_names, layout, read_prob
 from autollm_jax.forecasts.relevance import relevant_evidence
 from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.experiments import make_experiment
+from tests.forecasts.test_coordinates import FAMILIES, family
+from tests.forecasts.test_coordinates import play as play_apart
 
 from .conftest import bowl, mixed
 from .test_methods import limited
@@ -192,6 +194,21 @@ def test_plays_every_kind_of_dimension(method, built, source):
     target = renamed(mixed("mid", 1e7, layers=(12, 16, 24)), source)
     trials = play(built[method], target, cheap).trials
     assert len({json.dumps(t.config) for t in trials}) == 5
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_plays_where_the_evidence_differs_among_itself(method, name, built):
+    play_apart(built[method], *family(name))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_learns_from_spaces_that_differ(method, tmp_path):
+    """One search space holds experiments of other dimensions, choices and components each."""
+    training = tuple(e for name in FAMILIES for e in family(name)[0])
+    evidence, target = family("low and mid of a scale")
+    learned_apart = Learned(SMALL[method], training, 0, tmp_path / "a.npz", 0.1, progress=False)
+    play_apart(learned_apart, evidence, target)
 
 
 @pytest.mark.parametrize("method", METHODS)
