@@ -1,7 +1,7 @@
 """The network of the neural acquisition process: what it is told of a problem, and what it says.
 
 A cell's token starts as its inputs, attends to the evidence's rows once, and to the trials at every
-step. Beside it stands what the surrogate, a Gaussian process (see kernels.py), makes of the cell.
+step. Beside it stands what the surrogate, a Gaussian process (see deep_kernel.py), makes of the cell.
 """
 
 from collections.abc import Sequence

@@ -22,8 +22,6 @@ DIGEST = "digest"
 def experiments_digest(experiments: Sequence[Experiment]) -> str:
     """Hash everything that can be learned from open experiments.
 
-    Raises:
-      HeldOutError: one of them is sealed.
     """
     digest = hashlib.sha256()
     for e in experiments:
