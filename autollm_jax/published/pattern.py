@@ -1,7 +1,7 @@
 """Moves the axes of a stored array to those of a parameter, and back, by patterns.
 
-The pattern "(H A) D -> D H A" reads: the file stores an array of shape [H * A, D], the parameter has
-shape [D, H, A]. A device's block of a parameter is read alone: `stored_slices` finds its place in
+The pattern "(H A) D -> D H A" reads: the file stores an array of shape [H * A, D], the parameter is
+[D, H, A]. A device's block of a parameter is read alone: `stored_slices` finds its place in
 the file.
 """
 
