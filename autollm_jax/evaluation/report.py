@@ -24,7 +24,7 @@ from autollm_jax.evaluation.summary import (
     summarise,
     summarise_differences,
 )
-from autollm_jax.files import write_atomic, write_json_atomic
+from autollm_jax.files import read_json_lines, write_atomic, write_json_atomic
 from autollm_jax.gym.experiments import Experiment, reveal
 
 GLOSSARY = {
@@ -256,5 +256,4 @@ def _read_results(path: Path) -> pa.Table:
 def _read_transcripts(path: str | os.PathLike | None) -> list[dict]:
     if path is None or not Path(path).exists():
         return []
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
+    return read_json_lines(path, remedy="run --stage=evaluate again")

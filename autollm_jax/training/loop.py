@@ -117,8 +117,8 @@ def train(
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not np.isfinite(metrics["loss"]):
             raise UserError(
-                f"{stage}: the loss is {metrics['loss']} at step {step}; start again with a lower "
-                f"config.{stage}.optimizer.learning_rate"
+                f"{stage}: the loss is {metrics['loss']} at step {step}; lower "
+                f"config.{stage}.optimizer.learning_rate and give --restart={stage}"
             )
         if rate is None:
             return
