@@ -27,7 +27,8 @@ from autollm_jax.job import Job
 from autollm_jax.sharding.rules import even_rows
 
 RECORD = "evaluated.json"
-# Fields that decide which games are played, beside the tables. Roots may move: the tables count.
+# Fields that decide which games are played, beside the tables (their roots may move) and the stress
+# (its results have a folder each).
 GAME_FIELDS = ("gym.tasks", "gym.evidence", "gym.budget", "gym.matching", "protocol")
 
 
@@ -67,13 +68,12 @@ def write_record(job: Job, tables: dict[str, str]) -> None:
     write_json_atomic(job.results_path.with_name(RECORD), record)
 
 
-def read_record(job: Job, results: Path, *, same_stress: bool = True) -> dict:
+def read_record(job: Job, results: Path) -> dict:
     """Read what results were evaluated with, and check that the job's config says the same.
 
     Args:
       job: the one that reads them.
       results: a `results.parquet`.
-      same_stress: whether the fields of `config.stress` have to be the same too.
 
     Raises:
       UserError: there is no record, or a field or a table differs; the line names the first.
@@ -86,7 +86,7 @@ def read_record(job: Job, results: Path, *, same_stress: bool = True) -> dict:
         raise UserError(f"{results}: not the results that {RECORD} describes; {again}")
     for name, now in _game_fields(job).items():
         then = record["fields"].get(name)
-        if then != now and (same_stress or not name.startswith("stress.")):
+        if then != now:
             raise UserError(
                 f"{results}: evaluated with config.{name}={_text(then)}, and the report is asked "
                 f"for {_text(now)}; give --config.{name}={_text(then)}, or {again}"
@@ -103,8 +103,7 @@ def read_record(job: Job, results: Path, *, same_stress: bool = True) -> dict:
 
 def _game_fields(job: Job) -> dict:
     values = dict(flatten(job.config.to_dict()))
-    stress = [name for name in values if name.startswith("stress.") and job.stress.label]
-    found = {name: values[name] for name in (*GAME_FIELDS, *stress)}
+    found = {name: values[name] for name in GAME_FIELDS}
     return found | {"gym.tasks": sorted(job.config.gym.tasks)}
 
 
@@ -175,7 +174,7 @@ def report(job: Job) -> None:
     record = read_record(job, job.results_path)
     stressed = {} if job.stress.label else job.stress_results()
     for path in stressed.values():
-        read_record(job, path, same_stress=False)
+        read_record(job, path)
     summary = write_report(
         job.results_path,
         distort(job.split, job.stress).held_out,

@@ -194,6 +194,6 @@ def test_every_field_that_is_a_path_knows_the_tilde():
 
 
 def test_a_config_that_was_checked_is_a_copy():
-    config = changed(gym__tasks=["grpo"])
-    fields.checked(config)
-    assert config.gym.tasks == ["grpo"]
+    config = changed(gym__tasks="grpo")
+    assert fields.checked(config).gym.tasks == ("grpo",)
+    assert config.gym.tasks == "grpo"

@@ -36,6 +36,16 @@ def test_a_stage_that_was_not_logged_makes_the_hours_unknown(job):
     assert math.isnan(spending.logged_hours(job))
 
 
+def test_half_a_last_line_of_the_log_is_passed_over(job):
+    log(job, [("curate", 60), ("simulate", 600), ("distill", 1000), ("grpo", 1940)])
+    path = job.workdir / "stages.jsonl"
+    path.write_text(path.read_text() + '{"stage": "gr')
+    assert spending.logged_hours(job) == 1.0
+    with spending.timed(job, "grpo"):
+        pass
+    assert path.read_text().count("\n") == 5 and '"gr{' not in path.read_text()
+
+
 def test_a_stage_that_fails_is_not_logged(job):
     with pytest.raises(RuntimeError), spending.timed(job, "distill"):
         raise RuntimeError

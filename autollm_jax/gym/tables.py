@@ -120,7 +120,7 @@ def find_tables(roots: Sequence[str | os.PathLike]) -> list[Path]:
     paths = []
     for root in roots:
         if not Path(root).is_dir():
-            raise UserError(f"{root}: no such folder of outcome tables (gym.roots)")
+            raise UserError(f"{root}: no such folder of outcome tables (config.gym.roots)")
         found = {p.with_suffix(".parquet") for p in Path(root).glob("[!.]*/[!.]*.parquet")}
         found |= {p.with_suffix(".parquet") for p in Path(root).glob("[!.]*/[!.]*.json")}
         paths += sorted(found)
