@@ -24,9 +24,7 @@ from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 
 SOURCE = command_line.define_path("source", None, "Safetensors directory, or GGUF file.")
-WORKDIR = command_line.define_path(
-    "workdir", None, "Work directory of a trained policy."
-)
+WORKDIR = command_line.define_path("workdir", None, "Work directory of a trained policy.")
 OUT = command_line.define_path("out", None, "Folder to write into; not the source.")
 DTYPE = flags.DEFINE_enum(
     "dtype",

@@ -37,9 +37,7 @@ from autollm_jax.files import read_json_lines
 JOB = flags.DEFINE_string("config", "configs/gym.py:smoke", "The job.")
 KILLS = flags.DEFINE_integer("kills", 5, "How many.")
 SEED = flags.DEFINE_integer("seed", 0, "Chooses the moments.")
-FOLDER = command_line.define_path(
-    "folder", None, "Of the work directories (default: a new one)."
-)
+FOLDER = command_line.define_path("folder", None, "Of the work directories (default: a new one).")
 STAGE = flags.DEFINE_string("stage", "all", "The one that is disturbed, or all.")
 PROCESSES = flags.DEFINE_integer("processes", 1, "Of the job, on this machine.")
 SIGNALS = flags.DEFINE_list("signals", ["KILL"], "Taken in turn: KILL, TERM.")

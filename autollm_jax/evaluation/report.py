@@ -1,6 +1,5 @@
 """Writes report/summary.json and the self-contained page report/index.html."""
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
