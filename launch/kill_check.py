@@ -29,7 +29,7 @@ from absl import flags, logging
 
 from autollm_jax import command_line
 from autollm_jax.checkpointing.checkpoints import Checkpoints
-from autollm_jax.coordinator import free_address
+from autollm_jax.cluster.coordinator import free_address
 from autollm_jax.errors import PREEMPTED_EXIT_CODE, UserError
 from autollm_jax.files import read_json_lines
 

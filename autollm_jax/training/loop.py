@@ -19,8 +19,8 @@ import optax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from autollm_jax import distributed, preemption
 from autollm_jax.checkpointing.checkpoints import Checkpoints
+from autollm_jax.cluster import distributed, preemption
 from autollm_jax.errors import UserError
 from autollm_jax.sharding.hosts import to_devices
 from autollm_jax.training.metrics import MetricsWriter

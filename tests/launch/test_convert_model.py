@@ -16,10 +16,10 @@ import tokenizers
 from tokenizers import AddedToken, models
 
 import autollm_jax
-from autollm_jax import stages
 from autollm_jax.data import pretrained_tokenizer
 from autollm_jax.files import write_json_atomic
-from autollm_jax.job import Job
+from autollm_jax.job import stages
+from autollm_jax.job.job import Job
 from autollm_jax.models import families, lora, pretrained, safetensors_files, transformer
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from autollm_jax.training.state import init_state

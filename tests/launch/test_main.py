@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from autollm_jax.coordinator import free_address
+from autollm_jax.cluster.coordinator import free_address
 from tests.data import small_vocabularies
 from tests.models.test_pretrained import config_json, tensors, write
 

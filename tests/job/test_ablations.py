@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from autollm_jax import stages, training_stages
 from autollm_jax.errors import UserError
 from autollm_jax.evaluation.runner import evaluate
-from autollm_jax.job import Job
+from autollm_jax.job import stages, training_stages
+from autollm_jax.job.job import Job
 from autollm_jax.models.transformer import parameter_count
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 

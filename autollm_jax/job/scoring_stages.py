@@ -9,21 +9,22 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from autollm_jax import cross_validation, distributed, spending
 from autollm_jax.agent.rollout import policy_player
 from autollm_jax.agent.simulation import Researcher
 from autollm_jax.agent.surfaces import left_out_means
 from autollm_jax.baselines import BASELINES, META_LEARNED
 from autollm_jax.baselines.learned import Learned
+from autollm_jax.cluster import distributed
 from autollm_jax.errors import UserError
 from autollm_jax.evaluation.report import write_report
 from autollm_jax.evaluation.runner import Player, evaluate, play_method, table_hashes
 from autollm_jax.evaluation.trainings import pool_trainings
-from autollm_jax.fields import flatten, split_names
 from autollm_jax.files import read_json, write_json_atomic
 from autollm_jax.ground_truth.provenance import code_commit, package_versions
 from autollm_jax.gym.stress import distort
-from autollm_jax.job import Job
+from autollm_jax.job import cross_validation, spending
+from autollm_jax.job.fields import flatten, split_names
+from autollm_jax.job.job import Job
 from autollm_jax.sharding.rules import even_rows
 
 RECORD = "evaluated.json"

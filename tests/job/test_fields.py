@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from autollm_jax import constraints, fields
 from autollm_jax.errors import UserError
+from autollm_jax.job import constraints, fields
 
 CONFIGS = sorted(Path("configs").glob("*.py"))
 GET_CONFIG = runpy.run_path("configs/gym.py")["get_config"]

@@ -6,8 +6,8 @@ import runpy
 
 import pytest
 
-from autollm_jax import spending
-from autollm_jax.job import Job
+from autollm_jax.job import spending
+from autollm_jax.job.job import Job
 from autollm_jax.models.transformer import parameter_count
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 import autollm_jax
-from autollm_jax import fields, scoring_stages, stages
 from autollm_jax.errors import UserError
 from autollm_jax.evaluation.runner import evaluate, table_hashes
 from autollm_jax.gym.experiments import load_experiments
-from autollm_jax.job import Job
+from autollm_jax.job import fields, scoring_stages, stages
+from autollm_jax.job.job import Job
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from autollm_jax.training.state import TrainState
 
@@ -208,8 +208,8 @@ STEP = """
 import hashlib, runpy, sys
 from pathlib import Path
 import jax, numpy as np
-from autollm_jax import fields
-from autollm_jax.job import Job
+from autollm_jax.job import fields
+from autollm_jax.job.job import Job
 from tests import processes
 config = runpy.run_path("configs/gym.py")["get_config"]("smoke")
 config.mesh.cpu_devices = 8

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from autollm_jax import fields, workdir
 from autollm_jax.errors import UserError
+from autollm_jax.job import fields, workdir
 
 GET_CONFIG = runpy.run_path("configs/gym.py")["get_config"]
 # What each stage leaves first that its fields shape.
@@ -211,7 +211,7 @@ def test_every_field_belongs_to_a_stage_or_to_none():
 # Locks are of a process, so the holder has to be another one.
 HOLDER = """
 import sys
-from autollm_jax import workdir
+from autollm_jax.job import workdir
 with workdir.locked(sys.argv[1], (int(sys.argv[2]), int(sys.argv[3]))):
     print("holding", flush=True)
     sys.stdin.read()
