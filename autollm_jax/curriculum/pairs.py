@@ -142,7 +142,8 @@ def plan(training: Sequence[Experiment], config: CurationConfig) -> Iterator[Rec
     if not groups and config.synthetic <= 0:
         raise UserError(
             "curation: no training experiment has a cheaper one of its task and source, and "
-            "config.synthetic is 0; accepted are tables of two fidelities, or synthetic > 0"
+            "there are no tables of two fidelities to learn from; accepted are others in "
+            "config.gym.roots, or config.curate.synthetic and config.grpo.synthetic over 0"
         )
     names = sorted(groups)
     number = family = 0

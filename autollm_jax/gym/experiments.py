@@ -226,13 +226,13 @@ def load_experiments(roots: tables.Roots, tasks: Sequence[str] | None = None) ->
             if experiment.id in found:
                 raise UserError(
                     f"{path}: experiment {experiment.id} is also in {found[experiment.id][1]}; "
-                    "each may come once (gym.roots)"
+                    "each may come once (config.gym.roots)"
                 )
             found[experiment.id] = (experiment, path)
     if not found:
         wanted = "" if tasks is None else f" of task {' or '.join(tasks)}"
         raise UserError(
             f"{', '.join(map(str, roots))}: no outcome table{wanted}; accepted are folders with "
-            "SOURCE/TASK.parquet and SOURCE/TASK.json (gym.roots)"
+            "SOURCE/TASK.parquet and SOURCE/TASK.json (config.gym.roots)"
         )
     return [found[key][0] for key in sorted(found)]

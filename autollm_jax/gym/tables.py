@@ -166,7 +166,7 @@ def find_tables(roots: Roots) -> list[Path]:
     paths = []
     for root in as_roots(roots):
         if not root.is_dir():
-            raise UserError(f"{root}: no such folder of outcome tables (gym.roots)")
+            raise UserError(f"{root}: no such folder of outcome tables (config.gym.roots)")
         files = {*root.glob("[!.]*/[!.]*.parquet"), *root.glob("[!.]*/[!.]*.json")}
         for file in sorted(files):
             other = file.with_suffix(".json" if file.suffix == ".parquet" else ".parquet")
@@ -191,7 +191,7 @@ def _is_table_half(file: Path) -> bool:
 
 @functools.cache
 def _warn_of_stray(file: Path) -> None:
-    _log.warning("%s: ignored: it is no outcome table (gym.roots)", file)
+    _log.warning("%s: ignored: it is no outcome table (config.gym.roots)", file)
 
 
 def read_table(path: str | os.PathLike) -> Table:
