@@ -2,10 +2,12 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from autollm_jax.evaluation.statistics import Bootstrap, Interval, Unit
 from autollm_jax.gym.experiments import Experiment
@@ -33,16 +35,6 @@ def cluster_of(experiment: Experiment) -> str:
     size = () if limited else (fidelity.parameters, fidelity.flops)
     place = (experiment.source, experiment.task, fidelity.level, fidelity.tokens, *size)
     return json.dumps([*place, stated], sort_keys=True, default=str)
-
-
-def noise_floor(experiment: Experiment) -> float:
-    """Return an open experiment's noise in units of regret; nan where nothing was repeated.
-
-    That is the deviation between seeds over |median - optimum|: regrets nearer to each other than
-    this, another seed may put the other way round.
-    """
-    scale = abs(experiment.outcomes.median - experiment.outcomes.optimum)
-    return experiment.outcomes.noise / scale if scale > 0 else math.nan
 
 
 class Results:
@@ -82,7 +74,7 @@ class Results:
         found = sorted({(row["task"], experiment_id(row), row["seed"]) for row in rows})
         self.units = [Unit(t, clusters.get(name, name), name, seed) for t, name, seed in found]
         self.floors = {
-            unit.experiment: noise_floor(known[unit.experiment])
+            unit.experiment: known[unit.experiment].outcomes.noise_regret
             if unit.experiment in known
             else math.nan
             for unit in self.units
@@ -257,6 +249,18 @@ def summarise_differences(results: Results, method: str) -> dict:
         for other in results.methods
         if other != method
     }
+
+
+def stress_results(
+    paths: Mapping[str, Path], experiments: Sequence[Experiment]
+) -> dict[str, Results]:
+    """Read the results under each stress, by its label."""
+    return {label: Results(pq.read_table(path), experiments) for label, path in paths.items()}
+
+
+def summarise_stress(stressed: Mapping[str, Results]) -> dict:
+    """Return {LABEL: {METHOD: {TASK: {"1": {"mean", "low", "high", "n"}, …}}}}."""
+    return {label: summarise(results)["regret"] for label, results in stressed.items()}
 
 
 def experiment_id(row: dict) -> str:
