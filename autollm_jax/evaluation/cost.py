@@ -135,15 +135,14 @@ def cost_groups(
         units = [u for u in results.units if u.experiment.startswith(f"{source}/{task}/")]
         run_of = {u.experiment: _mean(spending.runs.get(u.experiment, {}).values()) for u in units}
         evidence = _evidence(spending, source, task)
+        beyond = {
+            name: results.budget + expected_trials(targets[name], results.budget, threshold)
+            for name in run_of
+        }
         lines = {}
         for method in results.methods:
             first = results.reached(method, threshold)
-            trials = [
-                first[u]
-                or results.budget
-                + expected_trials(targets[u.experiment], results.budget, threshold)
-                for u in units
-            ]
+            trials = [first[u] or beyond[u.experiment] for u in units]
             each = _mean(run_of[u.experiment] * t for u, t in zip(units, trials, strict=True))
             own_flops = own.get((method, source, task))
             plays = method in (*spending.trained, *spending.untrained)

@@ -56,8 +56,8 @@ def experiment_row(results: Results, experiment: Experiment, focus: str, other: 
         "source": experiment.source,
         "size": _size(experiment),
         "metric": show_metric(experiment),
-        "rows": len(experiment.configurations),
-        "failed": float(np.mean(experiment.outcomes.status_R != "ok")),
+        "measured": show_measured(experiment),
+        "failed": float(np.mean(~experiment.outcomes.ok_R)),
         "optimum": show_outcome(experiment.outcomes.optimum),
         "median": show_outcome(experiment.outcomes.median),
         "default": show_regret(float(experiment.outcomes.regrets_R[default])),
@@ -93,7 +93,7 @@ def landscape(
         "name": experiment.name,
         "context": _context(experiment),
         "wide": wide,
-        "note": f"{left_out} axes that tell less are left out" if left_out else "",
+        "note": " · ".join(_notes(experiment, left_out)),
         "svg": landscape_figure(laid_out, marks, experiment.id),
         "metric": experiment.objective.metric,
         "trials": [
@@ -141,23 +141,38 @@ def show_metric(experiment: Experiment) -> str:
     return f"{show_name(shown)} {'↓' if experiment.objective.minimize else '↑'}"
 
 
+def show_measured(experiment: Experiment) -> str:
+    """Write how many configurations are measured, of all in a space of choices: 96 of 128."""
+    rows, dimensions = len(experiment.configurations), experiment.space.dimensions
+    if not all(d.is_discrete for d in dimensions):
+        return f"{rows:,}"
+    everything = math.prod(len(d.choices) for d in dimensions)
+    return f"{rows:,} of {everything:,}" if everything < 1e6 else f"{rows:,} of {everything:.1e}"
+
+
 def anchor(experiment: Experiment) -> str:
     """Return a name that a page can link to."""
     return re.sub(r"[^A-Za-z0-9.-]+", "-", experiment.id)
 
 
 def _measured(experiment: Experiment, row: int) -> dict:
-    status = experiment.outcomes.status_R[row]
-    outcome = experiment.outcomes.values_R[row]
+    measured = experiment.outcomes.measured(row)
     return {
         "config": _config(experiment, experiment.configurations[row]),
-        "outcome": show_outcome(outcome) if status == "ok" else status,
-        "regret": show_regret(float(experiment.outcomes.regrets_R[row])),
+        "outcome": show_outcome(measured.outcome) if measured.status == "ok" else measured.status,
+        "regret": show_regret(measured.regret),
     }
 
 
 def _config(experiment: Experiment, config: Mapping | None) -> str:
     return show_config(experiment.space, config) if config else "no configuration"
+
+
+def _notes(experiment: Experiment, left_out: int) -> list[str]:
+    notes = [f"measured: {show_measured(experiment)}"]
+    if left_out:
+        notes.append(f"{left_out} axes that explain less are left out")
+    return notes
 
 
 def _first_seed(rows: Sequence[Mapping], method: str) -> list[dict]:

@@ -268,3 +268,41 @@ def test_what_could_be_known_stands_beside_the_methods(small_split, tmp_path):
     assert "What could be known" in page
     _, page = write(small_split, tmp_path / "without")
     assert "What could be known" not in page
+
+
+def continuous(name, level, space, number=40, **fields):
+    """Make an experiment with `number` runs at random places of a space."""
+    units_ND = np.random.default_rng(len(name)).random((number, space.width))
+    cells = [space.from_unit(unit_D) for unit_D in units_ND]
+    losses = [1 + float(((space.to_unit(cell) - 0.4) ** 2).sum()) for cell in cells]
+    status = ["ok"] * number
+    return small(
+        name, level, space=space, configurations=cells, outcomes=losses, status=status, **fields
+    )
+
+
+def test_a_continuous_target_is_drawn_on_its_bounds_whatever_the_evidence_has(tmp_path):
+    rate = Dimension("rate", "log-continuous", bounds=(1e-4, 1e-2))
+    listed = Dimension("rate", "log-ordinal", (1e-4, 1e-3))
+    decay = Dimension("decay", "continuous", bounds=(0.0, 0.3))
+    mix = Dimension("mix", "simplex", ("web", "code"))
+    cheap = continuous("cheap", "low", Space((listed, mix)))
+    dear = continuous("dear", "mid", Space((rate, decay, mix)), tokens=4e8)
+    summary, page = write(Split((cheap,), (dear,)), tmp_path, ("random", "default"))
+    assert set(summary["regret"]) == {"random", "default"}
+    for bound in ("1e-4", "1e-3", "1e-2", "0.15", "0.3"):
+        assert f">{bound}</text>" in page
+    assert "measured: 40<" in page.replace("</p>", "<") and "decay 0." in page
+
+
+def test_a_target_with_dimensions_that_the_evidence_lacks_is_reported(tmp_path):
+    def space(**choices):
+        return Space(tuple(Dimension(name, "ordinal", found) for name, found in choices.items()))
+
+    low = space(embedding=(256, 512, 1024), layers=(2, 4))
+    mid = space(embedding=(512, 2048), layers=(4, 8, 16), heads=(4, 8), mlp_ratio=(2, 4))
+    cheap, dear = continuous("cheap", "low", low), continuous("dear", "mid", mid, tokens=4e8)
+    _, page = write(Split((cheap,), (dear,)), tmp_path, ("random", "default"))
+    distinct = len(dear.configurations)
+    assert f"measured: {distinct} of 24" in page
+    assert all(f">{name}</text>" in page for name in ("embedding", "layers", "heads", "mlp ratio"))
