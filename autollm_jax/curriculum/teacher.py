@@ -21,7 +21,6 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from autollm_jax.curriculum.pairs import Pair, Recipe, build
-from autollm_jax.files import code_digest
 from autollm_jax.forecasts.advisers import forecast
 from autollm_jax.gym.environment import Episode, Observation
 from autollm_jax.gym.experiments import Experiment
@@ -190,8 +189,8 @@ class Researcher:
 
     @property
     def identity(self) -> str:
-        """Hash the code that he is made of: changed, he plays again."""
-        return f"{self.advisor} {code_digest('agent', 'baselines')}"
+        """The adviser's name, the only setting."""
+        return self.advisor
 
     def __call__(self, games: Sequence) -> None:
         forecasts = {}

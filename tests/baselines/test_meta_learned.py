@@ -235,7 +235,7 @@ def test_other_tables_another_seed_and_damage_learn_again(counting, evidence, tm
 
 def test_changed_code_learns_again(counting, evidence, tmp_path, monkeypatch):
     before = Learned(counting, evidence, 0, tmp_path / "a.npz").digest
-    monkeypatch.setattr(learned, "code_digest", lambda *_: "changed")
+    monkeypatch.setattr(learned, "package_digest", lambda: "changed")
     assert Learned(counting, evidence, 0, tmp_path / "a.npz").digest != before
 
 
