@@ -20,10 +20,10 @@ UNTRAINED = ("zero_shot",)  # and the one that uses it as it came
 
 @contextlib.contextmanager
 def timed(job: Job, stage: str) -> Iterator[None]:
-    """Log a stage's seconds and the peak memory so far to `stages.jsonl`, a line each time it ends.
+    """Log a stage's seconds and the peak memory so far to `stages.jsonl`, a line when it ends.
 
-    The peak is that of the largest process since the job began, in GiB. A resumed stage adds a line.
-    The time of a killed process is lost.
+    The peak is that of the largest process since the job began, in GiB. A resumed stage adds a
+    line; the time of a killed process is lost.
     """
     began = time.perf_counter()
     yield
