@@ -167,9 +167,8 @@ def evaluate(
     for name, player in bar:
         bar.set_postfix_str(name)
         digest = _sha256([games_digest, name, getattr(player, "identity", "")])
-        part = path.parent / "parts" / f"{name}.parquet"
-        _make_part(part, digest, name, player, make_games)
-        parts.append(part)
+        parts.append(path.parent / "parts" / f"{name}.parquet")
+        _make_part(parts[-1], digest, name, player, make_games)
     # Summaries must know of trials that no method used, and of a method that used none.
     metadata = {"budget": str(terms.budget), "methods": json.dumps(list(players))}
     rows = [pq.read_table(part).replace_schema_metadata(None) for part in parts]
