@@ -133,10 +133,10 @@ def _mixed(experiments, random) -> list[np.ndarray]:
     order = random.permutation(metrics).tolist()
     partners = dict(zip(order, order[1:] + order[:1], strict=True))
     share = random.uniform(0.5, 1.0)
-    by_place = {(id(e.cells), e.fidelity, e.objective.metric): e for e in experiments}
+    by_place = {(e.cells, e.fidelity, e.objective.metric): e for e in experiments}
     mixed = []
     for e in experiments:
-        partner = by_place.get((id(e.cells), e.fidelity, partners[e.objective.metric]), e)
+        partner = by_place.get((e.cells, e.fidelity, partners[e.objective.metric]), e)
         sign = e.objective.sign * partner.objective.sign
         scale = _unit(e) / _unit(partner) * sign
         other_R = e.outcomes.optimum + scale * (
@@ -194,10 +194,10 @@ def _changed(
         kept, kept_R = _sub_grid(experiment, random)
     elif not is_shiftable(experiment.space):
         # Often the same rows wherever the same cells were run, as in tables that share mixtures.
-        if id(experiment.cells) not in rows_of or random.random() < OTHER_ROWS:
+        if experiment.cells not in rows_of or random.random() < OTHER_ROWS:
             drop = "sub-grid" in changes
-            rows_of[id(experiment.cells)] = _sub_rows(experiment, drop, random)
-        kept_R = rows_of[id(experiment.cells)].copy()
+            rows_of[experiment.cells] = _sub_rows(experiment, drop, random)
+        kept_R = rows_of[experiment.cells].copy()
         if not (experiment.outcomes.status_R[kept_R] == "ok").any():
             kept_R[experiment.outcomes.best_row] = True
     if "noise" in changes:

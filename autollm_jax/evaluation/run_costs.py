@@ -3,8 +3,8 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from autollm_jax.evaluation.summary import cluster_of
 from autollm_jax.gym.experiments import Experiment
+from autollm_jax.gym.runs import runs_key
 from autollm_jax.gym.tables import Roots, Table, find_tables, read_table
 
 
@@ -27,7 +27,7 @@ def read_runs(roots: Roots, experiments: Sequence[Experiment]) -> dict[str, dict
             for name, status, key, flops in _rows(table):
                 experiment = wanted.get(f"{table.source}/{table.task}/{name}")
                 if experiment is not None and status != "infeasible":
-                    key = key if key[0] is not None else (cluster_of(experiment), *key[1:])
+                    key = key if key[0] is not None else (runs_key(experiment), *key[1:])
                     found.setdefault(experiment.id, {})[key] = flops
     return found
 

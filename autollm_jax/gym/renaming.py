@@ -71,16 +71,16 @@ def renamed_alike(
         components, for each task and source; None numbers them.
     """
     made = list(experiments)
-    cells: dict[int, Cells] = {}
+    cells: dict[Cells, Cells] = {}
     for places in grouped(experiments, lambda e: (e.source, e.task)):
         axes, parts = (new_names() if new_names else _numbered(stem) for stem in ("x", "part"))
         names = _Names.of([experiments[place].space for place in places], axes, parts)
         for place in places:
             e = experiments[place]
-            if id(e.cells) not in cells:
+            if e.cells not in cells:
                 configurations = tuple(map(names.config, e.configurations))
-                cells[id(e.cells)] = Cells(names.space(e.space), configurations)
+                cells[e.cells] = Cells(names.space(e.space), configurations)
             made[place] = dataclasses.replace(
-                e, cells=cells[id(e.cells)], default=names.config(e.default)
+                e, cells=cells[e.cells], default=names.config(e.default)
             )
     return made

@@ -20,6 +20,7 @@ from autollm_jax.errors import UserError
 from autollm_jax.gym.cells import Cells
 from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.renaming import grouped, renamed_alike
+from autollm_jax.gym.runs import runs_key
 from autollm_jax.gym.spaces import Dimension, Space
 from autollm_jax.gym.splits import Split
 
@@ -84,13 +85,8 @@ def _random(stress: Stress, name: str) -> np.random.Generator:
 
 def _thinned(experiments: Sequence[Experiment], stress: Stress) -> list[Experiment]:
     """Keep some configurations; those of other objectives or limits of the same runs as well."""
-
-    def runs(e: Experiment):
-        size = None if e.limit is not None else e.fidelity.parameters
-        return id(e.cells), e.source, e.task, e.fidelity.level, e.fidelity.tokens, size
-
     made = list(experiments)
-    for places in grouped(experiments, runs):
+    for places in grouped(experiments, lambda e: (e.cells, runs_key(e))):
         cells = experiments[places[0]].cells
         order_R = _random(stress, experiments[places[0]].id).permutation(len(cells))
         number = max(int(np.ceil(stress.keep * len(cells))), LEAST_RUNS)
@@ -145,7 +141,7 @@ def _reversed(experiments: Sequence[Experiment]) -> list[Experiment]:
             if e.limit is not None:
                 made[place] = _answered_by(e, mirrored)
                 continue
-            key = (id(e.cells), axis, parts)
+            key = (e.cells, axis, parts)
             moved = cells.setdefault(key, Cells(space, tuple(mirrored)))
             made[place] = dataclasses.replace(e, cells=moved)
     return made

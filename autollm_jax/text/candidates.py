@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from autollm_jax.forecasts.base import BaseForecast
+from autollm_jax.forecasts.base import Forecast
 from autollm_jax.gym.environment import Observation
 from autollm_jax.gym.spaces import Space
 from autollm_jax.text.spelling import spell_row
@@ -15,7 +15,7 @@ LONG_CANDIDATES = (3, 2)  # where configurations are long: at first, after the f
 LABELS = "ABCDEFGHIJ"
 
 
-def view(observation: Observation) -> BaseForecast:
+def view(observation: Observation) -> Forecast:
     """Return the forecast that this observation's texts quote."""
     if observation.forecast is None:
         raise ValueError(f"{observation.setting.id}: the observation carries no forecast")
@@ -74,7 +74,7 @@ def candidates(observation: Observation, most: int | None = None) -> tuple[Candi
         rows += [row for row in (seen.centre_row, seen.counterpart) if row is not None]
     rows = sorted(set(rows), key=lambda row: (expected_R[row], row))
     return tuple(
-        Candidate(label, rounded(float(expected_R[row])), row, spell_row(seen.target.cells, row))
+        Candidate(label, rounded(float(expected_R[row])), row, spell_row(seen.setting.cells, row))
         for label, row in zip(LABELS, rows, strict=False)
     )
 

@@ -12,10 +12,10 @@ import re
 import numpy as np
 
 from autollm_jax.forecasts.landscapes import value_at
-from autollm_jax.forecasts.surfaces import effects
 from autollm_jax.gym.environment import Observation
 from autollm_jax.text import candidates as listing
 from autollm_jax.text import prompts, spelling
+from autollm_jax.text.effects import effects
 
 _NAME = r"([A-Za-z_][\w.-]*)"
 
