@@ -77,12 +77,11 @@ def test_evidence_default_and_budget_are_the_harness_own(tmp_path):
     problems = {}
 
     def watch(name):
-        class Watched(BASELINES[name]):
-            def __init__(self, problem, seed):
-                problems.setdefault(name, []).append((problem, seed))
-                super().__init__(problem, seed)
+        def make(problem, seed):
+            problems.setdefault(name, []).append((problem, seed))
+            return BASELINES[name](problem, seed)
 
-        return play_method(Watched)
+        return play_method(make)
 
     split = Split((*evidence, elsewhere), (target,))
     results = evaluate(
