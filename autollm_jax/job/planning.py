@@ -28,7 +28,7 @@ from autollm_jax.job.job import Job, of_one_process
 from autollm_jax.models import lora, transformer
 from autollm_jax.models.transformer import parameter_count
 from autollm_jax.rl import conversations, sampler
-from autollm_jax.rl.loop import UpdateBatch, jit_reference, policy_loss
+from autollm_jax.rl.loop import UpdateBatch, jit_reference, jit_update
 from autollm_jax.sharding.mesh import AXES
 from autollm_jax.sharding.rules import even_rows, tree_shardings
 from autollm_jax.training import flops
@@ -185,20 +185,24 @@ def _steps(job: Job, evaluated_rows: int) -> Iterator[StepPlan]:
     published = {"other": _bytes(trained) if config.policy.weights else 0}
     if config.distill.steps:
         shape = dataclasses.replace(model, dtype=config.distill.dtype)
-        loss_fn = functools.partial(imitation_loss, shape)
-        rows = even_rows(config.distill.batch_rows, job.mesh, config.distill.microbatches)
+        optimizer, pieces = job.optimizer(config.distill), config.distill.microbatches
+        loss_fn, axes = functools.partial(imitation_loss, shape), lora.logical_axes(shape)
+        shardings = state_shardings(functools.partial(lora.init, shape), axes, optimizer, job.mesh)
+        step = jit_train_step(loss_fn, optimizer, shardings, job.mesh, pieces)
+        rows = even_rows(config.distill.batch_rows, job.mesh, pieces)
         batch = _batch(PackedRows, rows, config.distill.row_length)
-        yield _update(job, "distill", loss_fn, params, batch, **published)
+        yield _update(job, "distill", step, optimizer, params, batch, **published)
     if config.grpo.steps:
         held = {"other": _bytes(trained)}
-        loss_fn = functools.partial(policy_loss, model, job.grpo_hyperparameters())
+        hp, optimizer = job.grpo_hyperparameters(), job.optimizer(config.grpo)
+        step = jit_update(model, hp, optimizer, job.mesh, config.grpo.microbatches)
         rows = even_rows(config.grpo.minibatch_rows, job.mesh, config.grpo.microbatches)
         batch = _batch(UpdateBatch, rows, config.policy.context)
-        update = _update(job, "grpo", loss_fn, params, batch, **held)
+        update = _update(job, "grpo", step, optimizer, params, batch, **held)
         yield update
         held["optimizer"] = update.optimizer
         if config.grpo.kl_coefficient:
-            reference = jit_reference(model, job.grpo_hyperparameters(), job.mesh)
+            reference = jit_reference(model, hp, job.mesh)
             rows = even_rows(config.grpo.minibatch_rows, job.mesh)
             batch = _batch(UpdateBatch, rows, config.policy.context)
             compiled = _compile(job.mesh, reference, params, batch)
@@ -208,13 +212,10 @@ def _steps(job: Job, evaluated_rows: int) -> Iterator[StepPlan]:
     yield from _sampling(job, "evaluate", evaluated_rows, temperature, params, **published)
 
 
-def _update(job: Job, stage: str, loss_fn, params, batch, **held) -> StepPlan:
-    """Plan a stage's optimizer step."""
-    settings, init = job.config[stage], functools.partial(lora.init, job.model)
-    optimizer, axes = job.optimizer(settings), lora.logical_axes(job.model)
+def _update(job: Job, stage: str, step, optimizer, params, batch, **held) -> StepPlan:
+    """Plan a stage's optimizer step: the program that the stage's own maker returned."""
+    init, axes = functools.partial(lora.init, job.model), lora.logical_axes(job.model)
     state = abstract_state(init, axes, optimizer, job.mesh)
-    shardings = state_shardings(init, axes, optimizer, job.mesh)
-    step = jit_train_step(loss_fn, optimizer, shardings, job.mesh, settings.microbatches)
     compiled = _compile(job.mesh, step, state, batch, lora.split(job.model, params)[0])
     held["optimizer"] = moments = _bytes(state.opt_state)
     return _planned(f"{stage} update", batch, compiled, params, read=moments, **held)
@@ -240,10 +241,10 @@ def _sampling(job: Job, stage: str, rows: int, temperature, params, **held) -> I
     grown, read = dict(held), {"read": _bytes(full.cache)}
     for half in conversations.batch_sizes(full, sizes)[1:2]:  # those of fewer rows take less
         held["cache"] += _bytes(conversation(job.model, sizes.context, half))
-    compiled = _compile(mesh, sampler._append, wide, laid_out, full, chunk_BC, each_B)
+    compiled = _compile(mesh, sampler.jit_append, wide, laid_out, full, chunk_BC, each_B)
     yield _planned(f"{stage} append", chunk_BC, compiled, params, **read, **held)
     compiled = _compile(
-        mesh, sampler._decode, wide, laid_out, full, jax.random.key(0), each_B > 0, each_B, 0, 0,
+        mesh, sampler.jit_decode, wide, laid_out, full, jax.random.key(0), each_B > 0, each_B, 0, 0,
         1.0, None, None, greedy=temperature == 0,
     )  # fmt: skip
     yield _planned(f"{stage} decode", chunk_BC[:, :1], compiled, params, **read, **held)

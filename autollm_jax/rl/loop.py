@@ -34,7 +34,7 @@ from autollm_jax.sharding.hosts import to_devices, to_host
 from autollm_jax.sharding.rules import batch_sharding, tree_shardings
 from autollm_jax.training.metrics import MetricsWriter
 from autollm_jax.training.state import TrainState, abstract_state, state_shardings
-from autollm_jax.training.step import make_train_step, on_mesh
+from autollm_jax.training.step import jit_train_step, on_mesh
 
 
 @jax.tree_util.register_dataclass
@@ -147,9 +147,8 @@ def train_grpo(
     )
     reference_params = to_devices(reference_params, whole)
     frozen, reference = lora.split(model, reference_params)
-    step_fn = make_train_step(
-        functools.partial(policy_loss, model, hp), optimizer, shardings, mesh, config.microbatches
-    )
+    update_fn = jit_update(model, hp, optimizer, mesh, config.microbatches)
+    step_fn = on_mesh(update_fn, mesh, config.microbatches)
     reference_fn = on_mesh(jit_reference(model, hp, mesh), mesh)
 
     first = checkpoints.latest() or 0
@@ -305,6 +304,16 @@ def policy_loss(model: TransformerConfig, hp: GRPOHyperparameters, params, batch
         batch.mask_BT,
         hp,
     )
+
+
+def jit_update(
+    model: TransformerConfig, hp: GRPOHyperparameters, optimizer, mesh: Mesh, microbatches: int
+):
+    """Make GRPO's optimizer step a program of (state, batch, frozen), as `jit_train_step` does."""
+    init, axes = functools.partial(lora.init, model), lora.logical_axes(model)
+    shardings = state_shardings(init, axes, optimizer, mesh)
+    loss_fn = functools.partial(policy_loss, model, hp)
+    return jit_train_step(loss_fn, optimizer, shardings, mesh, microbatches)
 
 
 def jit_reference(model: TransformerConfig, hp: GRPOHyperparameters, mesh: Mesh):

@@ -269,7 +269,7 @@ def test_answers_while_others_go_on_change_nothing(monkeypatch, model, params, t
     plain = dataclasses.replace(CONFIG, constrained=True)
     halved = dataclasses.replace(CONFIG.sampler, halvings=2)
     overlapped = dataclasses.replace(plain, pieces=3, sampler=halved)
-    sizes, threads, decode = [], set(), sampler._decode
+    sizes, threads, decode = [], set(), sampler.jit_decode
     genuine = environment_turns.act
 
     def recording(model, params, state, *args, **options):
@@ -280,7 +280,7 @@ def test_answers_while_others_go_on_change_nothing(monkeypatch, model, params, t
         threads.add(threading.current_thread())
         return genuine(episode, text)
 
-    monkeypatch.setattr(sampler, "_decode", recording)
+    monkeypatch.setattr(sampler, "jit_decode", recording)
     monkeypatch.setattr(environment_turns, "act", acting)
     expected = play(model, params, tokenizer, episodes_of(pairs[:4]), config=plain)
     assert set(sizes) == {4}
@@ -302,6 +302,6 @@ def test_play_on_a_mesh_is_the_same(model, params, tokenizer, pairs, group):
 def test_a_second_rollout_on_a_mesh_compiles_nothing(model, params, tokenizer, pairs):
     mesh = make_mesh(MeshShape(data=2), jax.devices()[:2])
     for _ in range(2):
-        compiled = sampler._append._cache_size(), sampler._decode._cache_size()
+        compiled = sampler.jitjit_append._cache_size(), sampler.jit_decode._cache_size()
         play(model, params, tokenizer, episodes_of(pairs[:2], copies=2), group_size=2, mesh=mesh)
-    assert (sampler._append._cache_size(), sampler._decode._cache_size()) == compiled
+    assert (sampler.jitjit_append._cache_size(), sampler.jit_decode._cache_size()) == compiled

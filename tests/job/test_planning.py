@@ -17,8 +17,11 @@ from autollm_jax.agent.distillation import distill, pack
 from autollm_jax.errors import UserError
 from autollm_jax.job import planning
 from autollm_jax.job.job import Job
+from autollm_jax.models import transformer
 from autollm_jax.models.transformer import parameter_count
-from autollm_jax.rl import conversations
+from autollm_jax.rl import conversations, sampler
+from autollm_jax.rl import loop as rl_loop
+from autollm_jax.rl.loop import RolloutBatch
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from autollm_jax.training import loop, step
 
@@ -158,6 +161,90 @@ def test_the_planned_step_is_the_one_that_runs(tmp_path, monkeypatch):
         )  # fmt: skip
     planned_text, trained_text = texts
     assert "dot_general" in planned_text and planned_text == trained_text
+
+
+def test_grpos_planned_steps_are_those_that_run(tmp_path, monkeypatch):
+    """The update's and the reference's program, as the plan lowers them and as the loop does."""
+    config = small(weights="", context=128, dtype="float32")
+    config.distill.steps = 0
+    job = Job(config, tmp_path, make_mesh(MeshShape(1, 2, 4)))
+    settings, planned_texts, run_texts = config.grpo, [], []
+
+    def lowered(mesh, jitted, *arguments, **static):
+        with jax.set_mesh(mesh):
+            planned_texts.append(jitted.lower(*arguments, **static).as_text())
+        return 0, 0
+
+    def on_mesh(jitted, mesh, microbatches=1):
+        def call(first, batch, *others):
+            with jax.set_mesh(mesh):
+                run_texts.append(jitted.lower(first, batch, *others).as_text())
+            return step.on_mesh(jitted, mesh, microbatches)(first, batch, *others)
+
+        return call
+
+    rows, ones = settings.minibatch_rows, np.ones((settings.minibatch_rows, 128), np.int32)
+
+    def rollout(params, key, step):
+        rewards = np.arange(rows, dtype=np.float32)[:, None]
+        lengths, logprobs = np.full(rows, 128, np.int32), -np.ones((rows, 128), np.float32)
+        played = RolloutBatch(ones, lengths, 0 * ones, logprobs, rewards, np.ones((rows, 1), bool))
+        return played, {}
+
+    monkeypatch.setattr(planning, "_compile", lowered)
+    monkeypatch.setattr(planning, "_sampling", lambda *_, **__: iter(()))
+    planning.plan(job)
+    monkeypatch.setattr(rl_loop, "on_mesh", on_mesh)
+    rl_loop.train_grpo(
+        job.model, job.grpo_hyperparameters(),
+        rl_loop.GRPOLoopConfig(1, settings.group_size, rows, microbatches=settings.microbatches),
+        job.optimizer(settings), rollout, job.first_parameters(), job.mesh,
+        job.checkpoints("grpo"), tmp_path, jax.random.key(0),
+    )  # fmt: skip
+    update, reference = planned_texts
+    assert all("dot_general" in text for text in planned_texts) and update != reference
+    assert run_texts == [reference, update]
+
+
+def test_the_samplers_planned_steps_are_those_that_run(tmp_path, monkeypatch):
+    """Reading and decoding, as the plan lowers them and as a turn does."""
+    config = small(weights="", context=128, dtype="float32", cache_dtype="float32")
+    config.distill.steps = config.grpo.steps = 0
+    config.rollout.update({"cache_block": 128, "chunk": 8})
+    # No axis of size 1: a program's results do not name it, and the plan's shapes do.
+    job = Job(config, tmp_path, make_mesh(MeshShape(2, 2, 2)))
+    planned_texts, run_texts = [], []
+
+    def lowered(mesh, jitted, *arguments, **static):
+        with jax.set_mesh(mesh):
+            planned_texts.append(jitted.lower(*arguments, **static).as_text())
+        return 0, 0
+
+    class Lowering:
+        """A jitted function that writes its programs down."""
+
+        def __init__(self, jitted):
+            self._jitted = jitted
+
+        def __call__(self, *arguments, **static):
+            run_texts.append(self._jitted.lower(*arguments, **static).as_text())
+            return self._jitted(*arguments, **static)
+
+    monkeypatch.setattr(planning, "_compile", lowered)
+    planning.plan(job)
+    for name in ("jit_append", "jit_decode"):
+        monkeypatch.setattr(sampler, name, Lowering(getattr(sampler, name)))
+    sizes, params = job.play(config.evaluation.temperature).sampler, job.first_parameters()
+    with jax.set_mesh(job.mesh):
+        params = transformer.for_decoding(job.model, params)
+        state = sampler.init_state(job.model, sizes, range(ROWS), job.mesh)
+        state = sampler.append(job.model, params, sizes, state, [[1, 2, 3]] * ROWS)
+        sampler.generate(
+            job.model, params, sizes, state, jax.random.key(0), stop_id=0, max_new_tokens=2,
+            temperature=config.evaluation.temperature,
+        )  # fmt: skip
+    assert all("dot_general" in text for text in planned_texts)
+    assert len(planned_texts) == 2 and run_texts == planned_texts
 
 
 @pytest.mark.parametrize(
