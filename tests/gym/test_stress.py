@@ -8,7 +8,7 @@ from autollm_jax.gym.experiments import Fidelity, make_experiment
 from autollm_jax.gym.outcomes import Objective
 from autollm_jax.gym.spaces import Dimension, Space
 from autollm_jax.gym.splits import split
-from autollm_jax.gym.stress import KINDS, Stress, distort, main_axis
+from autollm_jax.gym.stress import KINDS, Stress, axes_by_importance, distort
 
 RATES, BATCHES = (0.001, 0.002, 0.004, 0.008, 0.016), (32, 64, 128)
 GRID = Space(
@@ -114,7 +114,7 @@ def test_a_thinned_experiment_can_be_scored(ok):
 
 def test_reversing_moves_the_optimum_to_the_other_end_of_the_axis_that_matters_most(whole):
     before, after = cheap(whole), cheap(distort(whole, Stress("reverse")))
-    assert main_axis([before]) == "learning_rate"
+    assert axes_by_importance([before]) == ["learning_rate", "batch_size"]
     assert before.configurations[before.outcomes.best_row]["learning_rate"] == RATES[0]
     assert after.configurations[after.outcomes.best_row]["learning_rate"] == RATES[-1]
     flipped = {"learning_rate": RATES[1], "batch_size": 64}
