@@ -6,9 +6,11 @@ import pytest
 from autollm_jax.errors import UserError
 from autollm_jax.gym.experiments import Fidelity, make_experiment
 from autollm_jax.gym.outcomes import Objective
+from autollm_jax.gym.renaming import renamed_alike
 from autollm_jax.gym.spaces import Dimension, Space
 from autollm_jax.gym.splits import split
 from autollm_jax.gym.stress import KINDS, Stress, axes_by_importance, distort
+from tests import differing
 
 RATES, BATCHES = (0.001, 0.002, 0.004, 0.008, 0.016), (32, 64, 128)
 GRID = Space(
@@ -172,3 +174,39 @@ def test_a_stress_that_there_is_not_is_refused_by_its_field(bad):
 def test_labels_tell_stresses_apart():
     stresses = [Stress("thin"), Stress("thin", keep=0.1), Stress("thin", seed=1), Stress("noise")]
     assert len({s.label for s in stresses}) == 4
+
+
+@pytest.mark.parametrize("make", differing.FAMILIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_experiments_over_different_spaces_are_stressed_each_in_its_own(make, kind):
+    before = make()
+    made = distort(split(before, "dev"), Stress(kind)).training
+    for old, new in zip(before, made, strict=True):
+        assert new.outcomes.ok_R.any() and len(new.space.names) == len(old.space.names)
+        keys = list(map(new.space.key_of, new.configurations))
+        assert keys == [new.space.key_of(new.space.validate(c)) for c in new.configurations]
+        if kind == "reverse":
+            regrets = (e.outcomes.regrets_R.tolist() for e in (old, new))
+            assert new.configurations != old.configurations or next(regrets) != next(regrets)
+
+
+def test_each_experiment_is_reversed_along_an_axis_that_it_has(whole):
+    """The weight decay matters most to the one experiment that has it."""
+    decays = (0.0, 0.1, 0.2)
+    space = Space((*GRID.dimensions[:1], Dimension("weight_decay", "ordinal", decays)))
+    cells = [{"learning_rate": r, "weight_decay": d} for r in RATES for d in decays]
+    losses = [3 + 20 * c["weight_decay"] + c["learning_rate"] for c in cells]
+    both = [grid("plain", "low"), made("decayed", "low", space, cells, losses)]
+    assert axes_by_importance(both)[0] == "weight_decay"
+    plain, decayed = distort(split(both, "dev"), Stress("reverse")).training
+    assert plain.configurations[plain.outcomes.best_row]["learning_rate"] == RATES[-1]
+    best = decayed.configurations[decayed.outcomes.best_row]
+    assert best == {"learning_rate": RATES[0], "weight_decay": 0.2}
+
+
+def test_cells_that_two_sources_share_get_each_source_its_own_names():
+    one = grid("one", "low")
+    other = type(one)(**{**vars_of(one), "source": "other", "cells": one.cells})
+    names = iter("abcdefgh")
+    for e in renamed_alike([one, other], lambda: (next(names) + "_name" for _ in range(2))):
+        assert set(e.default) == set(e.space.names)
