@@ -199,7 +199,7 @@ def clear_programs() -> None:
 
 def look_ups() -> dict:
     """Count look-ups of the gym a second; the bars are 200,000 scalar and 2,000,000 batched."""
-    experiment = load_experiments(ROOTS.value)[0]
+    experiment = load_experiments([os.path.expanduser(root) for root in ROOTS.value])[0]
     configs = [dict(config) for config in experiment.configurations] * 200
     sizes = [len(dimension.choices) for dimension in experiment.space.dimensions]
     index_ND = np.random.default_rng(0).integers(0, sizes, (1_000_000, len(sizes)))

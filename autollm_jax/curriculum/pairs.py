@@ -187,8 +187,9 @@ def draw_recipes(families: Families, config: CurationConfig) -> Iterator[Recipe]
     usable = families.usable_tables()
     if not usable and config.synthetic <= 0:
         raise UserError(
-            "curation: no training experiment has a cheaper one of its task and source, and "
-            "config.synthetic is 0; accepted are tables of two fidelities, or synthetic > 0"
+            "curation: no training experiment has a cheaper one of its task and source; accepted "
+            "are tables of two fidelities in config.gym.roots, or config.curate.synthetic and "
+            "config.grpo.synthetic over 0"
         )
     number = family = 0
     while number < config.pairs:

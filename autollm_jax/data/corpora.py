@@ -62,7 +62,7 @@ def load_corpus(
         return load_tfds(name, max_bytes=max_bytes, data_dir=data_dir)
     if name == "stdlib":
         return _load_stdlib_once(max_bytes)
-    raise UserError(f"data.corpus={name!r} is unknown; accepted: stdlib, tfds:NAME[/CONFIG]")
+    raise UserError(f"corpus {name!r} is unknown; accepted: stdlib, tfds:NAME[/CONFIG]")
 
 
 @functools.lru_cache(maxsize=2)
@@ -131,9 +131,7 @@ def read_stdlib(
     if not library:
         raise UserError(f"{root}: no Python files of a standard library here; use tfds:NAME")
     if not domains["library_code"]:
-        raise UserError(
-            f"data.max_bytes={max_bytes}: too small for one document; accepted: 1000000"
-        )
+        raise UserError(f"max_bytes={max_bytes}: too small for one document; accepted: 1000000")
     return make_corpus(
         "stdlib",
         version=f"{platform.python_implementation()} {platform.python_version()}",

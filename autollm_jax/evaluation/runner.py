@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from autollm_jax import distributed
 from autollm_jax.baselines.base import Method, Problem
 from autollm_jax.baselines.learned import Learned
+from autollm_jax.cluster import distributed
 from autollm_jax.errors import UserError
 from autollm_jax.files import code_digest, write_atomic
 from autollm_jax.gym.environment import Episode

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from autollm_jax.errors import UserError
 from autollm_jax.evaluation.runner import parquet_bytes
-from autollm_jax.files import write_atomic
+from autollm_jax.files import read_json_lines, write_atomic
 
 RESULTS, TRANSCRIPTS = "results.parquet", "transcripts.jsonl"
 
@@ -46,8 +46,7 @@ def pool_trainings(folders: Sequence[Path], out: Path) -> pa.Table:
     for number, (folder, table) in enumerate(zip(folders, tables, strict=True)):
         seeds = pc.add(table["seed"], number * stride)
         shifted.append(table.set_column(place, first.schema.field("seed"), seeds))
-        for line in (folder / TRANSCRIPTS).read_text().splitlines():
-            entry = json.loads(line)
+        for entry in read_json_lines(folder / TRANSCRIPTS, remedy="run --stage=evaluate there"):
             lines.append(json.dumps(entry | {"seed": entry["seed"] + number * stride}) + "\n")
     pooled = pa.concat_tables(shifted).replace_schema_metadata(first.schema.metadata)
     out.mkdir(parents=True, exist_ok=True)

@@ -52,7 +52,7 @@ def pool_outcomes(
     spent = 0  # degrees of freedom
     if seeds is not None:
         known_N = np.flatnonzero([seed is not None for seed in seeds])
-        seed_N = np.array([seeds[run] for run in known_N], int)
+        seed_N = np.array([seed for seed in seeds if seed is not None], int)
         usable_N = ((status_N == "ok") & np.isfinite(value_N))[known_N]
         effect_N[known_N], spent = seed_effects(
             row_N[known_N], seed_N, value_N[known_N], usable_N, objective

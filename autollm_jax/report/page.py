@@ -1,6 +1,5 @@
 """Writes report/summary.json and the self-contained page report/index.html."""
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from autollm_jax.evaluation.summary import (
     summarise,
     summarise_differences,
 )
-from autollm_jax.files import write_atomic, write_json_atomic
+from autollm_jax.files import read_json_lines, write_atomic, write_json_atomic
 from autollm_jax.gym.experiments import Experiment
 from autollm_jax.report import details, maps
 from autollm_jax.report.curves import method_panels
@@ -257,5 +256,4 @@ def _read_results(path: Path) -> pa.Table:
 def _read_transcripts(path: str | os.PathLike | None) -> list[dict]:
     if path is None or not Path(path).exists():
         return []
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
+    return read_json_lines(path, remedy="run --stage=evaluate again")

@@ -23,8 +23,8 @@ import optax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from autollm_jax import distributed, preemption
 from autollm_jax.checkpointing.checkpoints import Checkpoints
+from autollm_jax.cluster import distributed, preemption
 from autollm_jax.errors import UserError
 from autollm_jax.models import lora, transformer
 from autollm_jax.models.transformer import TransformerConfig
@@ -202,8 +202,8 @@ def train_grpo(
             if not np.isfinite(metrics.get("loss", 0.0)):
                 writer.close()
                 raise UserError(
-                    f"grpo: the loss is {metrics['loss']} at step {step}; start again from the "
-                    "checkpoint with a lower config.grpo.optimizer.learning_rate"
+                    f"grpo: the loss is {metrics['loss']} at step {step}; lower "
+                    "config.grpo.optimizer.learning_rate and give --restart=grpo"
                 )
             writer.write(step, metrics)
             bar.set_postfix(

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from autollm_jax import coordinator, distributed
-from autollm_jax.coordinator import free_address
-from autollm_jax.distributed import Settings
+from autollm_jax.cluster import coordinator, distributed
+from autollm_jax.cluster.coordinator import free_address
+from autollm_jax.cluster.distributed import Settings
 from autollm_jax.errors import UserError
 
 NAME = "node-0.example"

@@ -22,7 +22,7 @@ from pathlib import Path
 import jax
 from jax._src import distributed as jax_distributed  # the store has no public name; Orbax's way too
 
-from autollm_jax import coordinator
+from autollm_jax.cluster import coordinator
 from autollm_jax.errors import UserError
 from autollm_jax.files import package_digest
 

@@ -10,12 +10,11 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from autollm_jax import distributed, preemption
 from autollm_jax.agent import dialogue
 from autollm_jax.agent.dialogue import ChatTokenizer, PolicyTokenizer
 from autollm_jax.agent.rollout import PlayConfig
 from autollm_jax.checkpointing.checkpoints import Checkpoints
-from autollm_jax.constraints import policy_shape
+from autollm_jax.cluster import distributed, preemption
 from autollm_jax.curriculum.pairs import Recipe
 from autollm_jax.curriculum.teacher import Trajectory
 from autollm_jax.errors import UserError
@@ -23,6 +22,7 @@ from autollm_jax.files import read_json_lines
 from autollm_jax.gym.experiments import Experiment, load_experiments
 from autollm_jax.gym.splits import Split, split
 from autollm_jax.gym.stress import Stress
+from autollm_jax.job.constraints import policy_shape
 from autollm_jax.models import lora, transformer
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.published import pretrained

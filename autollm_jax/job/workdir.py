@@ -18,7 +18,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from autollm_jax.errors import UserError
-from autollm_jax.fields import flatten, rule_of
 from autollm_jax.files import (
     read_json,
     read_json_lines,
@@ -26,6 +25,7 @@ from autollm_jax.files import (
     write_atomic,
     write_json_atomic,
 )
+from autollm_jax.job.fields import flatten, rule_of
 
 # Stages in order, with what each writes in the work directory (glob patterns).
 OUTPUTS = {

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 
 from jax.sharding import Mesh
 
-from autollm_jax import distributed
+from autollm_jax.cluster import distributed
 from autollm_jax.errors import PREEMPTED_EXIT_CODE
 from autollm_jax.sharding import hosts
 

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autollm_jax import cross_validation
 from autollm_jax.baselines import BASELINES
 from autollm_jax.curriculum.teacher import Researcher
 from autollm_jax.evaluation.runner import play_method
 from autollm_jax.gym.experiments import load_experiments
 from autollm_jax.gym.splits import split
+from autollm_jax.job import cross_validation
 
-ROOT = Path(__file__).parents[1] / "gym_data"
+ROOT = Path(__file__).parents[2] / "gym_data"
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from autollm_jax.ground_truth.tasks import make_plan
 from autollm_jax.ground_truth.verify import incomparable
 from autollm_jax.ground_truth.verify import verify as verify_rows
 from autollm_jax.gym.tables import read_table, table_paths
-from autollm_jax.job import Job
+from autollm_jax.job.job import Job
 
 
 def ground_truth(job: Job) -> None:

@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 
 from autollm_jax.data.tokenizer import reserved_ids
 from autollm_jax.errors import UserError, one_line
-from autollm_jax.fields import split_names
 from autollm_jax.ground_truth.grpo import GRPOSetup
 from autollm_jax.ground_truth.plan import Plan
 from autollm_jax.ground_truth.tasks import make_plan
+from autollm_jax.job.fields import split_names
 from autollm_jax.models import scaling
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.text import prompts

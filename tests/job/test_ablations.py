@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from autollm_jax import stages
 from autollm_jax.errors import UserError
 from autollm_jax.evaluation.runner import evaluate
-from autollm_jax.job import Job
+from autollm_jax.job import stages, training_stages
+from autollm_jax.job.job import Job
 from autollm_jax.models.transformer import parameter_count
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 
@@ -34,7 +34,7 @@ def make(tmp_path):
 def test_without_evidence_no_pair_has_any(make):
     for evidence in (True, False):
         job = make(gym__evidence=evidence)
-        stages.curate(job)
+        training_stages.curate(job)
         pairs = job.pairs("distill") + job.pairs("grpo")
         assert any(pair.evidence for pair in pairs) == evidence
         for name in ("distill", "grpo"):
@@ -43,7 +43,7 @@ def test_without_evidence_no_pair_has_any(make):
 
 def test_a_task_left_out_of_training_is_still_evaluated(make):
     job = make(gym__trained_tasks="grpo,pretraining", curate__synthetic=0.0)
-    stages.curate(job)
+    training_stages.curate(job)
     assert {pair.task for pair in job.pairs("distill")} <= {"grpo", "pretraining"}
     assert {e.task for e in job.split.held_out} == set(job.config.gym.tasks)
 
@@ -55,7 +55,7 @@ def test_a_trained_task_that_there_is_not_is_refused(make):
 
 def test_without_distillation_grpo_starts_from_random_parameters(make):
     job = make(distill__steps=0)
-    stages.distill_policy(job)
+    training_stages.distill_policy(job)
     assert job.checkpoints("distill").latest() is None
     one, again = job.parameters("distill"), job.parameters("distill")
     other = make(distill__steps=0, seed=1).parameters("distill")
@@ -75,26 +75,26 @@ def test_matching_is_the_same_in_grpos_episodes(make, monkeypatch, matching):
     def keep(model, tokenizer, config, prompts_of_step, *rest):
         made.extend(episode() for episode in prompts_of_step(0))
 
-    monkeypatch.setattr(stages, "make_rollout", keep)
-    monkeypatch.setattr(stages, "train_grpo", lambda *arguments: None)
+    monkeypatch.setattr(training_stages, "make_rollout", keep)
+    monkeypatch.setattr(training_stages, "train_grpo", lambda *arguments: None)
     monkeypatch.setattr(Job, "tokenizer", lambda self: None)
-    stages.curate(job)
-    stages.grpo(job)
+    training_stages.curate(job)
+    training_stages.grpo(job)
     assert made and all(episode.matching == matching for episode in made)
 
 
 def test_episodes_that_do_not_fit_are_a_users_error_that_names_the_fields(make):
     job = make(gym__budget=10, distill__row_length=256)
-    stages.curate(job)
-    stages.simulate(job)
+    training_stages.curate(job)
+    training_stages.simulate(job)
     with pytest.raises(UserError, match="config.distill.row_length=256.*config.policy.context"):
-        stages.distill_policy(job)
+        training_stages.distill_policy(job)
 
 
 def test_without_reasoning_the_policy_learns_turns_without_a_think_part(make):
     job = make(simulate__reasoning=False)
-    stages.curate(job)
-    stages.simulate(job)
+    training_stages.curate(job)
+    training_stages.simulate(job)
     said = [t.text for kept in job.trajectories() for t in kept.turns if t.role == "agent"]
     assert said and all(text.startswith("<exec>") for text in said)
 
@@ -123,16 +123,3 @@ def test_stages_log_how_long_training_took(make):
     stages.run(job.config, str(job.workdir), "curate")
     lines = [json.loads(line) for line in (job.workdir / "stages.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in lines] == ["curate"] and lines[0]["seconds"] > 0
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"policy__weights": "somewhere"}, "relabelled"),
-        ({"policy__lora_rank": 4}, "lora_rank"),
-    ],
-)
-def test_fields_that_contradict_each_other_are_refused_at_the_start(make, changes, words):
-    config = make(**changes).config
-    with pytest.raises(UserError, match=words):
-        Job.start(config, "nowhere")

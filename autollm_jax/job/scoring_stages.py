@@ -9,25 +9,27 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from autollm_jax import cross_validation, distributed, spending
 from autollm_jax.agent.rollout import policy_player
 from autollm_jax.baselines import BASELINES, META_LEARNED
 from autollm_jax.baselines.learned import Learned
+from autollm_jax.cluster import distributed
 from autollm_jax.curriculum.teacher import Researcher
 from autollm_jax.errors import UserError
 from autollm_jax.evaluation.runner import Player, evaluate, play_method, table_hashes
 from autollm_jax.evaluation.trainings import pool_trainings
-from autollm_jax.fields import flatten, split_names
 from autollm_jax.files import read_json, write_json_atomic
 from autollm_jax.forecasts.surfaces import left_out_means
 from autollm_jax.ground_truth.provenance import code_commit, package_versions
 from autollm_jax.gym.stress import distort
-from autollm_jax.job import Job
+from autollm_jax.job import cross_validation, spending
+from autollm_jax.job.fields import flatten, split_names
+from autollm_jax.job.job import Job
 from autollm_jax.report.page import write_report
 from autollm_jax.sharding.rules import even_rows
 
 RECORD = "evaluated.json"
-# Fields that decide which games are played, beside the tables. Roots may move: the tables count.
+# Fields that decide which games are played, beside the tables (their roots may move) and the stress
+# (its results have a folder each).
 GAME_FIELDS = ("gym.tasks", "gym.evidence", "gym.budget", "gym.matching", "protocol")
 
 
@@ -67,13 +69,12 @@ def write_record(job: Job, tables: dict[str, str]) -> None:
     write_json_atomic(job.results_path.with_name(RECORD), record)
 
 
-def read_record(job: Job, results: Path, *, same_stress: bool = True) -> dict:
+def read_record(job: Job, results: Path) -> dict:
     """Read what results were evaluated with, and check that the job's config says the same.
 
     Args:
       job: the one that reads them.
       results: a `results.parquet`.
-      same_stress: whether the fields of `config.stress` have to be the same too.
 
     Raises:
       UserError: there is no record, or a field or a table differs; the line names the first.
@@ -86,7 +87,7 @@ def read_record(job: Job, results: Path, *, same_stress: bool = True) -> dict:
         raise UserError(f"{results}: not the results that {RECORD} describes; {again}")
     for name, now in _game_fields(job).items():
         then = record["fields"].get(name)
-        if then != now and (same_stress or not name.startswith("stress.")):
+        if then != now:
             raise UserError(
                 f"{results}: evaluated with config.{name}={_text(then)}, and the report is asked "
                 f"for {_text(now)}; give --config.{name}={_text(then)}, or {again}"
@@ -103,8 +104,7 @@ def read_record(job: Job, results: Path, *, same_stress: bool = True) -> dict:
 
 def _game_fields(job: Job) -> dict:
     values = dict(flatten(job.config.to_dict()))
-    stress = [name for name in values if name.startswith("stress.") and job.stress.label]
-    found = {name: values[name] for name in (*GAME_FIELDS, *stress)}
+    found = {name: values[name] for name in GAME_FIELDS}
     return found | {"gym.tasks": sorted(job.config.gym.tasks)}
 
 
@@ -175,7 +175,7 @@ def report(job: Job) -> None:
     record = read_record(job, job.results_path)
     stressed = {} if job.stress.label else job.stress_results()
     for path in stressed.values():
-        read_record(job, path, same_stress=False)
+        read_record(job, path)
     summary = write_report(
         job.results_path,
         distort(job.split, job.stress).held_out,

@@ -6,8 +6,8 @@ import runpy
 
 import pytest
 
-from autollm_jax import spending
-from autollm_jax.job import Job
+from autollm_jax.job import spending
+from autollm_jax.job.job import Job
 from autollm_jax.models.transformer import parameter_count
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 
@@ -34,6 +34,16 @@ def test_a_stage_that_was_not_logged_makes_the_hours_unknown(job):
     assert math.isnan(spending.logged_hours(job))
     log(job, [("curate", 60), ("simulate", 600), ("distill", 1000)])
     assert math.isnan(spending.logged_hours(job))
+
+
+def test_half_a_last_line_of_the_log_is_passed_over(job):
+    log(job, [("curate", 60), ("simulate", 600), ("distill", 1000), ("grpo", 1940)])
+    path = job.workdir / "stages.jsonl"
+    path.write_text(path.read_text() + '{"stage": "gr')
+    assert spending.logged_hours(job) == 1.0
+    with spending.timed(job, "grpo"):
+        pass
+    assert path.read_text().count("\n") == 5 and '"gr{' not in path.read_text()
 
 
 def test_a_stage_that_fails_is_not_logged(job):

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from autollm_jax.agent.distillation import PackedRows, imitation_loss
 from autollm_jax.errors import UserError
 from autollm_jax.files import write_json_atomic
-from autollm_jax.job import Job, of_one_process
+from autollm_jax.job.job import Job, of_one_process
 from autollm_jax.models import lora, transformer
 from autollm_jax.models.transformer import parameter_count
 from autollm_jax.rl import conversations, sampler

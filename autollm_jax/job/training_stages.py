@@ -7,7 +7,6 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from autollm_jax import distributed
 from autollm_jax.agent.distillation import (
     distill,
     encode_conversation,
@@ -16,13 +15,14 @@ from autollm_jax.agent.distillation import (
     relabel,
 )
 from autollm_jax.agent.rollout import make_rollout
+from autollm_jax.cluster import distributed
 from autollm_jax.curriculum.pairs import CurationConfig, Families, build_pair, draw_recipes
 from autollm_jax.curriculum.teacher import SimulationConfig, simulate_all
 from autollm_jax.data.tokenizer import train_tokenizer
 from autollm_jax.errors import UserError
 from autollm_jax.files import write_atomic
 from autollm_jax.gym.environment import Episode
-from autollm_jax.job import Job
+from autollm_jax.job.job import Job
 from autollm_jax.rl.loop import GRPOLoopConfig, train_grpo
 from autollm_jax.text import prompts
 from autollm_jax.training.loop import LoopConfig

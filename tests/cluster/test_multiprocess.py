@@ -11,10 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from autollm_jax import distributed
 from autollm_jax.checkpointing.checkpoints import Checkpoints
-from autollm_jax.coordinator import free_address
-from autollm_jax.distributed import Settings
+from autollm_jax.cluster import distributed
+from autollm_jax.cluster.coordinator import free_address
+from autollm_jax.cluster.distributed import Settings
 from autollm_jax.errors import PREEMPTED_EXIT_CODE, UserError
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from tests import processes

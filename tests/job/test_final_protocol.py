@@ -7,10 +7,10 @@ import jax
 import pyarrow.parquet as pq
 import pytest
 
-from autollm_jax import stages
 from autollm_jax.gym.spaces import Dimension, Space
 from autollm_jax.gym.tables import write_table
-from autollm_jax.job import Job
+from autollm_jax.job import stages
+from autollm_jax.job.job import Job
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 
 RATES, BATCHES = tuple(2.0**n for n in range(-8, -2)), (4, 8, 16, 32)

@@ -5,11 +5,11 @@ import math
 import time
 from collections.abc import Iterator
 
-from autollm_jax import distributed
+from autollm_jax.cluster import distributed
 from autollm_jax.evaluation.cost import Spending
 from autollm_jax.evaluation.run_costs import Cost, read_runs
 from autollm_jax.files import append_json_line, read_json_lines
-from autollm_jax.job import Job
+from autollm_jax.job.job import Job
 from autollm_jax.models.transformer import parameter_count
 
 TRAINING_STAGES = ("curate", "simulate", "distill", "grpo")

@@ -18,14 +18,15 @@ import os
 
 from ml_collections import ConfigDict
 
-from autollm_jax import constraints, distributed, fields, planning, preemption, spending
-from autollm_jax import workdir as work_directory
+from autollm_jax.cluster import distributed, preemption
 from autollm_jax.errors import UserError
 from autollm_jax.files import writable_folder
-from autollm_jax.job import Job
-from autollm_jax.scoring_stages import cross_validate, evaluate_methods, pool, report
-from autollm_jax.table_stages import ground_truth, share_of, verify
-from autollm_jax.training_stages import curate, distill_policy, grpo, simulate
+from autollm_jax.job import constraints, fields, planning, spending
+from autollm_jax.job import workdir as work_directory
+from autollm_jax.job.job import Job
+from autollm_jax.job.scoring_stages import cross_validate, evaluate_methods, pool, report
+from autollm_jax.job.table_stages import ground_truth, share_of, verify
+from autollm_jax.job.training_stages import curate, distill_policy, grpo, simulate
 
 # These compute on the devices of all processes; process 0 runs the others alone.
 TOGETHER = ("distill", "grpo", "evaluate", "cross_validate")

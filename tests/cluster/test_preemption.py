@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from autollm_jax import distributed, preemption
-from autollm_jax.coordinator import free_address
+from autollm_jax.cluster import distributed, preemption
+from autollm_jax.cluster.coordinator import free_address
+from autollm_jax.cluster.preemption import Preempted
 from autollm_jax.errors import PREEMPTED_EXIT_CODE
-from autollm_jax.preemption import Preempted
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 
 

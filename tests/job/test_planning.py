@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 import autollm_jax
-from autollm_jax import planning
 from autollm_jax.agent.distillation import distill, pack
 from autollm_jax.errors import UserError
-from autollm_jax.job import Job
+from autollm_jax.job import planning
+from autollm_jax.job.job import Job
 from autollm_jax.models.transformer import parameter_count
 from autollm_jax.rl import conversations
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
