@@ -132,16 +132,6 @@ def append_json_line(path: str | os.PathLike, value) -> None:
 
 
 @functools.cache
-def code_digest(*folders: str) -> str:
-    """Hash the modules of some of the package's folders, for what depends on their code."""
-    digest = hashlib.sha256()
-    for folder in folders:
-        for path in sorted((Path(__file__).parent / folder).glob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-@functools.cache
 def package_digest() -> str:
     """Hash all of the package's modules."""
     digest, package = hashlib.sha256(), Path(__file__).parent

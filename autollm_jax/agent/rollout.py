@@ -26,7 +26,7 @@ from tqdm import tqdm
 from autollm_jax.agent.constraint import join
 from autollm_jax.agent.environment_turns import EnvironmentTurns
 from autollm_jax.errors import UserError
-from autollm_jax.files import code_digest
+from autollm_jax.files import package_digest
 from autollm_jax.gym.environment import Episode
 from autollm_jax.models import transformer
 from autollm_jax.models.transformer import TransformerConfig
@@ -355,8 +355,9 @@ def policy_player(
       rows: games side by side.
       mesh: as in `sampler.init_state`.
     """
-    code = code_digest("agent", "baselines", "models", "rl")
-    digest = hashlib.sha256(f"{model} {config} {tokenizer.content_hash} {code}".encode())
+    digest = hashlib.sha256(
+        f"{model} {config} {tokenizer.content_hash} {package_digest()}".encode()
+    )
     for leaf in jax.tree.leaves(params):
         digest.update(to_host(leaf).tobytes())
     return PolicyPlayer(model, params, tokenizer, config, digest.hexdigest(), rows, mesh)

@@ -1,33 +1,36 @@
-"""One file per method, one shared interface."""
+"""The methods that an agent is compared with, by name.
+
+method = BASELINES["gaussian_process"](Problem(setting, evidence, budget), seed)
+trial = episode.exec_config(method.ask())
+method.tell(trial)
+"""
+
+from collections.abc import Callable
 
 from autollm_jax.baselines.base import MetaLearned, Method, Problem
 from autollm_jax.baselines.cma_es import CmaEs
 from autollm_jax.baselines.default import DefaultFirst
+from autollm_jax.baselines.greedy import GreedyFSBO, greedy
 from autollm_jax.baselines.neural_acquisition import NeuralAcquisition
 from autollm_jax.baselines.optuna_tpe import OptunaTPE
 from autollm_jax.baselines.random import RandomSearch
 from autollm_jax.baselines.successive_halving import SuccessiveHalving
-from autollm_jax.forecasts.boosted_trees import BoostedTrees
-from autollm_jax.forecasts.fsbo import FSBO
-from autollm_jax.forecasts.gaussian_process import GaussianProcess
-from autollm_jax.forecasts.nearest import NearestExperiment
-from autollm_jax.forecasts.scaling_law import ScalingLaw
 
-BASELINES: dict[str, type] = {
+BASELINES: dict[str, Callable[[Problem, int], Method]] = {
     "random": RandomSearch,
     "default": DefaultFirst,
-    "nearest_experiment": NearestExperiment,
-    "scaling_law": ScalingLaw,
-    "boosted_trees": BoostedTrees,
+    "nearest_experiment": greedy("nearest_experiment"),
+    "scaling_law": greedy("scaling_law"),
+    "boosted_trees": greedy("boosted_trees"),
     "optuna_tpe": OptunaTPE,
     "cma_es": CmaEs,
     "successive_halving": SuccessiveHalving,
-    "gaussian_process": GaussianProcess,
+    "gaussian_process": greedy("gaussian_process"),
 }
 
 # Those that learn from the training experiments first (see learned.py).
 META_LEARNED: dict[str, type[MetaLearned]] = {
-    "fsbo": FSBO,
+    "fsbo": GreedyFSBO,
     "neural_acquisition": NeuralAcquisition,
 }
 

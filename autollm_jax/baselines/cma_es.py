@@ -3,9 +3,10 @@
 import cmaes
 import numpy as np
 
-from autollm_jax.baselines.base import Problem, draw_seed
+from autollm_jax.baselines.base import Problem
 from autollm_jax.baselines.proposals import ProposesPoints
 from autollm_jax.forecasts import coordinates
+from autollm_jax.forecasts.base import draw_seed
 
 EVIDENCE_ROWS = 4000
 # Chosen on cheap experiments: share of the rows that the distribution is fitted to (0.02 beats
@@ -44,7 +45,7 @@ class CmaEs(ProposesPoints):
             mean_D,
             sigma,
             bounds=np.tile([0.0, 1.0], (len(mean_D), 1)),
-            seed=draw_seed(problem, seed),
+            seed=draw_seed(problem.setting, seed),
             population_size=POPULATION,
             cov=covariance_DD,
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from autollm_jax.baselines.base import MetaLearned, Problem
-from autollm_jax.files import code_digest, write_atomic
+from autollm_jax.files import package_digest, write_atomic
 from autollm_jax.gym.experiments import Experiment
 
 # The entry of a file that says what the others were learned from.
@@ -63,7 +63,7 @@ class Learned:
         """Hash what is learned from, the code, the seed and the share."""
         parts = [
             self.method.__qualname__,
-            code_digest("baselines"),
+            package_digest(),
             experiments_digest(self.training),
         ]
         return hashlib.sha256(json.dumps([*parts, self.seed, self.share]).encode()).hexdigest()

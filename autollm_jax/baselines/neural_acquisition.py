@@ -83,10 +83,10 @@ class NeuralAcquisition:
         del seed  # Nothing is drawn.
         self._settings = settings
         self._candidates = Candidates(problem.setting)
-        self._scale = TargetScale(problem)
+        self._scale = TargetScale(problem.setting, problem.evidence)
         self._rows: list[int] = []
-        self._trials: list = []
-        known, context, _ = read_target(problem, learned, settings.rows)
+        self._losses: list[float] = []
+        known, context, _ = read_target(problem.setting, problem.evidence, learned, settings.rows)
         named = {k: v for k, v in learned.items() if k.startswith(PARAMETER)}
         shared = {k.removeprefix(PARAMETER): v for k, v in named.items()}
         self._params = of_space(shared, 0 if known is None else known + 1)
@@ -104,7 +104,8 @@ class NeuralAcquisition:
     def ask(self) -> dict:
         rows = self._candidates.untried
         if self._rows:
-            scores_T = pad(self._scale.scores(self._trials)[-TRIALS:].astype(np.float32), TRIALS)
+            scores_T = self._scale.scores(np.array(self._losses)).astype(np.float32)
+            scores_T = pad(scores_T[-TRIALS:], TRIALS)
         else:
             scores_T = np.zeros(TRIALS, np.float32)
         cells_T = pad(np.array(self._rows[-TRIALS:], np.int32), TRIALS)
@@ -119,4 +120,4 @@ class NeuralAcquisition:
         row = self._candidates.mark(trial)
         if row is not None:
             self._rows.append(row)
-            self._trials.append(trial)
+            self._losses.append(trial.loss(self._candidates.setting))

@@ -5,9 +5,10 @@ import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
-from autollm_jax.baselines.base import Problem, draw_seed
+from autollm_jax.baselines.base import Problem
 from autollm_jax.baselines.proposals import ProposesPoints
 from autollm_jax.forecasts import coordinates
+from autollm_jax.forecasts.base import draw_seed
 
 # TPE models a tenth of its trials as good, yet never more than 25: with more evidence than this
 # the good ones would be but the very best cell or two of each experiment.
@@ -29,7 +30,9 @@ class OptunaTPE(ProposesPoints):
         # Optuna logs every trial to stderr; a library's user did not ask for that.
         level = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        sampler = optuna.samplers.TPESampler(seed=draw_seed(problem, seed), multivariate=True)
+        sampler = optuna.samplers.TPESampler(
+            seed=draw_seed(problem.setting, seed), multivariate=True
+        )
         self._study = optuna.create_study(sampler=sampler, direction="minimize")
         optuna.logging.set_verbosity(level)
         rows = zip(self._points_ND, self._scores_N, strict=True)

@@ -1,4 +1,4 @@
-"""What methods share that propose points of a continuous space, where only cells can be tried."""
+"""The base of methods that propose points of a continuous space, of which only rows are tried."""
 
 import abc
 
@@ -13,11 +13,11 @@ REDRAWS = 20
 
 
 class ProposesPoints(abc.ABC):
-    """Tries the cell nearest to each proposed point, and tells the proposer of the cell.
+    """Tries the row nearest to each proposed point, and tells the proposer of that row.
 
-    The default configuration is tried first only where there is no evidence: with it, a trial of
-    five would be spent on less than is known. The cell that was run is what the proposer is told
-    of, not the proposal.
+    The default configuration comes first where there is no evidence, and else not: with evidence it
+    would spend a trial of five on less than is known. The proposer is told of the row that was run,
+    not of its proposal.
 
     Args:
       problem: the target and its evidence.
@@ -27,12 +27,12 @@ class ProposesPoints(abc.ABC):
     def __init__(self, problem: Problem, rows: int):
         self._problem = problem
         self._candidates = Candidates(problem.setting)
-        self._scale = TargetScale(problem)
-        self._trials: list = []
-        evidence = gather(problem, rows)
-        self._warm = len(evidence) > 0
-        self._points_ND = move_along_law(problem, evidence)
-        self._scores_N = evidence.scores_N
+        self._scale = TargetScale(problem.setting, problem.evidence)
+        self._losses: list[float] = []
+        gathered = gather(problem.setting, problem.evidence, rows)
+        self._warm = len(gathered) > 0
+        self._points_ND = move_along_law(problem.setting, problem.evidence, gathered)
+        self._scores_N = gathered.scores_N
         # The search range covers evidence and target: a window that slid cuts nothing off.
         points_ND = np.concatenate([self._candidates.units_RD, self._points_ND])
         self._low_D, self._high_D = points_ND.min(0), points_ND.max(0)
@@ -46,10 +46,10 @@ class ProposesPoints(abc.ABC):
 
     @abc.abstractmethod
     def _learn(self, point_D: np.ndarray, score: float) -> None:
-        """Take in what the last trial's cell scored, in the evidence's scale."""
+        """Take in the score of the last trial's row, on the scale of regret."""
 
     def ask(self) -> dict:
-        if not self._warm and not self._trials:
+        if not self._warm and not self._losses:
             row = self._candidates.row_of(self._problem.setting.default)
             return self._candidates.take(row)
         untried = set(self._candidates.untried.tolist())
@@ -67,5 +67,6 @@ class ProposesPoints(abc.ABC):
         row = self._candidates.mark(trial)
         if row is None:
             return
-        self._trials.append(trial)
-        self._learn(self._candidates.units_RD[row], float(self._scale.scores(self._trials)[-1]))
+        self._losses.append(trial.loss(self._problem.setting))
+        scores_T = self._scale.scores(np.array(self._losses))
+        self._learn(self._candidates.units_RD[row], float(scores_T[-1]))

@@ -9,16 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.spatial import cKDTree
 
-from autollm_jax.baselines.base import (
-    Candidates,
-    Problem,
-    draw_seed,
-    flops_of_runs,
-    named_differences,
-    relevant_evidence,
-)
+from autollm_jax.baselines.base import Candidates, Problem
 from autollm_jax.forecasts import coordinates
+from autollm_jax.forecasts.base import draw_seed
+from autollm_jax.forecasts.relevance import named_differences, relevant_evidence
 from autollm_jax.gym.experiments import Experiment
+from autollm_jax.gym.runs import flops_of_runs
 
 # Chosen on cheap experiments: more configurations or a slower halving cost more and gain nothing.
 CONFIGURATIONS = 256  # at the first rung
@@ -39,7 +35,7 @@ class SuccessiveHalving:
 
     def __init__(self, problem: Problem, seed: int):
         self._candidates = Candidates(problem.setting)
-        self._rng = np.random.default_rng(draw_seed(problem, seed))
+        self._rng = np.random.default_rng(draw_seed(problem.setting, seed))
         least = math.ceil(KEEP * problem.budget)
         ladder, looks, points = rungs(problem), [], []
         survivors: list[dict] = []
@@ -74,7 +70,7 @@ def rungs(problem: Problem) -> list[Experiment]:
     Its top is the experiment nearest to the target; below each rung is the dearest one that is
     cheaper and has no more parameters (or a lower limit) and no more tokens.
     """
-    evidence = relevant_evidence(problem)
+    evidence = relevant_evidence(problem.evidence, problem.setting)
     least = min((named_differences(e, problem.setting) for e in evidence), default=0)
     left = [e for e in evidence if named_differences(e, problem.setting) == least]
     ladder = left[:1]

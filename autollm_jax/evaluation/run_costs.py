@@ -4,8 +4,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from autollm_jax.evaluation.summary import cluster_of
 from autollm_jax.gym.experiments import Experiment
+from autollm_jax.gym.runs import runs_key
 from autollm_jax.gym.tables import Table, find_tables, read_table
 
 MEASURES = ("flops", "hours")
@@ -41,7 +41,7 @@ def read_runs(roots: Sequence, experiments: Sequence[Experiment]) -> dict[str, d
             for name, status, key, cost in _rows(table):
                 experiment = wanted.get(f"{table.source}/{table.task}/{name}")
                 if experiment is not None and status != "infeasible":
-                    key = key if key[0] is not None else (cluster_of(experiment), *key[1:])
+                    key = key if key[0] is not None else (runs_key(experiment), *key[1:])
                     found.setdefault(experiment.id, {})[key] = cost
     return found
 

@@ -24,7 +24,7 @@ from autollm_jax.baselines.base import Method, Problem
 from autollm_jax.baselines.learned import Learned
 from autollm_jax.cluster import distributed
 from autollm_jax.errors import UserError
-from autollm_jax.files import code_digest, write_atomic
+from autollm_jax.files import package_digest, write_atomic
 from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.splits import Split, evidence_for
 from autollm_jax.gym.stress import Stress, distort
@@ -78,10 +78,10 @@ class MethodPlayer:
 
     @property
     def identity(self) -> str:
-        """Name the method and its code: a changed one, or one that learned anew, plays again."""
+        """Name the code, and what was learned: with another package a method plays again."""
         if isinstance(self.method, Learned):
             return self.method.digest
-        return f"{self.method.__qualname__} {code_digest('baselines')}"
+        return package_digest()
 
     def __call__(self, games: Sequence[Game]) -> list[Transcript] | None:
         spent = []

@@ -9,30 +9,10 @@ import pyarrow as pa
 
 from autollm_jax.evaluation.statistics import Bootstrap, Interval, Unit
 from autollm_jax.gym.experiments import Experiment
+from autollm_jax.gym.runs import runs_key
 
 BUDGETS = (1, 3, 5)
 ALL = "all"  # the task that stands for all of them together, each task weighing the same
-
-
-def cluster_of(experiment: Experiment) -> str:
-    """Name the runs that answer an experiment: the same for those that differ in no run.
-
-    Experiments that differ only in their objective (`context["objective"]`) or limit share their
-    runs: same source, task, level and tokens, and the same context but for what states objective
-    and limit (names with "limit" in them; parameters and FLOPs follow the limit as well).
-    """
-    limited = experiment.limit is not None
-    if not limited and "objective" not in experiment.facts:
-        return experiment.id
-    fidelity = experiment.fidelity
-    stated = {
-        name: value
-        for name, value in experiment.facts.items()
-        if name != "objective" and not (limited and "limit" in name)
-    }
-    size = () if limited else (fidelity.parameters, fidelity.flops)
-    place = (experiment.source, experiment.task, fidelity.level, fidelity.tokens, *size)
-    return json.dumps([*place, stated], sort_keys=True, default=str)
 
 
 def noise_floor(experiment: Experiment) -> float:
@@ -78,7 +58,7 @@ class Results:
         stored = int(metadata.get(b"budget", 0))
         self.budget = max([stored, *(row["trial"] for row in rows)])
         known = {e.id: e for e in experiments}
-        clusters = {name: cluster_of(e) for name, e in known.items()}
+        clusters = {name: runs_key(e) for name, e in known.items()}
         found = sorted({(row["task"], experiment_id(row), row["seed"]) for row in rows})
         self.units = [Unit(t, clusters.get(name, name), name, seed) for t, name, seed in found]
         self.floors = {

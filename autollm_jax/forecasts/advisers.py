@@ -1,32 +1,85 @@
-"""Advisers: named forecasts that an agent is shown."""
+"""All forecasts by name, and advisers: the forecasts that an agent is shown.
 
-from collections.abc import Sequence
+A maker imports the forecast that it makes, so that whoever needs no JAX or LightGBM loads none.
+"""
+
+from collections.abc import Callable, Sequence
 
 from autollm_jax.errors import UserError
-from autollm_jax.forecasts.base import BaseForecast
-from autollm_jax.forecasts.landscapes import is_shiftable
-from autollm_jax.forecasts.panel import OWN, SURROGATES, PanelForecast
-from autollm_jax.forecasts.shifted import ShiftedForecast
-from autollm_jax.forecasts.surface import SurfaceForecast
+from autollm_jax.forecasts.base import Forecast
+from autollm_jax.forecasts.landscapes import is_shiftable, usable
+from autollm_jax.forecasts.nearest import NearestExperiment
+from autollm_jax.forecasts.panel import Panel
+from autollm_jax.forecasts.scaling_law import ScalingLaw
+from autollm_jax.forecasts.shifted import Shifted
+from autollm_jax.forecasts.surface import SurfaceTransfer
 from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.settings import Setting
 
-# An adviser's name, and the forecasts that it averages. `own` is fast: policies train with it.
+OWN = "own"
+
+
+def _own(setting: Setting, evidence: Sequence[Experiment], seed: int = 0) -> Forecast:
+    """Move landscapes along a law where space and evidence allow it, else carry over surfaces."""
+    shifted = is_shiftable(setting.space) and (not evidence or usable(evidence, setting))
+    return (Shifted if shifted else SurfaceTransfer)(setting, evidence, seed)
+
+
+def _gaussian_process(setting: Setting, evidence: Sequence[Experiment], seed: int = 0) -> Forecast:
+    from autollm_jax.forecasts.gaussian_process import GaussianProcess
+
+    return GaussianProcess(setting, evidence, seed)
+
+
+def _boosted_trees(setting: Setting, evidence: Sequence[Experiment], seed: int = 0) -> Forecast:
+    from autollm_jax.forecasts.boosted_trees import BoostedTrees
+
+    return BoostedTrees(setting, evidence, seed)
+
+
+# Forecasts by name, each made from (setting, evidence, seed). The meta-learned one needs what it
+# learned besides: see fsbo.py.
+FORECASTS: dict[str, Callable[..., Forecast]] = {
+    OWN: _own,
+    "nearest_experiment": NearestExperiment,
+    "scaling_law": ScalingLaw,
+    "gaussian_process": _gaussian_process,
+    "boosted_trees": _boosted_trees,
+}
+
+# The forecasts that an adviser averages. `own` is fast: policies train with it.
 ADVISERS = {
     OWN: (OWN,),
-    "panel": (OWN, *SURROGATES),
-    **{name: (name,) for name in SURROGATES},
+    "panel": (OWN, "gaussian_process", "boosted_trees"),
+    "gaussian_process": ("gaussian_process",),
+    "boosted_trees": ("boosted_trees",),
 }
 
 
-def forecast(setting: Setting, evidence: Sequence[Experiment], adviser: str = OWN) -> BaseForecast:
-    """Make an adviser's forecast of a setting, given evidence.
+def forecast(setting: Setting, evidence: Sequence[Experiment], adviser: str = OWN) -> Forecast:
+    """Make an adviser's forecast of a setting; without evidence it is the own forecast.
+
+    >>> from autollm_jax.gym.settings import Fidelity, make_setting
+    >>> from autollm_jax.gym.spaces import Dimension, Space
+    >>> setting = make_setting(
+    ...     source="mine", task="pretraining", name="7B",
+    ...     space=Space((Dimension("learning_rate", "log-ordinal", (1e-4, 2e-4, 4e-4)),)),
+    ...     fidelity=Fidelity("high", parameters=7e9, tokens=2e11, flops=8.4e21),
+    ...     default={"learning_rate": 2e-4},
+    ... )
+    >>> advised = forecast(setting, evidence=())
+    >>> setting.configurations[int(advised.expected_regrets().argmin())]
+    {'learning_rate': 0.0002}
 
     Raises:
       UserError: there is no such adviser.
     """
     if adviser not in ADVISERS:
         raise UserError(f"adviser {adviser!r}: accepted are {', '.join(ADVISERS)}")
-    kind = ShiftedForecast if is_shiftable(setting.space) else SurfaceForecast
-    own = kind(setting, evidence)
-    return own if adviser == OWN else PanelForecast(own, evidence, ADVISERS[adviser])
+    own = _own(setting, evidence)
+    if adviser == OWN or not evidence:
+        return own
+    members = [
+        own if name == OWN else FORECASTS[name](setting, evidence) for name in ADVISERS[adviser]
+    ]
+    return Panel(own, members)

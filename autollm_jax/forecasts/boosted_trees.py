@@ -1,34 +1,36 @@
 """Gradient-boosted trees on the evidence.
 
-Trees are flat beyond what they saw, and the target lies beyond: in fidelity, and under a limit in
-size. So that this is no handicap, three things are done that a practised user would do too:
+Trees are flat beyond the values that they saw, and the setting lies beyond them: in fidelity, and
+under a limit in size. A practised user would therefore do three things, which are done here:
 
-- scores are relative to each experiment's best and median (see evidence.py), and its points are
-  moved along the law that the optima follow, so that there is little level or place to extrapolate;
+- scores are relative to each experiment's best and median (see gathering.py), and its points are
+  moved along the law of the optima, so that there is little level or place to extrapolate;
 - the trees are boosted from a ridge regression on the features and their squares, which does
   extrapolate;
-- rows count by how near their experiment is to the target, the target's own trials most.
+- rows count by how near their experiment is to the setting, the setting's own trials most.
 
-An ensemble over bags says how sure they are: the first trial is the cell with the lowest mean, the
-later ones have the greatest expected improvement.
+An ensemble over bags gives the deviation.
 
-LightGBM it is (Ke et al., NeurIPS 2017) and not scikit-learn: it is what RegMix fits to mixtures
-(arXiv 2407.01492), and on these small tables an ensemble takes it a third of the time.
+The library is LightGBM (Ke et al., NeurIPS 2017) and not scikit-learn: RegMix fits it to mixtures
+(arXiv 2407.01492), and on these small tables an ensemble takes a third of the time.
 """
+
+from collections.abc import Sequence
 
 import lightgbm
 import numpy as np
 
-from autollm_jax.baselines.base import Candidates, Problem, draw_seed
 from autollm_jax.forecasts import coordinates
-from autollm_jax.forecasts.acquisition import expected_best
-from autollm_jax.forecasts.gathering import TargetScale, gather, move_along_law
+from autollm_jax.forecasts.base import Forecast, Seen, draw_seed
+from autollm_jax.forecasts.gathering import gather, move_along_law
+from autollm_jax.gym.experiments import Experiment
+from autollm_jax.gym.settings import Setting
 
 EVIDENCE_ROWS = 2000
 # All of this was chosen on cheap experiments.
 DECAY = 1.0  # a row's weight falls by e over this distance in log fidelity
 TRIAL_WEIGHT = 30.0  # of a trial, where a row of the evidence has 1 on average
-OFFSET_VARIANCE = 4.0  # of the target's own level, in squared scores, as the Gaussian process has
+OFFSET_VARIANCE = 4.0  # of the setting's own level, in squared scores, as the Gaussian process has
 RIDGE = 0.3  # penalty on the standardised features' slopes, per unit of weight
 MEMBERS = 6
 ROUNDS = 50
@@ -48,73 +50,95 @@ PARAMETERS = {
 }
 
 
-class BoostedTrees:
-    """Try the cell with the lowest prediction, then the greatest expected improvement."""
+class BoostedTrees(Forecast):
+    """An ensemble of boosted trees; without evidence, a ridge regression on the trials.
 
-    def __init__(self, problem: Problem, seed: int):
-        self._problem = problem
-        self._candidates = Candidates(problem.setting)
-        self._scale = TargetScale(problem)
-        self._seed = draw_seed(problem, seed) % 2**30
-        self._rows: list[int] = []
-        self._trials: list = []
-        evidence = gather(problem, EVIDENCE_ROWS)
-        points_ND = move_along_law(problem, evidence)
-        self._x_NX = np.concatenate([points_ND, evidence.sizes_NS, evidence.fidelities_NF], axis=1)
-        self._y_N = evidence.scores_N
-        units_RD = self._candidates.units_RD
-        sizes_RS = coordinates.relative_sizes(problem.setting)[:, : evidence.sizes_NS.shape[1]]
+    The first trial is the row of the lowest mean, later ones have the greatest expected
+    improvement.
+
+    >>> from autollm_jax.gym.experiments import Fidelity, make_experiment
+    >>> from autollm_jax.gym.spaces import Dimension, Space
+    >>> rates = tuple(2.0**n for n in range(-12, -4))
+    >>> space = Space((Dimension("rate", "log-ordinal", rates),))
+    >>> def made(name, parameters):
+    ...     return make_experiment(
+    ...         source="mine", task="pretraining", name=name, space=space,
+    ...         fidelity=Fidelity("low", parameters, 1e9, 6e9 * parameters),
+    ...         configurations=[{"rate": r} for r in rates],
+    ...         outcomes=[abs(n) for n in range(-3, 5)],
+    ...         default={"rate": rates[0]}, default_origin="the first")
+    >>> forecast = BoostedTrees(made("2M", 2e6).setting, [made("1M", 1e6)])
+    >>> forecast.predict().mean_R.shape
+    (8,)
+    """
+
+    def __init__(self, setting: Setting, evidence: Sequence[Experiment], seed: int = 0):
+        super().__init__(setting, evidence, seed)
+        self._draw_seed = draw_seed(setting, seed) % 2**30
+        rows = gather(setting, evidence, EVIDENCE_ROWS)
+        points_ND = move_along_law(setting, evidence, rows)
+        self._x_NX = np.concatenate([points_ND, rows.sizes_NS, rows.fidelities_NF], axis=1)
+        self._y_N = rows.scores_N
+        units_RD = self.units_RD
+        sizes_RS = coordinates.relative_sizes(setting)[:, : rows.sizes_NS.shape[1]]
         self._x_RX = np.concatenate([units_RD, sizes_RS, np.zeros((len(units_RD), 2))], axis=1)
-        if len(evidence):
-            distance_N = np.sqrt((evidence.fidelities_NF**2).sum(1))
+        if len(rows):
+            distance_N = np.sqrt((rows.fidelities_NF**2).sum(1))
             weight_N = np.exp(-(distance_N - distance_N.min()) / DECAY)
             self._weight_N = weight_N / weight_N.mean()
             self._before_MR = self._predict(self._x_NX, self._y_N, self._weight_N)
 
-    def ask(self) -> dict:
+    def posterior(self, seen: Seen) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        tried = [row for row, _ in seen]
+        scores_T = self.scale.scores(np.array([loss for _, loss in seen]))
         if not len(self._y_N):
-            return self._ask_cold()
-        return self._candidates.take(self._candidates.lowest(self.expected_scores()))
-
-    def expected_scores(self) -> np.ndarray:
-        """Return what `expected_best` says of every cell [R], given evidence (some) and trials."""
-        mean_R, scores_T = self._before_MR.mean(0), self._scale.scores(self._trials)
-        if not self._trials:
-            return mean_R
-        # The target's level was extrapolated: what all trials have in common is laid to it.
-        surprise_T = scores_T - mean_R[self._rows]
-        scores_T = scores_T - surprise_T.sum() / (len(scores_T) + 1 / OFFSET_VARIANCE)
+            return *self._without_evidence(tried, scores_T), scores_T
+        mean_R = self._before_MR.mean(0)
+        if not seen:
+            return mean_R, self._before_MR.std(0) + 1e-9, scores_T
+        # The setting's level was extrapolated: the surprise that all trials share is laid to it.
+        surprise_T = scores_T - mean_R[tried]
+        surprise = surprise_T.sum() / (len(scores_T) + 1 / OFFSET_VARIANCE)
+        scores_T = scores_T - surprise
         member_MR = self._predict(
-            np.concatenate([self._x_NX, self._x_RX[self._rows]]),
+            np.concatenate([self._x_NX, self._x_RX[tried]]),
             np.concatenate([self._y_N, scores_T]),
             np.concatenate([self._weight_N, np.full(len(scores_T), TRIAL_WEIGHT)]),
         )
-        return expected_best(member_MR.mean(0), member_MR.std(0) + 1e-9, scores_T)
+        return member_MR.mean(0), member_MR.std(0) + 1e-9, scores_T
 
-    def tell(self, trial) -> None:
-        row = self._candidates.mark(trial)
-        if row is not None:
-            self._rows.append(row)
-            self._trials.append(trial)
+    def ranking(self, trials=()) -> np.ndarray:
+        """Return the expected improvement's numbers; without evidence, the trend's means."""
+        if len(self._y_N):
+            return super().ranking(trials)
+        return self._posterior(self.seen(trials))[0]
 
-    def _ask_cold(self) -> dict:
-        """Try the default, then the least of the ridge regression on what was tried."""
-        if not self._trials:
-            return self._candidates.take(self._candidates.row_of(self._problem.setting.default))
-        rows, x_TX = self._candidates.untried, self._x_RX[self._rows]
-        scores_T = self._scale.scores(self._trials)
-        trend_R = ridge(x_TX, scores_T, np.ones(len(scores_T)), self._x_RX)
-        return self._candidates.take(int(rows[np.argmin(trend_R[rows])]))
+    def _level(self, seen: Seen, mean_R: np.ndarray) -> tuple[float, float]:
+        level, unit = super()._level(seen, mean_R)
+        if not seen:
+            return level, unit
+        # The means are those of scores less the trials' common surprise: it belongs to the level.
+        losses_T = np.array([loss for _, loss in seen])
+        surprise = self.scale.scores(losses_T)[0] - self._posterior(seen)[2][0]
+        return level + unit * surprise, unit
+
+    def _without_evidence(self, tried: list[int], scores_T: np.ndarray):
+        """Return the ridge regression's mean [R] on what was tried, and the spread of scores."""
+        rows = len(self._x_RX)
+        if not tried:
+            return np.zeros(rows), np.ones(rows)
+        trend_R = ridge(self._x_RX[tried], scores_T, np.ones(len(scores_T)), self._x_RX)
+        return trend_R, np.full(rows, max(float(scores_T.std()), 1e-6))
 
     def _predict(self, x_NX, y_N, weight_N) -> np.ndarray:
-        """Fit the ensemble; return what each member predicts of every cell [M, R]."""
+        """Fit the ensemble; return each member's prediction of every row [M, R]."""
         at_NX = np.concatenate([x_NX, self._x_RX])
         trend_N, trend_R = np.split(ridge(x_NX, y_N, weight_N, at_NX), [len(y_N)])
         data = lightgbm.Dataset(
             x_NX, y_N - trend_N, weight=weight_N, params=PARAMETERS, free_raw_data=False
         )
         members = [
-            lightgbm.train(PARAMETERS | {"seed": self._seed + m}, data, ROUNDS)
+            lightgbm.train(PARAMETERS | {"seed": self._draw_seed + m}, data, ROUNDS)
             for m in range(MEMBERS)
         ]
         return trend_R + np.stack([m.predict(self._x_RX, num_threads=1) for m in members])
@@ -125,9 +149,9 @@ def ridge(x_NX, y_N, weight_N, at_MX) -> np.ndarray:
 
     Args:
       x_NX: features, which are standardised here; constant ones are left out.
-      y_N: what to predict.
-      weight_N: what each row counts.
-      at_MX: where to predict it.
+      y_N: the values to predict.
+      weight_N: the weight of each row.
+      at_MX: the features to predict them for.
 
     Returns:
       [M] predictions.

@@ -11,21 +11,21 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from autollm_jax.gym.experiments import Experiment
+from autollm_jax.gym.settings import Setting
 from autollm_jax.gym.spaces import Dimension, Space
 
 # Where a dimension that the evidence lacks stands if the target's default is not known.
 NEUTRAL = 0.5
 
 
-def relative_sizes(experiment: Experiment) -> np.ndarray:
+def relative_sizes(setting: Setting) -> np.ndarray:
     """Return how large each cell is among those of its space [R, 1]; [R, 0] where that is unknown.
 
     It is the standardised logarithm of the parameters, which are known before a run.
     """
-    if experiment.parameters_R is None:
-        return np.zeros((len(experiment.configurations), 0))
-    log_R = np.log(np.maximum(experiment.parameters_R, 1.0))
+    if setting.parameters_R is None:
+        return np.zeros((len(setting.configurations), 0))
+    log_R = np.log(np.maximum(setting.parameters_R, 1.0))
     return ((log_R - log_R.mean()) / max(log_R.std(), 1e-9))[:, None]
 
 

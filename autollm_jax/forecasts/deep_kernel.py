@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from autollm_jax.forecasts.matern import matern
+
 TARGET = -1  # index of the target among the experiments
 NOISE_FLOOR = 1e-4
 # Logarithms of the variances, and the mean, that learning starts from.
@@ -46,14 +48,13 @@ def start(active: int, inputs: int) -> dict[str, np.ndarray]:
 
 def kernel(params: dict, a: Points, b: Points) -> jax.Array:
     """Return prior covariances [N, M] of the scores."""
-    root_NM = jnp.sqrt(5 * jnp.maximum(squared_distance(a.f_NF, b.f_NF), 1e-10))
-    matern_NM = (1 + root_NM + root_NM**2 / 3) * jnp.exp(-root_NM)
-    same_NM = (a.e_N[:, None] == b.e_N[None, :]).astype(matern_NM.dtype)
+    process_NM = matern(squared_distance(a.f_NF, b.f_NF), floor=1e-10)
+    same_NM = (a.e_N[:, None] == b.e_N[None, :]).astype(process_NM.dtype)
     trend_NM = (1 + a.z_NZ @ b.z_NZ.T) ** 2
     variance = {k: jnp.exp(params[k]) for k in ("trend", "process", "offset")}
     return (
         variance["trend"] * trend_NM
-        + variance["process"] * matern_NM
+        + variance["process"] * process_NM
         + variance["offset"] * same_NM
     )
 

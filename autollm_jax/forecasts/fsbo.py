@@ -14,7 +14,7 @@ One surrogate per search space, after Wistuba and Grabocka (ICLR 2021, arXiv 210
 
 Beyond the paper, since here cheap runs of other fidelities are known when the target is met: inputs
 carry log fidelity relative to the target's, an experiment has a constant of its own, and the kernel
-has a quadratic trend beside the network's part (see kernels.py).
+has a quadratic trend beside the network's part (see deep_kernel.py).
 
 Settings were chosen on the low experiments alone (docs/experiments.md).
 """
@@ -29,11 +29,9 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from autollm_jax.baselines.base import Candidates, Problem, draw_seed
 from autollm_jax.forecasts import deep_kernel as kernels
-from autollm_jax.forecasts.acquisition import expected_best
+from autollm_jax.forecasts.base import Forecast, Seen, draw_seed
 from autollm_jax.forecasts.deep_kernel import TARGET, Points
-from autollm_jax.forecasts.gathering import TargetScale
 from autollm_jax.forecasts.problem_arrays import (
     INPUTS,
     TrainingTask,
@@ -44,6 +42,7 @@ from autollm_jax.forecasts.problem_arrays import (
     training_spaces,
 )
 from autollm_jax.gym.experiments import Experiment
+from autollm_jax.gym.settings import Setting
 
 ROWS = 256  # of the evidence that the posterior is conditioned on
 TRIALS = 16  # latest trials that it is conditioned on
@@ -66,8 +65,17 @@ class Settings:
     adapt_rate: float = 1e-3
 
 
-class FSBO:
-    """Adapt the search space's surrogate; try the lowest mean, then the most improvement."""
+class FSBO(Forecast):
+    """The search space's meta-learned surrogate, adapted to a setting's evidence and trials.
+
+    Each trial adapts the parameters once more, starting from those that the trials before it left:
+    the result depends on setting, evidence and trials alone.
+
+    Args:
+      setting, evidence, seed: as for every forecast; the seed is that of the adapted rows.
+      learned: the result of `learn`.
+      settings: how to adapt.
+    """
 
     @classmethod
     def learn(
@@ -82,66 +90,70 @@ class FSBO:
         steps = max(round(share * settings.steps), 1)
         return learn(training, seed, progress, replace(settings, steps=steps))
 
-    def __init__(self, problem: Problem, seed: int, learned: dict, settings: Settings = Settings()):
-        self._settings = settings
-        self._candidates = Candidates(problem.setting)
-        self._scale = TargetScale(problem)
-        self._rows: list[int] = []
-        self._trials: list = []
-        rng = np.random.default_rng(draw_seed(problem, seed))
-        index, self._context, standard = read_target(problem, learned, ROWS)
+    def __init__(
+        self,
+        setting: Setting,
+        evidence: Sequence[Experiment],
+        seed: int = 0,
+        *,
+        learned: dict,
+        settings: Settings = Settings(),
+    ):
+        super().__init__(setting, evidence, seed)
+        self._learned, self._settings = learned, settings
+        rng = np.random.default_rng(draw_seed(setting, seed))
+        index, self._context, standard = read_target(setting, evidence, learned, ROWS)
         if index is None:  # Nothing was learned of this space: the evidence has to do.
-            self._params, self._start_Z = init_params(rng, settings, standard.active), None
+            params, self._start_Z = init_params(rng, settings, standard.active), None
         else:
             named = {k: v[index] for k, v in learned.items() if k.startswith(PARAMETER)}
-            self._params = {k.removeprefix(PARAMETER): v for k, v in named.items()}
+            params = {k.removeprefix(PARAMETER): v for k, v in named.items()}
             self._start_Z = learned["start"][index]
         rows = len(self._context.scores_N)
         self._adapt_N = rng.permutation(rows)[: settings.adapt_rows]
-        if rows:
-            self._adapt(settings.adapt_steps)
+        self._adapted = {(): self._adapt(params, (), settings.adapt_steps) if rows else params}
 
-    def ask(self) -> dict:
-        if not len(self._context.scores_N) and not self._trials:
-            return self._candidates.take(self._first())
-        if self._trials:
-            self._adapt(self._settings.trial_steps)
-        mean_R, variance_R = self.posterior()
-        scores_T = self._scale.scores(self._trials)
-        expected_R = expected_best(mean_R, np.sqrt(variance_R), scores_T)
-        return self._candidates.take(self._candidates.lowest(expected_R))
+    def over(self, setting: Setting) -> "FSBO":
+        return type(self)(
+            setting, self.evidence, self.seed, learned=self._learned, settings=self._settings
+        )
 
-    def tell(self, trial) -> None:
-        row = self._candidates.mark(trial)
-        if row is not None:
-            self._rows.append(row)
-            self._trials.append(trial)
-
-    def posterior(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and variance of the score of every cell [R], given evidence and trials."""
+    def posterior(self, seen: Seen) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         cells_RZ = self._context.cells_RZ
         cells = len(cells_RZ)
         every = np.arange(len(self._context.scores_N))
         mean_R, variance_R = posterior(
-            self._params, *self._data(every, ROWS), pad(cells_RZ, bucket(cells))
+            self._parameters(seen), *self._data(every, seen, ROWS), pad(cells_RZ, bucket(cells))
         )
-        return np.asarray(mean_R, float)[:cells], np.asarray(variance_R, float)[:cells]
+        deviation_R = np.sqrt(np.asarray(variance_R, float)[:cells])
+        return np.asarray(mean_R, float)[:cells], deviation_R, self._scores(seen)
 
-    def _first(self) -> int:
+    def start_row(self) -> int:
+        """Return the row nearest to the search space's warm start; to the default without one."""
         if self._start_Z is None:
-            return self._candidates.row_of(self._candidates.setting.default)
-        rows = self._candidates.untried
+            return super().start_row()
+        rows = np.flatnonzero(self.setting.feasible_R)
         return int(rows[nearest(self._start_Z[None], self._context.cells_RZ[rows])[0]])
 
-    def _adapt(self, steps: int) -> None:
-        data = self._data(self._adapt_N, self._settings.adapt_rows)
-        self._params = adapt(self._params, *data, steps, self._settings.adapt_rate)
+    def _parameters(self, seen: Seen) -> dict:
+        """Return the parameters as adapted to each trial in turn."""
+        if seen not in self._adapted:
+            before = self._parameters(seen[:-1])
+            self._adapted[seen] = self._adapt(before, seen, self._settings.trial_steps)
+        return self._adapted[seen]
 
-    def _data(self, chosen: np.ndarray, rows: int) -> tuple:
+    def _adapt(self, params: dict, seen: Seen, steps: int) -> dict:
+        data = self._data(self._adapt_N, seen, self._settings.adapt_rows)
+        return adapt(params, *data, steps, self._settings.adapt_rate)
+
+    def _scores(self, seen: Seen) -> np.ndarray:
+        return self.scale.scores(np.array([loss for _, loss in seen]))
+
+    def _data(self, chosen: np.ndarray, seen: Seen, rows: int) -> tuple:
         """Return inputs, scores, experiments and mask of chosen evidence and the trials, padded."""
-        c, t = self._context, self._rows[-TRIALS:]
+        c, t = self._context, [row for row, _ in seen][-TRIALS:]
         z_NZ = np.concatenate([c.rows_NZ[chosen], c.cells_RZ[t]])
-        y_N = np.concatenate([c.scores_N[chosen], self._scale.scores(self._trials)[-TRIALS:]])
+        y_N = np.concatenate([c.scores_N[chosen], self._scores(seen)[-TRIALS:]])
         e_N = np.concatenate([c.experiments_N[chosen], np.full(len(t), TARGET)])
         arrays = (z_NZ, y_N.astype(np.float32), e_N.astype(np.int32), np.ones(len(y_N), bool))
         return tuple(pad(a, rows + TRIALS) for a in arrays)

@@ -1,31 +1,35 @@
-"""Evidence as one data set: points in the target's scale, outcomes brought to one scale."""
+"""Evidence as one data set: points on the setting's scale, outcomes brought to one scale."""
 
-import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from autollm_jax.baselines.base import Problem, relevant_evidence
 from autollm_jax.forecasts import coordinates
-from autollm_jax.forecasts.scaling_law import extrapolate
-from autollm_jax.gym.environment import Trial
+from autollm_jax.forecasts.relevance import relevant_evidence
+from autollm_jax.gym.experiments import Experiment
+from autollm_jax.gym.settings import Setting
 
-# Of each experiment's rows, what a law is fitted to that moves them: chosen on cheap experiments.
+# The share of each experiment's rows, the best ones, that the moving law is fitted to: chosen on
+# cheap experiments.
 BEST_SHARE = 0.02
+# Directions in which the evidence's fidelities spread by less than this share of their widest
+# spread carry no slope: two tables give a slope along the line through them and none across it.
+RANK_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """The evidence's rows, nearest experiment first.
+class Rows:
+    """Rows of the evidence, those of the most relevant experiment first.
 
     Attributes:
-      points_ND: coordinates in the target's scale.
-      sizes_NS: relative sizes of the cells (S = 1), where the target's are known too; else S = 0.
-      fidelities_NF: log parameters and log tokens, relative to the target's; 0 where missing.
-      scores_N: outcomes standardised per experiment: 0 its best, 1 its median and all that is worse
-        or diverged. Clipped there, the bowl around the optimum is resolved and not the cliffs.
-      experiments_N: index of the experiment that a row is from.
+      points_ND: coordinates on the setting's scale.
+      sizes_NS: relative sizes (S = 1), where the setting's are known too; else S = 0.
+      fidelities_NF: log parameters and log tokens, relative to the setting's; 0 where missing.
+      scores_N: the regret, 0 the experiment's best and 1 its median, cut there, so that the bowl
+        around the optimum is resolved and not the cliffs; 1 where a run failed.
+      experiments_N: the place of the row's experiment among the relevant ones.
     """
 
     points_ND: np.ndarray
@@ -38,108 +42,148 @@ class Evidence:
         return len(self.scores_N)
 
 
-def gather(problem: Problem, limit: int) -> Evidence:
-    """Collect at most `limit` rows of evidence, an equal share from each experiment.
+def gather(setting: Setting, evidence: Sequence[Experiment], limit: int) -> Rows:
+    """Collect at most `limit` rows of the relevant evidence, an equal share of each experiment.
 
     Args:
-      problem: the target and its evidence.
-      limit: greatest number of rows; an experiment with more than its share gives every second,
-        third, … of its feasible rows in order of outcome, so that its best is among them.
-
-    Returns:
-      The rows, nearest experiment first.
+      setting: the question.
+      evidence: experiments over any spaces.
+      limit: the greatest number of rows. An experiment with more than its share gives every second,
+        third, ... of its feasible rows in order of outcome, so that its best is among them.
     """
-    target = problem.setting
-    evidence = relevant_evidence(problem)
+    relevant = relevant_evidence(evidence, setting)
+    sized = all(e.parameters_R is not None for e in (setting, *relevant))
+    if not relevant:
+        empty = np.zeros((0, setting.space.width)), np.zeros((0, int(sized))), np.zeros((0, 2))
+        return Rows(*empty, np.zeros(0), np.zeros(0, int))
     points, sizes, fidelities, scores, experiments = [], [], [], [], []
-    sized = all(e.parameters_R is not None for e in (target, *evidence))
-    for index, experiment in enumerate(evidence):
+    for index, experiment in enumerate(relevant):
         regrets_R = np.asarray(experiment.outcomes.regrets_R, float)
-        # What a limit excludes was not run: it is no bad outcome.
+        # A row over the limit was not run: it is no bad outcome.
         order = np.argsort(regrets_R, kind="stable")
         order = order[np.asarray(experiment.feasible_R)[order]]
-        rows = order[:: -(-len(order) // max(limit // len(evidence), 1))]
+        rows = order[:: -(-len(order) // max(limit // len(relevant), 1))]
         configs = [experiment.configurations[r] for r in rows]
-        points.append(coordinates.project(configs, experiment.space, target.space, target.default))
+        points.append(
+            coordinates.project(configs, experiment.space, setting.space, setting.default)
+        )
         sizes.append(coordinates.relative_sizes(experiment)[rows, : int(sized)])
-        relative_F = np.nan_to_num(experiment.fidelity.log - target.fidelity.log)
+        relative_F = np.nan_to_num(experiment.fidelity.log - setting.fidelity.log)
         fidelities.append(np.tile(relative_F, (len(rows), 1)))
         scores.append(regrets_R[rows])
         experiments.append(np.full(len(rows), index))
-    if not evidence:
-        dims = coordinates.project([target.default], target.space, target.space).shape[1]
-        empty = np.zeros((0, dims)), np.zeros((0, int(sized))), np.zeros((0, 2))
-        return Evidence(*empty, np.zeros(0), np.zeros(0, int))
-    return Evidence(*map(np.concatenate, (points, sizes, fidelities, scores, experiments)))
+    return Rows(*map(np.concatenate, (points, sizes, fidelities, scores, experiments)))
 
 
-def move_along_law(problem: Problem, evidence: Evidence, share: float = BEST_SHARE) -> np.ndarray:
-    """Move each experiment's points as a law of the best ones says, on to the target's fidelity.
+def extrapolate(features_EF: np.ndarray, values_ED: np.ndarray, at_F: np.ndarray) -> np.ndarray:
+    """Fit a linear function by least squares and evaluate it; least norm around the mean.
 
-    Per numeric coordinate, the mean of an experiment's best points is a linear function of log
-    parameters and log tokens (see scaling_law.py); each experiment's points are shifted by what
-    that law changes between it and the target. Choices and mixtures have no scale: they stay.
+    >>> extrapolate(np.array([[0.0], [1.0]]), np.array([[0.0], [2.0]]), np.array([3.0]))
+    array([6.])
 
     Args:
-      problem: the target and its evidence.
-      evidence: what `gather` returned for it.
-      share: which part of each experiment's rows, at least one row, counts as its best.
+      features_EF: features; one with a missing number (nan) is dropped.
+      values_ED: the values to predict.
+      at_F: the features to predict them for.
 
     Returns:
-      [N, D'] points in the target's scale, none beyond the range of evidence and target.
+      [D] predictions.
     """
-    experiments, target = relevant_evidence(problem), problem.setting
-    if not experiments:
-        return evidence.points_ND
+    known_F = np.isfinite(features_EF).all(0) & np.isfinite(at_F)
+    features_EF, at_F = features_EF[:, known_F], at_F[known_F]
+    mean_F, mean_D = features_EF.mean(0), values_ED.mean(0)
+    slope_FD = np.linalg.pinv(features_EF - mean_F, rcond=RANK_TOLERANCE) @ (values_ED - mean_D)
+    return mean_D + (at_F - mean_F) @ slope_FD
+
+
+def move_along_law(
+    setting: Setting, evidence: Sequence[Experiment], rows: Rows, share: float = BEST_SHARE
+) -> np.ndarray:
+    """Move each experiment's points to the setting's fidelity, along a law of the best ones.
+
+    For each numeric coordinate, the mean of an experiment's best points is a linear function of
+    log parameters and log tokens (`extrapolate`). An experiment's points are shifted by the law's
+    difference between it and the setting. Choices and mixtures have no scale: they stay.
+
+    Args:
+      setting, evidence: those that `rows` was gathered from.
+      rows: the result of `gather`.
+      share: the share of each experiment's rows, at least one row, that counts as its best.
+
+    Returns:
+      [N, D'] points on the setting's scale, none beyond the range of evidence and setting.
+    """
+    relevant = relevant_evidence(evidence, setting)
+    if not relevant:
+        return rows.points_ND
     centres = []
-    for index in range(len(experiments)):
-        points_ND = evidence.points_ND[evidence.experiments_N == index]  # best first
+    for index in range(len(relevant)):
+        points_ND = rows.points_ND[rows.experiments_N == index]  # best first
         centres.append(points_ND[: max(1, math.ceil(share * len(points_ND)))].mean(0))
-    fidelities_EF = np.stack([e.fidelity.log for e in experiments])
-    at_F = target.fidelity.log
+    centres_ED = np.stack(centres)
+    fidelities_EF, at_F = np.stack([e.fidelity.log for e in relevant]), setting.fidelity.log
     known_F = np.isfinite(fidelities_EF).all(0) & np.isfinite(at_F)
     fidelities_EF, at_F = fidelities_EF[:, known_F], at_F[known_F]
-    law = functools.partial(extrapolate, fidelities_EF, np.stack(centres))
-    shift_ED = law(at_F) - np.stack([law(own_F) for own_F in fidelities_EF])
+    here_ED = np.stack([extrapolate(fidelities_EF, centres_ED, own_F) for own_F in fidelities_EF])
+    shift_ED = extrapolate(fidelities_EF, centres_ED, at_F) - here_ED
     moves_D = np.zeros(shift_ED.shape[1], bool)
-    spans = coordinates.columns(target.space)
-    for dimension in target.space.dimensions:
+    spans = coordinates.columns(setting.space)
+    for dimension in setting.space.dimensions:
         moves_D[spans[dimension.name]] = dimension.is_numeric
-    moved_ND = evidence.points_ND + np.where(moves_D, shift_ED, 0.0)[evidence.experiments_N]
-    low_D = np.minimum(evidence.points_ND.min(0), 0.0)
-    return np.clip(moved_ND, low_D, np.maximum(evidence.points_ND.max(0), 1.0))
+    moved_ND = rows.points_ND + np.where(moves_D, shift_ED, 0.0)[rows.experiments_N]
+    low_D = np.minimum(rows.points_ND.min(0), 0.0)
+    return np.clip(moved_ND, low_D, np.maximum(rows.points_ND.max(0), 1.0))
 
 
 class TargetScale:
-    """Brings the target's outcomes to the evidence's scale, without knowing its best or median.
+    """Brings a setting's losses to the scale of regret, without its best and median.
 
-    Both are extrapolated from the evidence over log parameters and log tokens, as a scaling law
-    does: the best outcome and the logarithm of the distance from the best to the median. Outcomes
-    may then score below 0; who uses them should trust their differences more than their level.
+    Both are extrapolated from the relevant evidence over log parameters and log tokens, as a
+    scaling law does: the best loss, and the logarithm of the distance from the best to the median.
+    A loss may then score below 0; trust differences of scores more than their level.
+
+    Attributes:
+      known: whether any evidence tells the scale.
+      best: the loss that scores 0.
+      unit: the difference in loss that scores 1.
     """
 
-    def __init__(self, problem: Problem):
-        target, evidence = problem.setting, relevant_evidence(problem)
-        self._sign = target.objective.sign
-        self.known = bool(evidence)
-        self._best, self._scale = 0.0, 1.0
-        if evidence:
-            levels = [(self._sign * e.outcomes.optimum, np.log(e.outcomes.unit)) for e in evidence]
-            fidelities_EF = np.stack([e.fidelity.log for e in evidence])
-            best, log_scale = extrapolate(fidelities_EF, np.array(levels), target.fidelity.log)
-            # The spread is the less certain of the two: never beyond what the evidence showed.
-            spreads = [level[1] for level in levels]
-            self._best = float(best)
-            self._scale = float(np.exp(np.clip(log_scale, min(spreads), max(spreads))))
+    def __init__(self, setting: Setting, evidence: Sequence[Experiment]):
+        relevant = relevant_evidence(evidence, setting)
+        sign = setting.objective.sign
+        self.known = bool(relevant)
+        self.best, self.unit = 0.0, 1.0
+        if relevant:
+            levels = [(sign * e.outcomes.optimum, np.log(e.outcomes.unit)) for e in relevant]
+            fidelities_EF = np.stack([e.fidelity.log for e in relevant])
+            best, log_unit = extrapolate(fidelities_EF, np.array(levels), setting.fidelity.log)
+            # The unit is the less certain of the two: never beyond the evidence's own units.
+            units = [level[1] for level in levels]
+            self.best = float(best)
+            self.unit = float(np.exp(np.clip(log_unit, min(units), max(units))))
 
-    def scores(self, trials: list[Trial]) -> np.ndarray:
-        """Return one score a trial; a failed one scores 1 above the best seen, at least 1."""
-        ok = np.array([t.status == "ok" for t in trials], bool)
-        outcome = np.array([self._sign * t.outcome if t.status == "ok" else np.nan for t in trials])
-        best, scale = self._best, self._scale
-        if not self.known and ok.any():
-            best = np.nanmin(outcome)
-            scale = max(np.nanstd(outcome), 1e-12) if ok.sum() > 1 else 1.0
-        scores = (outcome - best) / scale
-        ceiling = max(1.0, (np.nanmin(scores) if ok.any() else 0.0) + 1.0)
-        return np.where(ok, np.minimum(np.nan_to_num(scores, nan=ceiling), ceiling), ceiling)
+    def anchored(self, losses_T: np.ndarray) -> tuple[float, float]:
+        """Return the loss of score 0 and the unit; without evidence, those of the trials.
+
+        The loss is nan where there is neither evidence nor a trial that is ok.
+        """
+        if self.known:
+            return self.best, self.unit
+        ok = losses_T[np.isfinite(losses_T)]
+        if not len(ok):
+            return math.nan, 1.0
+        return float(ok.min()), max(float(ok.std()), 1e-12) if len(ok) > 1 else 1.0
+
+    def scores(self, losses_T: np.ndarray) -> np.ndarray:
+        """Return a score for each trial [T].
+
+        Args:
+          losses_T: lower is better, inf where a trial failed. A failed one, and any that is worse,
+            scores 1 above the best trial's score, and at least 1.
+        """
+        losses_T = np.asarray(losses_T, float)
+        best, unit = self.anchored(losses_T)
+        ok_T = np.isfinite(losses_T)
+        score_T = (np.where(ok_T, losses_T, np.nan) - best) / unit
+        ceiling = max(1.0, (np.nanmin(score_T) if ok_T.any() else 0.0) + 1.0)
+        return np.where(ok_T, np.minimum(score_T, ceiling), ceiling)

@@ -1,21 +1,22 @@
 """A Gaussian process over configuration and fidelity, fitted on the evidence and the trials.
 
-The prior of an experiment's score (see evidence.py) at z = (configuration, its relative size where
+The prior of an experiment's score (see gathering.py) at z = (configuration, its relative size where
 that is known, log fidelity) is
 
   a quadratic trend: its cross terms let the bowl move with fidelity, as scaling laws say it does
   + a Matern-5/2 process with one length-scale a dimension (ARD)
-  + a constant of the target's own, since its level is only extrapolated
+  + a constant of the setting's own, since its level is only extrapolated
   + noise.
 
 Variances, length-scales and noise maximise the marginal likelihood of a part of the evidence; the
 posterior is exact, given as much of it as is of use and every trial. (Rasmussen and Williams,
 Gaussian Processes for Machine Learning, 2006, chapters 2 and 5; expected improvement after Jones
 et al., 1998.) It is not weakened to be quick: in double precision, rows and inputs are padded to a
-few sizes and masked, so that a handful of compilations serves every target and number of trials.
+few sizes and masked, so that a handful of compilations serves every setting and number of trials.
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +24,17 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 from scipy import optimize
 
-from autollm_jax.baselines.base import Candidates, Problem
 from autollm_jax.forecasts import coordinates
-from autollm_jax.forecasts.acquisition import expected_best
-from autollm_jax.forecasts.gathering import TargetScale, gather
+from autollm_jax.forecasts.base import Forecast, Seen
+from autollm_jax.forecasts.gathering import gather
+from autollm_jax.forecasts.matern import matern
+from autollm_jax.gym.experiments import Experiment
+from autollm_jax.gym.settings import Setting
 
 FIT_ROWS = 256  # rows that the hyperparameters are fitted on, about
 ROWS = 1000  # rows that the posterior is conditioned on, about
 JITTER = 1e-8
-OFFSET_VARIANCE = 4.0  # of the target's own constant, in squared scores
+OFFSET_VARIANCE = 4.0  # of the setting's own constant, in squared scores
 # Log-normal priors keep the hyperparameters in reason where the evidence says little.
 PRIOR_MEAN = {"trend": -1.0, "process": -2.0, "noise": -5.0, "length": 0.0}
 PRIOR_DEVIATION = 2.0
@@ -42,34 +45,45 @@ CELL_SIZES = (128, 256, 512)
 TRIAL_SIZES = (8,)
 
 
-class GaussianProcess:
-    """Try the lowest posterior mean, then the greatest expected improvement."""
+class GaussianProcess(Forecast):
+    """A Gaussian process on the evidence and the trials; nothing is drawn.
 
-    def __init__(self, problem: Problem, seed: int):
-        del seed  # Nothing is drawn.
-        self._problem = problem
-        self._candidates = Candidates(problem.setting)
-        self._scale = TargetScale(problem)
-        self._rows: list[int] = []
-        self._trials: list = []
-        evidence = gather(problem, ROWS)
-        z_NZ = np.concatenate(
-            [evidence.points_ND, evidence.sizes_NS, evidence.fidelities_NF], axis=1
-        )
-        units_RD = self._candidates.units_RD
-        sizes_RS = coordinates.relative_sizes(problem.setting)[:, : evidence.sizes_NS.shape[1]]
+    The first trial is the row of the lowest mean, later ones have the greatest expected
+    improvement. The setting's constant is part of the score: an improvement does not depend on it.
+
+    >>> from autollm_jax.gym.experiments import Fidelity, make_experiment
+    >>> from autollm_jax.gym.spaces import Dimension, Space
+    >>> rates = tuple(2.0**n for n in range(-12, -4))
+    >>> space = Space((Dimension("rate", "log-ordinal", rates),))
+    >>> def made(name, parameters):
+    ...     return make_experiment(
+    ...         source="mine", task="pretraining", name=name, space=space,
+    ...         fidelity=Fidelity("low", parameters, 1e9, 6e9 * parameters),
+    ...         configurations=[{"rate": r} for r in rates],
+    ...         outcomes=[n**2 for n in range(-3, 5)],
+    ...         default={"rate": rates[0]}, default_origin="the first")
+    >>> forecast = GaussianProcess(made("2M", 2e6).setting, [made("1M", 1e6)])
+    >>> int(forecast.predict().mean_R.argmin())
+    3
+    """
+
+    def __init__(self, setting: Setting, evidence: Sequence[Experiment], seed: int = 0):
+        super().__init__(setting, evidence, seed)
+        rows = gather(setting, evidence, ROWS)
+        z_NZ = np.concatenate([rows.points_ND, rows.sizes_NS, rows.fidelities_NF], axis=1)
+        units_RD = self.units_RD
+        sizes_RS = coordinates.relative_sizes(setting)[:, : rows.sizes_NS.shape[1]]
         z_RZ = np.concatenate([units_RD, sizes_RS, np.zeros((len(units_RD), 2))], axis=1)
-        self._warm = len(evidence) > 0
-        reference = z_NZ if self._warm else z_RZ
+        reference = z_NZ if len(rows) else z_RZ
         centre_Z, deviation_Z = reference.mean(0), reference.std(0)
         unit_Z = np.where(deviation_Z > 1e-9, deviation_Z, 1.0)
         z_NZ, z_RZ = (z_NZ - centre_Z) / unit_Z, (z_RZ - centre_Z) / unit_Z
         self._inputs = float(z_NZ.shape[1])
         self._theta_P = prior_mean(z_NZ.shape[1])
-        if self._warm:
+        if len(rows):
             # Each experiment's rows are in order of outcome: every third, say, is a fair part.
             part = slice(None, None, -(-len(z_NZ) // FIT_ROWS))
-            self._theta_P = fit(z_NZ[part], evidence.scores_N[part])
+            self._theta_P = fit(z_NZ[part], rows.scores_N[part])
         used_N = pad(np.ones(len(z_NZ)), ROW_SIZES)
         self._z_RZ = pad(z_RZ, CELL_SIZES, INPUT_SIZES)
         self._theta_P = _pad_theta(self._theta_P)
@@ -79,46 +93,28 @@ class GaussianProcess:
                 self._theta_P,
                 self._inputs,
                 pad(z_NZ, ROW_SIZES, INPUT_SIZES),
-                pad(evidence.scores_N, ROW_SIZES),
+                pad(rows.scores_N, ROW_SIZES),
                 used_N,
                 self._z_RZ,
             )
 
-    def ask(self) -> dict:
-        if not self._trials and not self._warm:
-            return self._candidates.take(self._candidates.row_of(self._problem.setting.default))
-        return self._candidates.take(self._candidates.lowest(self.expected_scores()))
-
-    def expected_scores(self) -> np.ndarray:
-        """Return what `expected_best` says of every cell [R], given evidence and trials."""
-        mean_R, variance_R = self.posterior()
-        return expected_best(mean_R, np.sqrt(variance_R), self._scale.scores(self._trials))
-
-    def tell(self, trial) -> None:
-        row = self._candidates.mark(trial)
-        if row is not None:
-            self._rows.append(row)
-            self._trials.append(trial)
-
-    def posterior(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and variance of the score of every cell [R], given evidence and trials.
-
-        The target's constant is part of the score, so that an improvement does not depend on it.
-        """
+    def posterior(self, seen: Seen) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         mean_R, variance_R = self._given[1:]
-        if self._trials:
+        scores_T = self.scale.scores(np.array([loss for _, loss in seen]))
+        if seen:
+            tried = np.array([row for row, _ in seen])
             with jax.enable_x64(True):
                 mean_R, variance_R = _update(
                     self._theta_P,
                     self._inputs,
                     self._given,
                     self._z_RZ,
-                    pad(np.array(self._rows), TRIAL_SIZES),
-                    pad(self._scale.scores(self._trials), TRIAL_SIZES),
-                    pad(np.ones(len(self._rows)), TRIAL_SIZES),
+                    pad(tried, TRIAL_SIZES),
+                    pad(scores_T, TRIAL_SIZES),
+                    pad(np.ones(len(tried)), TRIAL_SIZES),
                 )
-        count = len(self._candidates.units_RD)
-        return np.asarray(mean_R)[:count], np.asarray(variance_R)[:count]
+        count = len(self.units_RD)
+        return np.asarray(mean_R)[:count], np.sqrt(np.asarray(variance_R)[:count]), scores_T
 
 
 def pad(array: np.ndarray, *sizes: tuple[int, ...]) -> np.ndarray:
@@ -230,10 +226,8 @@ def _kernel(theta_P, inputs, a_NZ, b_MZ):
     inverse_1Z = jnp.exp(-theta_P[None, 3:])
     a_NZ, b_MZ = a_NZ * inverse_1Z, b_MZ * inverse_1Z
     squared_NM = (a_NZ**2).sum(1)[:, None] + (b_MZ**2).sum(1)[None, :] - 2 * a_NZ @ b_MZ.T
-    # The root's slope at 0 is infinite, but not that of the covariance.
-    root_NM = jnp.sqrt(5 * jnp.maximum(squared_NM, 0.0) + 1e-20)
-    matern_NM = (1 + root_NM + root_NM**2 / 3) * jnp.exp(-root_NM)
-    return jnp.exp(theta_P[0]) * trend_NM + jnp.exp(theta_P[1]) * matern_NM
+    process_NM = matern(squared_NM, floor=2e-21)
+    return jnp.exp(theta_P[0]) * trend_NM + jnp.exp(theta_P[1]) * process_NM
 
 
 def _kernel_diagonal(theta_P, inputs, a_NZ):

@@ -1,9 +1,9 @@
-"""What cheap experiments say about a dear one: smoothed landscapes, and a law for their optima.
+"""Smoothed landscapes of cheap experiments, and a law for their optima.
 
 1. `landscape(experiment)`: one cheap table, smoothed; its centre is the middle of its good cells.
 2. `fit_law(...)`: the centres as powers of parameters and tokens, by Bayesian linear regression.
 
-`forecast.py` puts the two together. Nothing here reads an outcome of the target.
+`shifted.py` puts the two together.
 """
 
 import dataclasses
@@ -14,7 +14,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from autollm_jax.gym.experiments import Experiment, Fidelity
+from autollm_jax.forecasts.relevance import relevant_evidence
+from autollm_jax.gym.experiments import Experiment
+from autollm_jax.gym.settings import Setting
 from autollm_jax.gym.spaces import Space
 
 # Prior exponents (mean, deviation) of parameters and tokens in the law of an optimum, before any
@@ -61,20 +63,19 @@ def value_at(dimension, coordinate: float) -> float:
     return low + (high - low) * coordinate / 4.0
 
 
-def coordinates_RD(experiment: Experiment) -> np.ndarray:
+def coordinates_RD(setting: Setting) -> np.ndarray:
     """Return the measured cells' coordinates [R, D] (see `coordinate`)."""
-    dimensions = experiment.space.dimensions
     columns = []
-    for dimension in dimensions:
-        values = [config[dimension.name] for config in experiment.configurations]
+    for dimension in setting.space.dimensions:
+        values = [config[dimension.name] for config in setting.configurations]
         places = {value: coordinate(dimension, value) for value in set(values)}
         columns.append([places[value] for value in values])
     return np.array(columns).T
 
 
-def log_fidelity(fidelity: Fidelity) -> np.ndarray:
-    """Return log2 of parameters and tokens [2]."""
-    return np.log2([max(fidelity.parameters, 1.0), max(fidelity.tokens, 1.0)])
+def octaves(a: Setting, b: Setting) -> np.ndarray:
+    """Return log2 of a's parameters and tokens over b's [2]; 0 where either number is missing."""
+    return np.nan_to_num(a.fidelity.log - b.fidelity.log) / math.log(2)
 
 
 def _quadratic(x_RD: np.ndarray) -> np.ndarray:
@@ -183,7 +184,7 @@ _LANDSCAPES: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def landscape(experiment: Experiment) -> Landscape:
-    """Smooth one open experiment; kept as long as the experiment lives."""
+    """Smooth one experiment; the result is kept as long as the experiment lives."""
     if experiment not in _LANDSCAPES:
         _LANDSCAPES[experiment] = _fit_landscape(experiment)
     return _LANDSCAPES[experiment]
@@ -241,17 +242,17 @@ def _regress(x_E2, y_E, prior, error):
     return np.linalg.solve(posterior, right), np.linalg.inv(posterior)
 
 
-def fit_law(evidence: Sequence[Experiment], target: Experiment) -> Law:
-    """Fit the law on the evidence's centres and read it at the target's fidelity.
+def fit_law(evidence: Sequence[Experiment], setting: Setting) -> Law:
+    """Fit the law on the evidence's centres and read it at a setting's fidelity.
 
     Args:
-      evidence: at least one open experiment, over a space of the target's dimensions.
-      target: sealed or not; its space must be shiftable.
+      evidence: at least one experiment, each over a space of the setting's dimensions (`usable`).
+      setting: the question; its space must be shiftable.
     """
     lands = [landscape(e) for e in evidence]
-    x_E2 = np.stack([log_fidelity(e.fidelity) for e in evidence]) - log_fidelity(target.fidelity)
+    x_E2 = np.stack([octaves(e, setting) for e in evidence])
     centre, deviation, slopes = [], [], []
-    for d, name in enumerate(target.space.names):
+    for d, name in enumerate(setting.space.names):
         y_E = np.array([land.centre_D[d] for land in lands])
         prior = LAW_PRIORS.get(name, UNKNOWN_PRIOR)
         fit, covariance = _regress(x_E2, y_E, prior, CENTRE_ERROR)
@@ -263,21 +264,10 @@ def fit_law(evidence: Sequence[Experiment], target: Experiment) -> Law:
     return Law(np.array(centre), np.array(deviation), np.array(slopes), float(2.0 ** scale[0]))
 
 
-def nearest_first(evidence: Sequence[Experiment], target: Experiment) -> list[Experiment]:
-    """Sort evidence by distance in log parameters plus log tokens; ids break ties."""
-    here = log_fidelity(target.fidelity)
-    return sorted(
-        evidence,
-        key=lambda e: (round(float(np.abs(log_fidelity(e.fidelity) - here).sum()), 6), e.id),
-    )
-
-
-def usable(evidence: Sequence[Experiment], target: Experiment) -> tuple[Experiment, ...]:
-    """Keep the evidence over the target's dimensions, of its objective where there is any."""
-    wanted = _scales(target.space)
-    alike = [e for e in evidence if _scales(e.space) == wanted]
-    same = [e for e in alike if e.objective.metric == target.objective.metric]
-    return tuple(same or alike)
+def usable(evidence: Sequence[Experiment], setting: Setting) -> tuple[Experiment, ...]:
+    """Return the relevant evidence over the setting's own dimensions, most relevant first."""
+    wanted = _scales(setting.space)
+    return relevant_evidence([e for e in evidence if _scales(e.space) == wanted], setting)
 
 
 def _scales(space: Space) -> list[tuple]:

@@ -1,80 +1,58 @@
-"""The mean of what the agent's own forecast and some surrogates over all evidence expect.
+"""The mean of several forecasts.
 
-They err differently: the own forecast moves single cheap landscapes and trusts them; a Gaussian
-process and boosted trees pool every table and trust none. Equal weights, because fitted ones are no
-better than the noise they are fitted on (Bates and Granger, 1969; Stock and Watson, 2004; and
-docs/experiments.md). What is said of the evidence (law, effects, the nearest experiment) stays the
-own forecast's.
+Its members err differently: the own forecast moves single cheap landscapes and trusts them; a
+Gaussian process and boosted trees pool every table and trust none. Weights are equal, because
+fitted ones are no better than the noise they are fitted on (Bates and Granger, 1969; Stock and
+Watson, 2004; and docs/experiments.md).
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from autollm_jax.baselines.base import Problem
-from autollm_jax.forecasts.base import BaseForecast
-from autollm_jax.forecasts.boosted_trees import BoostedTrees
-from autollm_jax.forecasts.gaussian_process import GaussianProcess
+from autollm_jax.forecasts.base import Forecast, Prediction, Seen
 from autollm_jax.gym.environment import Trial
-from autollm_jax.gym.experiments import Experiment
-
-OWN = "own"
-SURROGATES = {"gaussian_process": GaussianProcess, "boosted_trees": BoostedTrees}
-BUDGET = 5  # that a problem has to name; surrogates do not read it
+from autollm_jax.gym.settings import Setting
 
 
-class PanelForecast(BaseForecast):
-    """A forecast that averages its members'.
+class Panel(Forecast):
+    """A forecast that averages its members.
 
-    Attributes:
-      own: the forecast whose view of the evidence the prompt quotes.
-      members: who is averaged: `own`, and names of surrogates; `own` alone without evidence.
+    Args:
+      lead: the forecast whose law, nearest experiments and unit stand for the panel.
+      members: the forecasts to average, one at least, all of the lead's setting and evidence.
     """
 
-    def __init__(self, own: BaseForecast, evidence: Sequence[Experiment], members: Sequence[str]):
-        self.own, self.members = own, tuple(members) if evidence else (OWN,)
-        self.target, self.nearest, self.unit = own.target, own.nearest, own.unit
-        self.law, self.centre_row, self.counterpart = own.law, own.centre_row, own.counterpart
-        problem = Problem(own.target, tuple(evidence), BUDGET)
-        self._surrogates = {
-            name: _Surrogate(SURROGATES[name], problem) for name in self.members if name != OWN
-        }
+    def __init__(self, lead: Forecast, members: Sequence[Forecast]):
+        super().__init__(lead.setting, lead.evidence, lead.seed)
+        self.lead, self.members = lead, tuple(members)
+        self.nearest, self.unit = lead.nearest, lead.unit
+        self.law, self.centre_row = lead.law, lead.centre_row
 
-    def _expected(self, seen: Sequence[tuple[int, float]]) -> np.ndarray:
-        return self.own._expected(seen)
+    def over(self, setting: Setting) -> "Panel":
+        return Panel(self.lead.over(setting), [member.over(setting) for member in self.members])
 
-    def expected_regrets(self, trials: Sequence[Trial]) -> np.ndarray:
-        """Return the regret [R] expected to remain after trying each cell next."""
-        own_R = self.own.expected_regrets(trials)
-        open_R = np.isfinite(own_R)
-        seen = tuple(self._seen(trials))
-        views = []
-        for name in self.members:
-            if name == OWN:
-                views.append(own_R[open_R])
-                continue
-            score_R = self._surrogates[name].expected_scores(tuple(trials), seen)[open_R]
-            views.append(np.clip(score_R - score_R.min(initial=np.inf), 0.0, 1.0))
-        mean_R = np.full(len(own_R), np.inf)
-        mean_R[open_R] = np.mean(views, axis=0)
-        return mean_R
+    def posterior(self, seen: Seen) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the mean of the means, the pooled deviation, and the mean of the scores.
 
+        The pooled variance is the mean of the members' variances plus the variance of their means.
+        """
+        means, deviations, scores = zip(*(m._posterior(seen) for m in self.members), strict=True)
+        variance_R = np.mean(np.square(deviations), axis=0) + np.var(means, axis=0)
+        return np.mean(means, axis=0), np.sqrt(variance_R), np.mean(scores, axis=0)
 
-class _Surrogate:
-    """A baseline that is told of trials one by one, and whose answers are kept."""
+    def predict(self, trials: Sequence[Trial] = ()) -> Prediction:
+        """Predict all configurations: the mean of the members' means, levels and units."""
+        predictions = [member.predict(trials) for member in self.members]
+        mean_R, deviation_R, _ = self._posterior(self.seen(trials))
+        level = float(np.mean([p.level for p in predictions]))
+        unit = float(np.mean([p.unit for p in predictions]))
+        return Prediction(mean_R, deviation_R, level, unit, self.setting.objective.sign)
 
-    def __init__(self, method: type, problem: Problem):
-        self._method, self._problem = method, problem
-        self._asked, self._told = None, ()
-        self._scores: dict = {}
+    def expected_regrets(self, trials: Sequence[Trial] = ()) -> np.ndarray:
+        """Return the mean [R] of the members' expected regrets; inf where a row is not open."""
+        return np.mean([member.expected_regrets(trials) for member in self.members], axis=0)
 
-    def expected_scores(self, trials: tuple[Trial, ...], seen: tuple) -> np.ndarray:
-        """Return the scores [R] expected after each next trial, given trials and what they saw."""
-        if seen not in self._scores:
-            if self._asked is None or self._told != trials[: len(self._told)]:
-                self._asked, self._told = self._method(self._problem, 0), ()
-            for trial in trials[len(self._told) :]:
-                self._asked.tell(trial)
-            self._told = trials
-            self._scores[seen] = self._asked.expected_scores()
-        return self._scores[seen]
+    def ranking(self, trials: Sequence[Trial] = ()) -> np.ndarray:
+        """Return the expected regrets: members' own rankings have no common scale."""
+        return self.expected_regrets(trials)

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autollm_jax.baselines.base import Problem, relevant_evidence
 from autollm_jax.forecasts import coordinates
 from autollm_jax.forecasts.gathering import gather
+from autollm_jax.forecasts.relevance import relevant_evidence
 from autollm_jax.gym.experiments import Experiment
+from autollm_jax.gym.settings import Setting
 from autollm_jax.gym.spaces import Space
 
 WIDTH = 32  # columns of coordinates; a space with more has some columns share a place
@@ -30,7 +31,7 @@ class Context:
 
     Attributes:
       rows_NZ: inputs of the evidence's rows, nearest experiment first.
-      scores_N: their scores (see evidence.py).
+      scores_N: their scores (see gathering.py).
       experiments_N: index of the experiment that a row is from.
       cells_RZ: inputs of the target's cells, whose relative fidelity is 0.
     """
@@ -41,9 +42,9 @@ class Context:
     cells_RZ: np.ndarray
 
 
-def search_space(experiment: Experiment) -> str:
-    """Name the search space that an experiment belongs to."""
-    return f"{experiment.source}/{experiment.task}"
+def search_space(setting: Setting) -> str:
+    """Name the search space that a setting belongs to."""
+    return f"{setting.source}/{setting.task}"
 
 
 def column_names(space: Space) -> list[str]:
@@ -62,19 +63,21 @@ def layout(experiments: Sequence[Experiment]) -> list[str]:
     return list(dict.fromkeys(n for e in experiments for n in column_names(e.space)))
 
 
-def read_problem(problem: Problem, known: Sequence[str], rows: int) -> Context:
+def read_problem(
+    target: Setting, experiments: Sequence[Experiment], known: Sequence[str], rows: int
+) -> Context:
     """Write a problem as arrays.
 
     Args:
-      problem: the target, sealed or not, and its evidence.
+      target: the question.
+      experiments: its evidence.
       known: the search space's layout; empty where it was never met.
       rows: greatest number of the evidence's rows.
     """
-    target = problem.setting
     own = column_names(target.space)
     places = {name: i % WIDTH for i, name in enumerate(dict.fromkeys([*known, *own]))}
     place_D = np.array([places[name] for name in own])
-    evidence = gather(problem, rows)
+    evidence = gather(target, experiments, rows)
     cells_RD = coordinates.project(target.configurations, target.space, target.space)
     sizes_RS = coordinates.relative_sizes(target)[:, : evidence.sizes_NS.shape[1]]
     fidelities_RF = np.zeros((len(cells_RD), FIDELITIES))
@@ -153,7 +156,7 @@ class TrainingSpace:
 
 
 def training_spaces(training: Sequence[Experiment], rows: int) -> list[TrainingSpace]:
-    """Write the training experiments, which are open, as arrays; at most `rows` of evidence."""
+    """Write the training experiments as arrays; at most `rows` of evidence."""
     groups: dict[str, list[Experiment]] = {}
     for experiment in training:
         groups.setdefault(search_space(experiment), []).append(experiment)
@@ -169,7 +172,7 @@ def training_spaces(training: Sequence[Experiment], rows: int) -> list[TrainingS
 
 
 def describe_spaces(spaces: Sequence[TrainingSpace]) -> dict[str, np.ndarray]:
-    """Return the arrays that `read_target` needs of what was learned."""
+    """Return the arrays of the learned spaces that `read_target` needs."""
     described = {SPACES: np.array([space.name for space in spaces])}
     for index, space in enumerate(spaces):
         described[f"layout {index}"] = np.array(space.layout)
@@ -179,7 +182,10 @@ def describe_spaces(spaces: Sequence[TrainingSpace]) -> dict[str, np.ndarray]:
 
 
 def read_target(
-    problem: Problem, learned: Mapping[str, np.ndarray], rows: int
+    target: Setting,
+    evidence: Sequence[Experiment],
+    learned: Mapping[str, np.ndarray],
+    rows: int,
 ) -> tuple[int | None, Context, Standard]:
     """Write a problem as arrays, standardised as its search space was when it was learned.
 
@@ -187,10 +193,10 @@ def read_target(
       The index of the search space, None where nothing was learned of it (it is standardised by
       its own inputs then), the problem, and its standard.
     """
-    names, name = learned[SPACES].tolist(), search_space(problem.setting)
+    names, name = learned[SPACES].tolist(), search_space(target)
     index = names.index(name) if name in names else None
     known = [] if index is None else learned[f"layout {index}"].tolist()
-    context = read_problem(problem, known, rows)
+    context = read_problem(target, evidence, known, rows)
     if index is None:
         standard = Standard.of(np.concatenate([context.rows_NZ, context.cells_RZ]))
     else:
@@ -201,11 +207,12 @@ def read_target(
 def _training_task(target: Experiment, group, known, rows: int) -> TrainingTask:
     metric = target.objective.metric
     others = tuple(e for e in group if e.id != target.id and e.objective.metric == metric)
-    problem = Problem(target.setting, others, 1)
-    context = read_problem(problem, known, rows)
+    context = read_problem(target, others, known, rows)
     feasible_R = np.asarray(target.feasible_R)
     context = dataclasses.replace(context, cells_RZ=context.cells_RZ[feasible_R])
-    cheaper_X = [e.fidelity.flops < target.fidelity.flops for e in relevant_evidence(problem)]
+    cheaper_X = [
+        e.fidelity.flops < target.fidelity.flops for e in relevant_evidence(others, target)
+    ]
     scores_R = np.asarray(target.outcomes.regrets_R, np.float32)[feasible_R]
     return TrainingTask(context, scores_R, np.array(cheaper_X, bool))
 

@@ -11,19 +11,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from autollm_jax.forecasts.base import BaseForecast
+from autollm_jax.forecasts.base import Forecast, Seen, fitted_level
 from autollm_jax.forecasts.landscapes import (
     CAP,
     Landscape,
     coordinates_RD,
     fit_law,
     landscape,
-    log_fidelity,
-    nearest_first,
+    octaves,
     usable,
 )
 from autollm_jax.gym.environment import Trial
 from autollm_jax.gym.experiments import Experiment
+from autollm_jax.gym.settings import Setting
 
 NEAREST = 3  # cheap experiments whose shapes the forecast uses
 SHIFTS = np.linspace(-2.0, 2.0, 9)  # in deviations of the law
@@ -33,17 +33,20 @@ SHAPE_ERROR = 0.3  # relative error of a predicted difference in regret
 CELL_ERROR = 0.06  # regret of a single cell around its smooth landscape
 
 
-class ShiftedForecast(BaseForecast):
-    """A forecast over a space whose landscapes can be moved (`evidence.is_shiftable`)."""
+class Shifted(Forecast):
+    """A forecast over a space whose landscapes can be moved (`landscapes.is_shiftable`)."""
 
-    def __init__(self, target: Experiment, evidence: Sequence[Experiment]):
-        super().__init__(target, nearest_first(usable(evidence, target), target))
-        x_RD = coordinates_RD(target)
+    def __init__(self, setting: Setting, evidence: Sequence[Experiment], seed: int = 0):
+        super().__init__(setting, evidence, seed)
+        self.nearest = usable(evidence, setting)
+        x_RD = coordinates_RD(setting)
         if self.nearest:
-            self.law = fit_law(self.nearest, target)
+            self.law = fit_law(self.nearest, setting)
             self.unit = self.law.scale
             away_R = ((x_RD - self.law.centre_D) ** 2).sum(axis=1)
-            self.centre_row = int(np.where(target.feasible_R, away_R, np.inf).argmin())
+            self.centre_row = int(np.where(setting.feasible_R, away_R, np.inf).argmin())
+        else:
+            self.unit = 1.0
         regret_HR, weight_H = self._hypotheses(x_RD)
         regret_HR = regret_HR - regret_HR.min(axis=1, keepdims=True)
         self._regret_HR = regret_HR.astype(np.float32)
@@ -52,16 +55,13 @@ class ShiftedForecast(BaseForecast):
 
     def _hypotheses(self, x_RD):
         """Return regrets [H, R] of all cells under each hypothesis, and prior weights [H]."""
-        target = self.target
-        here = log_fidelity(target.fidelity)
-        distances = [float(np.abs(log_fidelity(e.fidelity) - here).sum()) for e in self.nearest]
         if not self.nearest:
             return self._without_evidence(x_RD)
+        distances = [float(np.abs(octaves(e, self.setting)).sum()) for e in self.nearest[:NEAREST]]
         regrets, weights = [], []
-        for other, distance in list(zip(self.nearest, distances, strict=True))[:NEAREST]:
-            land = landscape(other)
+        for experiment, distance in zip(self.nearest, distances, strict=False):
             closeness = 2.0 ** (-(distance - distances[0]) / 2)
-            regrets.append(self._shifted(land, x_RD))
+            regrets.append(self._shifted(landscape(experiment), x_RD))
             weights.append(closeness * self._shift_weights(x_RD.shape[1]))
         return np.concatenate(regrets), np.concatenate(weights)
 
@@ -72,7 +72,7 @@ class ShiftedForecast(BaseForecast):
 
     def _shifted(self, land: Landscape, x_RD: np.ndarray) -> np.ndarray:
         """Return the landscape's regrets [S, R] of the cells, for each shift of its centre."""
-        if any(dimension.is_continuous for dimension in self.target.space.dimensions):
+        if any(dimension.is_continuous for dimension in self.setting.space.dimensions):
             shifts_DS = [
                 centre + SHIFT_WIDENING * deviation * SHIFTS
                 for centre, deviation in zip(self.law.centre_D, self.law.deviation_D, strict=True)
@@ -104,18 +104,15 @@ class ShiftedForecast(BaseForecast):
 
     def _without_evidence(self, x_RD):
         """Expect a plain bowl around the default: a quarter of the regret an octave off."""
-        row, _ = self.target.match(self.target.default)
+        row, _ = self.setting.match(self.setting.default)
         spread = 1.5 * SHIFTS
         shifts = np.stack(np.meshgrid(*[spread] * x_RD.shape[1], indexing="ij"), axis=-1)
         centres = x_RD[row] + shifts.reshape(-1, 1, x_RD.shape[1])
         bowl = 0.25 * ((x_RD[None] - centres) ** 2).sum(axis=-1)
         return np.minimum(bowl, CAP), self._shift_weights(x_RD.shape[1])
 
-    def weights(self, trials: Sequence[Trial]) -> np.ndarray:
+    def _weights(self, seen: Seen) -> np.ndarray:
         """Weigh the hypotheses [H] by how well they explain differences between the trials."""
-        return self._weights(tuple(self._seen(trials)))
-
-    def _weights(self, seen) -> np.ndarray:
         log_H = self._log_weight_H
         best = min(seen, key=lambda pair: pair[1], default=None)
         if best is not None and math.isfinite(best[1]) and len(seen) > 1:
@@ -145,7 +142,23 @@ class ShiftedForecast(BaseForecast):
             weight_H = np.exp(log_H - log_H.max())
         return weight_H / weight_H.sum()
 
-    def _expected(self, seen) -> np.ndarray:
+    def posterior(self, seen: Seen) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        weight_H = self._weights(seen)
+        mean_R = weight_H @ self._regret_HR
+        square_R = weight_H @ self._regret_HR**2
+        variance_R = np.maximum(square_R - mean_R**2, 0.0) + CELL_ERROR**2
+        level = fitted_level(seen, mean_R, self.unit)
+        scores_T = (np.array([loss for _, loss in seen]) - level) / self.unit
+        return mean_R.astype(float), np.sqrt(variance_R).astype(float), scores_T
+
+    def _level(self, seen: Seen, mean_R: np.ndarray) -> tuple[float, float]:
+        """Take the level from the trials that were ok; without any, the extrapolated one."""
+        level = fitted_level(seen, mean_R, self.unit)
+        return (self.scale.anchored(np.zeros(0))[0] if math.isnan(level) else level), self.unit
+
+    def ranking(self, trials: Sequence[Trial] = ()) -> np.ndarray:
+        """Return the regret [R] expected to remain after trying each row, over the hypotheses."""
+        seen = self.seen(trials)
         weight_H = self._weights(seen).astype(np.float32)
         best = min(seen, key=lambda pair: pair[1], default=None)
         if best is None or not math.isfinite(best[1]):
@@ -153,6 +166,11 @@ class ShiftedForecast(BaseForecast):
         best_H1 = self._cut_HR[:, best[0], None]
         gain_HR = _expected_drop(self._cut_HR - best_H1, math.sqrt(2) * CELL_ERROR)
         return weight_H @ np.maximum(best_H1 - gain_HR, 0.0)
+
+    def expected_regrets(self, trials: Sequence[Trial] = ()) -> np.ndarray:
+        """Return the ranking itself, which is a regret: cut to [0, 1], inf where not open."""
+        remaining_R = np.clip(self.ranking(trials), 0.0, 1.0).astype(float)
+        return np.where(self.open_rows(trials), remaining_R, np.inf)
 
 
 def _expected_drop(gap: np.ndarray, deviation: float) -> np.ndarray:

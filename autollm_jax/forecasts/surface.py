@@ -17,17 +17,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from autollm_jax.baselines.base import fidelity_distance, named_differences
-from autollm_jax.forecasts.base import BaseForecast
-from autollm_jax.forecasts.surfaces import (
-    CAP,
-    PERSISTENT,
-    Surface,
-    place,
-    relevance,
-    surfaces,
+from autollm_jax.forecasts.base import Forecast, Seen, fitted_level
+from autollm_jax.forecasts.relevance import (
+    fidelity_distance,
+    named_differences,
+    relevant_evidence,
 )
+from autollm_jax.forecasts.surfaces import CAP, PERSISTENT, Surface, place, surfaces
+from autollm_jax.gym.environment import Trial
 from autollm_jax.gym.experiments import Experiment
+from autollm_jax.gym.settings import Setting
 
 NEAREST = 3  # surfaces that the mean is taken over
 # Variance of how a target differs from a surface, relative to the surface's. On held-out rows of
@@ -42,20 +41,19 @@ SCALE_DEVIATION = 0.5
 FAILED = 1.2  # regret that a run which was not ok is taken for
 
 
-class SurfaceForecast(BaseForecast):
+class SurfaceTransfer(Forecast):
     """A forecast over any space, from the surfaces of the relevant evidence."""
 
-    def __init__(self, target: Experiment, evidence: Sequence[Experiment]):
-        evidence = sorted(evidence, key=lambda e: relevance(e, target))
-        same = [e for e in evidence if e.objective.metric == target.objective.metric]
-        super().__init__(target, [*same, *(e for e in evidence if e not in same)])
-        found = surfaces(same or evidence, target)[:NEAREST]
-        feasible = np.flatnonzero(target.feasible_R)
+    def __init__(self, setting: Setting, evidence: Sequence[Experiment], seed: int = 0):
+        super().__init__(setting, evidence, seed)
+        found = surfaces(relevant_evidence(evidence, setting), setting)[:NEAREST]
+        feasible = np.flatnonzero(setting.feasible_R)
         if found:
             mean_R, nearest = self._transferred(found), found[0]
-            x_RD = nearest.scaled(target)
+            x_RD = nearest.scaled(setting)
             self.unit = self._unit_of(nearest)
         else:
+            self.unit = 1.0
             mean_R, nearest, x_RD = self._without_evidence(), None, None
         order = feasible[np.argsort(mean_R[feasible], kind="stable")]
         # Of cells that gain equally little, the one of the lower mean comes first.
@@ -64,6 +62,7 @@ class SurfaceForecast(BaseForecast):
         self._rows = order[:CELLS]
         self._place_R = np.full(len(mean_R), -1)
         self._place_R[self._rows] = np.arange(len(self._rows))
+        self._mean_R = mean_R
         self._mean_M = mean_R[self._rows]
         self._covariance_MM = self._covariance(nearest, x_RD)
         jitter_MM = JITTER * np.eye(len(self._rows))
@@ -76,14 +75,14 @@ class SurfaceForecast(BaseForecast):
 
     def _transferred(self, found: Sequence[Surface]) -> np.ndarray:
         """Average the surfaces' means over all cells [R], in units of regret."""
-        target, total, weights = self.target, 0.0, 0.0
+        setting, total, weights = self.setting, 0.0, 0.0
         first = found[0].members[0]
         for surface in found:
             lead = surface.members[0]
-            nearer = fidelity_distance(first, target) - fidelity_distance(lead, target)
-            strange = named_differences(lead, target) - named_differences(first, target)
+            nearer = fidelity_distance(first, setting) - fidelity_distance(lead, setting)
+            strange = named_differences(lead, setting) - named_differences(first, setting)
             weight = 2.0**nearer * STRANGE**strange
-            mean_R = surface.mean(surface.scaled(target)) / self._unit_of(surface)
+            mean_R = surface.mean(surface.scaled(setting)) / self._unit_of(surface)
             total = total + weight * mean_R
             weights += weight
         return total / weights
@@ -95,14 +94,14 @@ class SurfaceForecast(BaseForecast):
 
     def _without_evidence(self) -> np.ndarray:
         """Expect a plain bowl around the default."""
-        x_RD = place(self.target, self.target)
-        row, _ = self.target.match(self.target.default)
+        x_RD = place(self.setting, self.setting)
+        row, _ = self.setting.match(self.setting.default)
         return np.minimum(((x_RD - x_RD[row]) ** 2).sum(axis=1), CAP)
 
     def _covariance(self, nearest: Surface | None, x_RD) -> np.ndarray:
         """Return the covariances [M, M] of the kept cells, in squared units of regret."""
         if nearest is None:
-            x_MD = place(self.target, self.target)[self._rows]
+            x_MD = place(self.setting, self.setting)[self._rows]
             squared_MM = ((x_MD[:, None] - x_MD[None]) ** 2).sum(-1)
             return 0.25 * np.exp(-0.5 * squared_MM) + 0.01 * np.eye(len(x_MD))
         x_MD = x_RD[self._rows]
@@ -111,16 +110,51 @@ class SurfaceForecast(BaseForecast):
         unknown_MM[np.diag_indices(len(x_MD))] += own
         return (nearest.deviation / self.unit) ** 2 * unknown_MM
 
-    def _expected(self, seen) -> np.ndarray:
+    def ranking(self, trials: Sequence[Trial] = ()) -> np.ndarray:
+        """Return the regret [R] expected to remain after trying each row, over the draws."""
+        seen = self.seen(trials)
         tried = [kept for row, _ in seen if (kept := self._place_R[row]) >= 0]
+        draws, weights = self._draws(seen)
+        if len(draws) == 1:
+            return self._remaining(draws[0], tried)
+        remaining = [self._remaining(draws_SM, tried) for draws_SM in draws]
+        return np.average(remaining, axis=0, weights=weights)
+
+    def expected_regrets(self, trials: Sequence[Trial] = ()) -> np.ndarray:
+        """Return the ranking itself, which is a regret: cut to [0, 1], inf where not open."""
+        remaining_R = np.clip(self.ranking(trials), 0.0, 1.0).astype(float)
+        return np.where(self.open_rows(trials), remaining_R, np.inf)
+
+    def posterior(self, seen: Seen) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        draws, weights = self._draws(seen)
+        regrets = [d_SM - d_SM.min(axis=1, keepdims=True) for d_SM in draws]
+        mean_M = np.average([r_SM.mean(axis=0) for r_SM in regrets], axis=0, weights=weights)
+        square_M = np.average([(r_SM**2).mean(axis=0) for r_SM in regrets], axis=0, weights=weights)
+        variance_M = np.maximum(square_M - mean_M**2, JITTER)
+        # A row that was not drawn keeps its surface's mean; trials are taken to teach it nothing.
+        low = np.average([d_SM.min(axis=1).mean() for d_SM in draws], weights=weights)
+        mean_R = self._mean_R - low
+        deviation_R = np.full(len(mean_R), math.sqrt(np.mean(np.diag(self._covariance_MM))))
+        mean_R[self._rows], deviation_R[self._rows] = mean_M, np.sqrt(variance_M)
+        level = fitted_level(seen, mean_R, self.unit)
+        scores_T = (np.array([loss for _, loss in seen]) - level) / self.unit
+        return mean_R, deviation_R, scores_T
+
+    def _level(self, seen: Seen, mean_R: np.ndarray) -> tuple[float, float]:
+        """Take the level from the trials that were ok; without any, the extrapolated one."""
+        level = fitted_level(seen, mean_R, self.unit)
+        return (self.scale.anchored(np.zeros(0))[0] if math.isnan(level) else level), self.unit
+
+    def _draws(self, seen: Seen) -> tuple[list[np.ndarray], np.ndarray]:
+        """Return conditioned draws [S, M] for each size of a unit of regret, and their weights.
+
+        The size of a unit is only expected: from two trials on, differences between them tell more.
+        """
         if len(seen) < 2:
-            return self._remaining(self._conditioned(seen, 0.0)[0], tried)
-        # How large a unit of regret is here is only expected: the trials say more.
+            return [self._conditioned(seen, 0.0)[0]], np.ones(1)
         options = [self._conditioned(seen, octaves) for octaves in SCALES]
         log_weights = np.array([w for _, w in options]) - 0.5 * (SCALES / SCALE_DEVIATION) ** 2
-        weights = np.exp(log_weights - log_weights.max())
-        remaining = [self._remaining(draws_SM, tried) for draws_SM, _ in options]
-        return np.average(remaining, axis=0, weights=weights)
+        return [draws for draws, _ in options], np.exp(log_weights - log_weights.max())
 
     def _remaining(self, draws_SM: np.ndarray, tried: list[int]) -> np.ndarray:
         """Return the expected regret after trying each cell [R], the best of them counting."""

@@ -1,10 +1,8 @@
 """Cheap tables over spaces that no law moves: mixtures, architectures, many or mixed dimensions.
 
-1. `surfaces(evidence, target)`: experiments that differ in nothing but their limit are one table;
-   each table is smoothed by a Gaussian process whose few settings maximise its likelihood.
-2. `effects(experiment)`: how much more of each thing moves the regret, read off one table.
-
-`surface_forecast.py` carries the surfaces over to a target. Nothing here reads its outcomes.
+`surfaces(evidence, setting)`: experiments that differ in nothing but their limit are one table;
+each table is smoothed by a Gaussian process whose few settings maximise its likelihood.
+`surface.py` carries the surfaces over to a setting.
 """
 
 import dataclasses
@@ -13,11 +11,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from autollm_jax.baselines.base import fidelity_distance, named_differences
 from autollm_jax.forecasts import coordinates
+from autollm_jax.forecasts.matern import matern
+from autollm_jax.forecasts.relevance import by_relevance
 from autollm_jax.gym.cells import Cells
 from autollm_jax.gym.experiments import Experiment
-from autollm_jax.text.spelling import choice_names, short_names
+from autollm_jax.gym.runs import runs_key
+from autollm_jax.gym.settings import Setting
 
 # Chosen by predicting held-out rows of low tables (RegMix 1M, ADMIRE 0.5B).
 LENGTHS = (0.8, 1.6, 3.2)  # of the kernel, where the mean coordinate has deviation 1
@@ -27,25 +27,9 @@ RELEVANCE = 0.75  # exponent from a coordinate's share of the variance to its sq
 # Share of the unexplained variance that is the configuration's own and not the run's noise: it is
 # found again where the same configuration is run at another fidelity.
 PERSISTENT = 0.5
-EFFECT_RIDGE = 0.005  # little, for sizes go with the dimensions that make them
 CAP = 2.5  # regrets above this say only "bad"
 MOST_ROWS = 300
 SAME = 1e-3  # coordinates this close are the same configuration
-
-
-def relevance(experiment: Experiment, target: Experiment) -> tuple:
-    """Return a sort key, least for the evidence that says most about the target.
-
-    First comes the same objective, then the same named things (problem, backbone), then the
-    distance in log fidelity, then how alike the shares of feasible cells are; ids break ties.
-    """
-    return (
-        experiment.objective.metric != target.objective.metric,
-        named_differences(experiment, target),
-        round(fidelity_distance(experiment, target), 6),
-        abs(float(experiment.feasible_R.mean() - target.feasible_R.mean())),
-        experiment.id,
-    )
 
 
 @functools.lru_cache(maxsize=128)
@@ -64,7 +48,7 @@ def _projected(cells: Cells, onto: Cells, default: tuple) -> np.ndarray:
     return x_RD
 
 
-def place(experiment: Experiment, onto: Experiment) -> np.ndarray:
+def place(experiment: Setting, onto: Setting) -> np.ndarray:
     """Return an experiment's cells in the coordinates of another's surface [R, D']."""
     size_R1 = coordinates.relative_sizes(experiment)
     if onto.parameters_R is None:
@@ -105,7 +89,7 @@ class Surface:
     length: float
     noise: float
 
-    def scaled(self, experiment: Experiment) -> np.ndarray:
+    def scaled(self, experiment: Setting) -> np.ndarray:
         """Return an experiment's cells in this surface's scaled coordinates [R, D']."""
         return (place(experiment, self.members[0]) - self.centre_D) * self.scale_D
 
@@ -146,19 +130,13 @@ def _smooth(a_XD: np.ndarray, b_YD: np.ndarray, length: float) -> np.ndarray:
 
 
 def _matern(a_XD: np.ndarray, b_YD: np.ndarray, length: float) -> np.ndarray:
-    root = np.sqrt(5 * _squared(a_XD, b_YD) / max(a_XD.shape[1], 1)) / length
-    return (1 + root + root**2 / 3) * np.exp(-root)
+    return matern(_squared(a_XD, b_YD) / (max(a_XD.shape[1], 1) * length**2))
 
 
-def surfaces(evidence: Sequence[Experiment], target: Experiment) -> tuple[Surface, ...]:
-    """Smooth the evidence, the most relevant table first.
-
-    Args:
-      evidence: open experiments.
-      target: sealed or not; it decides what is relevant, and nothing else.
-    """
+def surfaces(evidence: Sequence[Experiment], setting: Setting) -> tuple[Surface, ...]:
+    """Smooth the evidence, the table that is most relevant to the setting first."""
     groups: list[list[Experiment]] = []
-    for experiment in sorted(evidence, key=lambda e: relevance(e, target)):
+    for experiment in by_relevance(evidence, setting):
         group = next((g for g in groups if _same_table(g[0], experiment)), None)
         if group is None:
             groups.append([experiment])
@@ -168,11 +146,16 @@ def surfaces(evidence: Sequence[Experiment], target: Experiment) -> tuple[Surfac
 
 
 def _same_table(a: Experiment, b: Experiment) -> bool:
-    """Tell whether two experiments differ in nothing but their limit."""
-    if a is b or a.cells is not b.cells or a.objective.metric != b.objective.metric:
-        return a is b
+    """Tell whether two experiments are one table: the same runs under another limit.
+
+    Their outcomes must agree too: each may hold the mean of other repeated seeds.
+    """
+    if a is b:
+        return True
+    if a.limit is None or a.cells is not b.cells or runs_key(a) != runs_key(b):
+        return False
     both_R = np.isfinite(a.outcomes.losses_R) & np.isfinite(b.outcomes.losses_R)
-    return a.limit is not None and np.array_equal(
+    return a.objective == b.objective and np.array_equal(
         a.outcomes.values_R[both_R], b.outcomes.values_R[both_R]
     )
 
@@ -222,7 +205,7 @@ def _fitted_rows(group: tuple[Experiment, ...]) -> tuple[np.ndarray, np.ndarray]
 
 
 def left_out_means(experiment: Experiment) -> np.ndarray:
-    """Predict each cell of an open experiment from all its other cells [R].
+    """Predict each cell of an experiment from all its other cells [R].
 
     Losses, lower being better, inf over the limit. A row's own outcome is left out of the fitted
     process in closed form (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006,
@@ -263,56 +246,3 @@ def _shares(x_ND: np.ndarray, y_N: np.ndarray) -> np.ndarray:
     fitted = np.linalg.solve(gram, features.T @ y_N)
     parts = x_ND * fitted[:dimensions] + squares_ND * fitted[dimensions:]
     return np.maximum((parts**2).mean(0) - 1 / rows, 0.2 / rows)
-
-
-@dataclasses.dataclass(frozen=True)
-class Effect:
-    """What more of something does to the regret, in one table.
-
-    Attributes:
-      name: a dimension, a mixture's component or a category's choice.
-      percent: change of regret over two deviations, the other things (and the size, where there is
-        a limit) being equal; negative where more is better.
-    """
-
-    name: str
-    percent: int
-
-
-@functools.lru_cache(maxsize=128)
-def effects(experiment: Experiment) -> tuple[Effect, ...]:
-    """Read off a table what more of each thing does, the largest effect first.
-
-    By ridge regression of the regret (cut at CAP) on the standardised coordinates of its feasible
-    cells. Under a limit the logarithm of the parameters stands beside them.
-    """
-    loss_R = experiment.outcomes.losses_R
-    rows = np.flatnonzero(experiment.feasible_R)
-    best = loss_R.min()
-    unit = experiment.outcomes.unit
-    regret_N = np.minimum((loss_R[rows] - best) / unit, CAP)
-    names = effect_names(experiment)
-    x_ND = place(experiment, experiment)[rows]
-    x_ND = x_ND - x_ND.mean(0)
-    deviation_D = x_ND.std(0)
-    x_ND = x_ND / np.where(deviation_D > 1e-9, deviation_D, np.inf)
-    gram = x_ND.T @ x_ND + EFFECT_RIDGE * len(rows) * np.eye(x_ND.shape[1])
-    slopes_D = np.linalg.solve(gram, x_ND.T @ (regret_N - regret_N.mean()))
-    found = [
-        Effect(name, int(np.clip(round(200 * slope), -99, 99)))
-        for name, slope in zip(names, slopes_D.tolist(), strict=False)
-    ]
-    return tuple(sorted(found, key=lambda effect: (-abs(effect.percent), effect.name)))
-
-
-def effect_names(experiment: Experiment) -> list[str]:
-    """Name each coordinate's effect."""
-    names: list[str] = []
-    for dimension in experiment.space.dimensions:
-        if dimension.kind == "simplex":
-            names += short_names(dimension).values()
-        elif dimension.kind == "categorical":
-            names += [f"{dimension.name}={text}" for text in choice_names(dimension).values()]
-        else:
-            names.append(dimension.name)
-    return names

@@ -21,6 +21,7 @@ from autollm_jax.errors import UserError
 from autollm_jax.gym.cells import Cells
 from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.renaming import grouped, renamed_alike
+from autollm_jax.gym.runs import runs_key
 from autollm_jax.gym.spaces import Dimension, Space
 from autollm_jax.gym.splits import Split
 
@@ -85,13 +86,8 @@ def _random(stress: Stress, name: str) -> np.random.Generator:
 
 def _thinned(experiments: Sequence[Experiment], stress: Stress) -> list[Experiment]:
     """Keep some configurations: the same ones for other objectives and limits of the same runs."""
-
-    def runs(e: Experiment):
-        size = None if e.limit is not None else e.fidelity.parameters
-        return e.cells, e.source, e.task, e.fidelity.level, e.fidelity.tokens, size
-
     made = list(experiments)
-    for places in grouped(experiments, runs):
+    for places in grouped(experiments, lambda e: (e.cells, runs_key(e))):
         cells = experiments[places[0]].cells
         order_R = _random(stress, experiments[places[0]].id).permutation(len(cells))
         number = max(int(np.ceil(stress.keep * len(cells))), LEAST_RUNS)

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from autollm_jax.forecasts.base import BaseForecast
+from autollm_jax.forecasts.base import Forecast
 from autollm_jax.gym.environment import Observation
 from autollm_jax.gym.spaces import Space
 from autollm_jax.text.spelling import spell_row
@@ -15,7 +15,7 @@ LONG_CANDIDATES = (3, 2)  # where configurations are long: before and after the 
 LABELS = "ABCDEFGHIJ"
 
 
-def forecast_of(observation: Observation) -> BaseForecast:
+def forecast_of(observation: Observation) -> Forecast:
     """Return the forecast that an observation's texts quote.
 
     Raises:
@@ -79,7 +79,7 @@ def list_candidates(observation: Observation, most: int | None = None) -> tuple[
         rows += [row for row in (seen.centre_row, seen.counterpart) if row is not None]
     rows = sorted(set(rows), key=lambda row: (expected_R[row], row))
     return tuple(
-        Candidate(label, rounded(float(expected_R[row])), row, spell_row(seen.target.cells, row))
+        Candidate(label, rounded(float(expected_R[row])), row, spell_row(seen.setting.cells, row))
         for label, row in zip(LABELS, rows, strict=False)
     )
 

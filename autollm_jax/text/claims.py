@@ -12,9 +12,9 @@ import re
 import numpy as np
 
 from autollm_jax.forecasts.landscapes import value_at
-from autollm_jax.forecasts.surfaces import effects
 from autollm_jax.gym.environment import Observation
 from autollm_jax.text import candidates, prompts, spelling
+from autollm_jax.text.effects import effects
 
 _NAME = r"([A-Za-z_][\w.-]*)"
 

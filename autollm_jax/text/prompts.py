@@ -25,7 +25,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 
-from autollm_jax.forecasts.base import BaseForecast
+from autollm_jax.forecasts.base import Forecast
 from autollm_jax.gym.environment import Observation, Trial
 from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.settings import Setting
@@ -135,7 +135,7 @@ def _size(setting: Setting, row: int) -> str:
     return "" if setting.limit is None else f" {short(setting.parameters_R[row])}"
 
 
-def _choices_line(seen: BaseForecast, dimension: Dimension, shortened: bool) -> str:
+def _choices_line(seen: Forecast, dimension: Dimension, shortened: bool) -> str:
     if dimension.kind == "simplex":
         parts = statements.moving_parts(seen, dimension)
         more = len(dimension.choices) - len(parts)
@@ -266,7 +266,7 @@ _TOKENS = re.compile(
 )
 
 
-def _decimals(seen: BaseForecast) -> int:
+def _decimals(seen: Forecast) -> int:
     """Choose the decimals of outcomes: about a hundredth of a unit of regret."""
     unit = seen.unit if seen.nearest else 0.01
     return min(max(math.ceil(-math.log10(max(unit, 1e-9) / 100)), 0), 8)

@@ -4,12 +4,12 @@ import functools
 
 import numpy as np
 
-from autollm_jax.forecasts.base import BaseForecast
+from autollm_jax.forecasts.base import Forecast
 from autollm_jax.forecasts.landscapes import value_at
 from autollm_jax.forecasts.shifted import step_costs
-from autollm_jax.forecasts.surfaces import Effect, effects
 from autollm_jax.gym.spaces import Dimension
 from autollm_jax.text.candidates import percent
+from autollm_jax.text.effects import Effect, effects
 from autollm_jax.text.spelling import short_names, significant
 
 LAW_LINES = 2
@@ -18,12 +18,12 @@ EFFECTS = 3
 MOST_PARTS = 8
 
 
-def sizes_text(seen: BaseForecast) -> str:
+def sizes_text(seen: Forecast) -> str:
     """State the ratio of the target's size to the most relevant cheap experiment's.
 
     target has 2.4 x parameters 1.0 x tokens of the nearest; empty where neither number is known.
     """
-    target, nearest = seen.target.fidelity, seen.nearest[0].fidelity
+    target, nearest = seen.setting.fidelity, seen.nearest[0].fidelity
     pairs = {
         "parameters": (target.parameters, nearest.parameters),
         "tokens": (target.tokens, nearest.tokens),
@@ -51,45 +51,45 @@ def law_value(value: float) -> str:
     return significant(value, 2)
 
 
-def law_text(seen: BaseForecast, d: int) -> str:
+def law_text(seen: Forecast, d: int) -> str:
     """State the law of one dimension: law for rate 1.0e-3 falls with parameters ^ -0.5 and ..."""
     by_size, by_tokens = seen.law.slopes_D2[d]
     return (
-        f"law for {seen.target.space.names[d]} {law_values(seen)[d]} "
+        f"law for {seen.setting.space.names[d]} {law_values(seen)[d]} "
         f"{trend(by_size)} parameters ^ {slope_text(by_size)} and "
         f"{trend(by_tokens)} tokens ^ {slope_text(by_tokens)}"
     )
 
 
-def law_values(seen: BaseForecast) -> list[str]:
+def law_values(seen: Forecast) -> list[str]:
     """Spell the law's prediction for the target, per dimension."""
-    dimensions = seen.target.space.dimensions
+    dimensions = seen.setting.space.dimensions
     return [
         law_value(value_at(d, float(c))) for d, c in zip(dimensions, seen.law.centre_D, strict=True)
     ]
 
 
 @functools.lru_cache(maxsize=64)
-def step_percent(seen: BaseForecast) -> tuple[tuple[int, int], ...]:
+def step_percent(seen: Forecast) -> tuple[tuple[int, int], ...]:
     """Return the cost of a step below and above the centre per dimension, in percent of regret."""
     costs_D2 = step_costs(seen.nearest)
     return tuple((round(100 * low), round(100 * high)) for low, high in costs_D2.tolist())
 
 
-def law_dimensions(seen: BaseForecast) -> list[int]:
+def law_dimensions(seen: Forecast) -> list[int]:
     """Return the dimensions whose law is stated: those in which a step costs most, in order."""
     cost_D = [low + high for low, high in step_percent(seen)]
     return sorted(sorted(range(len(cost_D)), key=lambda d: -cost_D[d])[:LAW_LINES])
 
 
-def shown_effects(seen: BaseForecast) -> tuple[Effect, ...]:
+def shown_effects(seen: Forecast) -> tuple[Effect, ...]:
     """Return the largest effects in the most relevant table; none where there is a law."""
     if seen.law is not None or not seen.nearest:
         return ()
     return tuple(e for e in effects(seen.nearest[0]) if e.percent)[:EFFECTS]
 
 
-def moving_parts(seen: BaseForecast, dimension: Dimension) -> list[str]:
+def moving_parts(seen: Forecast, dimension: Dimension) -> list[str]:
     """Name the components that move the outcome most in the evidence, in the space's order."""
     names = list(short_names(dimension).values())
     if not seen.nearest:
@@ -100,7 +100,7 @@ def moving_parts(seen: BaseForecast, dimension: Dimension) -> list[str]:
     return [name for name in names if name in ranked[:MOST_PARTS]]
 
 
-def effects_heading(seen: BaseForecast) -> str:
+def effects_heading(seen: Forecast) -> str:
     """Write the heading of effects; they are at equal size where there is a parameter limit."""
     where = "" if seen.nearest[0].limit is None else " at equal size"
     return f"what more does in the nearest{where}"
@@ -112,7 +112,7 @@ def effect_text(effect: Effect) -> str:
     return f"{effect.name} {'helps' if effect.percent < 0 else 'hurts'} {size}"
 
 
-def effects_text(seen: BaseForecast) -> str:
+def effects_text(seen: Forecast) -> str:
     """State the largest effects on one line, without signs between them (see `prompts`)."""
     effects = " ".join(map(effect_text, shown_effects(seen)))
     return f"{effects_heading(seen)}: {effects}"

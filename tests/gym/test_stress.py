@@ -91,8 +91,9 @@ def test_thinning_is_drawn_by_its_seed(whole):
 
 def test_objectives_of_the_same_runs_are_thinned_alike():
     cells = [{"learning_rate": r, "batch_size": b} for r in RATES for b in BATCHES]
-    one = made("one", "low", GRID, cells, range(15), objective_metric="a")
-    both = [one, type(one)(**{**vars_of(one), "name": "two", "objective": Objective("b")})]
+    one = made("one", "low", GRID, cells, range(15), facts={"objective": "a"}, objective_metric="a")
+    other = {"name": "two", "facts": {"objective": "b"}, "objective": Objective("b")}
+    both = [one, type(one)(**{**vars_of(one), **other})]
     thinned = distort(split(both, "dev"), Stress("thin")).training
     assert thinned[0].cells is thinned[1].cells and len(thinned[0].cells) == 5
 
