@@ -58,7 +58,7 @@ def curate(job: Job) -> None:
 
 
 def simulate(job: Job) -> None:
-    """Play the researcher on every pair, and train the policy's vocabulary on the episodes."""
+    """Play the script on every pair, and train the policy's vocabulary on the episodes."""
     config = job.config.simulate
     if not job.trajectories_path.exists():
         settings = SimulationConfig(
@@ -83,7 +83,7 @@ def simulate(job: Job) -> None:
 
 
 def distill_policy(job: Job) -> None:
-    """Supervised fine-tuning on the researcher's turns."""
+    """Supervised fine-tuning on the scripted researcher's turns."""
     config, checkpoints = job.config.distill, job.checkpoints("distill")
     if config.steps == 0 or checkpoints.latest() == config.steps:
         print(f"distill: done, {config.steps} steps")
