@@ -113,8 +113,10 @@ def _nearest(observation, size, values):
             return False
         facts, words = [*facts, other.limit["at_most"]], [*words[:-2], words[-1]]
     if other.objective.metric != observation.setting.objective.metric:
-        known = sum(map(bool, (other.fidelity.parameters, other.fidelity.tokens)))
-        if not words[known:] or not other.objective.metric.startswith(words.pop(known)):
+        limits = int(other.limit is not None)
+        known, end = len(facts) - limits, len(words) - limits
+        metric, words = " ".join(words[known:end]), [*words[:known], *words[end:]]
+        if not metric or not " ".join(other.objective.metric.split()).startswith(metric):
             return False
     same = len(words) == len(facts) and all(
         _close(word, fact, 3) for word, fact in zip(words, facts, strict=True)
