@@ -26,7 +26,8 @@ class Greedy:
     ...     return make_experiment(
     ...         source="mine", task="pretraining", name=name, space=space,
     ...         fidelity=Fidelity("low", parameters, 1e9, 6e9 * parameters),
-    ...         configurations=rates, outcomes=losses, default=rates[0], default_origin="the first")
+    ...         configurations=rates, outcomes=losses, default=rates[0],
+    ...         default_origin="the first")
     >>> cheap, dear = made("1M", 1e6, [3, 2, 4]), made("2M", 2e6, [2, 1, 3])
     >>> method = BASELINES["nearest_experiment"](Problem(dear.setting, (cheap,), budget=1), seed=0)
     >>> method.ask()

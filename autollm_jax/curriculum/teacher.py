@@ -20,7 +20,6 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from autollm_jax.curriculum.pairs import Families, Pair, Recipe, build_pair
-from autollm_jax.files import package_digest
 from autollm_jax.forecasts.advisers import forecast
 from autollm_jax.gym.environment import Episode, Observation
 from autollm_jax.gym.experiments import Experiment
@@ -183,8 +182,8 @@ class Researcher:
 
     @property
     def identity(self) -> str:
-        """The settings and the package's code; with others, evaluation plays again."""
-        return f"{self.advisor} {package_digest()}"
+        """The adviser's name, the only setting."""
+        return self.advisor
 
     def __call__(self, games: Sequence) -> None:
         forecasts = {}

@@ -1,7 +1,7 @@
-"""Results of several trainings, which differ in their seed alone, as results of one evaluation.
+"""Pools the evaluations of several trainings that differ in their seed alone.
 
-An interval over the seeds of one training says nothing of how lucky the training was. Pooled, every
-training's episodes count as seeds of their own, and the bootstrap draws over all of them.
+An interval over the evaluation seeds of one training does not include the luck of the training.
+Pooled, each training's episodes count as further seeds, and the bootstrap draws over all of them.
 """
 
 import json
@@ -63,7 +63,7 @@ def _read(folder: Path) -> pa.Table:
 
 
 def _described(table: pa.Table) -> tuple:
-    """Return what pooled results have to share."""
+    """Return the parts of an evaluation that must agree: metadata, experiments, seeds."""
     columns = zip(*(table[c].to_pylist() for c in ("task", "source", "experiment")), strict=True)
     seeds = pc.unique(table["seed"]).to_pylist()
     return table.schema.metadata, frozenset(columns), frozenset(seeds)

@@ -34,8 +34,9 @@ class Prediction:
     """What is expected of configurations, in units of regret.
 
     Attributes:
-      mean_R: the expected (outcome - optimum) / (median - optimum) [R], not cut at 1; 0 is as good
-        as the best outcome that the evidence lets one expect, so that less than 0 may occur.
+      mean_R: the expected (outcome - optimum) / (median - optimum) [R]. 0 is the best outcome that
+        the evidence lets one expect, so that less than 0 may occur. Forecasts learn from regrets
+        that are cut at about 1: far from the optimum a mean says only that a row is bad.
       deviation_R: the standard deviation of that [R].
       level: the loss (lower is better) that stands for 0; nan where nothing tells it.
       unit: one unit of regret, in the objective's units.

@@ -33,7 +33,8 @@ class NearestExperiment(Forecast):
     ...     return make_experiment(
     ...         source="mine", task="architecture", name=name, space=space,
     ...         fidelity=Fidelity("low", parameters, 1e9, 6e9 * parameters),
-    ...         configurations=layers, outcomes=losses, default=layers[0], default_origin="the first")
+    ...         configurations=layers, outcomes=losses, default=layers[0],
+    ...         default_origin="the first")
     >>> forecast = NearestExperiment(made("2M", 2e6, [0, 0, 1]), [made("1M", 1e6, [2, 1, 3])])
     >>> forecast.predict().mean_R
     array([1., 0., 1.])

@@ -37,7 +37,8 @@ class ScalingLaw(Forecast):
     ...     return make_experiment(
     ...         source="mine", task="pretraining", name=name, space=space,
     ...         fidelity=Fidelity("low", parameters, 1e9, 6e9 * parameters),
-    ...         configurations=rates, outcomes=losses, default=rates[0], default_origin="the first")
+    ...         configurations=rates, outcomes=losses, default=rates[0],
+    ...         default_origin="the first")
     >>> evidence = made("1M", 1e6, [6, 4, 2, 1]), made("2M", 2e6, [4, 2, 1, 2])
     >>> forecast = ScalingLaw(made("4M", 4e6, [2, 1, 2, 4]).setting, evidence)
     >>> forecast.setting.configurations[int(forecast.predict().mean_R.argmin())]

@@ -103,9 +103,7 @@ class Surface:
 
     def known(self, x_XD: np.ndarray) -> np.ndarray:
         """Return the covariances [X, N] with the rows, a configuration's own part included."""
-        squared_XN = _squared(x_XD, self.x_ND)
-        own_XN = squared_XN < (SAME * self.scale_D.max()) ** 2
-        return self.smooth(x_XD, self.x_ND) + PERSISTENT * self.noise * own_XN
+        return self._prior(x_XD, self.x_ND)
 
     def mean(self, x_XD: np.ndarray) -> np.ndarray:
         """Return the expected losses [X] at scaled coordinates, in the objective's units."""
@@ -114,9 +112,17 @@ class Surface:
     def covariance(self, x_XD: np.ndarray) -> np.ndarray:
         """Return the covariances [X, X] of what is still unknown, in squared deviations."""
         known_XN = self.known(x_XD)
-        prior_XX = self.smooth(x_XD, x_XD)
-        prior_XX[np.diag_indices(len(x_XD))] += PERSISTENT * self.noise
+        prior_XX = self._prior(x_XD, x_XD)
         return self.variance * (prior_XX - known_XN @ self.inverse_NN @ known_XN.T)
+
+    def _prior(self, a_XD: np.ndarray, b_YD: np.ndarray) -> np.ndarray:
+        """Return the covariances [X, Y] of the smooth landscape and each configuration's own part.
+
+        Configurations share their own part if they are the same here: two that differ only in a
+        dimension that this table lacks are one.
+        """
+        same_XY = _squared(a_XD, b_YD) < (SAME * self.scale_D.max()) ** 2
+        return self.smooth(a_XD, b_YD) + PERSISTENT * self.noise * same_XY
 
 
 def _squared(a_XD: np.ndarray, b_YD: np.ndarray) -> np.ndarray:

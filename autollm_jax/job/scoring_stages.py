@@ -15,7 +15,7 @@ from autollm_jax.baselines.learned import Learned
 from autollm_jax.cluster import distributed
 from autollm_jax.curriculum.teacher import Researcher
 from autollm_jax.errors import UserError
-from autollm_jax.evaluation.runner import Player, evaluate, play_method, table_hashes
+from autollm_jax.evaluation.runner import Player, Terms, evaluate, play_method, table_hashes
 from autollm_jax.evaluation.trainings import pool_trainings
 from autollm_jax.files import read_json, write_json_atomic
 from autollm_jax.forecasts.surfaces import left_out_means
@@ -39,14 +39,15 @@ def evaluate_methods(job: Job) -> None:
     evaluate(
         _players(job),
         job.split,
-        None,
-        config.gym.budget,
-        tuple(config.evaluation.seeds),
+        Terms(
+            config.gym.budget,
+            tuple(config.evaluation.seeds),
+            matching=config.gym.matching,
+            with_evidence=config.gym.evidence,
+            stress=job.stress,
+        ),
         job.results_path,
         tables=tables,
-        matching=config.gym.matching,
-        with_evidence=config.gym.evidence,
-        stress=job.stress,
     )
     distributed.on_main(lambda: write_record(job, tables))
 
@@ -179,7 +180,6 @@ def report(job: Job) -> None:
     summary = write_report(
         job.results_path,
         distort(job.split, job.stress).held_out,
-        job.results_path.parent / "transcripts.jsonl",
         job.report_folder,
         stress_paths=stressed,
         spending=None if job.stress.label else spending.spending(job),

@@ -1,43 +1,40 @@
-"""The cost of training and playing the agent: FLOPs counted from sizes, hours from the log."""
+"""Counts the FLOPs of training and playing the agent, and logs time and memory of the stages."""
 
 import contextlib
-import math
+import resource
+import sys
 import time
 from collections.abc import Iterator
 
 from autollm_jax.cluster import distributed
 from autollm_jax.evaluation.cost import Spending
-from autollm_jax.evaluation.run_costs import Cost, read_runs
-from autollm_jax.files import append_json_line, read_json_lines
+from autollm_jax.evaluation.run_costs import read_runs
+from autollm_jax.files import append_json_line
 from autollm_jax.job.job import Job
 from autollm_jax.models.transformer import parameter_count
 
-TRAINING_STAGES = ("curate", "simulate", "distill", "grpo")
+GIB = 2**30 if sys.platform == "darwin" else 2**20  # of the units that `getrusage` counts in
 TRAINED = ("agent", "hybrid")  # the methods that use the trained policy
 UNTRAINED = ("zero_shot",)  # and the one that uses it as it came
 
 
 @contextlib.contextmanager
 def timed(job: Job, stage: str) -> Iterator[None]:
-    """Log a training stage's wall clock to `stages.jsonl`, one line each time the stage ends.
+    """Log a stage's seconds and the peak memory so far to `stages.jsonl`, a line when it ends.
 
-    A resumed stage adds a line. The time of a killed process is lost.
+    The peak is that of the largest process since the job began, in GiB. A resumed stage adds a
+    line; the time of a killed process is lost.
     """
     began = time.perf_counter()
     yield
-    if stage in TRAINING_STAGES and distributed.is_main():
-        line = {"stage": stage, "seconds": round(time.perf_counter() - began, 3)}
+    if distributed.is_main():
+        peaks = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        line = {
+            "stage": stage,
+            "seconds": round(time.perf_counter() - began, 3),
+            "peak_gib": round(max(peak.ru_maxrss for peak in peaks) / GIB, 2),
+        }
         append_json_line(job.workdir / "stages.jsonl", line)
-
-
-def logged_hours(job: Job) -> float:
-    """Return the hours of all training stages; nan where a stage was not logged."""
-    path, seconds = job.workdir / "stages.jsonl", dict.fromkeys(TRAINING_STAGES, math.nan)
-    for entry in read_json_lines(path, log=True) if path.exists() else ():
-        if entry["stage"] in seconds:
-            before = seconds[entry["stage"]]
-            seconds[entry["stage"]] = entry["seconds"] + (0.0 if math.isnan(before) else before)
-    return sum(seconds.values()) / 3600
 
 
 def training_flops(job: Job) -> float:
@@ -64,9 +61,8 @@ def _row_flops(job: Job, length: int) -> float:
 
 def spending(job: Job) -> Spending:
     """Return the cost of training, playing and evidence; the trials' cost is not in it."""
-    training = Cost(training_flops(job), logged_hours(job))
-    # An episode is read and written once, without gradients; its seconds are not logged.
-    playing = Cost(_row_flops(job, job.config.policy.context) / 3, 0.0)
+    # An episode is read and written once, without gradients.
+    playing = _row_flops(job, job.config.policy.context) / 3
     evidence = job.split.training if job.config.gym.evidence else ()
     runs = read_runs(job.roots, [*job.split.training, *job.split.held_out])
-    return Spending(training, playing, TRAINED, runs, evidence, UNTRAINED)
+    return Spending(training_flops(job), playing, TRAINED, runs, evidence, UNTRAINED)

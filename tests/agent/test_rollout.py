@@ -249,12 +249,6 @@ def test_a_players_identity_names_its_parameters(model, params, tokenizer):
     assert len(identities) == 2
 
 
-def test_a_player_of_changed_code_is_another(model, params, tokenizer, monkeypatch):
-    before = rollout.policy_player(model, params, tokenizer, CONFIG).identity
-    monkeypatch.setattr(rollout, "code_digest", lambda *folders: f"changed {folders}")
-    assert rollout.policy_player(model, params, tokenizer, CONFIG).identity != before
-
-
 def test_rollouts_of_a_step_are_reproducible(model, params, tokenizer, pairs):
     roll = rollout.make_rollout(
         model, tokenizer, CONFIG, lambda step: [functools.partial(Episode, pairs[step].target,

@@ -7,31 +7,25 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
-from autollm_jax.baselines import Problem
-from autollm_jax.baselines.base import (
-    Candidates,
-    evidence_flops,
-    flops_of_runs,
-    relevant_evidence,
-)
+from autollm_jax.baselines import BASELINES, Problem
+from autollm_jax.baselines.base import Candidates, evidence_flops
 from autollm_jax.baselines.cma_es import CmaEs
 from autollm_jax.baselines.default import DefaultFirst
 from autollm_jax.baselines.random import RandomSearch
 from autollm_jax.baselines.successive_halving import CONFIGURATIONS, SuccessiveHalving, rungs
 from autollm_jax.forecasts import coordinates, gaussian_process
 from autollm_jax.forecasts.acquisition import improvement
-from autollm_jax.forecasts.boosted_trees import BoostedTrees, ridge
-from autollm_jax.forecasts.gathering import TargetScale, gather, move_along_law
+from autollm_jax.forecasts.boosted_trees import ridge
+from autollm_jax.forecasts.gathering import TargetScale, extrapolate, gather, move_along_law
 from autollm_jax.forecasts.gaussian_process import (
     PRIOR_DEVIATION,
-    GaussianProcess,
     negative_log_posterior,
     pad,
     prior_mean,
 )
-from autollm_jax.forecasts.nearest import NearestExperiment
-from autollm_jax.forecasts.scaling_law import ScalingLaw, extrapolate
+from autollm_jax.forecasts.relevance import relevant_evidence
 from autollm_jax.gym.environment import Episode
+from autollm_jax.gym.runs import flops_of_runs
 from autollm_jax.gym.spaces import Dimension, Space
 
 from .conftest import bowl, limited
@@ -56,7 +50,7 @@ def test_default_comes_first(problem):
 def test_nearest_experiment_gives_its_best_cells_in_order(problem, evidence, target):
     nearest = min(evidence, key=lambda e: -e.fidelity.flops)
     order = np.argsort(nearest.outcomes.regrets_R, kind="stable")[:3]
-    method = NearestExperiment(problem, 0)
+    method = BASELINES["nearest_experiment"](problem, 0)
     assert [method.ask() for _ in order] == [nearest.configurations[r] for r in order]
 
 
@@ -64,16 +58,19 @@ def test_evidence_of_the_same_objective_goes_first(target):
     same = bowl(1e8, 1e9)
     other = bowl(2e8, 8e9, name="other", objective_metric="accuracy")
     problem = Problem(target.setting, (other, same), 5)
-    assert [e.id for e in relevant_evidence(problem)] == [same.id]
+    assert [e.id for e in relevant_evidence(problem.evidence, problem.setting)] == [same.id]
 
 
 def test_scaling_law_finds_an_optimum_that_follows_a_law(problem, target):
-    assert ScalingLaw(problem, 0).ask() == target.configurations[target.outcomes.best_row]
+    assert (
+        BASELINES["scaling_law"](problem, 0).ask()
+        == target.configurations[target.outcomes.best_row]
+    )
 
 
 def test_scaling_law_keeps_the_optimum_of_a_single_table(target):
     only = bowl(1e8, 1e9)
-    first = ScalingLaw(Problem(target.setting, (only,), 5), 0).ask()
+    first = BASELINES["scaling_law"](Problem(target.setting, (only,), 5), 0).ask()
     assert first == only.configurations[only.outcomes.best_row]
 
 
@@ -105,17 +102,17 @@ def test_ranges_that_share_nothing_are_compared_by_place():
 
 
 def test_gathered_evidence_keeps_every_experiments_best(problem, evidence):
-    rows = gather(problem, 30)
+    rows = gather(problem.setting, problem.evidence, 30)
     assert len(rows) <= 36
     best = [rows.scores_N[rows.experiments_N == e].min() for e in range(len(evidence))]
     assert best == [0.0] * len(evidence)
 
 
-def test_evidence_moves_onto_the_targets_optimum(problem, target):
-    rows = gather(problem, 600)
+def test_evidence_moves_onto_the_targets_optimum(problem, target, evidence):
+    rows = gather(problem.setting, evidence, 600)
     best_N = rows.scores_N == 0
     assert rows.points_ND[best_N].std(0).max() > 0.1
-    moved_ND = move_along_law(problem, rows, 0.02)[best_N]
+    moved_ND = move_along_law(problem.setting, evidence, rows, 0.02)[best_N]
     optimum_D = Candidates(target).units_RD[target.outcomes.best_row]
     assert np.abs(moved_ND - optimum_D).max() < 0.1
 
@@ -152,7 +149,7 @@ def test_ridge_leaves_out_a_constant_feature():
 
 
 def test_boosted_trees_find_the_optimum_they_were_shown(problem, target):
-    first = BoostedTrees(problem, 0).ask()
+    first = BASELINES["boosted_trees"](problem, 0).ask()
     assert target.outcomes.regret(target.lookup(first)) < 0.1
 
 
@@ -160,7 +157,7 @@ def test_boosted_trees_learn_from_their_trials(problem, target):
     """A cell that disappoints is followed by another than one that does well."""
     second = []
     for outcome in (target.outcomes.optimum, target.outcomes.optimum + 10):
-        method = BoostedTrees(problem, 0)
+        method = BASELINES["boosted_trees"](problem, 0)
         trials = [Episode(target, problem.evidence, 5).exec_config(method.ask()) for _ in range(3)]
         for trial, value in zip(
             trials, (target.outcomes.median, target.outcomes.median, outcome), strict=True
@@ -215,16 +212,15 @@ def test_a_run_over_the_limit_costs_nothing_and_others_by_their_size():
 def test_target_scale_extrapolates_the_level(problem, target):
     episode = Episode(target, problem.evidence, 1)
     trial = episode.exec_config(target.configurations[target.outcomes.best_row])
-    assert abs(TargetScale(problem).scores([trial])[0]) < 0.5
+    assert abs(TargetScale(problem.setting, problem.evidence).scores([trial.loss(target)])[0]) < 0.5
 
 
 def test_gaussian_process_learns_from_its_trials(problem, target):
-    method = GaussianProcess(problem, 0)
+    method = BASELINES["gaussian_process"](problem, 0)
     episode = Episode(target, problem.evidence, 2)
     trial = episode.exec_config(method.ask())
-    before = method.posterior()[1]
-    method.tell(trial)
-    assert (method.posterior()[1] < before).all()
+    before_R, after_R = (method.forecast.predict(t).deviation_R for t in ((), (trial,)))
+    assert (after_R < before_R).all()
 
 
 def likelihood(theta_P, z_NZ, y_N, *sizes):
@@ -280,7 +276,10 @@ def test_padding_changes_nothing(regression):
 
 
 def test_numbers_of_trials_share_a_compilation(problem, target):
-    method, episode = GaussianProcess(problem, 0), Episode(target, problem.evidence, 5)
+    method, episode = (
+        BASELINES["gaussian_process"](problem, 0),
+        Episode(target, problem.evidence, 5),
+    )
     method.tell(episode.exec_config(method.ask()))
     method.ask()
     compiled = gaussian_process._update._cache_size()
@@ -292,14 +291,17 @@ def test_numbers_of_trials_share_a_compilation(problem, target):
 
 def test_gaussian_process_posterior_interpolates_its_trials(problem, target):
     """Offsets aside, what was measured is what is believed there."""
-    method, episode = GaussianProcess(problem, 0), Episode(target, problem.evidence, 4)
+    method, episode = (
+        BASELINES["gaussian_process"](problem, 0),
+        Episode(target, problem.evidence, 4),
+    )
     trials = []
     for _ in range(4):
         trials.append(episode.exec_config(method.ask()))
         method.tell(trials[-1])
     rows = [target.match(t.config).row for t in trials]
-    scores_T = TargetScale(problem).scores(trials)
-    assert method.posterior()[0][rows] == pytest.approx(scores_T, abs=0.1)
+    scores_T = method.forecast.scale.scores([t.loss(target) for t in trials])
+    assert method.forecast.predict(trials).mean_R[rows] == pytest.approx(scores_T, abs=0.1)
 
 
 def test_improvement_keeps_its_order_where_it_underflows():

@@ -1,5 +1,6 @@
 """The meta-learned baselines: that they learn, from what, and what becomes of it."""
 
+import functools
 import json
 
 import jax
@@ -14,12 +15,15 @@ from autollm_jax.baselines import (
     learned,
     neural_acquisition,
 )
-from autollm_jax.baselines.base import relevant_evidence
+from autollm_jax.baselines.greedy import Greedy
 from autollm_jax.baselines.learned import Learned
 from autollm_jax.forecasts import fsbo
 from autollm_jax.forecasts.problem_arrays import column_names, layout, read_problem, training_spaces
+from autollm_jax.forecasts.relevance import relevant_evidence
 from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.experiments import make_experiment
+from tests.forecasts.test_coordinates import FAMILIES, family
+from tests.forecasts.test_coordinates import play as play_apart
 
 from .conftest import bowl, mixed
 from .test_methods import limited
@@ -27,17 +31,18 @@ from .test_methods import limited
 METHODS = sorted(META_LEARNED)
 
 
-class SmallFSBO(fsbo.FSBO):
-    """FSBO with less of everything."""
+class SmallFSBO(Greedy):
+    """Greedy by FSBO, with less of everything."""
 
     SETTINGS = fsbo.Settings(steps=150, batch_rows=48, hidden=16)
 
     @classmethod
     def learn(cls, training, seed, progress, share=1.0):
-        return super().learn(training, seed, progress, share, cls.SETTINGS)
+        return fsbo.FSBO.learn(training, seed, progress, share, cls.SETTINGS)
 
     def __init__(self, problem, seed, learned):
-        super().__init__(problem, seed, learned, self.SETTINGS)
+        make = functools.partial(fsbo.FSBO, learned=learned, settings=self.SETTINGS)
+        super().__init__(make, problem, seed)
 
 
 class SmallNeuralAcquisition(neural_acquisition.NeuralAcquisition):
@@ -192,6 +197,21 @@ def test_plays_every_kind_of_dimension(method, built, source):
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_plays_where_the_evidence_differs_among_itself(method, name, built):
+    play_apart(built[method], *family(name))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_learns_from_spaces_that_differ(method, tmp_path):
+    """One search space holds experiments of other dimensions, choices and components each."""
+    training = tuple(e for name in FAMILIES for e in family(name)[0])
+    evidence, target = family("low and mid of a scale")
+    learned_apart = Learned(SMALL[method], training, 0, tmp_path / "a.npz", 0.1, progress=False)
+    play_apart(learned_apart, evidence, target)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_only_feasible_cells_are_tried_and_then_again(method, built):
     trials = play(built[method], renamed(limited("mid", 1e7), "groups"), (limited(),), 0, 8).trials
     assert {t.status for t in trials} == {"ok"} and len({json.dumps(t.config) for t in trials}) == 8
@@ -235,14 +255,14 @@ def test_other_tables_another_seed_and_damage_learn_again(counting, evidence, tm
 
 def test_changed_code_learns_again(counting, evidence, tmp_path, monkeypatch):
     before = Learned(counting, evidence, 0, tmp_path / "a.npz").digest
-    monkeypatch.setattr(learned, "code_digest", lambda *_: "changed")
+    monkeypatch.setattr(learned, "package_digest", lambda: "changed")
     assert Learned(counting, evidence, 0, tmp_path / "a.npz").digest != before
 
 
 def test_a_new_choice_does_not_move_the_columns_of_the_others(target, evidence):
     known = ["other", *layout(evidence)]
-    moved = read_problem(Problem(target.setting, evidence, 5), known, 50)
-    plain = read_problem(Problem(target.setting, evidence, 5), [], 50)
+    moved = read_problem(target.setting, evidence, known, 50)
+    plain = read_problem(target.setting, evidence, [], 50)
     assert (moved.cells_RZ[:, 1:3] == plain.cells_RZ[:, :2]).all()
     assert (moved.rows_NZ[:, 1:3] == plain.rows_NZ[:, :2]).all()
     assert (moved.cells_RZ[:, 0] == 0).all()
@@ -255,6 +275,8 @@ def test_columns_have_a_name_each():
 
 
 def test_the_evidence_of_a_problem_is_that_of_every_method(problem):
-    context = read_problem(problem, [], 60)
-    assert len(np.unique(context.experiments_N)) == len(relevant_evidence(problem))
+    context = read_problem(problem.setting, problem.evidence, [], 60)
+    assert len(np.unique(context.experiments_N)) == len(
+        relevant_evidence(problem.evidence, problem.setting)
+    )
     assert len(context.cells_RZ) == len(problem.setting.configurations)

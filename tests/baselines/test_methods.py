@@ -103,12 +103,12 @@ def test_only_feasible_cells_are_tried_and_then_again(method):
 
 def test_the_sizes_of_cells_are_evidence_where_all_are_known():
     target = limited("mid", 1e7)
-    rows = gather(Problem(target.setting, (limited(),), 5), 40)
+    rows = gather(target.setting, (limited(),), 40)
     assert rows.sizes_NS.shape == (len(rows), 1)
-    assert gather(Problem(target.setting, (mixed(),), 5), 40).sizes_NS.shape[1] == 0
+    assert gather(target.setting, (mixed(),), 40).sizes_NS.shape[1] == 0
 
 
 def test_what_a_limit_excludes_is_no_evidence():
     cheap = limited()
-    rows = gather(Problem(limited("mid", 1e7).setting, (cheap,), 5), 1000)
+    rows = gather(limited("mid", 1e7).setting, (cheap,), 1000)
     assert len(rows) == cheap.feasible_R.sum()

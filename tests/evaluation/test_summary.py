@@ -6,10 +6,10 @@ import pytest
 from autollm_jax.evaluation.runner import SCHEMA
 from autollm_jax.evaluation.summary import (
     Results,
-    cluster_of,
     summarise,
     summarise_differences,
 )
+from autollm_jax.gym.runs import runs_key
 from tests.small import small
 
 
@@ -61,7 +61,7 @@ def objective(name, value, **fields):
 
 
 def test_objectives_of_the_same_runs_are_one_cluster():
-    assert cluster_of(objective("m_a", "a")) == cluster_of(objective("m_b", "b"))
+    assert runs_key(objective("m_a", "a")) == runs_key(objective("m_b", "b"))
 
 
 def test_limits_of_the_same_runs_are_one_cluster():
@@ -76,18 +76,18 @@ def test_limits_of_the_same_runs_are_one_cluster():
             outcomes=[1.0] * 11,
         )
 
-    assert cluster_of(limited("p6", 6)) == cluster_of(limited("p9", 9))
+    assert runs_key(limited("p6", 6)) == runs_key(limited("p9", 9))
 
 
 @pytest.mark.parametrize("change", [{"tokens": 5e8}, {"source": "other"}, {"facts": {}}])
 def test_other_runs_are_another_cluster(change):
     fields = {"facts": {"objective": "a", "model": "60M"}, **change}
     other = small("other", "mid", **fields)
-    assert cluster_of(objective("m_a", "a")) != cluster_of(other)
+    assert runs_key(objective("m_a", "a")) != runs_key(other)
 
 
 def test_experiments_that_state_neither_objective_nor_limit_stand_alone():
-    assert cluster_of(small("x", "mid")) != cluster_of(small("y", "mid"))
+    assert runs_key(small("x", "mid")) != runs_key(small("y", "mid"))
 
 
 def test_counts_tell_experiments_from_clusters():

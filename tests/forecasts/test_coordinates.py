@@ -5,6 +5,7 @@ import pytest
 
 from autollm_jax.baselines import BASELINES, Problem
 from autollm_jax.forecasts import coordinates
+from autollm_jax.forecasts.advisers import ADVISERS, forecast
 from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.experiments import Fidelity, make_experiment
 from autollm_jax.gym.spaces import Dimension, Space
@@ -21,7 +22,10 @@ def experiment(name, dimensions, level="low", parameters=1e6, rows=25):
     random = np.random.default_rng(len(name))
     configs = [space.from_unit(unit_D) for unit_D in random.random((rows, space.width))]
     losses = [
-        2 + np.log10(c.get("rate", 1e-3) / 2e-3) ** 2 + c.get("mix", {}).get("web", 0)
+        2
+        + np.log10(c.get("rate", 1e-3) / 2e-3) ** 2
+        + c.get("mix", {}).get("web", 0)
+        + 0.01 * c.get("layers", 0)
         for c in configs
     ]
     return make_experiment(
@@ -79,15 +83,64 @@ PAIRS = {
 }
 
 
+# As HW-GPT's scales: more layers, and with them more dimensions.
+SCALE_S, SCALE_M = (
+    (
+        Dimension("layers", "ordinal", layers),
+        *(Dimension(f"heads_{n}", "ordinal", (4, 8, 12)) for n in range(max(layers))),
+        Dimension("bias", "categorical", (True, False)),
+    )
+    for layers in ((2, 3, 4), (5, 6, 7))
+)
+# Evidence whose experiments differ among themselves, and a target that differs from each.
+FAMILIES = {
+    "low and mid of a scale": ((SCALE_S, SCALE_S), SCALE_M),
+    "one lacks a dimension": (((FREE, DEPTH), (FREE,)), (FREE, DEPTH)),
+    "listed and continuous": (((LISTED, DEPTH), (FREE, DEPTH)), (FREE, DEPTH)),
+    "other components each": (((FREE, MIX), (FREE, OTHER_MIX)), (FREE, MIX, DEPTH)),
+    "nothing in common": (((MIX,), (DEPTH,)), (FREE, DEPTH, MIX)),
+    "kinds exchanged": (((Dimension("depth", "categorical", ("few", "many")), FREE), (FREE,)),
+                        (FREE, DEPTH)),
+}  # fmt: skip
+
+
+def family(name):
+    low, target = FAMILIES[name]
+    evidence = (experiment("small", low[0]), experiment("medium", low[1], parameters=2e6))
+    return evidence, experiment("large", target, "mid", 1e7)
+
+
+def play(method, evidence, target):
+    episode = Episode(target, evidence, 3)
+    player = method(Problem(episode.setting, evidence, 3), 0)
+    while not episode.done:
+        player.tell(episode.exec_config(player.ask()))
+    assert all(trial.valid and not trial.matched for trial in episode.trials)
+    assert len({trial.row for trial in episode.trials}) == 3
+
+
 @pytest.mark.parametrize("method", BASELINES)
 @pytest.mark.parametrize("pair", PAIRS)
 def test_every_method_plays_where_spaces_differ(method, pair):
     below, above = PAIRS[pair]
     evidence = (experiment("small", below), experiment("medium", below, parameters=2e6))
-    target = experiment("large", above, "mid", 1e7)
+    play(BASELINES[method], evidence, experiment("large", above, "mid", 1e7))
+
+
+@pytest.mark.parametrize("method", BASELINES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_method_plays_where_the_evidence_differs_among_itself(method, name):
+    play(BASELINES[method], *family(name))
+
+
+@pytest.mark.parametrize("adviser", ADVISERS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_adviser_forecasts_where_spaces_differ(adviser, name):
+    evidence, target = family(name)
+    seen = forecast(target.setting, evidence, adviser)
     episode = Episode(target, evidence, 3)
-    player = BASELINES[method](Problem(episode.setting, evidence, 3), 0)
     while not episode.done:
-        player.tell(episode.exec_config(player.ask()))
-    assert all(trial.valid and not trial.matched for trial in episode.trials)
-    assert len({target.cells.find(trial.config) for trial in episode.trials}) == 3
+        expected_R = seen.expected_regrets(episode.trials)
+        episode.exec_config(target.configurations[int(expected_R.argmin())])
+    assert np.isfinite(seen.predict(episode.trials).mean_R).all()
+    assert np.isfinite(seen.predict_at([target.default], episode.trials).outcomes()[0]).all()

@@ -5,7 +5,8 @@ import pytest
 
 from autollm_jax.forecasts import landscapes as evidence
 from autollm_jax.forecasts.advisers import forecast
-from autollm_jax.forecasts.shifted import ShiftedForecast
+from autollm_jax.forecasts.relevance import by_relevance
+from autollm_jax.forecasts.shifted import Shifted
 from autollm_jax.gym.environment import Episode
 
 
@@ -46,12 +47,12 @@ def test_the_law_finds_exponents_that_its_prior_does_not_have(bowl):
     assert law.slopes_D2[1, 1] == pytest.approx(0.4, abs=0.06)
 
 
-def test_nearest_first_goes_by_log_fidelity(family):
-    assert [e.name for e in evidence.nearest_first(family[:3], family[3])] == ["m2", "m1", "m0"]
+def test_relevance_goes_by_log_fidelity(family):
+    assert [e.name for e in by_relevance(family[:3], family[3])] == ["m2", "m1", "m0"]
 
 
 def test_the_forecast_before_trials_prefers_the_good_half(family):
-    seen = ShiftedForecast(family[3], family[:3])
+    seen = Shifted(family[3], family[:3])
     expected_R = seen.expected_regrets(())
     assert np.corrcoef(expected_R, family[3].outcomes.regrets_R)[0, 1] > 0.8
 
@@ -103,4 +104,4 @@ def test_forecasts_of_equal_names_but_other_tables_are_not_mixed_up(bowl):
 def test_evidence_over_other_dimensions_is_passed_over(family, bowl):
     renamed = bowl("x", 1e6, 1e8, (2.0**-9, 128))
     object.__setattr__(renamed.space.dimensions[1], "name", "warmup")
-    assert evidence.usable([*family[:2], renamed], family[3]) == tuple(family[:2])
+    assert evidence.usable([*family[:2], renamed], family[3]) == tuple(family[1::-1])

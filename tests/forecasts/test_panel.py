@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
 
-from autollm_jax.baselines.base import Problem
+from autollm_jax.baselines import BASELINES, Problem
 from autollm_jax.errors import UserError
 from autollm_jax.forecasts.advisers import forecast
-from autollm_jax.forecasts.panel import SURROGATES
 from autollm_jax.gym.environment import Episode
 
 
@@ -28,9 +27,9 @@ def test_the_panel_is_the_mean_of_its_members(episode):
         episode.exec_config(episode.setting.configurations[int(panel_R.argmin())])
 
 
-@pytest.mark.parametrize("name", SURROGATES)
+@pytest.mark.parametrize("name", ["gaussian_process", "boosted_trees"])
 def test_a_surrogate_as_an_adviser_chooses_what_the_baseline_does(name, episode):
-    baseline = SURROGATES[name](Problem(episode.setting, episode.evidence, 5), 0)
+    baseline = BASELINES[name](Problem(episode.setting, episode.evidence, 5), 0)
     while not episode.done:
         row = int(advised(name, episode).argmin())
         assert dict(episode.setting.configurations[row]) == baseline.ask()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from autollm_jax.forecasts.advisers import forecast
-from autollm_jax.forecasts.surface import SurfaceForecast
-from autollm_jax.forecasts.surfaces import effects, left_out_means, surfaces
+from autollm_jax.forecasts.surface import SurfaceTransfer
+from autollm_jax.forecasts.surfaces import left_out_means, surfaces
 from autollm_jax.gym.environment import Episode
 from autollm_jax.text import candidates
 from tests.families import observed
@@ -38,9 +38,9 @@ def test_evidence_of_the_targets_objective_comes_first_and_alone_makes_the_mean(
     target = mixtures[-1]
     same = [e for e in mixtures[:-1] if e.objective.metric == target.objective.metric]
     others = [e for e in mixtures[:-1] if e.objective.metric != target.objective.metric]
-    seen = SurfaceForecast(target, [*others, *same])
+    seen = SurfaceTransfer(target, [*others, *same])
     assert [e.id for e in seen.nearest[: len(same)]] == [e.id for e in same]
-    alone = SurfaceForecast(target, same).expected_regrets(())
+    alone = SurfaceTransfer(target, same).expected_regrets(())
     np.testing.assert_array_equal(seen.expected_regrets(()), alone)
 
 
@@ -94,13 +94,13 @@ def test_the_forecast_reads_no_outcome_of_the_target(mixtures):
     *cheap, target = mixtures
     other = dataclasses.replace(target, outcomes=cheap[-1].outcomes)
     assert not np.array_equal(other.outcomes.values_R, target.outcomes.values_R)
-    one, two = (SurfaceForecast(t, cheap).expected_regrets(()) for t in (target, other))
+    one, two = (SurfaceTransfer(t, cheap).expected_regrets(()) for t in (target, other))
     np.testing.assert_array_equal(one, two)
 
 
 def test_without_evidence_the_forecast_starts_at_the_default(tunings):
     target = tunings[-1]
-    assert target.configurations[_lowest(SurfaceForecast(target, ()))] == target.default
+    assert target.configurations[_lowest(SurfaceTransfer(target, ()))] == target.default
 
 
 def test_failed_trials_lower_their_neighbourhood(tunings):
@@ -118,17 +118,6 @@ def test_failed_trials_lower_their_neighbourhood(tunings):
     ]
     before, after = seen.expected_regrets(()), seen.expected_regrets(failed)
     assert after[near].mean() > before[near].mean()
-
-
-def test_effects_say_what_helps(mixtures):
-    (first, *_) = effects(mixtures[1])
-    assert first.name == "source" and first.percent < 0
-
-
-def test_effects_under_a_limit_are_those_at_equal_size(architectures):
-    percents = {effect.name: effect.percent for effect in effects(architectures[0])}
-    # More of everything is better in this table, but at equal size only depth is.
-    assert percents["layers"] < 0 < percents["width"]
 
 
 def test_left_out_means_are_those_of_a_table_without_the_row(mixtures):

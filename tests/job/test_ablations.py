@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from autollm_jax.errors import UserError
-from autollm_jax.evaluation.runner import evaluate
+from autollm_jax.evaluation.runner import Terms, evaluate
 from autollm_jax.job import stages, training_stages
 from autollm_jax.job.job import Job
 from autollm_jax.models.transformer import parameter_count
@@ -104,10 +104,8 @@ def test_results_under_stress_are_apart_from_the_plain_ones(make):
     thin = make(stress__kind="thin", stress__keep=0.1)
     players = {"first": _first_cell}
     for job in (plain, thin):
-        evaluate(
-            players, job.split, ("grpo",), 1, (0,), job.results_path, tables={},
-            stress=job.stress, progress=False,
-        )  # fmt: skip
+        terms = Terms(1, (0,), tasks=("grpo",), stress=job.stress)
+        evaluate(players, job.split, terms, job.results_path, tables={}, progress=False)
     assert plain.results_path.exists() and plain.results_path != thin.results_path
     assert plain.stress_results() == {"thin_0.1": thin.results_path}
     assert thin.report_folder.parent == plain.report_folder

@@ -1,4 +1,4 @@
-"""The report's tables of methods: regrets, paired differences, tasks and sources side by side."""
+"""Fills the report's tables of methods: regrets, paired differences, tasks and sources."""
 
 import math
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def cards(results: Results, focus: str) -> list[dict]:
 
 
 def block(results: Results, task: str, methods: Sequence[str]) -> dict:
-    """Return all about a task (or `all`): regrets, differences from the first method, a curve."""
+    """Return a task's (or `all`'s) regrets, differences from the first method, and curve."""
     focus, *others = methods
     floor, known = results.floor(task)
     comparable = _comparable_floor(results, task)
@@ -135,13 +135,13 @@ def difference_cell(results: Results, method: str, other: str, task: str, k: int
 
 
 def _comparable_floor(results: Results, task: str) -> float:
-    """Return the noise floor if every experiment that is compared has one, else nan."""
+    """Return the task's noise floor if every experiment has one, else nan."""
     floor, known = results.floor(task)
     return floor if known == results.bootstrap(task).experiments else math.nan
 
 
 def _words(results: Results, focus: str, other: str, task: str, floor: float) -> str:
-    """Say how the focus compares with the best other method."""
+    """Describe the difference between the focus and the best other method in words."""
     says = {"better": "lower", "worse": "higher", "open": "no difference shown"}
     parts = []
     for k in results.budgets:
