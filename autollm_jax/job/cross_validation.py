@@ -1,7 +1,7 @@
 """Comparing methods without a look at what is held out: on changed copies of training experiments.
 
 Every choice is made here. The pairs are those that policies learn from, drawn by another seed and
-without the synthetic prior (`agent.curation`): sub-grids, shifted axes, noise, other names, and
+without the synthetic prior (`curriculum.pairs`): sub-grids, shifted axes, noise, other names, and
 cheaper copies where a table has no cheaper one.
 """
 
@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from autollm_jax.curriculum import pairs as curation
-from autollm_jax.curriculum.pairs import CurationConfig
+from autollm_jax.curriculum.pairs import CurationConfig, Pair, curate
 from autollm_jax.evaluation.runner import Game, Player
 from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.experiments import Experiment
@@ -22,7 +21,7 @@ PAIRS_PER_FAMILY = 3
 TRIALS = (1, 3, 5)
 
 
-def pairs_of(training: Sequence[Experiment], pairs: int, seed: int) -> list[curation.Pair]:
+def pairs_of(training: Sequence[Experiment], pairs: int, seed: int) -> list[Pair]:
     """Draw pairs of changed copies, of every task and source alike."""
     config = CurationConfig(
         seed=SEED + seed,
@@ -33,11 +32,11 @@ def pairs_of(training: Sequence[Experiment], pairs: int, seed: int) -> list[cura
         all_evidence=0.8,
         no_evidence=0.0,
     )
-    return curation.curate(training, config)
+    return curate(training, config)
 
 
 def cross_validate(
-    players: Mapping[str, Player], pairs: Sequence[curation.Pair], budget: int
+    players: Mapping[str, Player], pairs: Sequence[Pair], budget: int
 ) -> dict[str, dict[str, np.ndarray]]:
     """Play every method on the pairs.
 

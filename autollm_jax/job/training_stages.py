@@ -16,8 +16,7 @@ from autollm_jax.agent.distillation import (
 )
 from autollm_jax.agent.rollout import make_rollout
 from autollm_jax.cluster import distributed
-from autollm_jax.curriculum import pairs as curation
-from autollm_jax.curriculum.pairs import CurationConfig
+from autollm_jax.curriculum.pairs import CurationConfig, Families, build_pair, draw_recipes
 from autollm_jax.curriculum.teacher import SimulationConfig, simulate_all
 from autollm_jax.data.tokenizer import train_tokenizer
 from autollm_jax.errors import UserError
@@ -33,7 +32,7 @@ MOST_CUT = 0.1  # largest share of the episodes that distillation may cut short
 
 def curate(job: Job) -> None:
     """Write the pairs of experiments that distillation and GRPO learn from."""
-    config, training = job.config, job.training
+    config, families = job.config, Families(job.training)
     steps = config.grpo.steps * config.grpo.groups
     # A family is costly to make, and its pairs are alike. Distillation sees them in random order,
     # so it takes many of a family; a step of GRPO takes neighbours, so it takes few.
@@ -53,13 +52,13 @@ def curate(job: Job) -> None:
             pairs_per_family=per_family,
             **({} if config.gym.evidence else {"no_evidence": 1.0}),
         )
-        lines = [recipe.to_json() + "\n" for recipe in curation.plan(training, settings)]
+        lines = [recipe.to_json() + "\n" for recipe in draw_recipes(families, settings)]
         write_atomic(path, "".join(lines))
         print(f"curate: wrote {len(lines)} pairs to {path}")
 
 
 def simulate(job: Job) -> None:
-    """Play the researcher on every pair, and train the policy's vocabulary on the episodes."""
+    """Play the script on every pair, and train the policy's vocabulary on the episodes."""
     config = job.config.simulate
     if not job.trajectories_path.exists():
         settings = SimulationConfig(
@@ -84,7 +83,7 @@ def simulate(job: Job) -> None:
 
 
 def distill_policy(job: Job) -> None:
-    """Supervised fine-tuning on the researcher's turns."""
+    """Supervised fine-tuning on the scripted researcher's turns."""
     config, checkpoints = job.config.distill, job.checkpoints("distill")
     if config.steps == 0 or checkpoints.latest() == config.steps:
         print(f"distill: done, {config.steps} steps")
@@ -128,12 +127,12 @@ def grpo(job: Job) -> None:
     if config.steps == 0 or checkpoints.latest() == config.steps:
         print(f"grpo: done, {config.steps} steps")
         return
-    recipes, training, gym = job.pairs("grpo"), job.training, job.config.gym
+    recipes, families, gym = job.pairs("grpo"), Families(job.training), job.config.gym
     terms = {"matching": gym.matching, "invalid_penalty": gym.invalid_penalty}
 
     def prompts_of_step(step):
         for recipe in recipes[step * config.groups : (step + 1) * config.groups]:
-            pair = curation.build(recipe, training)
+            pair = build_pair(recipe, families)
             yield functools.partial(Episode, pair.target, pair.evidence, gym.budget, **terms)
 
     train_grpo(

@@ -10,7 +10,7 @@ from autollm_jax.agent import environment_turns, rollout
 from autollm_jax.agent.dialogue import PolicyTokenizer, encode_turn
 from autollm_jax.agent.distillation import encode_conversation
 from autollm_jax.curriculum import synthetic
-from autollm_jax.curriculum.pairs import CurationConfig, build, plan
+from autollm_jax.curriculum.pairs import CurationConfig, curate
 from autollm_jax.curriculum.teacher import SimulationConfig, respond, simulate
 from autollm_jax.data.tokenizer import train_tokenizer
 from autollm_jax.errors import UserError
@@ -31,8 +31,7 @@ KEY = jax.random.key(0)
 
 @pytest.fixture(scope="module")
 def pairs():
-    recipes = list(plan([], CurationConfig(seed=1, pairs=12, synthetic=1.0, pairs_per_family=4)))
-    return [build(recipe, []) for recipe in recipes]
+    return curate([], CurationConfig(seed=1, pairs=12, synthetic=1.0, pairs_per_family=4))
 
 
 @pytest.fixture(scope="module")
