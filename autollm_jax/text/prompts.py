@@ -327,7 +327,7 @@ def feedback(trial: Trial, observation: Observation) -> str:
         outcome = f"invalid. {_plain(trial.message)}"
     else:
         # What the agent itself has just said need not be repeated where it is long.
-        row = seen.row_of(trial)
+        row = trial.row
         where = "" if long and not trial.matched else f"{spell_row(target.cells, row)} "
         if trial.matched:
             where = f"not measured, nearest is {where}"
