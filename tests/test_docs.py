@@ -10,6 +10,7 @@ from autollm_jax.gym import tables
 from autollm_jax.gym.spaces import KINDS
 
 TABLES = Path(__file__).parents[1] / "docs" / "tables.md"
+README = Path(__file__).parents[1] / "README.md"
 
 
 def test_the_table_of_the_docs_is_written_and_loaded(tmp_path, monkeypatch, capsys):
@@ -28,3 +29,23 @@ def test_the_docs_name_every_kind_status_and_level():
     text = TABLES.read_text()
     for word in (*KINDS, *tables.STATUSES, *tables.LEVELS, *tables.GOALS):
         assert f"`{word}`" in text
+
+
+def test_the_code_of_the_readme_runs(capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    names = {}
+    exec(compile(code, str(README), "exec"), names)
+    trial = names["trial"]
+    assert trial.valid and trial.ok and "regret" in capsys.readouterr().out
+
+
+def test_every_path_that_the_readme_and_docs_name_exists():
+    for page in (README, README.with_name("CONTRIBUTING.md"), *TABLES.parent.glob("*.md")):
+        if page.name in ("experiments.md", "performance.md"):
+            continue  # logs: they name the files of their time
+        for path in re.findall(
+            r"`((?:autollm_jax|launch|configs|docs)/[\w/.]*)`", page.read_text()
+        ):
+            assert (README.parent / path.replace("TASK", "grpo")).exists(), f"{page.name}: {path}"
+        for path in re.findall(r"\]\((?!http)([\w/.]+)\)", page.read_text()):
+            assert (page.parent / path).exists(), f"{page.name}: {path}"
