@@ -41,6 +41,10 @@ if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGTERM, lambda *_: os._exit(PREEMPTED_EXIT_CODE))
 
 
+# A flag defined here is the script's, for --help.
+flags.disclaim_key_flags()
+
+
 class _PathParser(flags.ArgumentParser):
     """Reads a path; a leading `~` is the home folder."""
 

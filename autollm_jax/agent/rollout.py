@@ -26,7 +26,6 @@ from tqdm import tqdm
 from autollm_jax.agent.constraint import join
 from autollm_jax.agent.environment_turns import EnvironmentTurns
 from autollm_jax.errors import UserError
-from autollm_jax.files import package_digest
 from autollm_jax.gym.environment import Episode
 from autollm_jax.models import transformer
 from autollm_jax.models.transformer import TransformerConfig
@@ -348,16 +347,13 @@ def policy_player(
 
     Args:
       model: the policy's shape.
-      params: the policy's parameters; their hash enters the player's identity, as does that of the
-        code that it plays with.
+      params: the policy's parameters; their hash enters the player's identity.
       tokenizer: the policy's.
       config: how to play.
       rows: games side by side.
       mesh: as in `sampler.init_state`.
     """
-    digest = hashlib.sha256(
-        f"{model} {config} {tokenizer.content_hash} {package_digest()}".encode()
-    )
+    digest = hashlib.sha256(f"{model} {config} {tokenizer.content_hash}".encode())
     for leaf in jax.tree.leaves(params):
         digest.update(to_host(leaf).tobytes())
     return PolicyPlayer(model, params, tokenizer, config, digest.hexdigest(), rows, mesh)

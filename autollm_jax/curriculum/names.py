@@ -1,10 +1,10 @@
-"""What dimensions and parts of mixtures are called in experiments that are made up or changed."""
+"""Names of dimensions and of mixtures' parts in experiments that are made up or changed."""
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-# Of parts of mixtures: words, each of them one piece of the vocabulary.
+# Names of parts of mixtures: words, each of them one token of the vocabulary.
 WORDS = (
     "arxiv books chat code dialogue essays europarl exams forum github gutenberg hacker instruct "
     "irc java jokes law letters lyrics mail manuals math medical news nih novels openweb papers "
@@ -12,7 +12,7 @@ WORDS = (
     "scripts sms speech sports stack stories subtitles tables travel tweets ubuntu uspto web wiki"
 ).split()
 
-# Of other people's hyperparameters: none of the tables' own.
+# Names of hyperparameters that none of the tables has.
 HYPERPARAMETERS = (
     "alpha beta2 decay_steps depth dropout epochs epsilon ffn_dim gamma grad_clip hidden lam "
     "label_smoothing lora_rank lr max_length min_lr mixup momentum n_heads noise_scale patch_size "
@@ -23,19 +23,20 @@ HYPERPARAMETERS = (
 def part_names(
     random: np.random.Generator, count: int, also: Sequence[str] = ()
 ) -> tuple[str, ...]:
-    """Draw so many different names of a mixture's parts; no two are alike when cut short.
+    """Draw different names of a mixture's parts; no two words are alike when cut short.
 
     Args:
       random: of the draw.
-      count: how many.
+      count: the number of names; beyond the number of words they are part1, part2, ...
       also: names that may be drawn beside `WORDS`.
     """
-    distinct = {word[:6]: word for word in (*WORDS, *also)}
-    return tuple(random.choice(list(distinct.values()), count, replace=False).tolist())
+    words = list({word[:6]: word for word in (*WORDS, *also)}.values())
+    words += [f"part{number}" for number in range(1, count - len(words) + 1)]
+    return tuple(random.choice(words, count, replace=False).tolist())
 
 
 def invented_names(random: np.random.Generator) -> Iterator[str]:
-    """Draw different names without end, of the kinds that people use: w7, top_k, tabo, peni3."""
+    """Yield different names without end, like those in use: w7, top_k, tabo, peni3."""
     consonants, vowels, given = "bcdfghjklmnprstvwxz", "aeiou", set()
 
     def letter(of: str) -> str:

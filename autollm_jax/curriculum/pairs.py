@@ -1,10 +1,12 @@
-"""Curation: which targets, with which cheaper experiments as evidence, a policy learns from.
+"""Pairs: a target with cheaper experiments as evidence, from which a policy learns.
 
 Pairs come from families. A family is the training tables of one task and source as they are, a
-changed copy of them (`augmentation`), or a draw from the synthetic
-prior. Within a family each experiment is a target with cheaper ones as evidence, all or some.
+changed copy of them (`augmentation`), or a draw from the synthetic prior. Within a family each
+experiment is a target with cheaper ones as evidence, all or some.
 
-A pair is written as its `Recipe`, one JSON line, from which it is built again bit by bit.
+    1. `draw_recipes`: draws families, targets and evidence
+    2. `Recipe`: one pair as a JSON line
+    3. `build_pair`: makes the pair of a recipe, bit by bit the same each time
 """
 
 import dataclasses
@@ -29,6 +31,8 @@ from autollm_jax.gym.splits import evidence_for
 from autollm_jax.text.spelling import short_names
 
 TABLES = "tables"
+CHANGED = 0.75  # share of the applicable augmentations that a changed copy has
+SOME_EVIDENCE = 0.6  # share of the cheaper experiments that a pair with some of them has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +41,11 @@ class CurationConfig:
 
     Attributes:
       seed: the same seed and experiments give the same pairs.
-      pairs: how many.
+      pairs: number of pairs.
       synthetic: share of families from the synthetic prior (the rest are from tables).
       unchanged: share of the tables' families that are left as they are.
-      invented_names: share of pairs whose dimensions and components are called otherwise.
-      pairs_per_family: how many pairs share a family.
+      invented_names: share of pairs whose dimensions and components have invented names.
+      pairs_per_family: number of pairs that share a family.
       all_evidence: share of pairs that get all cheaper experiments; the others get some.
       no_evidence: share of pairs without any.
     """
@@ -58,17 +62,17 @@ class CurationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How to build one pair again.
+    """How to build one pair.
 
     Attributes:
-      family: `tables` or `synthetic prior`.
-      source, task: which tables (empty for synthetic ones).
+      family: its kind, `tables` or `synthetic prior`.
+      source, task: of the tables (empty for synthetic families).
       seed: of the family's changes or draw.
       changes: augmentations applied, by name.
       renamed: whether dimensions and components have invented names.
       target: position of the target in the family.
-      evidence: positions of its evidence.
-      number: the pair's position in the curation; trajectories derive their seeds from it.
+      evidence: positions of the evidence in the family.
+      number: the pair's position among all; trajectories derive their seeds from it.
     """
 
     family: str
@@ -83,7 +87,7 @@ class Recipe:
 
     @property
     def provenance(self) -> str:
-        """Say where the outcomes come from, for people."""
+        """The origin of the outcomes, for people."""
         changed = [*self.changes, *["invented names"] * self.renamed]
         changes = f" with {', '.join(changed)}" if changed else ""
         if self.family == synthetic.PROVENANCE:
@@ -96,7 +100,7 @@ class Recipe:
 
     @classmethod
     def from_json(cls, line: str) -> "Recipe":
-        """Read what `to_json` wrote.
+        """Read a line that `to_json` wrote.
 
         Raises:
           UserError: the line is no recipe.
@@ -106,7 +110,7 @@ class Recipe:
             fields = {f.name: value[f.name] for f in dataclasses.fields(cls)}
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"not a recipe of a pair: {error!r}; accepted is curation's JSON"
+                f"not a recipe of a pair: {error!r}; accepted is a line written by curation"
             ) from error
         fields["changes"], fields["evidence"] = tuple(fields["changes"]), tuple(fields["evidence"])
         return cls(**fields)
@@ -114,7 +118,7 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pair:
-    """A target, and the cheap experiments that may be looked at; an environment plays on it."""
+    """A target and its evidence: cheaper experiments, which may be looked at."""
 
     target: Experiment
     evidence: tuple[Experiment, ...]
@@ -125,75 +129,133 @@ class Pair:
         return self.recipe.provenance
 
 
-def plan(training: Sequence[Experiment], config: CurationConfig) -> Iterator[Recipe]:
+class Families:
+    """The families of some training experiments; the latest few are kept, for they are costly.
+
+    Args:
+      training: training experiments, all sources together.
+      kept: the number of families to keep.
+    """
+
+    def __init__(self, training: Sequence[Experiment], kept: int = 4):
+        self._tables: dict[tuple[str, str], list[Experiment]] = {}
+        for experiment in sorted(training, key=lambda e: e.id):
+            self._tables.setdefault((experiment.source, experiment.task), []).append(experiment)
+        # A policy learns to say the names of the tables' own components.
+        mixtures = {d for e in training for d in e.space.dimensions if d.kind == "simplex"}
+        self._parts = tuple(sorted({name for d in mixtures for name in short_names(d).values()}))
+        self._kept = kept
+        self._latest: dict[tuple, list[Experiment]] = {}
+
+    def usable_tables(self) -> dict[tuple[str, str], list[Experiment]]:
+        """Return the tables, by (source, task), in which a target has cheaper evidence.
+
+        Tables whose experiments all cost the same count too: cheaper copies stand in.
+        """
+        return {
+            key: tables
+            for key, tables in self._tables.items()
+            if needs_copies(tables) or any(evidence_for(target, tables) for target in tables)
+        }
+
+    def make(
+        self, kind: str, source: str, task: str, seed: int, changes: tuple[str, ...]
+    ) -> list[Experiment]:
+        """Make a family, or return it if it is one of the latest (arguments as in `Recipe`)."""
+        key = (kind, source, task, seed, changes)
+        if key not in self._latest:
+            while len(self._latest) >= self._kept:
+                del self._latest[next(iter(self._latest))]
+            tables = self._tables.get((source, task), [])
+            if kind == synthetic.PROVENANCE:
+                self._latest[key] = sample_family(seed, self._parts)
+            else:
+                self._latest[key] = augment(tables, changes, seed) if changes else tables
+        return self._latest[key]
+
+
+def draw_recipes(families: Families, config: CurationConfig) -> Iterator[Recipe]:
     """Draw the recipes of all pairs, family by family.
 
     Args:
-      training: open experiments, all sources together.
+      families: of the training experiments.
       config: how pairs are drawn.
 
     Raises:
       UserError: there is no family that a pair could come from.
     """
-    groups = _groups(training)
-    groups = {
-        k: v for k, v in groups.items() if needs_copies(v) or any(evidence_for(t, v) for t in v)
-    }
-    if not groups and config.synthetic <= 0:
+    usable = families.usable_tables()
+    if not usable and config.synthetic <= 0:
         raise UserError(
-            "curation: no training experiment has a cheaper one of its task and source, and "
-            "config.synthetic is 0; accepted are tables of two fidelities, or synthetic > 0"
+            "curation: no training experiment has a cheaper one of its task and source; accepted "
+            "are tables of two fidelities in config.gym.roots, or config.curate.synthetic and "
+            "config.grpo.synthetic over 0"
         )
-    names = sorted(groups)
     number = family = 0
     while number < config.pairs:
         random = np.random.default_rng([config.seed, family])
         seed = int(random.integers(2**31))
+        kind, source, task, changes = _draw_family(usable, config, family, random)
         family += 1
-        if not names or random.random() < config.synthetic:
-            kind, source, task, changes = synthetic.PROVENANCE, "", "", ()
-        else:
-            # The sources take turns, so that a small table is not drowned by a large one.
-            kind, (source, task) = TABLES, names[family % len(names)]
-            tables, changes = groups[source, task], ()
-            if random.random() >= config.unchanged:
-                options = applicable(tables)
-                kept = random.random(len(options)) < 0.75
-                changes = tuple(c for c, k in zip(options, kept, strict=True) if k)
-            if needs_copies(tables):
-                changes += (CHEAPER_COPIES,)
-        experiments = _family(training, kind, source, task, seed, changes)
-        cheaper = _cheaper(experiments)
-        targets = [t for t, e in enumerate(cheaper) if e]
+        cheaper = _cheaper(families.make(kind, source, task, seed, changes))
+        targets = [target for target, evidence in enumerate(cheaper) if evidence]
         if not targets:
             continue
         for position in range(min(config.pairs_per_family, config.pairs - number)):
             target = targets[position % len(targets)]
-            evidence = cheaper[target]
-            draw = random.random()
-            if draw < config.no_evidence:
-                evidence = ()
-            elif draw < 1 - config.all_evidence:
-                some = [e for e in evidence if random.random() < 0.6]
-                evidence = tuple(some) or (evidence[int(random.integers(len(evidence)))],)
+            evidence = _draw_evidence(cheaper[target], config, random)
             renamed = bool(random.random() < config.invented_names)
             yield Recipe(kind, source, task, seed, changes, renamed, target, evidence, number)
             number += 1
 
 
-def build(recipe: Recipe, training: Sequence[Experiment]) -> Pair:
-    """Make the pair of a recipe from the experiments that it was planned on.
+def _draw_family(
+    usable: dict, config: CurationConfig, number: int, random: np.random.Generator
+) -> tuple[str, str, str, tuple[str, ...]]:
+    """Draw a family's kind, source, task and changes."""
+    if not usable or random.random() < config.synthetic:
+        return synthetic.PROVENANCE, "", "", ()
+    # The sources take turns, so that a large table does not outnumber a small one.
+    names = sorted(usable)
+    source, task = names[(number + 1) % len(names)]
+    tables, changes = usable[source, task], ()
+    if random.random() >= config.unchanged:
+        options = applicable(tables)
+        chosen = random.random(len(options)) < CHANGED
+        changes = tuple(c for c, yes in zip(options, chosen, strict=True) if yes)
+    return TABLES, source, task, changes + (CHEAPER_COPIES,) * needs_copies(tables)
+
+
+def _draw_evidence(
+    cheaper: tuple[int, ...], config: CurationConfig, random: np.random.Generator
+) -> tuple[int, ...]:
+    """Draw a pair's evidence among the cheaper experiments: none, some or all of them."""
+    draw = random.random()
+    if draw < config.no_evidence:
+        return ()
+    if draw >= 1 - config.all_evidence:
+        return cheaper
+    some = tuple(e for e in cheaper if random.random() < SOME_EVIDENCE)
+    return some or (cheaper[int(random.integers(len(cheaper)))],)
+
+
+def _cheaper(family: Sequence[Experiment]) -> list[tuple[int, ...]]:
+    """Return, for each experiment of a family, the positions of its possible evidence."""
+    places = {e.id: place for place, e in enumerate(family)}
+    return [tuple(places[c.id] for c in evidence_for(target, family)) for target in family]
+
+
+def build_pair(recipe: Recipe, families: Families) -> Pair:
+    """Make the pair of a recipe from the training experiments that it was drawn on.
 
     Raises:
       UserError: the experiments are not those.
     """
-    family = _family(
-        training, recipe.family, recipe.source, recipe.task, recipe.seed, recipe.changes
-    )
+    family = families.make(recipe.family, recipe.source, recipe.task, recipe.seed, recipe.changes)
     if max((recipe.target, *recipe.evidence)) >= len(family):
         raise UserError(
             f"pair {recipe.number}: its {recipe.provenance} has {len(family)} experiments, "
-            "fewer than when it was planned; accepted are the same training tables"
+            "fewer than when it was drawn; accepted are the same training tables"
         )
     target, *evidence = (family[place] for place in (recipe.target, *recipe.evidence))
     if recipe.renamed:
@@ -203,46 +265,6 @@ def build(recipe: Recipe, training: Sequence[Experiment]) -> Pair:
 
 
 def curate(training: Sequence[Experiment], config: CurationConfig) -> list[Pair]:
-    """Plan and build all pairs (see `plan`, `build`; a long list is better built pair by pair)."""
-    return [build(recipe, training) for recipe in plan(training, config)]
-
-
-def _groups(training: Sequence[Experiment]) -> dict:
-    groups: dict = {}
-    for experiment in sorted(training, key=lambda e: e.id):
-        groups.setdefault((experiment.source, experiment.task), []).append(experiment)
-    return groups
-
-
-def _cheaper(experiments: Sequence[Experiment]) -> list[tuple[int, ...]]:
-    places = {e.id: n for n, e in enumerate(experiments)}
-    return [tuple(places[c.id] for c in evidence_for(t, experiments)) for t in experiments]
-
-
-def _parts(training: Sequence[Experiment]) -> tuple[str, ...]:
-    """Return the names of the parts of the tables' mixtures, for a policy to learn."""
-    dimensions = {d for e in training for d in e.space.dimensions if d.kind == "simplex"}
-    return tuple(sorted({name for d in dimensions for name in short_names(d).values()}))
-
-
-_FAMILIES: dict = {}
-_MOST_FAMILIES = 4
-
-
-def _family(training, kind, source, task, seed, changes) -> list[Experiment]:
-    """Make a family, or return it if it is one of the latest few."""
-    # Identities are sound keys, because the kept value keeps the tables alive.
-    made_up = kind == synthetic.PROVENANCE
-    tables = list(training) if made_up else _groups(training).get((source, task), [])
-    key = (kind, seed if changes or made_up else 0, changes, *map(id, tables))
-    if key not in _FAMILIES:
-        while len(_FAMILIES) >= _MOST_FAMILIES:
-            del _FAMILIES[next(iter(_FAMILIES))]
-        if made_up:
-            made = sample_family(seed, _parts(training))
-        elif changes:
-            made = augment(tables, changes, seed)
-        else:
-            made = tables
-        _FAMILIES[key] = (made, tables)
-    return _FAMILIES[key][0]
+    """Draw and build all pairs (a long list is better built pair by pair)."""
+    families = Families(training)
+    return [build_pair(recipe, families) for recipe in draw_recipes(families, config)]

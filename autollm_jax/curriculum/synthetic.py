@@ -2,8 +2,8 @@
 
 A policy that saw only a few real tables would learn their optima by heart. Families drawn from a
 broad prior make it learn to read evidence instead, as prior-data fitted networks do (arXiv
-2112.10510). Whatever comes from here is marked `synthetic prior`; none of it is ever scored in a
-report. `synthetic_kinds.py` has mixtures, architectures and many dimensions, and draws the kind.
+2112.10510). Every family is marked `synthetic prior` and is never scored in a report.
+`synthetic_kinds.py` has mixtures, architectures and many dimensions, and draws the kind.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ SOURCE = "synthetic"
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What a made-up dimension looks like.
+    """The range of one made-up dimension.
 
     Attributes:
       optimum: range of log2 of the best value at the family's middle fidelity.
@@ -33,7 +33,7 @@ class Kind:
     whole: bool
 
 
-# Wider than `evidence.LAW_PRIORS`, so that the policy also meets families that surprise the law.
+# Wider than the law's own priors (`LAW_PRIORS`), so that some families surprise the law.
 DIMENSIONS = {
     "learning_rate": Kind((-14, -4), ((-0.45, 0.3), (0.2, 0.25)), False),
     "batch_size": Kind((3, 11), ((0.05, 0.3), (0.35, 0.25)), True),
@@ -57,27 +57,11 @@ def sample_bowls(random: np.random.Generator, seed: int) -> list[Experiment]:
     middle = np.log2([sizes.mean(), sizes.mean() * tokens])
     unit = 10 ** random.uniform(-2.3, -0.3)
     floor = random.uniform(0.3, 3.5)
-    maximize = random.random() < 0.1
+    family = _Family(seed, names, law, bowl, middle, unit, floor, random.random() < 0.1)
     experiments = []
     for size in sizes:
         for ratio in np.sort(tokens * 2 ** random.uniform(-2.5, 2.5, random.integers(1, 5))):
-            here = np.log2([size, size * ratio]) - middle
-            experiments.append(
-                _experiment(
-                    random,
-                    seed,
-                    len(experiments),
-                    names,
-                    law,
-                    bowl,
-                    here,
-                    size,
-                    ratio,
-                    unit * 2 ** (-0.25 * here.sum() + random.normal(0, 0.1)),
-                    floor,
-                    maximize,
-                )
-            )
+            experiments.append(_experiment(random, family, len(experiments), size, ratio))
     return experiments
 
 
@@ -138,18 +122,42 @@ class _Bowl:
         )
 
     def regret(self, x_RD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return regrets [R] and which cells diverge [R], at octaves from the optimum [R, D]."""
+        """Return the regrets [R], and whether each cell diverges [R], at octaves off [R, D]."""
         x_RD = x_RD.copy()
         if x_RD.shape[1] > 1:
             second = x_RD[:, 1]
             moved = np.minimum(second, self.turn) + 0.3 * np.maximum(second - self.turn, 0)
             x_RD[:, 0] -= self.tilt * moved
         steep_RD = np.where(x_RD < 0, self.steepness[:, 0], self.steepness[:, 1])
-        # Quadratic near the optimum, straight far from it, like the tables.
+        # Quadratic near the optimum, straight far from it, as in the tables.
         bowl_RD = np.sqrt(1.0 + 2.0 * steep_RD * x_RD**2) - 1.0
         regret_R = 2.0 * bowl_RD.sum(axis=1)
         over_R = np.maximum(x_RD[:, 0] - 0.6 * self.cliff, 0.0)
         return regret_R + over_R**2, x_RD[:, 0] > self.cliff
+
+
+@dataclasses.dataclass(frozen=True)
+class _Family:
+    """The constants that the experiments of one family share.
+
+    Attributes:
+      seed: of the family.
+      names, law: of its dimensions.
+      bowl: the landscape around the optimum.
+      middle: log2 of the middle fidelity's parameters and tokens [2].
+      unit: one unit of regret there, in the objective's units.
+      floor: the loss at the optimum.
+      maximize: whether a high outcome is good.
+    """
+
+    seed: int
+    names: tuple[str, ...]
+    law: list[_Law]
+    bowl: _Bowl
+    middle: np.ndarray
+    unit: float
+    floor: float
+    maximize: bool
 
 
 def _grid(random, law: _Law, best: float, count: int) -> tuple:
@@ -168,8 +176,12 @@ def _grid(random, law: _Law, best: float, count: int) -> tuple:
 
 
 def _experiment(
-    random, seed, number, names, law, bowl, here, size, ratio, unit, floor, maximize
+    random: np.random.Generator, family: _Family, number: int, size: float, ratio: float
 ) -> Experiment:
+    """Draw one experiment of a family: `size` parameters, `ratio` tokens a parameter."""
+    names, law, bowl = family.names, family.law, family.bowl
+    here = np.log2([size, size * ratio]) - family.middle
+    unit = family.unit * 2 ** (-0.25 * here.sum() + random.normal(0, 0.1))
     best_D = np.array([e.start + e.slopes @ here + random.normal(0, e.error) for e in law])
     counts = [random.integers(6, 13), random.integers(4, 10)]
     if len(names) == 3:
@@ -186,7 +198,7 @@ def _experiment(
     if diverged_R.mean() > 0.4:
         diverged_R[:] = False
     kept_R[int(np.argmin(np.where(diverged_R, np.inf, regret_R)))] = True
-    outcome_R = floor + unit * (regret_R + noise)
+    outcome_R = family.floor + unit * (regret_R + noise)
     rows = np.flatnonzero(kept_R)
     whole = [e.whole for e in law]
     configurations = [
@@ -198,15 +210,15 @@ def _experiment(
     return make_experiment(
         source=SOURCE,
         task="pretraining",
-        name=f"{seed}-{number}",
+        name=f"{family.seed}-{number}",
         space=space,
         fidelity=Fidelity("low", float(size), float(tokens), float(6 * size * tokens)),
         configurations=configurations,
-        outcomes=((-1 if maximize else 1) * outcome_R[rows]).tolist(),
+        outcomes=((-1 if family.maximize else 1) * outcome_R[rows]).tolist(),
         default=middle,
         default_origin="the middle of each dimension's choices",
         facts={"provenance": PROVENANCE},
         status=np.where(diverged_R[rows], "diverged", "ok").tolist(),
-        objective_metric="score" if maximize else "loss",
-        minimize=not maximize,
+        objective_metric="score" if family.maximize else "loss",
+        minimize=not family.maximize,
     )

@@ -1,9 +1,9 @@
 """A prior over families of experiments, second part: mixtures, architectures, many dimensions.
 
-Everything here is made up, marked `synthetic prior` and never scored in a report (see
-`synthetic.py`). The landscapes have the shape of real ones: a domain's loss falls as a power of
-what the mixture holds of use to it; an architecture's with its size, with a best aspect ratio;
-tuning has a bowl with interactions. From one fidelity to the next their constants drift a little.
+Every family is made up, marked `synthetic prior` and never scored in a report (see `synthetic.py`).
+The landscapes have the shape of real ones: a domain's loss is a power of the mixture's worth to the
+domain; an architecture's loss falls with its size and has a best aspect ratio; tuning has a bowl
+with interactions. From one fidelity to the next their constants drift a little.
 """
 
 import functools
@@ -23,7 +23,7 @@ def sample_family(seed: int, parts: Sequence[str] = ()) -> list[Experiment]:
 
     Args:
       seed: the same seed gives the same family.
-      parts: what parts of mixtures may be called, beside `names.WORDS`.
+      parts: names of mixtures' parts that may be drawn beside `names.WORDS`.
     """
     random = np.random.default_rng([seed, 211210510])
     kinds = (
@@ -74,7 +74,7 @@ def _sample_mixtures(random: np.random.Generator, seed: int, parts=()) -> list[E
     drift = random.uniform(0.05, 0.5)
     metric = "score" if maximize else "loss"
     objectives = [str(n) for n in random.choice(names, random.integers(1, 4), replace=False)]
-    # What each component is worth to each objective: its own most, a few others something.
+    # The worth of each component to each objective: most to its own, some to a few others.
     worth = {}
     for objective in objectives:
         worth_C = random.exponential(0.2, count) * (random.random(count) < 0.4) + 0.01

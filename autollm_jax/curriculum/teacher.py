@@ -1,13 +1,12 @@
-"""Trajectory simulation: a researcher who reads the evidence, extrapolates and refines.
+"""The teacher: a scripted researcher that reads the evidence, extrapolates and refines.
 
-He plays through the real `Episode`, so he knows of the target only what he has tried. His rule can
-be read off the text alone: before the first trial he states the nearest cheap experiment's best,
-the law, or where no law speaks what helps and what hurts; then, each time, he
-tries the listed configuration of the lowest forecast. `claims` checks every statement against the
-tables.
+The script plays through the real `Episode`, so it sees the outcomes of its own trials alone. Its
+rule can be read off the text: before the first trial it states the best of the nearest cheap
+experiment, the law, or (without a law) the largest effects; then, each time, it tries the listed
+configuration of the lowest forecast. `claims` checks every statement against the tables.
 
-So that a policy also learns to go on from worse states than the researcher would reach, some
-episodes contain moves perturbed on purpose. Those turns are marked `learned=False`.
+Some episodes contain moves perturbed on purpose, so that a policy also learns to go on from states
+that the script would not reach. Those turns are marked `learned=False`.
 """
 
 import concurrent.futures
@@ -20,20 +19,12 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from autollm_jax.curriculum.pairs import Pair, Recipe, build
-from autollm_jax.files import package_digest
+from autollm_jax.curriculum.pairs import Families, Pair, Recipe, build_pair
 from autollm_jax.forecasts.advisers import forecast
 from autollm_jax.gym.environment import Episode, Observation
 from autollm_jax.gym.experiments import Experiment
-from autollm_jax.text import candidates as listing
-from autollm_jax.text import prompts, spelling, statements
-from autollm_jax.text.parsing import (
-    DONE_KEY,
-    EXEC,
-    EXEC_END,
-    THINK,
-    THINK_END,
-)
+from autollm_jax.text import candidates, prompts, spelling, statements
+from autollm_jax.text.parsing import DONE_KEY, EXEC, EXEC_END, THINK, THINK_END
 from autollm_jax.text.playing import act
 
 
@@ -44,11 +35,11 @@ class SimulationConfig:
     Attributes:
       budget: trials per episode.
       perturbed: share of episodes with perturbed moves.
-      perturbed_moves: share of an episode's moves that are perturbed, where it has any.
+      perturbed_moves: share of perturbed moves in such an episode.
       reasoning: whether turns have a think part.
       matching: whether an unmeasured configuration is replaced by the nearest measured one.
-      worst_regret: an episode that ends above this is left out of the training set (rejection
-        sampling by hindsight; what was said in it is true either way).
+      worst_regret: an episode that ends above this regret is left out of the training set
+        (rejection sampling by hindsight; its statements are true either way).
     """
 
     budget: int = 5
@@ -64,11 +55,11 @@ class Trajectory:
     """One simulated episode.
 
     Attributes:
-      recipe: of the pair that it was played on.
+      recipe: of the pair.
       turns: environment and agent alternating; the outcome of the last trial has no turn, because
-        nobody answers it.
+        no agent's turn follows.
       regrets: best regret after each trial, in hindsight.
-      kept: whether hindsight keeps it for training.
+      kept: whether the episode is used for training.
     """
 
     recipe: Recipe
@@ -93,7 +84,7 @@ class Trajectory:
 
     @classmethod
     def from_json(cls, line: str) -> "Trajectory":
-        """Read what `to_json` wrote."""
+        """Read a line that `to_json` wrote."""
         value = json.loads(line)
         return cls(
             Recipe.from_json(json.dumps(value["recipe"])),
@@ -104,8 +95,8 @@ class Trajectory:
 
 
 def respond(observation: Observation) -> str:
-    """Write the researcher's turn: a function of what is visible, without chance."""
-    listed = listing.candidates(observation)
+    """Write the scripted turn, a function of the observation, without chance."""
+    listed = candidates.list_candidates(observation)
     if not listed:
         return f'{THINK}all tried{THINK_END}{EXEC}{{"{DONE_KEY}": true}}{EXEC_END}' + (
             prompts.END_OF_TURN
@@ -119,13 +110,13 @@ def _turn(think: str, exec_text: str) -> str:
     return f"{THINK}{think}{THINK_END}{exec_text}{prompts.END_OF_TURN}"
 
 
-def _extrapolate(observation: Observation, pick: listing.Candidate) -> str:
-    """State what the evidence shows, the law or the effects, and choose."""
-    seen = listing.view(observation)
+def _extrapolate(observation: Observation, pick: candidates.Candidate) -> str:
+    """State the evidence's best, the law or the effects, and choose."""
+    seen = candidates.forecast_of(observation)
     target = observation.setting
     sentences = []
     if seen.nearest:
-        if not listing.is_long(target.space):
+        if not candidates.is_long(target.space):
             sentences.append(prompts.nearest_text(observation))
         sizes = statements.sizes_text(seen)
         sentences += [sizes] * bool(sizes)
@@ -137,14 +128,14 @@ def _extrapolate(observation: Observation, pick: listing.Candidate) -> str:
     return _lines(*sentences, _choice(observation, pick))
 
 
-def _choice(observation: Observation, pick: listing.Candidate) -> str:
-    # Copied here first, where the label leads to its line, so that the action copies its neighbour:
-    # other lines name the same parts, and values without their names.
-    return f"lowest {pick.label} {listing.percent(pick.expected)} at {pick.text}"
+def _choice(observation: Observation, pick: candidates.Candidate) -> str:
+    # The configuration is copied here first, from the line that the label leads to; the action then
+    # copies the text right before it. Other lines hold the same parts, and values without names.
+    return f"lowest {pick.label} {candidates.percent(pick.expected)} at {pick.text}"
 
 
-def _refine(observation: Observation, pick: listing.Candidate) -> str:
-    """State what the latest trial brought and where the best one so far lies, and choose."""
+def _refine(observation: Observation, pick: candidates.Candidate) -> str:
+    """State how the latest trial compares, name the best one so far, and choose."""
     return _lines(prompts.standing(observation), _choice(observation, pick))
 
 
@@ -153,19 +144,19 @@ def _lines(*sentences: str) -> str:
 
 
 def _perturb(observation: Observation, random: np.random.Generator) -> str:
-    """Write a turn that the researcher would not: another cell, an unmeasured or a broken one."""
+    """Write a turn unlike the script's: another cell, an unmeasured or a broken configuration."""
     target = observation.setting
     cells, space = target.cells, target.space
     kind = random.random()
     row = int(random.integers(len(cells)))
     if kind < 0.6:
-        listed = listing.candidates(observation, 8)
+        listed = candidates.list_candidates(observation, 8)
         if listed and kind < 0.3:
             row = listed[int(random.integers(len(listed)))].row
         return _turn("a guess", spelling.exec_part(cells, row))
     text = spelling.row_json(cells, row)
     if kind < 0.8:
-        # Another number for the first that is there: a weight, a rate, a width.
+        # Replace the first number: a weight, a rate, a width.
         number = re.search(r": ([0-9][0-9.e-]*)", text)
         if number is not None:
             off = spelling.spell_number(float(number.group(1)) * float(random.uniform(1.1, 3)))
@@ -178,20 +169,21 @@ def _perturb(observation: Observation, random: np.random.Generator) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Researcher:
-    """Plays evaluation's games as the simulated researcher (`evaluation.runner.Player`).
+    """Plays evaluation's games as the scripted researcher (an `evaluation.runner.Player`).
 
-    A distilled policy imitates him, so his score tells what of a policy's comes from the forecast
-    in its prompt, and what it learned beyond.
+    A distilled policy imitates the script. The difference between their scores is therefore the
+    part of a policy's skill that does not come from the forecast in its prompt.
 
-    advisor: who makes that forecast (`forecasts.advisers`).
+    Attributes:
+      advisor: the name of that forecast (`forecasts.advisers`).
     """
 
     advisor: str = "own"
 
     @property
     def identity(self) -> str:
-        """Hash the code that he is made of: changed, he plays again."""
-        return f"{self.advisor} {package_digest()}"
+        """The adviser's name, the only setting."""
+        return self.advisor
 
     def __call__(self, games: Sequence) -> None:
         forecasts = {}
@@ -207,12 +199,12 @@ class Researcher:
 def simulate(
     pair: Pair, seed: int, budget: int = 5, config: SimulationConfig | None = None
 ) -> Trajectory:
-    """Play the researcher on one pair.
+    """Play the script on one pair.
 
     Args:
       pair: target and evidence.
-      seed: of the perturbations; without them, it changes nothing.
-      budget: trials (takes precedence over the config's).
+      seed: of the perturbations; without any it has no effect.
+      budget: number of trials (instead of the config's).
       config: how episodes are played; None perturbs nothing.
     """
     config = config or SimulationConfig(perturbed=0.0, worst_regret=1.0)
@@ -240,10 +232,10 @@ def simulate(
 
 
 def _simulate_recipes(
-    training: Sequence[Experiment], recipes: Iterable[Recipe], config: SimulationConfig
+    families: Families, recipes: Iterable[Recipe], config: SimulationConfig
 ) -> list[Trajectory]:
     return [
-        simulate(build(recipe, training), recipe.number, config.budget, config)
+        simulate(build_pair(recipe, families), recipe.number, config.budget, config)
         for recipe in recipes
     ]
 
@@ -257,8 +249,8 @@ def simulate_all(
     """Simulate; the same recipes give the same trajectories for any number of processes.
 
     Args:
-      training: open experiments.
-      recipes: of the pairs to play on, from `curation.plan`.
+      training: training experiments.
+      recipes: of the pairs to play on, from `pairs.draw_recipes`.
       config: how episodes are played.
       processes: 1 plays in this process; more are spawned, which needs a main module that can be
         imported without work.
@@ -266,13 +258,14 @@ def simulate_all(
     Yields:
       One trajectory per pair, in the pairs' order, kept or not.
     """
-    families = (list(group) for _, group in itertools.groupby(recipes, key=lambda r: r.seed))
+    same_family = (list(group) for _, group in itertools.groupby(recipes, key=lambda r: r.seed))
     if processes <= 1:
-        for family in families:
-            yield from _simulate_recipes(training, family, config)
+        families = Families(training)
+        for group in same_family:
+            yield from _simulate_recipes(families, group, config)
         return
     context = multiprocessing.get_context("spawn")
-    jobs = [[r for family in group for r in family] for group in _grouped(families, 16)]
+    jobs = [list(itertools.chain(*groups)) for groups in _grouped(same_family, 16)]
     with concurrent.futures.ProcessPoolExecutor(
         processes, mp_context=context, initializer=_start, initargs=(tuple(training), config)
     ) as pool:
@@ -286,12 +279,12 @@ def _grouped(items: Iterable, count: int) -> Iterator[list]:
         yield group
 
 
-_WORKER: dict = {}
+_WORKER: dict = {}  # of a worker process: the arguments of `_start`
 
 
 def _start(training: tuple, config: SimulationConfig) -> None:
-    _WORKER.update(training=training, config=config)
+    _WORKER.update(families=Families(training), config=config)
 
 
 def _work(recipes: list[Recipe]) -> list[Trajectory]:
-    return _simulate_recipes(_WORKER["training"], recipes, _WORKER["config"])
+    return _simulate_recipes(_WORKER["families"], recipes, _WORKER["config"])

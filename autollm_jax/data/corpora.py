@@ -62,7 +62,7 @@ def load_corpus(
         return load_tfds(name, max_bytes=max_bytes, data_dir=data_dir)
     if name == "stdlib":
         return _load_stdlib_once(max_bytes)
-    raise UserError(f"data.corpus={name!r} is unknown; accepted: stdlib, tfds:NAME[/CONFIG]")
+    raise UserError(f"corpus {name!r} is unknown; accepted: stdlib, tfds:NAME[/CONFIG]")
 
 
 @functools.lru_cache(maxsize=2)
@@ -102,20 +102,7 @@ def read_stdlib(
         (tests if _is_test(path) else library)[path] = file
     notes = []
     if sum(file.stat().st_size for file in tests.values()) < _FEW_TEST_BYTES:
-        borrowed = []
-        for package, folder in packages.items():
-            found = {
-                f"{package}/{path}": file
-                for path, file in _python_files(folder).items()
-                if _is_test(path)
-            }
-            if found:
-                tests.update(found)
-                borrowed.append(f"{package} {_version_of(package)}")
-        notes.append(
-            "the library's own tests are stripped here, test_code holds what is left and the "
-            f"tests of {', '.join(borrowed) or 'no package'}"
-        )
+        notes.append(_borrow_tests(tests, packages))
     code = {p: f for p, f in library.items() if not p.startswith(_SKIPPED)}
     documented = {p: f for p, f in code.items() if int(digest(f"half {p}")[:2], 16) % 2}
     code = {p: f for p, f in code.items() if p not in documented}
@@ -131,14 +118,27 @@ def read_stdlib(
     if not library:
         raise UserError(f"{root}: no Python files of a standard library here; use tfds:NAME")
     if not domains["library_code"]:
-        raise UserError(
-            f"data.max_bytes={max_bytes}: too small for one document; accepted: 1000000"
-        )
+        raise UserError(f"max_bytes={max_bytes}: too small for one document; accepted: 1000000")
     return make_corpus(
         "stdlib",
         version=f"{platform.python_implementation()} {platform.python_version()}",
         description="; ".join(["the interpreter's standard library", *notes]),
         domains=domains,
+    )
+
+
+def _borrow_tests(tests: dict[str, Path], packages: Mapping[str, Path]) -> str:
+    """Add the tests of installed packages to `tests`; return a note that names the packages."""
+    borrowed = []
+    for package, folder in packages.items():
+        files = _python_files(folder).items()
+        found = {f"{package}/{path}": file for path, file in files if _is_test(path)}
+        if found:
+            tests.update(found)
+            borrowed.append(f"{package} {_version_of(package)}")
+    return (
+        "the library's own tests are stripped here, test_code holds what is left and the "
+        f"tests of {', '.join(borrowed) or 'no package'}"
     )
 
 

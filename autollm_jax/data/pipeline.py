@@ -111,7 +111,7 @@ def pack(documents: Sequence[str] | Stream, tokenizer: Tokenizer, length: int) -
       UserError: The length is not in 1 ... 65534.
     """
     if not 1 <= length < (1 << 16) - 1:
-        raise UserError(f"data.length={length}: must be from 1 to 65534")
+        raise UserError(f"rows of {length} tokens: accepted is 1 to 65534")
     stream = documents if isinstance(documents, Stream) else tokenize(documents, tokenizer)
     total = len(stream.tokens_M)
     rows = max(0, -(-(total - 1) // length))
@@ -228,7 +228,7 @@ class Pipeline:
             packed = {"all": packed}
         if batch_size < 1 or batch_size % process_count:
             raise UserError(
-                f"data.batch_size={batch_size}: must be a positive multiple of {process_count}, "
+                f"batch_size={batch_size}: must be a positive multiple of {process_count}, "
                 "the number of processes"
             )
         parts = list(packed.values())
@@ -237,7 +237,7 @@ class Pipeline:
         self.length = parts[0].length
         self.rows = sum(len(part) for part in parts)
         if not self.rows:
-            raise UserError("data: there is not one row to train on; the corpus is empty")
+            raise UserError("there is not one row to train on; the corpus is empty")
         self._tokens_NT = np.concatenate([part.tokens_NT for part in parts])
         self._segments_NT = np.concatenate([part.segments_NT for part in parts])
         self._positions_NT = np.concatenate([part.positions_NT for part in parts])
@@ -337,13 +337,13 @@ def _row_order(
         return _Epochs(0, sum(map(len, packed.values())), seed, 0, shuffle)
     unknown = sorted(set(weights) - set(packed))
     if unknown:
-        raise UserError(f"data.weights names {unknown[0]!r}; accepted: {', '.join(packed)}")
+        raise UserError(f"weights name {unknown[0]!r}; accepted: {', '.join(packed)}")
     parts, shares, first = [], [], 0
     for number, (domain, part) in enumerate(packed.items()):
         share = float(weights.get(domain, 0.0))
         if not (np.isfinite(share) and share >= 0) or (share and not len(part)):
             raise UserError(
-                f"data.weights[{domain!r}]={share}: must be finite, not negative, and 0 for a "
+                f"weights[{domain!r}]={share}: must be finite, not negative, and 0 for a "
                 "domain without rows"
             )
         if share:
@@ -352,6 +352,6 @@ def _row_order(
             shares.append(share)
         first += len(part)
     if not parts:
-        raise UserError("data.weights: at least one weight must be above 0")
+        raise UserError("weights: at least one weight must be above 0")
     total = sum(shares)
     return grain.MapDataset.mix(parts, weights=[share / total for share in shares])

@@ -45,7 +45,7 @@ def load_tfds(name: str, *, max_bytes: int, data_dir: str | os.PathLike | None) 
         texts = _read(builder, name, held_out, feature, int(max_bytes * VALIDATION_SHARE))
         validation = {domain: texts} if texts else None
     if not train:
-        raise UserError(f"{name}: not one document under data.max_bytes={max_bytes}")
+        raise UserError(f"{name}: not one document within max_bytes={max_bytes}")
     return make_corpus(
         name,
         version=str(builder.info.version),

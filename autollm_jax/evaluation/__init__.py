@@ -1,1 +1,1 @@
-"""Statistics, runner and report."""
+"""The numbers of an evaluation: runner, statistics, summary, cost."""

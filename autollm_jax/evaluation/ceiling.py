@@ -1,10 +1,10 @@
-"""What could be known at best: the regret of somebody who reads the target's own table.
+"""A yardstick: the regret of a search that reads the target's own table.
 
-Every cell is predicted from all the other cells of that very table, and cells are tried in the
-order of the predictions. So nothing is missing but what sets a cell apart from its neighbours: the
-luck of its run, and what no smooth landscape explains. It is a yardstick and no method: methods see
-cheaper experiments only. At one trial a method that stays below it was lucky, or knew a cell from
-cheap runs of the same configuration; after several, methods have also learned from their trials.
+Every configuration's outcome is predicted from all other outcomes of the same table, and
+configurations are tried in the order of the predictions. Only the luck of single runs is missing,
+and effects that no smooth landscape explains. It is not a method: methods see cheaper experiments
+only. A method can stay below it after one trial by luck, or because a cheap run of the same
+configuration told; after several trials methods have also learned from these.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,9 +23,10 @@ def ceilings(
     """Score the yardstick on the scored experiments.
 
     Args:
-      results: say which tasks and budgets there are.
-      experiments: the scored ones, open.
-      predict: predicts each cell's loss (lower is better) [R] without its own outcome.
+      results: the results, for their tasks and budgets.
+      experiments: the scored experiments.
+      predict: experiment -> each configuration's loss (lower is better) [R], predicted without its
+        own outcome.
 
     Returns:
       {TASK: {"1": mean regret after one trial, "3": …}}, with a TASK named `all`, in which tasks

@@ -1,4 +1,4 @@
-"""How much of what a method's thinking states is true, and how much of it was checked at all."""
+"""Adds up the checked claims of methods' thinking: the true share and the unchecked share."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,11 +8,11 @@ COUNTS = ("n", "true", "numbers", "unchecked", "words", "unread")
 
 
 def summarise_claims(transcripts: Sequence[Mapping]) -> dict:
-    """Add up the counts of claims that transcripts carry (`agent.claims.Audit`, one a turn).
+    """Add up the counts of claims that transcripts carry (one `text.claims.Audit` per turn).
 
     Returns:
       {METHOD: {TASK: {"true": share of the claims, "n": claims, "unchecked": share of the numbers
-      that stand in no claim, "unread": share of the words that neither stand in a claim nor join
+      outside every claim, "unread": share of the words that neither stand in a claim nor join
       two, "turns": turns}}}, with a TASK named `all`; a share of nothing is None. Methods whose
       transcripts carry no counts are left out.
     """

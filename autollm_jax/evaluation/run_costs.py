@@ -1,57 +1,45 @@
-"""What runs cost, as the outcome tables say."""
+"""Reads the FLOPs of every run from the outcome tables."""
 
-import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.runs import runs_key
-from autollm_jax.gym.tables import Table, find_tables, read_table
-
-MEASURES = ("flops", "hours")
+from autollm_jax.gym.tables import Roots, Table, find_tables, read_table
 
 
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """FLOPs and hours; nan is unknown."""
+def read_runs(roots: Roots, experiments: Sequence[Experiment]) -> dict[str, dict[tuple, float]]:
+    """Read the FLOPs of every run of some experiments.
 
-    flops: float = 0.0
-    hours: float = 0.0
+    Args:
+      roots: folders of tables, or one such folder.
+      experiments: the experiments to read. Rows over an experiment's limit are left out.
 
-    def __add__(self, other: "Cost") -> "Cost":
-        return Cost(self.flops + other.flops, self.hours + other.hours)
-
-    def times(self, number: float) -> "Cost":
-        return Cost(self.flops * number, self.hours * number)
-
-    def to_json(self) -> dict:
-        return {name: finite_or_none(getattr(self, name)) for name in MEASURES}
-
-
-def read_runs(roots: Sequence, experiments: Sequence[Experiment]) -> dict[str, dict[tuple, Cost]]:
-    """Read what every run of the experiments cost, by experiment id and the run's key.
-
-    Experiments that share a run give it the same key. Rows over an experiment's limit are left out.
+    Returns:
+      {experiment id: {run key: FLOPs}}. A run that several experiments share has the same key in
+      each. FLOPs are nan where the table has none for the run, or gives them per token.
     """
     wanted = {e.id: e for e in experiments}
-    found: dict[str, dict[tuple, Cost]] = {}
+    found: dict[str, dict[tuple, float]] = {}
     for path in find_tables(roots):
         if any((e.source, e.task) == (path.parent.name, path.stem) for e in experiments):
             table = read_table(path)
-            for name, status, key, cost in _rows(table):
+            for name, status, key, flops in _rows(table):
                 experiment = wanted.get(f"{table.source}/{table.task}/{name}")
                 if experiment is not None and status != "infeasible":
                     key = key if key[0] is not None else (runs_key(experiment), *key[1:])
-                    found.setdefault(experiment.id, {})[key] = cost
+                    found.setdefault(experiment.id, {})[key] = flops
     return found
 
 
-def _rows(table: Table):
-    """Yield each row's experiment, status, key (it begins with None without a run's) and cost."""
+def _rows(table: Table) -> Iterator[tuple[str, str, tuple, float]]:
+    """Yield (experiment, status, run key, FLOPs) per row.
+
+    The run key starts with None when the table has no `run` column.
+    """
     rows, columns = table.rows, table.rows.column_names
     per_token = "per token" in table.meta.get("units", {}).get("flops", "")
-    flops = [math.nan if per_token else _float(value) for value in rows["flops"].to_pylist()]
-    hours = [_float(value) / 3600 for value in rows["seconds"].to_pylist()]
+    flops = (math.nan if per_token or n is None else float(n) for n in rows["flops"].to_pylist())
     if "run" in columns:
         keys = [(table.source, run) for run in rows["run"].to_pylist()]
     else:
@@ -61,20 +49,4 @@ def _rows(table: Table):
         values = [*(rows[name].to_pylist() for name in names), seeds]
         keys = [(None, *value) for value in zip(*values, strict=True)]
     said = (rows[name].to_pylist() for name in ("experiment", "status"))
-    yield from zip(*said, keys, map(Cost, flops, hours), strict=True)
-
-
-def mean_cost(costs: Sequence[Cost]) -> Cost:
-    """Return the mean; of nothing it is unknown."""
-    if not costs:
-        return Cost(math.nan, math.nan)
-    return sum(costs, Cost()).times(1 / len(costs))
-
-
-def finite_or_none(value: float) -> float | None:
-    """Return a number as JSON can hold it: None where it is nan or infinite."""
-    return value if math.isfinite(value) else None
-
-
-def _float(value) -> float:
-    return math.nan if value is None else float(value)
+    yield from zip(*said, keys, flops, strict=True)

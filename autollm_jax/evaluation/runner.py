@@ -1,34 +1,35 @@
 """Plays every method on every held-out experiment, on equal terms, and writes the results.
 
-1. Make the games: one episode for each experiment and seed, the same for every method. Only this
-   module makes them, so evidence, default, budget and matching cannot differ.
-2. Let each player play its games; check that each was ended.
-3. Write the player's part under parts/, keyed by a digest of what it depends on. A player whose
-   part is there already is not played again.
-4. Join the parts to results.parquet and transcripts.jsonl.
+1. Make the games: one episode per experiment and seed, the same for every method. An episode shows
+   the experiment's setting and keeps its outcomes. Players do not make episodes, so evidence,
+   default, budget and matching cannot differ.
+2. Let each player play its games, and check that each game was ended.
+3. Write the player's part under parts/, with a digest of games, tables, package and player. A
+   player whose part has the same digest is not played again.
+4. Concatenate the parts to results.parquet and transcripts.jsonl.
 """
 
 import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from autollm_jax import distributed
 from autollm_jax.baselines.base import Method, Problem
-from autollm_jax.baselines.learned import Learned
+from autollm_jax.cluster import distributed
 from autollm_jax.errors import UserError
 from autollm_jax.files import package_digest, write_atomic
 from autollm_jax.gym.environment import Episode
+from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.splits import Split, evidence_for
 from autollm_jax.gym.stress import Stress, distort
-from autollm_jax.gym.tables import find_tables
+from autollm_jax.gym.tables import Roots, find_tables
 
 SCHEMA = pa.schema(
     [
@@ -48,8 +49,6 @@ SCHEMA = pa.schema(
         ("matched", pa.bool_()),
     ]
 )
-# Part of every digest: raise it where games or rows change their meaning.
-VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -60,28 +59,48 @@ class Game:
     seed: int
 
 
-# What is kept of a game besides its trials: its text, or a mapping of JSON values, `text` and
-#   claims: per turn, counts of what its thinking states (`agent.claims.Audit`);
-#   evidence_flops: what the game's own cheap runs cost, for a method that is not given any.
+# The record of a game beside its trials: its text, or a mapping of JSON values with the keys
+#   text: the game's text;
+#   claims: per turn, counts of the checked statements of its thinking;
+#   evidence_flops: FLOPs of the game's own cheap runs, for a method that ignores the evidence.
 Transcript = str | Mapping
-# A player plays each game to its end. It may return one transcript a game, in their order; it may
-# carry `identity: str`, all that its play depends on besides the games (a checkpoint's hash), and
-# `together: bool`, that it plays in all processes; of the others process 0 alone does.
+# A player plays each game to its end. It may return one transcript per game, in their order. It
+# may have two attributes: `identity: str`, its settings (a hash of the weights, the adviser's
+# name), and `together: bool`, whether all processes play it. Else process 0 plays it alone.
 Player = Callable[[Sequence[Game]], Sequence[Transcript] | None]
 
 
 @dataclass(frozen=True)
+class Terms:
+    """The terms on which every method plays.
+
+    Attributes:
+      budget: trials per episode.
+      seeds: one episode per experiment and seed.
+      tasks: the tasks to score; all where None.
+      matching: whether the nearest measured configuration answers for an unmeasured one.
+      with_evidence: whether games come with evidence.
+      stress: the change of the evidence, the same for every player.
+    """
+
+    budget: int
+    seeds: Sequence[int]
+    tasks: Sequence[str] | None = None
+    matching: bool = True
+    with_evidence: bool = True
+    stress: Stress = field(default_factory=Stress)
+
+
+@dataclass(frozen=True)
 class MethodPlayer:
-    """Plays a baseline: asks it, runs what it says, tells it what came of it."""
+    """Plays a baseline: asks it for a configuration, runs that, and tells it the trial."""
 
     method: Callable[[Problem, int], Method]
 
     @property
     def identity(self) -> str:
-        """Name the code, and what was learned: with another package a method plays again."""
-        if isinstance(self.method, Learned):
-            return self.method.digest
-        return package_digest()
+        """The digest of a meta-learned method; empty for others, which have no settings."""
+        return getattr(self.method, "digest", "")
 
     def __call__(self, games: Sequence[Game]) -> list[Transcript] | None:
         spent = []
@@ -98,42 +117,31 @@ class MethodPlayer:
 
 
 def play_method(method: Callable[[Problem, int], Method]) -> MethodPlayer:
-    """Return the player of a baseline: its class (see baselines/base.py), or what it learned."""
+    """Return the player of a baseline: a class of `BASELINES`, or a `Learned` one."""
     return MethodPlayer(method)
 
 
 def evaluate(
     players: Mapping[str, Player],
     split: Split,
-    tasks: Iterable[str] | None,
-    budget: int,
-    seeds: Sequence[int],
+    terms: Terms,
     path: str | os.PathLike,
     *,
     tables: Mapping[str, str],
-    matching: bool = True,
-    with_evidence: bool = True,
-    stress: Stress | None = None,
     progress: bool = True,
 ) -> pa.Table:
     """Score players on the held-out experiments; resumes method by method.
 
     Args:
       players: by the name of their method.
-      split: training experiments, which are the evidence, and sealed held-out ones.
-      tasks: the tasks to score; all where None.
-      budget: trials an episode.
-      seeds: one episode per experiment and seed.
-      path: where `results.parquet` goes. Beside it come `transcripts.jsonl` and `parts/`.
-      tables: `table_hashes` of the roots that the split is from: with other tables, players play
-        again. (The outcomes themselves are sealed to this module as well.)
-      matching: whether an unmeasured configuration is replaced by the nearest measured one.
-      with_evidence: whether games come with any evidence.
-      stress: what is done to the evidence, for every player alike; nothing where None.
+      split: training experiments, which are the evidence, and held-out ones.
+      terms: the terms of every game.
+      path: the path of `results.parquet`. `transcripts.jsonl` and `parts/` come beside it.
+      tables: `table_hashes` of the split's roots. With other tables players play again.
       progress: whether to show a progress bar (on a terminal).
 
     Returns:
-      The results, one row a trial, with the columns of `SCHEMA`: players in the order given,
+      The results, one row per trial, with the columns of `SCHEMA`: players in the order given,
       experiments by id, then seeds, then trials. The schema's metadata holds the budget
       and the methods.
 
@@ -141,41 +149,30 @@ def evaluate(
       UserError: there is nothing to score.
       RuntimeError: a player left a game unended or returned another number of transcripts.
     """
-    path, stress = Path(path), stress or Stress()
-    split = distort(split, stress)
-    targets = [e for e in split.held_out if tasks is None or e.task in set(tasks)]
-    targets.sort(key=lambda e: e.id)
-    if not targets or not seeds:
-        raise UserError(
-            "nothing to score: the tables have no experiment of these tasks at the level that "
-            "config.protocol holds out, or config.evaluation.seeds is empty"
-        )
-    evidence = {e.id: evidence_for(e, split.training) if with_evidence else () for e in targets}
-    # Only what differs from the plain terms is named, so that a new term replays no old game.
-    terms = ([] if with_evidence else ["no evidence"]) + ([str(stress)] if stress.label else [])
-    games_digest = _digest_games(targets, budget, seeds, matching, tables, terms)
+    path = Path(path)
+    split = distort(split, terms.stress)
+    targets = _targets(split, terms)
+    evidence = [evidence_for(e, split.training) if terms.with_evidence else () for e in targets]
+    games_digest = _digest_games(targets, terms, tables)
 
-    def make_games():
+    def make_games() -> list[Game]:
         return [
-            Game(Episode(e, evidence[e.id], budget, matching=matching), seed)
-            for e in targets
-            for seed in seeds
+            Game(Episode(target, known, terms.budget, matching=terms.matching), seed)
+            for target, known in zip(targets, evidence, strict=True)
+            for seed in terms.seeds
         ]
 
     parts, quiet = [], not (progress and distributed.is_main())
     bar = tqdm(players.items(), "evaluate", unit="method", disable=quiet or None)
     for name, player in bar:
         bar.set_postfix_str(name)
-        digest = hashlib.sha256(
-            json.dumps([games_digest, name, getattr(player, "identity", "")]).encode()
-        ).hexdigest()
-        part = path.parent / "parts" / f"{name}.parquet"
-        _make_part(part, digest, name, player, make_games)
-        parts.append(part)
+        digest = _sha256([games_digest, name, getattr(player, "identity", "")])
+        parts.append(path.parent / "parts" / f"{name}.parquet")
+        _make_part(parts[-1], digest, name, player, make_games)
     # Summaries must know of trials that no method used, and of a method that used none.
-    metadata = {"budget": str(budget), "methods": json.dumps(list(players))}
-    tables = [pq.read_table(part).replace_schema_metadata(None) for part in parts]
-    results = pa.concat_tables(tables).replace_schema_metadata(metadata)
+    metadata = {"budget": str(terms.budget), "methods": json.dumps(list(players))}
+    rows = [pq.read_table(part).replace_schema_metadata(None) for part in parts]
+    results = pa.concat_tables(rows).replace_schema_metadata(metadata)
 
     def write():
         transcripts = [part.with_suffix(".transcripts.jsonl").read_text() for part in parts]
@@ -186,8 +183,19 @@ def evaluate(
     return results
 
 
+def _targets(split: Split, terms: Terms) -> list[Experiment]:
+    """Return the experiments to be scored, by id."""
+    wanted = [e for e in split.held_out if terms.tasks is None or e.task in set(terms.tasks)]
+    if not wanted or not terms.seeds:
+        raise UserError(
+            "nothing to score: the tables have no experiment of these tasks at the level that "
+            "config.protocol holds out, or config.evaluation.seeds is empty"
+        )
+    return sorted(wanted, key=lambda e: e.id)
+
+
 def _make_part(part: Path, digest: str, name: str, player: Player, make_games: Callable) -> None:
-    """Let a player play its games, unless its part is there; process 0 writes it."""
+    """Let a player play its games unless its part has this digest; process 0 writes the part."""
     if distributed.on_main(lambda: _digest_of(part) == digest):
         return
     if getattr(player, "together", False):
@@ -198,7 +206,7 @@ def _make_part(part: Path, digest: str, name: str, player: Player, make_games: C
 
 
 def _play(name: str, player: Player, games: Sequence[Game]) -> tuple[list[dict], list[dict]]:
-    """Return a player's result rows and transcripts."""
+    """Let a player play all its games; return its result rows and transcripts."""
     texts = player(games)
     left = sum(not game.episode.done for game in games)
     if left:
@@ -233,14 +241,14 @@ def _write_part(part: Path, digest: str, rows: list[dict], transcripts: list[dic
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """Return a table as a Parquet file's bytes, to be written at once."""
+    """Return the bytes of a table's Parquet file."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     return buffer.getvalue()
 
 
 def _digest_of(part: Path) -> str | None:
-    """Return the digest that a part was written for; None where there is no readable part."""
+    """Return the digest in a part's metadata; None where there is no readable part."""
     if not (part.exists() and part.with_suffix(".transcripts.jsonl").exists()):
         return None
     try:
@@ -250,15 +258,27 @@ def _digest_of(part: Path) -> str | None:
     return metadata.get(b"digest", b"").decode()
 
 
-def _digest_games(targets, budget, seeds, matching, tables, terms) -> str:
-    ids = [target.id for target in targets]
-    described = [VERSION, ids, budget, list(map(int, seeds)), matching, sorted(tables.items())]
-    described += terms
-    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+def _digest_games(targets: Sequence[Experiment], terms: Terms, tables: Mapping[str, str]) -> str:
+    """Hash everything that results depend on but the player's own settings."""
+    stress = str(terms.stress) if terms.stress.label else None
+    seeds = list(map(int, terms.seeds))
+    played = [terms.budget, seeds, terms.matching, terms.with_evidence, stress]
+    return _sha256([package_digest(), [e.id for e in targets], played, sorted(tables.items())])
 
 
-def table_hashes(roots: Sequence[str | os.PathLike]) -> dict[str, str]:
-    """Return the SHA-256 of every outcome table's files, by "SOURCE/TASK.parquet" and ".json"."""
+def _sha256(value) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def table_hashes(roots: Roots) -> dict[str, str]:
+    """Return the SHA-256 of every file of the outcome tables under some roots.
+
+    Returns:
+      {"SOURCE/TASK.parquet": SHA-256, "SOURCE/TASK.json": …}.
+
+    Raises:
+      UserError: a root is no folder.
+    """
     return {
         f"{path.parent.name}/{file.name}": hashlib.sha256(file.read_bytes()).hexdigest()
         for path in find_tables(roots)

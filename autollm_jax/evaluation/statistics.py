@@ -4,11 +4,11 @@ A score belongs to a task, an experiment and a seed. A task's mean is that over 
 their means over seeds; the mean over several tasks is that of the tasks' means, so that the task
 with the most experiments does not drown the others.
 
-Experiments that are answered by the same runs (other objectives, other limits) are no independent
-ones: they form a cluster. New runs are what a claim is about, so within each task a draw picks
-clusters with replacement, within each pick its experiments with replacement, and within each of
-those its seeds. Tasks are not drawn: each is a stratum of its own. All methods, budgets and
-differences are given the same draws (paired), so that what makes an experiment hard cancels.
+Experiments that share their runs (other objectives, other limits) are not independent: they form
+a cluster. A claim is about new runs, so within each task a draw picks clusters with replacement,
+within each pick its experiments with replacement, and within each of those its seeds. Tasks are
+not drawn: each is a stratum. All methods, budgets and differences get the same draws (paired), so
+that an experiment's difficulty cancels.
 (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 8 and 13; Davison and
 Hinkley, Bootstrap Methods and their Application, 1997, section 3.8: hierarchical resampling.)
 
@@ -19,15 +19,13 @@ section 3.2: expanded percentile intervals). Simulated with regrets of either sh
 and 12 clusters an interval then covers the truth in 62, 78, 88, 93 and 95 % of cases (before: 57,
 70, 80, 85, 93 %), of 4 tasks with 2 clusters each in 83 to 88 % (before: 75 to 81 %).
 
-Edge cases, chosen so that no interval is narrower than what is known:
-  - A task with one experiment says nothing about others: its part of the interval is the score's
-    whole range.
-  - A task with one cluster of several experiments says nothing about other runs: the interval is
-    over other objectives and limits of these ones. Whoever shows it must say so.
-  - One seed: the interval holds the spread between experiments alone, which includes that of the
-    seeds, since each experiment has a draw of its own.
-  - All scores equal: the interval has no width. It says that these experiments did not differ,
-    which few experiments do easily; `n` stands beside it.
+Edge cases, chosen so that no interval is too narrow:
+  - A task with one experiment: its part of the interval is the score's whole range.
+  - A task with one cluster of several experiments: the interval is over other objectives and limits
+    of these runs, not over other runs. The report says so.
+  - One seed: the interval holds the spread between experiments, which includes that of the seeds,
+    since each experiment was played with its own.
+  - All scores equal: the interval has no width. `n` stands beside it.
 """
 
 import math
@@ -44,7 +42,7 @@ DRAWS = 10_000
 
 
 class Unit(NamedTuple):
-    """What one score belongs to. Experiments of one cluster share their runs."""
+    """The place of one score. Experiments of one cluster share their runs."""
 
     task: str
     cluster: str
@@ -75,7 +73,12 @@ class Interval:
 
 
 class Bootstrap:
-    """Draws of units, the same for whatever scores they have.
+    """Draws of units, the same for all their scores.
+
+    >>> units = [Unit("pretraining", name, name, 0) for name in ("a", "b", "c")]
+    >>> interval = Bootstrap(units).regrets(np.array([[0.0], [0.2], [0.4]]))[0]
+    >>> round(interval.mean, 3), interval.low < 0.2 < interval.high
+    (0.2, True)
 
     Args:
       units: one for each score, U of them, without repeats.

@@ -2,10 +2,12 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from autollm_jax.evaluation.statistics import Bootstrap, Interval, Unit
 from autollm_jax.gym.experiments import Experiment
@@ -15,32 +17,22 @@ BUDGETS = (1, 3, 5)
 ALL = "all"  # the task that stands for all of them together, each task weighing the same
 
 
-def noise_floor(experiment: Experiment) -> float:
-    """Return an open experiment's noise in units of regret; nan where nothing was repeated.
-
-    That is the deviation between seeds over |median - optimum|: regrets nearer to each other than
-    this, another seed may put the other way round.
-    """
-    scale = abs(experiment.outcomes.median - experiment.outcomes.optimum)
-    return experiment.outcomes.noise / scale if scale > 0 else math.nan
-
-
 class Results:
-    """Results by method, experiment and seed: for each the regret after each trial.
+    """The regret after each trial, by method, experiment and seed.
 
-    A method that ended an episode early keeps its best; one without a single trial in an episode
-    that others played has regret 1 there.
+    A method that ended an episode early keeps its best regret. A method without a trial in an
+    episode that others played has regret 1 there.
 
     Args:
       results: rows as `runner.evaluate` writes them.
-      experiments: the scored ones, open; of those without rows nothing is taken. They tell which
-        experiments share their runs, and the noise floors; one that is not given shares none.
+      experiments: the scored experiments; one without rows is ignored. They give the noise floors
+        and the clusters that share runs; one that is not given shares none.
 
     Attributes:
       methods: in their order of appearance.
       tasks: sorted.
       sources: by task, sorted.
-      budget: trials an episode may have.
+      budget: trials per episode.
       units: each episode's task, cluster, experiment ("source/task/name") and seed.
       floors: the noise floor by experiment, nan where not known.
     """
@@ -62,7 +54,7 @@ class Results:
         found = sorted({(row["task"], experiment_id(row), row["seed"]) for row in rows})
         self.units = [Unit(t, clusters.get(name, name), name, seed) for t, name, seed in found]
         self.floors = {
-            unit.experiment: noise_floor(known[unit.experiment])
+            unit.experiment: known[unit.experiment].outcomes.noise_regret
             if unit.experiment in known
             else math.nan
             for unit in self.units
@@ -83,7 +75,7 @@ class Results:
 
     @property
     def budgets(self) -> tuple[int, ...]:
-        """Return those of 1, 3, 5 that the budget reaches, and a larger budget itself."""
+        """Return 1, 3 and 5 up to the budget, and the budget itself where it is larger."""
         beyond = (self.budget,) if self.budget > BUDGETS[-1] else ()
         return tuple(k for k in BUDGETS if k <= self.budget) + beyond
 
@@ -115,13 +107,13 @@ class Results:
         return self._curves[method, task, source]
 
     def difference(self, method: str, other: str, task: str) -> tuple[Interval, ...]:
-        """Return by how much a method's regret is below (negative) another's after each trial."""
+        """Return the paired difference in regret after each trial; below 0 speaks for `method`."""
         chosen = self.chosen(task)
         ours_UK, theirs_UK = self._best[method][chosen], self._best[other][chosen]
         return tuple(self.bootstrap(task).differences(ours_UK, theirs_UK))
 
     def regret(self, method: str, experiment: str, seed: int | None = None) -> np.ndarray:
-        """Return a method's regret after each trial [K]: mean over seeds, or that of one."""
+        """Return a method's regret after each trial [K]: the mean over seeds, or one seed's."""
         chosen = [
             number
             for number, unit in enumerate(self.units)
@@ -130,18 +122,18 @@ class Results:
         return self._best[method][chosen].mean(0)
 
     def reached(self, method: str, threshold: float) -> dict[Unit, int | None]:
-        """Return each episode's first trial with at most this regret, None where there is none."""
+        """Return each episode's first trial with at most this regret, else None."""
         return {
             unit: next((k + 1 for k, r in enumerate(best_K) if r <= threshold), None)
             for unit, best_K in zip(self.units, self._best[method], strict=True)
         }
 
     def validity(self, method: str, task: str) -> dict[str, dict]:
-        """Return what share of a method's trials was invalid or matched, by trial.
+        """Return the shares of a method's invalid and matched trials, by trial number.
 
         Returns:
-          {"1": {"invalid", "matched", "n"}, ...} up to the budget; of a trial that no episode
-          came to, both shares are None.
+          {"1": {"invalid", "matched", "n"}, ...} up to the budget; both shares are None for a
+          trial that no episode reached.
         """
         rows = [row for row in self._trials[method] if task in (ALL, row["task"])]
         shares = {}
@@ -155,10 +147,10 @@ class Results:
         return shares
 
     def floor(self, task: str) -> tuple[float, int]:
-        """Return the mean noise floor of those experiments that have one, and how many have.
+        """Return the mean noise floor of the experiments that have one, and their number.
 
-        A floor counts 1 at most, as a regret does: nothing is told apart there. Over all tasks it
-        is the mean of the tasks', nan unless each has one.
+        A floor counts 1 at most, as a regret does. Over all tasks it is the mean of the tasks'
+        floors, nan unless each has one.
         """
         if task == ALL:
             means, counts = zip(*map(self.floor, self.tasks), strict=True)
@@ -169,7 +161,7 @@ class Results:
 
 
 def summarise(results: Results) -> dict:
-    """Return what `report/summary.json` holds.
+    """Return the content of `report/summary.json`.
 
     Returns:
       {"regret": {METHOD: {TASK: {"1": {"mean", "low", "high", "n"}, "3": …, "5": …}}},
@@ -219,7 +211,7 @@ def summarise(results: Results) -> dict:
 
 
 def summarise_differences(results: Results, method: str) -> dict:
-    """Return by how much a method's regret is below (negative) each other's, paired.
+    """Return the paired differences in regret from every other method, below 0 where better.
 
     Returns:
       {OTHER: {TASK: {"1": {"mean", "low", "high", "n"}, …}}}; empty without its results.
@@ -237,6 +229,18 @@ def summarise_differences(results: Results, method: str) -> dict:
         for other in results.methods
         if other != method
     }
+
+
+def stress_results(
+    paths: Mapping[str, Path], experiments: Sequence[Experiment]
+) -> dict[str, Results]:
+    """Read the results under each stress, by its label."""
+    return {label: Results(pq.read_table(path), experiments) for label, path in paths.items()}
+
+
+def summarise_stress(stressed: Mapping[str, Results]) -> dict:
+    """Return {LABEL: {METHOD: {TASK: {"1": {"mean", "low", "high", "n"}, …}}}}."""
+    return {label: summarise(results)["regret"] for label, results in stressed.items()}
 
 
 def experiment_id(row: dict) -> str:

@@ -1,7 +1,7 @@
-"""Results of several trainings, which differ in their seed alone, as results of one evaluation.
+"""Pools the evaluations of several trainings that differ in their seed alone.
 
-An interval over the seeds of one training says nothing of how lucky the training was. Pooled, every
-training's episodes count as seeds of their own, and the bootstrap draws over all of them.
+An interval over the evaluation seeds of one training does not include the luck of the training.
+Pooled, each training's episodes count as further seeds, and the bootstrap draws over all of them.
 """
 
 import json
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from autollm_jax.errors import UserError
 from autollm_jax.evaluation.runner import parquet_bytes
-from autollm_jax.files import write_atomic
+from autollm_jax.files import read_json_lines, write_atomic
 
 RESULTS, TRANSCRIPTS = "results.parquet", "transcripts.jsonl"
 
@@ -46,8 +46,7 @@ def pool_trainings(folders: Sequence[Path], out: Path) -> pa.Table:
     for number, (folder, table) in enumerate(zip(folders, tables, strict=True)):
         seeds = pc.add(table["seed"], number * stride)
         shifted.append(table.set_column(place, first.schema.field("seed"), seeds))
-        for line in (folder / TRANSCRIPTS).read_text().splitlines():
-            entry = json.loads(line)
+        for entry in read_json_lines(folder / TRANSCRIPTS, remedy="run --stage=evaluate there"):
             lines.append(json.dumps(entry | {"seed": entry["seed"] + number * stride}) + "\n")
     pooled = pa.concat_tables(shifted).replace_schema_metadata(first.schema.metadata)
     out.mkdir(parents=True, exist_ok=True)
@@ -64,7 +63,7 @@ def _read(folder: Path) -> pa.Table:
 
 
 def _described(table: pa.Table) -> tuple:
-    """Return what pooled results have to share."""
+    """Return the parts of an evaluation that must agree: metadata, experiments, seeds."""
     columns = zip(*(table[c].to_pylist() for c in ("task", "source", "experiment")), strict=True)
     seeds = pc.unique(table["seed"]).to_pylist()
     return table.schema.metadata, frozenset(columns), frozenset(seeds)

@@ -1,4 +1,4 @@
-"""The task architecture: the best model under a parameter limit, for a token budget each."""
+"""The task architecture: the best model under a parameter limit, per token budget."""
 
 import itertools
 
@@ -18,6 +18,16 @@ DEFAULT_ORIGIN = (
 )
 
 
+UNITS = {
+    "config.width": "of the residual stream",
+    "config.layers": "transformer blocks",
+    "config.heads": "query heads; their width is the model's over their number",
+    "config.kv_heads": "key-value heads",
+    "config.mlp_ratio": "width of the (gated) MLP over the model's",
+    "parameters": "all parameters, the tied embedding counted once",
+}
+
+
 def plan(
     source: str, setup: LanguageModelSetup, levels: dict, batch_size: int, rate_times_width: float
 ) -> Plan:
@@ -27,87 +37,88 @@ def plan(
     runs.
 
     Args:
-      source: the table's.
-      setup: what all runs have in common.
+      source: the table's source.
+      setup: the fields that all runs share.
       levels: by level: width, layers, heads, kv_heads, mlp_ratio (choices), tokens, limits (all
         parameters, embedding included), seeds.
-      batch_size: sequences.
+      batch_size: sequences per step.
       rate_times_width: the peak learning rate is this over the width, as muP scales Adam's
         (arXiv 2203.03466), so that no width is favoured by the rate.
+
+    Raises:
+      ValueError: an experiment has no default configuration under its limit.
     """
     experiments, cells = {}, []
     for level, grid in levels.items():
         choices = {name: tuple(grid[name]) for name in NAMES}
         space = Space(tuple(Dimension(name, "ordinal", choices[name]) for name in NAMES))
-        configs = [
-            dict(zip(NAMES, values, strict=True)) for values in itertools.product(*choices.values())
-        ]
         for tokens, limit in itertools.product(grid["tokens"], grid["limits"]):
             name = f"d{tokens // 1024}k_p{limit // 1000}k"
-            best_default = None
-            for config in configs:
-                for seed in grid["seeds"]:
-                    run = LanguageModelRun(
-                        config["width"],
-                        config["layers"],
-                        config["heads"],
-                        config["kv_heads"],
-                        config["width"] * config["mlp_ratio"],
-                        tokens,
-                        batch_size,
-                        rate_times_width / config["width"],
-                        seed,
-                    )
-                    parameters = setup.parameters(run)
-                    cells.append(
-                        Cell(name, config, run, {"parameters": parameters}, parameters > limit)
-                    )
-                if parameters <= limit and _is_conventional(config, choices):
-                    best_default = config
-            if best_default is None:
+            default = None
+            for values in itertools.product(*choices.values()):
+                config = dict(zip(NAMES, values, strict=True))
+                runs = [
+                    _run(config, tokens, batch_size, rate_times_width, s) for s in grid["seeds"]
+                ]
+                size = setup.parameters(runs[0])
+                cells += [Cell(name, config, r, {"parameters": size}, size > limit) for r in runs]
+                if size <= limit and _is_conventional(config, choices):
+                    default = config
+            if default is None:
                 raise ValueError(f"experiment {name}: no default under the limit of {limit}")
-            experiments[name] = {
-                "context": {
-                    "model": "dense",
-                    "corpus": setup.corpus,
-                    "parameter_limit": limit,
-                    "tokens": tokens,
-                    "sequence_length": setup.sequence_length,
-                    "vocabulary": setup.vocab_size,
-                    "batch_size": batch_size,
-                    "learning_rate": f"{rate_times_width:g} / width",
-                },
-                "fidelity": {
-                    "level": level,
-                    "parameters": limit,
-                    "tokens": tokens,
-                    "flops": 6.0 * limit * tokens,
-                },
-                "space": space.to_json(),
-                "limit": {"quantity": "parameters", "at_most": limit},
-                "objective": {"metric": "loss", "goal": "minimize"},
-                "default": best_default,
-                "default_origin": DEFAULT_ORIGIN,
+            context = {
+                "model": "dense",
+                "corpus": setup.corpus,
+                "parameter_limit": limit,
+                "tokens": tokens,
+                "sequence_length": setup.sequence_length,
+                "vocabulary": setup.vocab_size,
+                "batch_size": batch_size,
+                "learning_rate": f"{rate_times_width:g} / width",
             }
-    return language_model_plan(
-        source,
-        TASK,
-        setup,
-        experiments,
-        cells,
-        units={
-            "config.width": "of the residual stream",
-            "config.layers": "transformer blocks",
-            "config.heads": "query heads; their width is the model's over their number",
-            "config.kv_heads": "key-value heads",
-            "config.mlp_ratio": "width of the (gated) MLP over the model's",
-            "parameters": "all parameters, the tied embedding counted once",
-        },
+            experiments[name] = _experiment(level, tokens, limit, context, space, default)
+    return language_model_plan(source, TASK, setup, experiments, cells, units=UNITS)
+
+
+def _run(
+    config: dict, tokens: int, batch_size: int, learning_rate: float, seed: int
+) -> LanguageModelRun:
+    """Return the run of an architecture."""
+    return LanguageModelRun(
+        width=config["width"],
+        layers=config["layers"],
+        heads=config["heads"],
+        kv_heads=config["kv_heads"],
+        mlp_width=config["width"] * config["mlp_ratio"],
+        tokens=tokens,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
     )
 
 
+def _experiment(
+    level: str, tokens: int, limit: int, context: dict, space: Space, default: dict
+) -> dict:
+    """Return the table's description of an experiment."""
+    return {
+        "context": context,
+        "fidelity": {
+            "level": level,
+            "parameters": limit,
+            "tokens": tokens,
+            "flops": 6.0 * limit * tokens,
+        },
+        "space": space.to_json(),
+        "limit": {"quantity": "parameters", "at_most": limit},
+        "objective": {"metric": "loss", "goal": "minimize"},
+        "default": default,
+        "default_origin": DEFAULT_ORIGIN,
+    }
+
+
 def _is_conventional(config, choices) -> bool:
-    """Whether only the width is open: ascending widths then find the widest under the limit."""
+    """Whether all but the width is conventional; the last such width under the limit is widest."""
     middle = choices["layers"][(len(choices["layers"]) - 1) // 2]
     return (
         config["mlp_ratio"] == choices["mlp_ratio"][-1]

@@ -1,5 +1,8 @@
 """The task data_mixture: shares of the domains, one experiment per model, budget and objective."""
 
+import dataclasses
+import itertools
+
 import numpy as np
 
 from autollm_jax.ground_truth.language_model import (
@@ -23,8 +26,8 @@ def mixtures(natural: dict[str, float], count: int, seed: int) -> list[dict[str,
 
     Args:
       natural: share of each domain.
-      count: how many.
-      seed: the same seed draws the same ones; a longer list begins with the shorter one.
+      count: the number of mixtures.
+      seed: of the draws; a longer list begins with the shorter one of the same seed.
     """
     rng = np.random.default_rng(seed)
     domains = list(natural)
@@ -60,71 +63,86 @@ def plan(
     one domain's); experiments that differ in the objective alone share their runs.
 
     Args:
-      source: the table's.
-      setup: what all runs have in common.
-      levels: by level: widths, layers, tokens, mixtures (how many), own (so many of them are no
-        other level's), learning_rate, second_seed_every (of so many mixtures one is
-        trained with a second seed).
+      source: the table's source.
+      setup: the fields that all runs share.
+      levels: by level: widths, layers, tokens, mixtures (their number), own (the number of them
+        that no other level has), learning_rate, second_seed_every (every n-th mixture is trained
+        with a second seed).
       natural: each domain's share of the corpus.
       head_dim: of the multi-head attention; the MLP is 8/3 as wide as the model.
-      batch_size: sequences.
+      batch_size: sequences per step.
     """
-    domains = list(natural)
-    space = Space((Dimension("mixture", "simplex", tuple(domains)),))
-    objectives = {"mean": "loss", **{domain: f"loss.{domain}" for domain in domains}}
+    space = Space((Dimension("mixture", "simplex", tuple(natural)),))
+    objectives = {"mean": "loss", **{domain: f"loss.{domain}" for domain in natural}}
     experiments, cells = {}, []
     for number, (level, grid) in enumerate(levels.items()):
         shared = mixtures(natural, grid["mixtures"] - grid["own"], seed=0)
         own = mixtures(natural, grid["own"] + 2, seed=1 + number)[2:]
-        for width in grid["widths"]:
-            for tokens in grid["tokens"]:
-                stem = f"w{width}_l{grid['layers']}_d{tokens // 1024}k"
-                heads = max(1, width // head_dim)
-                runs = []
-                for index, mixture in enumerate(shared + own):
-                    for seed in (0, 1) if index % grid["second_seed_every"] == 0 else (0,):
-                        run = LanguageModelRun(
-                            width, grid["layers"], heads, heads, 8 * round(width / 3), tokens,
-                            batch_size, grid["learning_rate"], seed,
-                            tuple(mixture.items()),
-                        )  # fmt: skip
-                        runs.append((mixture, run))
-                for objective, metric in objectives.items():
-                    name = f"{stem}_{objective}"
-                    cells += [Cell(name, {"mixture": mixture}, run) for mixture, run in runs]
-                    parameters = setup.non_embedding_parameters(run)
-                    experiments[name] = {
-                        "context": {
-                            "model": "dense",
-                            "corpus": setup.corpus,
-                            "objective": objective,
-                            "non_embedding_parameters": parameters,
-                            "tokens": tokens,
-                            "width": width,
-                            "layers": grid["layers"],
-                        },
-                        "fidelity": {
-                            "level": level,
-                            "parameters": parameters,
-                            "tokens": tokens,
-                            "flops": setup.flops(run),
-                        },
-                        "space": space.to_json(),
-                        "objective": {"metric": metric, "goal": "minimize"},
-                        "default": {"mixture": shared[0]},
-                        "default_origin": DEFAULT_ORIGIN,
-                    }
-    return language_model_plan(
-        source,
-        TASK,
-        setup,
-        experiments,
-        cells,
-        units={
-            "config.mixture": "share of the sequences drawn from each domain",
-            **{
-                f"loss.{domain}": f"validation cross-entropy on {domain}, nats per token"
-                for domain in domains
-            },
+        for width, tokens in itertools.product(grid["widths"], grid["tokens"]):
+            stem = f"w{width}_l{grid['layers']}_d{tokens // 1024}k"
+            runs = _runs(grid, shared + own, width, tokens, head_dim, batch_size)
+            for objective, metric in objectives.items():
+                name = f"{stem}_{objective}"
+                cells += [Cell(name, {"mixture": mixture}, run) for mixture, run in runs]
+                experiments[name] = {
+                    **_described(setup, level, runs[-1][1], objective),
+                    "space": space.to_json(),
+                    "objective": {"metric": metric, "goal": "minimize"},
+                    "default": {"mixture": shared[0]},
+                    "default_origin": DEFAULT_ORIGIN,
+                }
+    units = {
+        "config.mixture": "share of the sequences drawn from each domain",
+        **{
+            f"loss.{domain}": f"validation cross-entropy on {domain}, nats per token"
+            for domain in natural
         },
+    }
+    return language_model_plan(source, TASK, setup, experiments, cells, units=units)
+
+
+def _runs(
+    grid: dict, mixed: list[dict], width: int, tokens: int, head_dim: int, batch_size: int
+) -> list[tuple[dict, LanguageModelRun]]:
+    """Return (mixture, run) for each mixture and seed of a model and token budget."""
+    heads = max(1, width // head_dim)
+    base = LanguageModelRun(
+        width=width,
+        layers=grid["layers"],
+        heads=heads,
+        kv_heads=heads,
+        mlp_width=8 * round(width / 3),
+        tokens=tokens,
+        batch_size=batch_size,
+        learning_rate=grid["learning_rate"],
+        seed=0,
     )
+    return [
+        (mixture, dataclasses.replace(base, seed=seed, mixture=tuple(mixture.items())))
+        for index, mixture in enumerate(mixed)
+        for seed in ((0, 1) if index % grid["second_seed_every"] == 0 else (0,))
+    ]
+
+
+def _described(
+    setup: LanguageModelSetup, level: str, run: LanguageModelRun, objective: str
+) -> dict:
+    """Return the context and fidelity of an experiment in its table."""
+    parameters = setup.non_embedding_parameters(run)
+    return {
+        "context": {
+            "model": "dense",
+            "corpus": setup.corpus,
+            "objective": objective,
+            "non_embedding_parameters": parameters,
+            "tokens": run.tokens,
+            "width": run.width,
+            "layers": run.layers,
+        },
+        "fidelity": {
+            "level": level,
+            "parameters": parameters,
+            "tokens": run.tokens,
+            "flops": setup.flops(run),
+        },
+    }

@@ -257,57 +257,25 @@ def plan(source: str, setup: GRPOSetup, levels: dict, choices: dict) -> Plan:
     """Make the plan: the whole grid of hyperparameters, for each backbone of each level.
 
     Args:
-      source: the table's.
-      setup: what all runs have in common.
+      source: the table's source.
+      setup: the fields that all runs share.
       levels: by level: problems, width, layers, heads, backbone_steps (by problems), steps,
-        learning_rates, second_seed_every (of so many configurations one has a second seed).
+        learning_rates, second_seed_every (every n-th configuration has a second seed).
       choices: of the other hyperparameters.
     """
     experiments, cells = {}, []
     for level, grid in levels.items():
         values = {name: tuple(choices.get(name, grid.get("learning_rates"))) for name in KINDS}
         space = Space(tuple(Dimension(name, kind, values[name]) for name, kind in KINDS.items()))
-        default = {
-            name: values[name][int(np.abs(np.array(values[name]) - DEFAULTS[name]).argmin())]
-            if name in DEFAULTS
-            else values[name][len(values[name]) // 2]
-            for name in KINDS
-        }
         for problems in grid["problems"]:
             name = f"{problems}_w{grid['width']}_s{grid['steps']}"
-            for index, combination in enumerate(itertools.product(*values.values())):
-                config = dict(zip(KINDS, combination, strict=True))
-                for seed in (0, 1) if index % grid["second_seed_every"] == 0 else (0,):
-                    run = ProblemRun(
-                        problems=problems,
-                        width=grid["width"],
-                        layers=grid["layers"],
-                        heads=grid["heads"],
-                        backbone_steps=grid["backbone_steps"][problems],
-                        steps=grid["steps"],
-                        seed=seed,
-                        **config,
-                    )
-                    cells.append(Cell(name, config, run))
-            parameters = parameter_count(setup.model(run))
+            runs = _runs(grid, problems, values)
+            cells += [Cell(name, config, run) for config, run in runs]
             experiments[name] = {
-                "context": {
-                    "problems": problems,
-                    "backbone_steps": run.backbone_steps,
-                    "width": run.width,
-                    "layers": run.layers,
-                    "steps": run.steps,
-                    "rollout_rows": setup.rollout_rows,
-                },
-                "fidelity": {
-                    "level": level,
-                    "parameters": parameters,
-                    "tokens": setup.tokens(run),
-                    "flops": setup.flops(run),
-                },
+                **_described(setup, level, runs[-1][1]),
                 "space": space.to_json(),
                 "objective": {"metric": "success_rate", "goal": "maximize"},
-                "default": default,
+                "default": _default(values),
                 "default_origin": DEFAULT_ORIGIN,
             }
     return Plan(
@@ -329,3 +297,54 @@ def plan(source: str, setup: GRPOSetup, levels: dict, choices: dict) -> Plan:
         },
         make_trainer=GRPOTrainer.make,
     )
+
+
+def _default(values: dict[str, tuple]) -> dict:
+    """Return the choices nearest to DEFAULTS, and the middle one of any other dimension."""
+
+    def choice(name: str):
+        if name not in DEFAULTS:
+            return values[name][len(values[name]) // 2]
+        return values[name][int(np.abs(np.array(values[name]) - DEFAULTS[name]).argmin())]
+
+    return {name: choice(name) for name in KINDS}
+
+
+def _runs(grid: dict, problems: str, values: dict[str, tuple]) -> list[tuple[dict, ProblemRun]]:
+    """Return (configuration, run) for each point of the grid and each of its seeds."""
+    made = []
+    for index, combination in enumerate(itertools.product(*values.values())):
+        config = dict(zip(KINDS, combination, strict=True))
+        for seed in (0, 1) if index % grid["second_seed_every"] == 0 else (0,):
+            run = ProblemRun(
+                problems=problems,
+                width=grid["width"],
+                layers=grid["layers"],
+                heads=grid["heads"],
+                backbone_steps=grid["backbone_steps"][problems],
+                steps=grid["steps"],
+                seed=seed,
+                **config,
+            )
+            made.append((config, run))
+    return made
+
+
+def _described(setup: GRPOSetup, level: str, run: ProblemRun) -> dict:
+    """Return the context and fidelity of an experiment in its table."""
+    return {
+        "context": {
+            "problems": run.problems,
+            "backbone_steps": run.backbone_steps,
+            "width": run.width,
+            "layers": run.layers,
+            "steps": run.steps,
+            "rollout_rows": setup.rollout_rows,
+        },
+        "fidelity": {
+            "level": level,
+            "parameters": parameter_count(setup.model(run)),
+            "tokens": setup.tokens(run),
+            "flops": setup.flops(run),
+        },
+    }

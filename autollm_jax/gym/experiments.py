@@ -5,6 +5,7 @@ import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -64,6 +65,16 @@ class Experiment(Setting):
         return self._found_values[1][self.cells.find_many(index_ND)]
 
 
+class Runs(NamedTuple):
+    """N runs by column; None where a column is not known."""
+
+    outcomes: Sequence[float | None]
+    status: Sequence[str]
+    seconds: Sequence[float | None]
+    seeds: Sequence[int | None] | None
+    parameters: Sequence[float | None] | None
+
+
 def make_experiment(
     *,
     source: str,
@@ -91,13 +102,13 @@ def make_experiment(
       UserError: no run is ok, so that nothing can be scored, or the parameters do not fit.
     """
     cells, row_N = Cells.pool(space, [space.validate(config) for config in configurations])
-    runs = {
-        "outcomes": outcomes,
-        "status": ["ok"] * len(row_N) if status is None else status,
-        "seconds": [math.nan] * len(row_N) if seconds is None else seconds,
-        "seeds": seeds,
-        "parameters": parameters,
-    }
+    runs = Runs(
+        outcomes,
+        ["ok"] * len(row_N) if status is None else status,
+        [math.nan] * len(row_N) if seconds is None else seconds,
+        seeds,
+        parameters,
+    )
     return _from_cells(
         cells,
         row_N,
@@ -114,20 +125,26 @@ def make_experiment(
     )
 
 
-def _from_cells(cells: Cells, row_N: np.ndarray, runs: Mapping, **fields) -> Experiment:
-    """Make an experiment from N runs, given by column, of which each is at a row of `cells`."""
+def _from_cells(cells: Cells, row_N: np.ndarray, runs: Runs, **fields: Any) -> Experiment:
+    """Make an experiment from N runs, each of which is at a row of `cells`."""
     where = f"experiment {fields['source']}/{fields['task']}/{fields['name']}"
-    columns = (runs[column] for column in ("outcomes", "status", "seconds", "seeds"))
-    outcomes = pool_outcomes(row_N, len(cells), *columns, fields["objective"])
+    outcomes = pool_outcomes(
+        row_N,
+        len(cells),
+        outcomes=runs.outcomes,
+        status=runs.status,
+        seconds=runs.seconds,
+        seeds=runs.seeds,
+        objective=fields["objective"],
+    )
+    fields["default"] = cells.space.validate(fields["default"])
     if not outcomes.ok_R.any():
         raise UserError(f"{where}: no run is ok; at least one must be, to be scored")
     return Experiment(
         cells=cells,
         outcomes=outcomes,
-        parameters_R=pooled_parameters(
-            len(cells), row_N, runs["parameters"], fields["limit"], where
-        ),
-        **fields | {"default": cells.space.validate(fields["default"])},
+        parameters_R=pooled_parameters(len(cells), row_N, runs.parameters, fields["limit"], where),
+        **fields,
     )
 
 
@@ -157,17 +174,13 @@ def table_experiments(table: tables.Table) -> list[Experiment]:
             pooled[key] = Cells.pool(space, _validated(table, space, written, places))
         metric = entry["objective"]["metric"]
         known = "parameters" in taken.column_names and not taken["parameters"].null_count
-        columns = {
-            "outcomes": metric,
-            "status": "status",
-            "seconds": "seconds",
-            "seeds": "seed",
-        }
-        runs = {key: taken[column].to_pylist() for key, column in columns.items()}
-        runs["parameters"] = taken["parameters"].to_pylist() if known else None
+        columns = [taken[name].to_pylist() for name in (metric, "status", "seconds", "seed")]
+        runs = Runs(*columns, parameters=taken["parameters"].to_pylist() if known else None)
+        cells, row_N = pooled[key]
         experiments.append(
             _from_cells(
-                *pooled[key],
+                cells,
+                row_N,
                 runs,
                 source=table.source,
                 task=table.task,
@@ -213,13 +226,13 @@ def load_experiments(roots: tables.Roots, tasks: Sequence[str] | None = None) ->
             if experiment.id in found:
                 raise UserError(
                     f"{path}: experiment {experiment.id} is also in {found[experiment.id][1]}; "
-                    "each may come once (gym.roots)"
+                    "each may come once (config.gym.roots)"
                 )
             found[experiment.id] = (experiment, path)
     if not found:
         wanted = "" if tasks is None else f" of task {' or '.join(tasks)}"
         raise UserError(
             f"{', '.join(map(str, roots))}: no outcome table{wanted}; accepted are folders with "
-            "SOURCE/TASK.parquet and SOURCE/TASK.json (gym.roots)"
+            "SOURCE/TASK.parquet and SOURCE/TASK.json (config.gym.roots)"
         )
     return [found[key][0] for key in sorted(found)]

@@ -69,15 +69,14 @@ class ConfigureEnv(gymnasium.Env):
         width = experiment.space.width
         box = gymnasium.spaces.Box
         self.action_space = box(0.0, 1.0, (width,), np.float32)
-        self.observation_space = gymnasium.spaces.Dict(
-            {
-                "coordinates": box(0.0, 1.0, (budget, width), np.float32),
-                "outcomes": box(-OUTCOME_LIMIT, OUTCOME_LIMIT, (budget,), np.float32),
-                "succeeded": gymnasium.spaces.MultiBinary(budget),
-                "made": gymnasium.spaces.MultiBinary(budget),
-                "budget_left": box(0.0, 1.0, (1,), np.float32),
-            }
-        )
+        self._observation_spaces = {
+            "coordinates": box(0.0, 1.0, (budget, width), np.float32),
+            "outcomes": box(-OUTCOME_LIMIT, OUTCOME_LIMIT, (budget,), np.float32),
+            "succeeded": gymnasium.spaces.MultiBinary(budget),
+            "made": gymnasium.spaces.MultiBinary(budget),
+            "budget_left": box(0.0, 1.0, (1,), np.float32),
+        }
+        self.observation_space = gymnasium.spaces.Dict(self._observation_spaces)
 
     def _new_episode(self) -> Episode:
         return Episode(
@@ -90,7 +89,7 @@ class ConfigureEnv(gymnasium.Env):
     def _observe(self) -> dict:
         observation = {
             name: np.zeros(space.shape, space.dtype)
-            for name, space in self.observation_space.spaces.items()
+            for name, space in self._observation_spaces.items()
         }
         sign = self._experiment.objective.sign
         for row, trial in enumerate(self._episode.trials):

@@ -52,7 +52,7 @@ def pool_outcomes(
     spent = 0  # degrees of freedom
     if seeds is not None:
         known_N = np.flatnonzero([seed is not None for seed in seeds])
-        seed_N = np.array([seeds[run] for run in known_N], int)
+        seed_N = np.array([seed for seed in seeds if seed is not None], int)
         usable_N = ((status_N == "ok") & np.isfinite(value_N))[known_N]
         effect_N[known_N], spent = seed_effects(
             row_N[known_N], seed_N, value_N[known_N], usable_N, objective
@@ -61,26 +61,26 @@ def pool_outcomes(
     runs_R = [[] for _ in range(rows)]
     for run, row in enumerate(row_N.tolist()):
         runs_R[row].append(run)
-    status_R, outcome_R, seconds_R = [], np.full(rows, math.nan), np.full(rows, math.nan)
-    squares_R, freedom_R = np.zeros(rows), np.zeros(rows)
-    for row, runs in enumerate(runs_R):
-        statuses = status_N[runs].tolist()
-        state = next((s for s in ("diverged", "infeasible") if s in statuses), "ok")
-        values = value_N[runs][(status_N[runs] == state) & np.isfinite(value_N[runs])]
-        times = time_N[runs][np.isfinite(time_N[runs])]
-        status_R.append(state)
-        if len(values):
-            outcome_R[row] = values.mean()
-        if len(times):
-            seconds_R[row] = times.mean()
-        if state == "ok" and len(values) > 1:
-            squares_R[row] = values.var() * len(values)
-            freedom_R[row] = len(values) - 1
+    pooled = [_pool_row(value_N[runs], time_N[runs], status_N[runs]) for runs in runs_R]
+    status_R, *numbers = zip(*pooled, strict=True)
+    value_R, seconds_R, squares_R, freedom_R = map(np.array, numbers)
     # The effects were fitted on the same runs: the degrees of freedom that they used up are taken
     # from all rows in proportion.
     if spent:
         freedom_R *= max(freedom_R.sum() - spent, 0.0) / max(freedom_R.sum(), 1.0)
-    return Outcomes(outcome_R, np.array(status_R), seconds_R, squares_R, freedom_R, objective)
+    return Outcomes(value_R, np.array(status_R), seconds_R, squares_R, freedom_R, objective)
+
+
+def _pool_row(value_N: np.ndarray, time_N: np.ndarray, status_N: np.ndarray) -> tuple:
+    """Pool a configuration's N runs: status, value, seconds, squares and degrees of freedom."""
+    state = next((s for s in ("diverged", "infeasible") if s in status_N.tolist()), "ok")
+    values = value_N[(status_N == state) & np.isfinite(value_N)]
+    times = time_N[np.isfinite(time_N)]
+    value = float(values.mean()) if len(values) else math.nan
+    seconds = float(times.mean()) if len(times) else math.nan
+    if state != "ok" or len(values) < 2:
+        return state, value, seconds, 0.0, 0.0
+    return state, value, seconds, float(values.var() * len(values)), float(len(values) - 1)
 
 
 def seed_effects(

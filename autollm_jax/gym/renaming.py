@@ -1,4 +1,4 @@
-"""Other names for dimensions and a mixture's components; neutral ones are x1, x2, part3."""
+"""Renaming of dimensions and mixtures' components; neutral names are x1, x2, part3."""
 
 import dataclasses
 import itertools
@@ -10,7 +10,7 @@ from autollm_jax.gym.spaces import Dimension, Space
 
 
 def grouped(experiments: Sequence[Experiment], key: Callable) -> Iterator[list[int]]:
-    """Yield, for each key, the positions of the experiments that have it."""
+    """Yield the positions of the experiments of each key."""
     places: dict = {}
     for place, experiment in enumerate(experiments):
         places.setdefault(key(experiment), []).append(place)
@@ -26,7 +26,7 @@ class _Names:
 
     @classmethod
     def of(cls, spaces: Sequence[Space], axis_names: Iterator, part_names: Iterator) -> "_Names":
-        """Assign the next new name to each old one; a name that spaces share stays shared."""
+        """Give each old name the next new one; a name that spaces share stays shared."""
         dimensions, parts = {}, {}
         for space in spaces:
             for dimension in space.dimensions:
@@ -66,21 +66,21 @@ def renamed_alike(
     """Rename all experiments of a task and source alike.
 
     Args:
-      experiments: of any tasks and sources.
-      new_names: makes an endless iterator over different names, one for dimensions and one for
-        components, for each task and source; None numbers them.
+      experiments: of any tasks and sources, over any spaces.
+      new_names: makes an endless iterator over different names; called once for dimensions and once
+        for components, for each task and source. None numbers them.
     """
     made = list(experiments)
-    cells: dict[Cells, Cells] = {}
     for places in grouped(experiments, lambda e: (e.source, e.task)):
         axes, parts = (new_names() if new_names else _numbered(stem) for stem in ("x", "part"))
         names = _Names.of([experiments[place].space for place in places], axes, parts)
+        renamed: dict[Cells, Cells] = {}
         for place in places:
             e = experiments[place]
-            if e.cells not in cells:
+            if e.cells not in renamed:
                 configurations = tuple(map(names.config, e.configurations))
-                cells[e.cells] = Cells(names.space(e.space), configurations)
+                renamed[e.cells] = Cells(names.space(e.space), configurations)
             made[place] = dataclasses.replace(
-                e, cells=cells[e.cells], default=names.config(e.default)
+                e, cells=renamed[e.cells], default=names.config(e.default)
             )
     return made

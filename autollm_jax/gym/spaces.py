@@ -138,7 +138,7 @@ class Dimension:
     @property
     def extent(self) -> tuple[float, float]:
         """The lowest and the highest accepted number of a numeric dimension."""
-        return self.bounds or (self.choices[0], self.choices[-1])
+        return (self.choices[0], self.choices[-1]) if self.bounds is None else self.bounds
 
     @property
     def width(self) -> int:
@@ -148,7 +148,7 @@ class Dimension:
     def describe_choices(self) -> str:
         """List the accepted values, shortened to the ends where there are many."""
         if self.is_continuous:
-            return "numbers from {:.6g} to {:.6g}".format(*self.bounds)
+            return "numbers from {:.6g} to {:.6g}".format(*self.extent)
         shown = [f"{c:.4g}" if isinstance(c, float) else str(c) for c in self.choices]
         if len(shown) > 16:
             return f"{', '.join(shown[:3])}, ..., {', '.join(shown[-2:])}"
@@ -216,7 +216,7 @@ class Dimension:
             return dict(zip(self.choices, (weights / total).tolist(), strict=True))
         elif self.is_continuous:
             number = _number(self.name, value)
-            (low, high), (least, most) = self.bounds, self._scaled_extent
+            (low, high), (least, most) = self.extent, self._scaled_extent
             if low <= number <= high:
                 return number
             margin = BOUND_ROUNDING * (most - least)
@@ -270,9 +270,9 @@ class Dimension:
         if not self.is_continuous:
             return self._nearest_choice(scaled)
         if not low < scaled < high:  # exactly the bound, without the logarithm's rounding
-            return self.bounds[scaled >= high]
+            return self.extent[scaled >= high]
         number = math.exp(scaled) if self.is_log else scaled
-        return min(max(number, self.bounds[0]), self.bounds[1])
+        return min(max(number, self.extent[0]), self.extent[1])
 
     def key(self, value):
         """Return a hashable identity of an accepted value, the same for values alike."""
@@ -286,7 +286,7 @@ class Dimension:
     def to_json(self) -> dict:
         """Return the fields name, kind, and choices or (of a continuous kind) bounds."""
         accepted = (
-            {"bounds": list(self.bounds)} if self.is_continuous else {"choices": list(self.choices)}
+            {"bounds": list(self.extent)} if self.is_continuous else {"choices": list(self.choices)}
         )
         return {"name": self.name, "kind": self.kind} | accepted
 

@@ -1,4 +1,4 @@
-"""Splits by fidelity: what is learned from, what is held out, what counts as evidence."""
+"""Splits by fidelity: training experiments, held-out ones, and the evidence of a target."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from autollm_jax.errors import UserError
 from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.settings import Setting
 
-# protocol -> (levels to learn from, levels held out). Choices are made under dev; final is scored.
+# protocol -> (training levels, held-out levels). Choices are made under dev; final is scored.
 PROTOCOLS = {
     "dev": (frozenset({"low"}), frozenset({"mid"})),
     "final": (frozenset({"low", "mid"}), frozenset({"high"})),
@@ -25,6 +25,8 @@ class Split:
 def split(experiments: Sequence[Experiment], protocol: str) -> Split:
     """Split experiments by their fidelity level; levels that the protocol lacks are left out.
 
+    Either part may be empty, for a source need not have tables of every level.
+
     Raises:
       UserError: no such protocol.
     """
@@ -38,7 +40,7 @@ def split(experiments: Sequence[Experiment], protocol: str) -> Split:
 
 
 def evidence_for(target: Setting, experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
-    """Choose the cheap experiments that a method may look at when it configures `target`.
+    """Return the experiments that a method may look at when it configures `target`.
 
     Args:
       target: a held-out setting, or one of the training experiments.

@@ -1,13 +1,14 @@
 """Stress: evidence that is scarce, reversed, noisy or nameless, the same for every method.
 
-    thin     a share of the evidence's runs is kept; optima and medians are those of what is left
-    reverse  outcomes are mirrored along the axis that matters most, so that good values lie at its
-             other end; of a mixture, the component that helps most and the one that hurts most
-             exchange their weights
-    noise    normal noise is added to the outcomes
-    rename   dimensions and a mixture's components get neutral names, in the target as well
+    thin     keeps a share of the evidence's runs; optima and medians are those of the kept runs
+    reverse  mirrors outcomes along the axis that matters most, so that good values lie at its other
+             end; in a mixture, the component that helps most and the one that hurts most exchange
+             their weights
+    noise    adds normal noise to the outcomes
+    rename   gives dimensions and mixtures' components neutral names, in the target as well
 
-Only what a game is given changes: the targets' outcomes, and whatever was trained before, do not.
+Only the evidence of a game changes (and names). The targets' outcomes, and methods trained before,
+stay the same.
 """
 
 import dataclasses
@@ -30,12 +31,12 @@ LEAST_RUNS = 3  # configurations of a thinned experiment
 
 @dataclasses.dataclass(frozen=True)
 class Stress:
-    """What is done to the evidence.
+    """One change of the evidence.
 
     Attributes:
       kind: one of `KINDS`.
-      keep: thin: share of an experiment's configurations that are kept.
-      noise: noise: its deviation, in units of regret (median - optimum).
+      keep: of `thin`: share of an experiment's configurations that are kept.
+      noise: of `noise`: its deviation, in units of regret (median - optimum).
       seed: of the draws.
     """
 
@@ -54,7 +55,7 @@ class Stress:
 
     @property
     def label(self) -> str:
-        """Name what is done, fit for a folder: thin_0.1; empty where nothing is."""
+        """The change's name, fit for a folder: thin_0.1; empty for `none`."""
         if self.kind == "none":
             return ""
         amount = {"thin": f"_{self.keep:g}", "noise": f"_{self.noise:g}"}.get(self.kind, "")
@@ -84,7 +85,7 @@ def _random(stress: Stress, name: str) -> np.random.Generator:
 
 
 def _thinned(experiments: Sequence[Experiment], stress: Stress) -> list[Experiment]:
-    """Keep some configurations; those of other objectives or limits of the same runs as well."""
+    """Keep some configurations: the same ones for other objectives and limits of the same runs."""
     made = list(experiments)
     for places in grouped(experiments, lambda e: (e.cells, runs_key(e))):
         cells = experiments[places[0]].cells
@@ -106,8 +107,8 @@ def _thinned(experiments: Sequence[Experiment], stress: Stress) -> list[Experime
 
 
 def _needed(experiment: Experiment, order_R: np.ndarray, kept: set[int]) -> set[int]:
-    """Return rows to keep besides, so that two ok outcomes differ and regret has a scale."""
-    ok = [int(row) for row in order_R if experiment.outcomes.status_R[row] == "ok"]
+    """Return further rows to keep, so that two ok outcomes differ and regret has a scale."""
+    ok = [int(row) for row in order_R if experiment.outcomes.ok_R[row]]
     found = [row for row in ok if row in kept] or ok[:1]
     values_R = experiment.outcomes.values_R
     if len({values_R[row] for row in found}) < 2:
@@ -124,26 +125,30 @@ def _noisy(experiment: Experiment, stress: Stress) -> Experiment:
 
 
 def _reversed(experiments: Sequence[Experiment]) -> list[Experiment]:
-    """Mirror each objective's landscapes along the axis that matters most to it."""
+    """Mirror each objective's landscapes along the axis that matters most to it.
+
+    Each experiment is mirrored within its own space: along the most important axis that it has, or
+    between the most important components that it has. Nothing changes where a space has neither
+    two choices nor two components: its mirror image is the space itself.
+    """
     made = list(experiments)
-    cells: dict = {}
+    cells: dict[tuple, Cells] = {}
     for places in grouped(experiments, lambda e: (e.source, e.task, e.objective.metric)):
         group = [experiments[place] for place in places]
-        axis = main_axis(group)
-        parts = None if axis else _main_components(group)
+        axes, parts = axes_by_importance(group), _parts_by_help(group)
         for place in places:
             e = experiments[place]
-            space = e.space
-            if axis:
-                mirrored = [_mirrored(space, axis, config) for config in e.configurations]
-            else:
-                mirrored = [_exchanged(space, parts, config) for config in e.configurations]
+            mirror = _mirror(e.space, axes, parts)
+            if mirror is None:
+                continue
             if e.limit is not None:
+                mirrored = [mirror(config) for config in e.configurations]
                 made[place] = _answered_by(e, mirrored)
                 continue
-            key = (e.cells, axis, parts)
-            moved = cells.setdefault(key, Cells(space, tuple(mirrored)))
-            made[place] = dataclasses.replace(e, cells=moved)
+            if (e.cells, mirror) not in cells:
+                mirrored = tuple(mirror(config) for config in e.configurations)
+                cells[e.cells, mirror] = Cells(e.space, mirrored)
+            made[place] = dataclasses.replace(e, cells=cells[e.cells, mirror])
     return made
 
 
@@ -158,13 +163,11 @@ def _answered_by(experiment: Experiment, images: Sequence[dict]) -> Experiment:
         squares_RD = (experiment.units_RD[ran] - experiment.space.to_unit(images[row])) ** 2
         rows_R[row] = ran[int(np.argmin(squares_RD.sum(axis=1)))]
     outcomes = experiment.outcomes.take(rows_R)
-    if not (outcomes.status_R == "ok").any():
-        return experiment
-    return dataclasses.replace(experiment, outcomes=outcomes)
+    return dataclasses.replace(experiment, outcomes=outcomes) if outcomes.ok_R.any() else experiment
 
 
 def _axes(space: Space) -> list[Dimension]:
-    """Return the dimensions that can be mirrored: those of two choices or more, no mixture."""
+    """Return the dimensions that can be mirrored: of two choices or more, and no mixture."""
     return [
         d
         for d in space.dimensions
@@ -177,11 +180,11 @@ def _place(axis: Dimension, value) -> float:
     return float(axis.to_unit(value)[0] if axis.is_continuous else axis.choices.index(value))
 
 
-def main_axis(experiments: Sequence[Experiment]) -> str | None:
-    """Name the axis that matters most: whose place explains most of the regret's variance.
+def axes_by_importance(experiments: Sequence[Experiment]) -> list[str]:
+    """Name the axes of a group's spaces, the one that matters most first.
 
-    That is the share explained by a parabola over the place among the choices, the mean over the
-    experiments. None where the space has no axis to be mirrored (a mixture).
+    The importance of an axis is the share of the regret's variance that a parabola over the place
+    among the choices explains, the mean over the experiments that have the axis.
     """
     shares: dict[str, list[float]] = {}
     for experiment in experiments:
@@ -195,24 +198,14 @@ def main_axis(experiments: Sequence[Experiment]) -> str | None:
             fit_3, *_ = np.linalg.lstsq(basis_R3, regret_R, rcond=None)
             left = float(((regret_R - basis_R3 @ fit_3) ** 2).sum())
             shares.setdefault(axis.name, []).append(1 - left / total if total > 0 else 0.0)
-    return max(sorted(shares), key=lambda name: np.mean(shares[name]), default=None)
+    return sorted(sorted(shares), key=lambda name: -np.mean(shares[name]))
 
 
-def _mirrored(space: Space, axis: str, config: Mapping) -> dict:
-    """Return the configuration at the other side of the axis."""
-    if axis not in [dimension.name for dimension in _axes(space)]:
-        return dict(config)
-    dimension = space[axis]
-    if dimension.is_continuous:
-        return {**config, axis: dimension.from_unit(1.0 - dimension.to_unit(config[axis]))}
-    choices = dimension.choices
-    return {**config, axis: choices[len(choices) - 1 - choices.index(config[axis])]}
+def _parts_by_help(experiments: Sequence[Experiment]) -> list[tuple[str, str]]:
+    """Name (mixture, component) of a group's spaces, the component that helps most first.
 
-
-def _main_components(experiments: Sequence[Experiment]) -> tuple[str, str, str]:
-    """Return a mixture's name, the component that helps most, and the one that hurts most.
-
-    They are the extremes of the correlation between weight and regret, the mean over experiments.
+    The order is that of the correlation between weight and regret, the mean over the experiments
+    that have the component.
     """
     effects: dict[tuple[str, str], list[float]] = {}
     for experiment in experiments:
@@ -224,17 +217,47 @@ def _main_components(experiments: Sequence[Experiment]) -> tuple[str, str, str]:
                 product = float(((weight_R - weight_R.mean()) * regret_R).mean())
                 effect = product / spread if spread > 0 else 0.0
                 effects.setdefault((dimension.name, part), []).append(effect)
-    if not effects:
-        raise UserError("config.stress.kind=reverse: the space has nothing that can be mirrored")
-    means = {key: float(np.mean(values)) for key, values in effects.items()}
-    name, helps = min(sorted(means), key=means.get)
-    own = [key for key in sorted(means) if key[0] == name]
-    return name, helps, max(own, key=means.get)[1]
+    return sorted(sorted(effects), key=lambda key: float(np.mean(effects[key])))
 
 
-def _exchanged(space: Space, parts: tuple[str, str, str], config: Mapping) -> dict:
-    name, helps, hurts = parts
-    weights = dict(config[name])
-    if helps in weights and hurts in weights:
-        weights[helps], weights[hurts] = weights[hurts], weights[helps]
-    return {**config, name: weights}
+@dataclasses.dataclass(frozen=True)
+class _AxisMirror:
+    """Moves a configuration to the other side of an axis."""
+
+    axis: Dimension
+
+    def __call__(self, config: Mapping) -> dict:
+        axis, value = self.axis, config[self.axis.name]
+        if axis.is_continuous:
+            return {**config, axis.name: axis.from_unit(1.0 - axis.to_unit(value))}
+        return {**config, axis.name: axis.choices[-1 - axis.choices.index(value)]}
+
+
+@dataclasses.dataclass(frozen=True)
+class _PartMirror:
+    """Exchanges the weights of two components of a mixture."""
+
+    mixture: str
+    helps: str
+    hurts: str
+
+    def __call__(self, config: Mapping) -> dict:
+        weights = dict(config[self.mixture])
+        weights[self.helps], weights[self.hurts] = weights[self.hurts], weights[self.helps]
+        return {**config, self.mixture: weights}
+
+
+def _mirror(
+    space: Space, axes: Sequence[str], parts: Sequence[tuple[str, str]]
+) -> _AxisMirror | _PartMirror | None:
+    """Choose the mirror of one space from its group's axes and components, in their order."""
+    own = {axis.name: axis for axis in _axes(space)}
+    axis = next((own[name] for name in axes if name in own), None)
+    if axis is not None:
+        return _AxisMirror(axis)
+    components = {d.name: d.choices for d in space.dimensions if d.kind == "simplex"}
+    found = [(name, part) for name, part in parts if part in components.get(name, ())]
+    if not found:
+        return None
+    name, helps = found[0]
+    return _PartMirror(name, helps, [part for mixture, part in found if mixture == name][-1])

@@ -18,9 +18,9 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from autollm_jax.errors import UserError
@@ -166,7 +166,7 @@ def find_tables(roots: Roots) -> list[Path]:
     paths = []
     for root in as_roots(roots):
         if not root.is_dir():
-            raise UserError(f"{root}: no such folder of outcome tables (gym.roots)")
+            raise UserError(f"{root}: no such folder of outcome tables (config.gym.roots)")
         files = {*root.glob("[!.]*/[!.]*.parquet"), *root.glob("[!.]*/[!.]*.json")}
         for file in sorted(files):
             other = file.with_suffix(".json" if file.suffix == ".parquet" else ".parquet")
@@ -191,7 +191,7 @@ def _is_table_half(file: Path) -> bool:
 
 @functools.cache
 def _warn_of_stray(file: Path) -> None:
-    _log.warning("%s: ignored: it is no outcome table (gym.roots)", file)
+    _log.warning("%s: ignored: it is no outcome table (config.gym.roots)", file)
 
 
 def read_table(path: str | os.PathLike) -> Table:
@@ -230,7 +230,7 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:160]
 
 
-def _field(value, key: str, kind, where: str):
+def _field(value, key: str, kind, where: str) -> Any:
     """Return `value[key]`, checked to be of `kind`."""
     kinds = kind if isinstance(kind, tuple) else (kind,)
     accepted = " or ".join(k.__name__ for k in kinds)
@@ -315,7 +315,7 @@ def _check_column(rows: pa.Table, column: str, accepted: str, where: str) -> Non
         raise UserError(f"{where}: column `{column}` is of type {kind}; accepted is {accepted}")
 
 
-def _check_rows(meta: dict, rows: pa.Table, where: str) -> None:
+def _check_rows(meta: Mapping, rows: pa.Table, where: str) -> None:
     for column, accepted in (
         ("experiment", "text"),
         ("status", "text"),
@@ -328,13 +328,13 @@ def _check_rows(meta: dict, rows: pa.Table, where: str) -> None:
         ("status", STATUSES, "accepted"),
         ("experiment", tuple(meta["experiments"]), "described in the JSON file"),
     ):
-        for value in pc.unique(rows[column]).to_pylist():
+        for value in rows[column].unique().to_pylist():
             if value not in known:
                 raise UserError(
                     f"{where}: unknown {column} {value!r} in row {_row_of(rows, column, value)}; "
                     f"{file} are {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
                 )
-    present = set(pc.unique(rows["experiment"]).to_pylist())
+    present = set(rows["experiment"].unique().to_pylist())
     needed = {"parameters": "number"} if "parameters" in rows.column_names else {}
     for name, entry in meta["experiments"].items():
         if name in present:
@@ -354,21 +354,19 @@ def _check_rows(meta: dict, rows: pa.Table, where: str) -> None:
 
 def _check_amounts(rows: pa.Table, column: str, where: str) -> None:
     """Refuse a number that no amount can be: negative, nan or infinite. A null is unknown."""
-    values = pc.cast(rows[column], pa.float64(), safe=False)
-    bad = pc.or_(pc.less(values, 0.0), pc.invert(pc.is_finite(values)))
-    place = pc.index(bad, True).as_py()
-    if place >= 0:
-        raise UserError(
-            f"{where}: `{column}` is {rows[column][place].as_py()} in row {place + 1}; accepted is "
-            "a finite number, 0 or more, or null where it is not known"
-        )
+    for place, value in enumerate(rows[column].to_pylist()):
+        if value is not None and not 0 <= value < math.inf:
+            raise UserError(
+                f"{where}: `{column}` is {value} in row {place + 1}; accepted is a finite number, "
+                "0 or more, or null where it is not known"
+            )
 
 
 def _row_of(rows: pa.Table, column: str, value) -> int:
     return rows[column].to_pylist().index(value) + 1
 
 
-def _check_outcomes(meta: dict, rows: pa.Table, where: str) -> None:
+def _check_outcomes(meta: Mapping, rows: pa.Table, where: str) -> None:
     names = rows["experiment"].to_pylist()
     statuses = rows["status"].to_pylist()
     metric_of = {name: e["objective"]["metric"] for name, e in meta["experiments"].items()}
@@ -376,7 +374,7 @@ def _check_outcomes(meta: dict, rows: pa.Table, where: str) -> None:
         name: e["limit"]["at_most"] for name, e in meta["experiments"].items() if "limit" in e
     }
     values_of = {metric: rows[metric].to_pylist() for metric in {metric_of[name] for name in names}}
-    sizes = rows["parameters"].to_pylist() if "parameters" in rows.column_names else None
+    sizes = rows["parameters"].to_pylist() if "parameters" in rows.column_names else []
     for row, (name, status) in enumerate(zip(names, statuses, strict=True)):
         outcome = values_of[metric_of[name]][row]
         if status == "ok" and (outcome is None or not math.isfinite(outcome)):

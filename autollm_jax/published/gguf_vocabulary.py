@@ -97,7 +97,7 @@ def _kind_and_cut(fields: Mapping, where: str) -> tuple[str, str]:
     """
     kind, cut = (fields.get(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
     if kind == "llama":
-        return kind, ""
+        return "llama", ""
     cuts = (*_GPT2, *_PATTERNS)
     for name, value, accepted in (("model", kind, tuple(_EXTRA)), ("pre", cut, cuts)):
         if value in (None, "default"):
@@ -110,7 +110,7 @@ def _kind_and_cut(fields: Mapping, where: str) -> tuple[str, str]:
             raise UserError(
                 f"{where}: tokenizer.ggml.{name} is {value!r}; accepted are {', '.join(accepted)}"
             )
-    return kind, cut
+    return str(kind), str(cut)
 
 
 def _texts(values) -> bool:

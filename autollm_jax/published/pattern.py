@@ -1,6 +1,8 @@
-"""Patterns such as "(H A) D -> D H A": where a stored array's parts lie in a parameter, and back.
+"""Moves the axes of a stored array to those of a parameter, and back, by patterns.
 
-Reading works on a part of the parameter: only what it is made of is read from the file.
+The pattern "(H A) D -> D H A" reads: the file stores an array of shape [H * A, D], the parameter is
+[D, H, A]. A device's block of a parameter is read alone: `stored_slices` finds its place in
+the file.
 """
 
 import functools
@@ -26,21 +28,24 @@ _AXIS = r"\(([^)]*)\)|(\w)"
 
 
 def stored_shape(pattern: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """Return the shape that an array has in the file."""
+    """Return the shape of an array in the file; `sizes` gives the size of every letter."""
     return tuple(math.prod(sizes[letter] for letter in axis) for axis in _parsed(pattern)[0])
 
 
 def stored_slices(pattern: str, sizes: Mapping[str, int], index: Slices) -> Slices:
-    """Return which part of the stored array a part of the parameter is made of.
+    """Return the place in the stored array of a block of the parameter.
 
     Args:
-      pattern: how the array lies.
-      sizes: of every letter.
-      index: one slice for each axis of the parameter, with a start and an end.
+      pattern: axes in the file -> axes of the parameter.
+      sizes: size of every letter.
+      index: the block: one slice for each axis of the parameter, with a start and an end.
+
+    Returns:
+      One slice for each axis of the stored array.
 
     Raises:
-      ValueError: the part is not a block of the stored array: an axis is cut that is not the first
-        in its brackets, or that is made of several.
+      ValueError: the block is not a block of the stored array: it cuts an axis that is not the
+        first in its brackets, or that has several letters.
     """
     stored, kept = _parsed(pattern)
     cut = {}
@@ -57,12 +62,12 @@ def stored_slices(pattern: str, sizes: Mapping[str, int], index: Slices) -> Slic
 
 
 def to_parameter(pattern: str, sizes: Mapping[str, int], array: np.ndarray) -> np.ndarray:
-    """Lay a stored array, or a block of it, out as the parameter does."""
+    """Move the axes of a stored array, or of a block of it, to those of the parameter."""
     return _moved(array, *_parsed(pattern), sizes)
 
 
 def to_stored(pattern: str, sizes: Mapping[str, int], array: np.ndarray) -> np.ndarray:
-    """Lay a whole parameter out as the file does."""
+    """Move the axes of a whole parameter to those of the file."""
     stored, kept = _parsed(pattern)
     return _moved(array, kept, stored, sizes)
 

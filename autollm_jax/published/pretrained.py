@@ -208,11 +208,11 @@ def _check(source: Source, path: Path) -> None:
     for name, shape in expected.items():
         if found[name] != shape:
             raise UserError(f"{path}: {name} has shape {found[name]}; expected {shape}")
-    tied = not gguf and source.config.tied_embeddings and UNEMBEDDING in found
-    if tied and not source.files.equal(EMBEDDING, UNEMBEDDING):
-        raise UserError(
-            f"{path}: tie_word_embeddings is true, but {UNEMBEDDING} differs from {EMBEDDING}"
-        )
+    if isinstance(source.files, SafetensorsFiles) and source.config.tied_embeddings:
+        if UNEMBEDDING in found and not source.files.equal(EMBEDDING, UNEMBEDDING):
+            raise UserError(
+                f"{path}: tie_word_embeddings is true, but {UNEMBEDDING} differs from {EMBEDDING}"
+            )
 
 
 def _sizes(config: TransformerConfig) -> dict[str, int]:
@@ -316,9 +316,8 @@ def _read(source: Source, leaf: Leaf, sizes, index) -> np.ndarray:
     """Read the block `index` of a leaf, as one device holds it."""
     name, how = source.place(leaf)
     whole = _parameter_shape(how, sizes)
-    if leaf.layered:
-        layers, *index = index
-        numbers = range(*layers.indices(source.config.layers))
+    layers, index = (index[0], index[1:]) if leaf.layered else (slice(0, 1), index)
+    numbers = range(*layers.indices(source.config.layers))
     index = tuple(slice(*part.indices(size)[:2]) for part, size in zip(index, whole, strict=True))
     slices = pattern.stored_slices(how, sizes, index)
 
@@ -327,12 +326,9 @@ def _read(source: Source, leaf: Leaf, sizes, index) -> np.ndarray:
 
     if not leaf.layered:
         return block(0)
-    out = None
+    out = np.empty((len(numbers), *(part.stop - part.start for part in index)), np.float32)
     for place, layer in enumerate(numbers):
-        part = block(layer)
-        if out is None:
-            out = np.empty((len(numbers), *part.shape), np.float32)
-        out[place] = part
+        out[place] = block(layer)
     return out
 
 

@@ -29,22 +29,28 @@ class Vocabulary(Protocol):
       size: one more than the largest id.
       serialised: bytes that identify the vocabulary.
       start: text that the published tokenizer puts before a whole conversation: "" or a space.
-      settings: its fields of tokenizer_config.json.
     """
 
     size: int
     serialised: bytes
     start: str
-    settings: dict
+
+    @property
+    def settings(self) -> dict:
+        """Its fields of tokenizer_config.json."""
+        ...
 
     def encode(self, text: str, control: bool) -> list[int]:
         """Encode a text; with `control`, the spelling of a control token is that token."""
+        ...
 
     def decode(self, ids: Iterable[int], control: bool) -> str:
         """Decode ids; control ids become nothing, or with `control` their spelling."""
+        ...
 
     def is_control(self, id: int) -> bool:
         """Return whether an id is a control token, which ordinary text never encodes to."""
+        ...
 
     def save(self, folder: Path) -> None:
         """Write the vocabulary's file."""

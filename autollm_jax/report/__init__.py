@@ -1,1 +1,1 @@
-"""The report: page, curves and maps."""
+"""The pictures of an evaluation: page, curves, maps."""

@@ -1,4 +1,4 @@
-"""The figure of cumulative FLOPs against configured experiments."""
+"""Draws cumulative FLOPs against the number of configured experiments."""
 
 import math
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ def cost_panels(groups: Sequence[Group], focus: str, name: str) -> str:
     """Draw each group's cumulative FLOPs, both axes logarithmic; break-even is a dashed line.
 
     Args:
-      groups: those whose FLOPs are unknown are left out; one at least is not.
+      groups: costs; a group of unknown FLOPs is left out, and at least one must be known.
       focus: the method that stands out.
-      name: of the figure, another one for each on a page.
+      name: the figure's name, unique on a page.
     """
-    groups = [group for group in groups if math.isfinite(group.run.flops)]
+    groups = [group for group in groups if math.isfinite(group.run)]
     columns = min(2, len(groups))
     rows = math.ceil(len(groups) / columns)
     number_N = np.unique(np.geomspace(1, MOST, 60).round())
@@ -33,10 +33,10 @@ def cost_panels(groups: Sequence[Group], focus: str, name: str) -> str:
             for method, line in sorted(group.lines.items(), key=lambda item: item[0] == focus):
                 colour, dash = looks[method]
                 axes.plot(
-                    number_N, line.at("flops", number_N), dash, color=colour,
+                    number_N, line.at(number_N), dash, color=colour,
                     linewidth=2.6 if method == focus else 1.3, label=show_name(method),
                 )  # fmt: skip
-            even, _ = break_even(group, focus, "flops")
+            even, _ = break_even(group, focus)
             if even <= MOST:
                 axes.axvline(even, color=FAINT, linewidth=1, linestyle="--")
             says = f"from {show_magnitude(even)} on" if math.isfinite(even) else "never cheapest"

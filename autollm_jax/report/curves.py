@@ -1,4 +1,4 @@
-"""Figures of regret against trials."""
+"""Draws regret against trials."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,9 +22,9 @@ def regret_curves(
     Args:
       curves: by method.
       focus: the method that stands out.
-      name: of the figure, another one for each on a page.
+      name: the figure's name, unique on a page.
       floor: the noise floor, drawn as a band from 0; nan for none.
-      floor_of: what it is the floor of.
+      floor_of: the experiments that have a noise floor, in words.
     """
     with style(name, 10):
         figure = Figure(figsize=(8.2, 4.0), layout="constrained")
@@ -64,7 +64,7 @@ def regret_curves(
 
 
 def method_panels(curves: Curves, focus: str, name: str) -> str:
-    """Draw one small panel a method: its regret with its interval's band, the others in grey."""
+    """Draw a small panel per method: its regret with its interval's band, the others in grey."""
     columns = min(4, len(curves))
     rows = math.ceil(len(curves) / columns)
     with style(name):
@@ -122,6 +122,7 @@ def _floor(axes, floor: float, floor_of: str, limit: float) -> None:
         ha="right",
         fontsize=8.5,
         zorder=8,
+        bbox={"fc": "white", "ec": "none", "pad": 0.6, "alpha": 0.75},
     )
 
 

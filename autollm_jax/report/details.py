@@ -1,4 +1,4 @@
-"""The report's details: each experiment in a row, chosen landscapes, one episode a task."""
+"""The report's details: a row per experiment, the drawn landscapes, one episode per task."""
 
 import html
 import json
@@ -21,15 +21,15 @@ from autollm_jax.report.formats import (
 from autollm_jax.report.landscape import Strips, lay_out
 from autollm_jax.report.maps import Mark, landscape_figure
 
-# Of more experiments than this of one source and task, only the median one is drawn.
+# A source and task with more experiments than this has only the median one drawn.
 ALL_DRAWN = 2
 
 
 def choose_drawn(results: Results, experiments: Sequence[Experiment], focus: str) -> set[str]:
-    """Choose whose landscapes are drawn: of each source and task, that of median regret.
+    """Choose the experiments to draw: of each source and task the one of median final regret.
 
-    That is the focus's final regret, so neither its best nor its worst is picked. Where there are
-    no more than `ALL_DRAWN` both are drawn.
+    The regret is the focus's, so neither its best nor its worst experiment is picked. Where there
+    are no more than `ALL_DRAWN`, all are drawn.
     """
     groups: dict[tuple, list] = {}
     for e in experiments:
@@ -43,7 +43,7 @@ def choose_drawn(results: Results, experiments: Sequence[Experiment], focus: str
 
 
 def experiment_row(results: Results, experiment: Experiment, focus: str, other: str | None) -> dict:
-    """Return one line of a task's table of experiments."""
+    """Return a row of a task's table of experiments."""
     default = int(experiment.match(experiment.default).row)
 
     def regrets(method):
@@ -56,8 +56,8 @@ def experiment_row(results: Results, experiment: Experiment, focus: str, other: 
         "source": experiment.source,
         "size": _size(experiment),
         "metric": show_metric(experiment),
-        "rows": len(experiment.configurations),
-        "failed": float(np.mean(experiment.outcomes.status_R != "ok")),
+        "measured": show_measured(experiment),
+        "failed": float(np.mean(~experiment.outcomes.ok_R)),
         "optimum": show_outcome(experiment.outcomes.optimum),
         "median": show_outcome(experiment.outcomes.median),
         "default": show_regret(float(experiment.outcomes.regrets_R[default])),
@@ -70,13 +70,13 @@ def experiment_row(results: Results, experiment: Experiment, focus: str, other: 
 def landscape(
     experiment: Experiment, rows: Sequence[Mapping], focus: str, other: str | None
 ) -> dict:
-    """Return an experiment's figure with the trials of two methods (first seed), and the focus's.
+    """Return an experiment's figure with two methods' trials, and a table of the focus's trials.
 
     Args:
-      experiment: open.
-      rows: the results of this experiment.
+      experiment: the experiment.
+      rows: its results, one mapping per trial; the first seed's are shown.
       focus: the method in focus.
-      other: the one that is marked beside it; None for none.
+      other: the method with marks beside it; None for none.
     """
     laid_out = lay_out(experiment)
     trials = {m: _first_seed(rows, m) for m in (focus, other) if m}
@@ -93,7 +93,7 @@ def landscape(
         "name": experiment.name,
         "context": _context(experiment),
         "wide": wide,
-        "note": f"{left_out} axes that tell less are left out" if left_out else "",
+        "note": " · ".join(_notes(experiment, left_out)),
         "svg": landscape_figure(laid_out, marks, experiment.id),
         "metric": experiment.objective.metric,
         "trials": [
@@ -112,7 +112,7 @@ def landscape(
 
 
 def episode(results: Results, transcripts: Sequence[Mapping], focus: str, task: str) -> dict | None:
-    """Choose the focus's episode of a task whose final regret is the median one: no best pick."""
+    """Choose the focus's episode of median final regret in a task."""
     known = {(unit.experiment, unit.seed) for unit in results.units}
     scored = []
     for transcript in transcripts:
@@ -135,10 +135,19 @@ def episode(results: Results, transcripts: Sequence[Mapping], focus: str, task: 
 
 
 def show_metric(experiment: Experiment) -> str:
-    """Name the metric, without what the experiment's name says of it, and its direction."""
+    """Write the metric's name and direction, without a part that the experiment's name repeats."""
     first, _, rest = experiment.objective.metric.partition(".")
     shown = first if rest in experiment.name else experiment.objective.metric
     return f"{show_name(shown)} {'↓' if experiment.objective.minimize else '↑'}"
+
+
+def show_measured(experiment: Experiment) -> str:
+    """Write how many configurations are measured, of all in a space of choices: 96 of 128."""
+    rows, dimensions = len(experiment.configurations), experiment.space.dimensions
+    if not all(d.is_discrete for d in dimensions):
+        return f"{rows:,}"
+    everything = math.prod(len(d.choices) for d in dimensions)
+    return f"{rows:,} of {everything:,}" if everything < 1e6 else f"{rows:,} of {everything:.1e}"
 
 
 def anchor(experiment: Experiment) -> str:
@@ -147,17 +156,23 @@ def anchor(experiment: Experiment) -> str:
 
 
 def _measured(experiment: Experiment, row: int) -> dict:
-    status = experiment.outcomes.status_R[row]
-    outcome = experiment.outcomes.values_R[row]
+    measured = experiment.outcomes.measured(row)
     return {
         "config": _config(experiment, experiment.configurations[row]),
-        "outcome": show_outcome(outcome) if status == "ok" else status,
-        "regret": show_regret(float(experiment.outcomes.regrets_R[row])),
+        "outcome": show_outcome(measured.outcome) if measured.status == "ok" else measured.status,
+        "regret": show_regret(measured.regret),
     }
 
 
 def _config(experiment: Experiment, config: Mapping | None) -> str:
     return show_config(experiment.space, config) if config else "no configuration"
+
+
+def _notes(experiment: Experiment, left_out: int) -> list[str]:
+    notes = [f"measured: {show_measured(experiment)}"]
+    if left_out:
+        notes.append(f"{left_out} axes that explain less are left out")
+    return notes
 
 
 def _first_seed(rows: Sequence[Mapping], method: str) -> list[dict]:
@@ -169,7 +184,7 @@ def _first_seed(rows: Sequence[Mapping], method: str) -> list[dict]:
 def _size(experiment: Experiment) -> str:
     fidelity = experiment.fidelity
     shown = []
-    # A limit stands for the parameters, and is said by itself.
+    # Where there is a limit, it is written instead of the parameters.
     for word in ("tokens",) if experiment.limit else ("parameters", "tokens"):
         value = getattr(fidelity, word)
         if value and math.isfinite(value):
@@ -192,7 +207,7 @@ def _mark_up(text: str) -> str:
     # A lone surrogate, which a byte-level decoder may leave, cannot be written as UTF-8.
     escaped = html.escape(text.encode("utf-8", "replace").decode())
     for part in ("think", "exec"):
-        # Line ends around a block would show as gaps: a block starts a line of its own.
+        # A block starts its own line, so the line ends around it would show as gaps.
         pattern = rf"\s*&lt;{part}&gt;\s*((?:(?!&lt;{part}&gt;).)*?)\s*&lt;/{part}&gt;[ ]*\n?"
         block = rf'<span class="{part}"><b>{part}</b>\1</span>'
         escaped = re.sub(pattern, block, escaped, flags=re.DOTALL)

@@ -1,4 +1,4 @@
-"""The style that the report's figures share, and how a figure becomes SVG text for a page."""
+"""The shared style of the report's figures, and their conversion to SVG text."""
 
 import contextlib
 import io
@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart with any colour vision; yellow is too pale for a line.
+# Okabe and Ito's colours, distinct for every colour vision; yellow is too pale for a line.
 PALETTE = ("#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7F7F7F", "#8C6D31")
 FOCUS = "#0B4F8A"
 LINES = ("-", "--", "-.", ":")
@@ -38,13 +38,13 @@ STYLE = {
 
 @contextlib.contextmanager
 def style(name: str, size: float = 9) -> Iterator[None]:
-    """Draw in the report's style; the name keeps the SVG's ids apart on one page."""
+    """Draw in the report's style; the name makes the SVG's ids unique on a page."""
     with matplotlib.rc_context({**STYLE, "font.size": size, "svg.hashsalt": name}):
         yield
 
 
 def colours(methods: Sequence[str], focus: str) -> dict[str, tuple[str, str]]:
-    """Return colour and line style per method; the method in focus has its own."""
+    """Return (colour, line style) per method; the method in focus has its own."""
     others = [m for m in methods if m != focus]
     found = {
         m: (PALETTE[i % len(PALETTE)], LINES[i // len(PALETTE) % len(LINES)])
@@ -54,12 +54,12 @@ def colours(methods: Sequence[str], focus: str) -> dict[str, tuple[str, str]]:
 
 
 def dark(colour: str) -> tuple:
-    """Return a colour dark enough for words."""
+    """Darken a colour for text."""
     return tuple(0.62 * np.array(to_rgb(colour)) + 0.38 * np.array(to_rgb(INK)) * 0.6)
 
 
 def svg(figure: Figure) -> str:
-    """Return the figure as SVG that fills its place on the page."""
+    """Return the figure as SVG text without a fixed size."""
     buffer = io.StringIO()
     # Without a date the same results give the same bytes.
     figure.savefig(buffer, format="svg", metadata={"Date": None})

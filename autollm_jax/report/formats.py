@@ -1,4 +1,4 @@
-"""How numbers and configurations are written in the report."""
+"""Writes numbers and configurations for the report."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from autollm_jax.evaluation.statistics import Interval
 from autollm_jax.gym.spaces import Space
 
-# A mixture's heaviest components, which are written.
+# The number of a mixture's components that are written: the heaviest ones.
 COMPONENTS = 4
 
 
@@ -16,7 +16,7 @@ def show_name(name: str) -> str:
 
 
 def show_task(name: str) -> str:
-    """Write the name of a task, or of what stands for all of them."""
+    """Write the name of a task, or of all of them together."""
     return "all tasks" if name == "all" else show_name(name)
 
 
@@ -69,7 +69,9 @@ def show_config(space: Space, config: Mapping) -> str:
         value = config[name]
         if isinstance(value, Mapping):
             heaviest = sorted(value.items(), key=lambda item: -item[1])
-            shown = [f"{part} {weight:.0%}" for part, weight in heaviest if weight >= 0.005]
+            shown = [
+                f"{show_name(part)} {weight:.0%}" for part, weight in heaviest if weight >= 0.005
+            ]
             rest = " …" if len(shown) > COMPONENTS else ""
             parts.append(", ".join(shown[:COMPONENTS]) + rest)
         else:

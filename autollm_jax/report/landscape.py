@@ -1,7 +1,7 @@
-"""A measured landscape laid out for a page, whatever the space.
+"""Lays out the measured outcomes of an experiment for a figure, for any space.
 
-One or two dimensions with choices are a grid. Of any other space (more dimensions, continuous
-ones, mixtures) each axis is shown by itself, with the regret of every configuration along it.
+A space of one or two dimensions with choices becomes a grid. Any other space (more dimensions,
+continuous ones, mixtures) becomes strips: one per axis, with every configuration's regret along it.
 """
 
 import math
@@ -11,19 +11,20 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from autollm_jax.gym.experiments import Experiment
+from autollm_jax.gym.spaces import Dimension
 
-# Axes beyond these are left out, those that tell least of the regret first.
+# The number of axes that are drawn, at most: those that explain most of the regret's variance.
 MOST_AXES = 8
-# Values of a continuous axis are told apart in so many groups of equal size.
+# The number of groups of equal size that the values of a continuous axis are put into.
 PARTS = 6
 
 
 @dataclass(frozen=True)
 class Grid:
-    """An open experiment's regret over its two dimensions.
+    """An experiment's regret over its two dimensions.
 
     Attributes:
-      names: of the two dimensions (x, y); y is empty where the space has but one.
+      names: the two dimensions' names (x, y); y is empty in a space of one dimension.
       choices: the two dimensions' values.
       regret_YX: nan where not measured.
       status_YX: `ok`, `failed` (diverged or infeasible) or `unmeasured`.
@@ -44,32 +45,47 @@ class Grid:
 
 @dataclass(frozen=True)
 class Axis:
-    """One direction of a space: a dimension or a component's weight.
+    """One direction of a space: a dimension, or the weight of a mixture's component.
 
     Attributes:
-      name: what to call it.
-      choices: its values where it is a dimension, empty where it is continuous.
-      place: finds a configuration's place: a choice's number, or a number.
-      places_R: each measured configuration's.
-      telling: the share of the regret's variance that lies between its values.
+      name: its name.
+      choices: its values where they are listed, else empty.
+      bounds: the lowest and the highest value of a continuous dimension, else None.
+      is_log: whether the values of a continuous dimension are drawn on a logarithmic scale.
+      place: computes a configuration's place: a choice's number, or the value (log10 where is_log).
+      places_R: the place of each measured configuration.
+      explained: the share of the regret's variance between the axis's values.
     """
 
     name: str
     choices: tuple
+    bounds: tuple[float, float] | None
+    is_log: bool
     place: Callable[[Mapping], float] = field(repr=False)
     places_R: np.ndarray = field(repr=False)
-    telling: float
+    explained: float
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """The lowest and the highest place of a continuous axis.
+
+        A dimension's bounds; of a mixture's component, its lowest and highest weight.
+        """
+        if self.bounds is None:
+            return float(self.places_R.min()), float(self.places_R.max())
+        low, high = self.bounds
+        return (math.log10(low), math.log10(high)) if self.is_log else (low, high)
 
 
 @dataclass(frozen=True)
 class Strips:
-    """An open experiment's regret along each of its axes.
+    """An experiment's regret along each of its axes.
 
     Attributes:
-      axes: in the space's order; the most telling first where some were left out.
-      left_out: how many were.
+      axes: in the space's order; where some were left out, those that explain most come first.
+      left_out: the number of axes that were left out.
       regret_R: each configuration's regret.
-      ok_R: whether it could be run.
+      ok_R: whether each configuration's run ended with a finite outcome.
       best_config: the optimum.
     """
 
@@ -81,7 +97,7 @@ class Strips:
 
 
 def lay_out(experiment: Experiment) -> Grid | Strips:
-    """Lay an open experiment's outcomes out."""
+    """Lay out an experiment's outcomes."""
     dimensions = experiment.space.dimensions
     if len(dimensions) <= 2 and all(d.is_discrete for d in dimensions):
         return _grid(experiment)
@@ -96,58 +112,52 @@ def _grid(experiment: Experiment) -> Grid:
     status_YX = np.full(regret_YX.shape, "unmeasured", dtype=object)
     best = experiment.configurations[experiment.outcomes.best_row]
     grid = Grid(names, choices, regret_YX, status_YX, best)
-    rows = zip(
-        experiment.configurations,
-        experiment.outcomes.regrets_R,
-        experiment.outcomes.status_R,
-        strict=True,
-    )
-    for config, regret, status in rows:
+    outcomes = experiment.outcomes
+    rows = zip(experiment.configurations, outcomes.regrets_R, outcomes.ok_R, strict=True)
+    for config, regret, ok in rows:
         cell = grid.cell(config)[::-1]
         regret_YX[cell] = regret
-        status_YX[cell] = "ok" if status == "ok" else "failed"
+        status_YX[cell] = "ok" if ok else "failed"
     return grid
 
 
 def _strips(experiment: Experiment) -> Strips:
-    regret_R, ok_R = experiment.outcomes.regrets_R, experiment.outcomes.status_R == "ok"
-    axes = []
-    for name, choices, place in _directions(experiment.space):
-        places_R = np.array([place(config) for config in experiment.configurations], float)
-        telling = _telling(places_R[ok_R], regret_R[ok_R], continuous=not choices)
-        axes.append(Axis(name, choices, place, places_R, telling))
+    outcomes = experiment.outcomes
+    axes = [axis for d in experiment.space.dimensions for axis in _axes(d, experiment)]
     left_out = max(0, len(axes) - MOST_AXES)
     if left_out:
-        axes = sorted(axes, key=lambda axis: -axis.telling)[:MOST_AXES]
-    best = experiment.configurations[experiment.outcomes.best_row]
-    return Strips(tuple(axes), left_out, regret_R, ok_R, best)
+        axes = sorted(axes, key=lambda axis: -axis.explained)[:MOST_AXES]
+    best = experiment.configurations[outcomes.best_row]
+    return Strips(tuple(axes), left_out, outcomes.regrets_R, outcomes.ok_R, best)
 
 
-def _directions(space) -> list[tuple[str, tuple, Callable]]:
-    """Return each axis's name, choices and way to find a configuration's place."""
-    found = []
-    for d in space.dimensions:
-        if d.kind == "simplex":
-            found += [(c, (), lambda config, d=d, c=c: config[d.name][c]) for c in d.choices]
-        elif d.is_log and d.is_continuous:
-            place = lambda config, d=d: math.log10(config[d.name])  # noqa: E731
-            found.append((f"{d.name}, log10", (), place))
-        elif d.is_continuous:
-            found.append((d.name, (), lambda config, d=d: config[d.name]))
-        else:
-            found.append((d.name, d.choices, lambda config, d=d: d.choices.index(config[d.name])))
-    return found
+def _axes(d: Dimension, experiment: Experiment) -> list[Axis]:
+    """Return the axis of a dimension, or those of a mixture's components."""
+    ok_R, regret_R = experiment.outcomes.ok_R, experiment.outcomes.regrets_R
+    is_log = d.is_log and d.is_continuous
+
+    def axis(name: str, place: Callable[[Mapping], float]) -> Axis:
+        places_R = np.array([place(config) for config in experiment.configurations], float)
+        explained = _explained(places_R[ok_R], regret_R[ok_R], d.is_discrete)
+        choices = d.choices if d.is_discrete else ()
+        return Axis(name, choices, d.bounds, is_log, place, places_R, explained)
+
+    if d.kind == "simplex":
+        return [axis(c, lambda config, c=c: config[d.name][c]) for c in d.choices]
+    if d.is_discrete:
+        return [axis(d.name, lambda config: d.choices.index(config[d.name]))]
+    return [axis(d.name, lambda c: math.log10(c[d.name]) if is_log else c[d.name])]
 
 
 def parts(places: np.ndarray, most: int = PARTS) -> np.ndarray:
-    """Number the groups of about equal size that continuous places fall into."""
+    """Put continuous places into groups of about equal size; return each place's group number."""
     edges = np.unique(np.quantile(places, np.linspace(0, 1, most + 1)[1:-1]))
     return np.searchsorted(edges, places)
 
 
-def _telling(places: np.ndarray, regret: np.ndarray, continuous: bool) -> float:
-    """Return the share of the regret's variance that lies between an axis's values."""
-    numbers = parts(places) if continuous else places
+def _explained(places: np.ndarray, regret: np.ndarray, discrete: bool) -> float:
+    """Return the share of the regret's variance between an axis's values (or groups of them)."""
+    numbers = places if discrete else parts(places)
     if not regret.var():
         return 0.0
     fitted = np.zeros_like(regret)

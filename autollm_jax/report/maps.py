@@ -1,4 +1,4 @@
-"""Figures of measured landscapes, with the trials of two methods marked on them."""
+"""Draws the regret over a space, with the trials of two methods marked."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ from autollm_jax.report.landscape import PARTS, Axis, Grid, Strips, parts
 
 UNMEASURED, FAILED = "#D3D8DE", "#F7EDE8"
 FAILED_INK, BOX, DOT, OTHER = "#C0563B", "#B9CDE1", "#8FADC9", "#52606D"
-# A strip of more configurations than this summarises them in boxes.
+# A strip shows more configurations than this as boxes, fewer as dots.
 MOST_DOTS = 300
-# Where in a strip the share that could not be run is drawn, above regret 1.
+# The place of the share of failed runs in a strip, above regret 1.
 FAILED_FROM, FAILED_TO = 1.12, 1.42
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A trial to be drawn on a landscape; `focus` tells the method in focus from the other one."""
+    """A trial to be drawn; `focus` is False for the other method's trials."""
 
     number: int
     config: Mapping
@@ -32,7 +32,7 @@ class Mark:
 
 
 def landscape_figure(landscape: Grid | Strips, marks: Sequence[Mark], name: str) -> str:
-    """Draw a landscape of either kind: the optimum a star, trials numbered."""
+    """Draw a grid or strips: the optimum is a star, trials are numbered."""
     draw = heat_map if isinstance(landscape, Grid) else strips
     return draw(landscape, marks, name)
 
@@ -84,8 +84,8 @@ def strips(landscape: Strips, marks: Sequence[Mark], name: str) -> str:
     """Draw regret along each axis by itself.
 
     A choice has a box over the middle half of its configurations, a line to their best and a tick
-    at their median; along a continuous axis each is a dot, or such boxes where there are many. The
-    share that could not be run is hatched above.
+    at their median. A continuous axis has a dot per configuration, or boxes where there are many.
+    The share of failed runs is hatched above. The right title is the explained variance.
     """
     count = len(landscape.axes)
     columns = count if count <= 5 else 4
@@ -101,7 +101,7 @@ def strips(landscape: Strips, marks: Sequence[Mark], name: str) -> str:
             axes.grid(axis="y", color=RULE, linewidth=0.8)
             axes.set_axisbelow(True)
             axes.set_title(show_name(axis.name), fontsize=8.5, fontweight="bold", loc="left", pad=2)
-            axes.set_title(f"{axis.telling:.0%}", fontsize=7.5, loc="right", pad=2)
+            axes.set_title(f"{axis.explained:.0%}", fontsize=7.5, loc="right", pad=2)
         for axes in panels[count:]:
             axes.set_visible(False)
         figure.supylabel("regret", fontsize=8.5)
@@ -122,9 +122,12 @@ def _strip(axes, axis: Axis, landscape: Strips) -> None:
         places = [float(np.median(axis.places_R[numbers_R == n])) for n in range(PARTS)
                   if (numbers_R == n).any()]  # fmt: skip
         numbers_R = np.unique(numbers_R, return_inverse=True)[1]
-        span = np.ptp(axis.places_R) or 1.0
+        low, high = axis.extent
+        span = high - low or 1.0
         half = 0.035 * span
-        axes.set_xlim(axis.places_R.min() - 0.07 * span, axis.places_R.max() + 0.07 * span)
+        axes.set_xlim(low - 0.07 * span, high + 0.07 * span)
+        if axis.bounds is not None:
+            _bound_ticks(axes, axis)
     if not axis.choices and len(regret_R) <= MOST_DOTS:
         axes.scatter(axis.places_R[ok_R], regret_R[ok_R], s=9, c=DOT, alpha=0.75, lw=0, zorder=2)
     for number, place in enumerate(places):
@@ -144,8 +147,15 @@ def _strip(axes, axis: Axis, landscape: Strips) -> None:
             _hatched(axes, place - half, track[0], track[1], failed * track[2])
 
 
+def _bound_ticks(axes, axis: Axis) -> None:
+    """Label a continuous axis at its bounds and halfway between them, on its own scale."""
+    low, high = axis.extent
+    places = [low, (low + high) / 2, high]
+    axes.set_xticks(places, [show_value(10**x if axis.is_log else x) for x in places])
+
+
 def _strip_marks(axes, axis: Axis, landscape: Strips, marks: Sequence[Mark]) -> None:
-    """Draw dots where the trials are (beside a choice's box), the focus's with their numbers."""
+    """Draw the trials as dots (beside a choice's box); the focus's have their numbers."""
     low, high = axes.get_xlim()
     _star(axes, axis.place(landscape.best_config), 0, 80)
     numbered: dict[tuple, list] = {}
@@ -175,10 +185,10 @@ def _strip_marks(axes, axis: Axis, landscape: Strips, marks: Sequence[Mark]) -> 
 
 
 def legend(other: str | None) -> str:
-    """Draw what the landscapes' figures have in common.
+    """Draw the legend that all landscapes share.
 
     Args:
-      other: the method whose trials are marked beside the focus's; None for none.
+      other: the other method with marked trials; None for none.
     """
     with style(f"legend {other}", 10):
         figure = Figure(figsize=(10.4, 0.36))
@@ -208,7 +218,7 @@ def legend(other: str | None) -> str:
 
 
 def _hatched(axes, x: float, y: float, width: float, height: float) -> None:
-    """Fill a rectangle as not to be run."""
+    """Fill a rectangle with the hatching of failed runs."""
     axes.add_patch(Rectangle((x, y), width, height, fc=FAILED, ec="white", lw=0.6, zorder=2))
     axes.add_patch(
         Rectangle((x, y), width, height, fill=False, ec=FAILED_INK, hatch="////", lw=0, zorder=2.1)
@@ -222,7 +232,7 @@ def _star(axes, x: float, y: float, size: float = 150) -> None:
 
 
 def _number(axes, x: float, y: float, numbers: Sequence[int], focus: bool) -> None:
-    """Write trials' numbers: round and dark on white for the focus, square and grey otherwise."""
+    """Write trial numbers: in a white circle for the focus, in a grey square for the other."""
     shape = "circle" if len(numbers) == 1 and focus else "round" if focus else "square"
     axes.annotate(
         ",".join(map(str, numbers)),

@@ -1,8 +1,8 @@
 """Writes report/summary.json and the self-contained page report/index.html."""
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from autollm_jax.errors import UserError
-from autollm_jax.evaluation import comparisons, proof
 from autollm_jax.evaluation.ceiling import ceilings
 from autollm_jax.evaluation.cost import Spending, cost_groups, summarise_costs
 from autollm_jax.evaluation.reasoning import summarise_claims
@@ -19,56 +18,60 @@ from autollm_jax.evaluation.summary import (
     ALL,
     Results,
     experiment_id,
+    stress_results,
     summarise,
     summarise_differences,
+    summarise_stress,
 )
-from autollm_jax.files import write_atomic, write_json_atomic
+from autollm_jax.files import read_json_lines, write_atomic, write_json_atomic
 from autollm_jax.gym.experiments import Experiment
-from autollm_jax.report import details, maps
+from autollm_jax.report import comparisons, details, maps, sections
 from autollm_jax.report.curves import method_panels
 from autollm_jax.report.formats import show_name, show_task
 
 GLOSSARY = {
-    "task": "What is being configured: pretraining, architecture, grpo or data_mixture.",
-    "experiment": "One concrete setting of a task: a model size, a number of tokens, an objective, "
-    "a space of configurations and the measured outcome of each.",
-    "setting": "Experiments that are answered by the same runs, because they differ in their "
-    "objective or limit alone. They are resampled together.",
+    "task": "The kind of run to configure: pretraining, architecture, grpo or data_mixture.",
+    "experiment": "One concrete question of a task: a model size, a number of tokens, an objective "
+    "and a space of configurations, with the measured outcomes.",
+    "setting": "Experiments that share their runs, because they differ in their objective or limit "
+    "alone. The bootstrap resamples them together.",
     "trial": "One configuration that a method asked for. It spends one of the budget.",
-    "evidence": "The cheaper experiments' outcomes. Every method sees the same.",
+    "evidence": "The outcomes of the cheaper experiments. Every method sees the same.",
+    "measured": "The number of configurations with an outcome, of all in the space. A space with a "
+    "mixture or a continuous dimension has no such number.",
     "regret": "clip((y - best) / (median - best), 0, 1) over the experiment's table: 0 is the best "
-    "measured configuration, 1 is no better than a middling one. Diverged runs score 1. After k "
-    "trials it is that of the best of the first k.",
-    "all tasks": "The mean of the tasks' means, each the mean over its experiments: a task with "
+    "measured configuration, 1 the median one or worse. Diverged runs score 1. After k trials it "
+    "is the regret of the best of the first k.",
+    "all tasks": "The mean of the tasks' means, each the mean over its experiments. A task with "
     "many experiments weighs no more than another.",
     "interval": "95 % bootstrap interval. Within each task settings are resampled, within these "
     "their experiments, within these the seeds. With a single experiment nothing is known of "
-    "others, and it is the whole range; with two settings it covers the truth in about 60 % of "
-    "cases, with three in 80, with four in 90, with six or more in about 95 %.",
+    "others, and the interval is the whole range. With two settings it covers the truth in about "
+    "60 % of cases, with three in 80, with four in 90, with six or more in about 95 %.",
     "difference": "Regret of one method minus another's, paired by experiment and seed. It counts "
     "as shown only where its interval excludes 0.",
-    "noise floor": "The deviation between seeds of the same configuration (pooled, of those no "
-    "worse than the median) over |median - best|, so in units of regret. What differs by less, "
-    "another seed may put the other way round. Known where configurations were run twice; in "
-    "means it counts 1 at most. A difference is compared with it where every experiment has one.",
+    "noise floor": "The standard deviation between seeds of the same configuration (pooled, of "
+    "those no worse than the median), in units of regret. Two regrets closer than this may swap "
+    "order under another seed. It is known where configurations were run twice; in means it counts "
+    "1 at most. A difference is compared with it where every experiment has one.",
     "matched": "The proposed configuration was not measured; the nearest measured one answered.",
-    "invalid": "The proposal held nothing that could be run. It spends a trial and scores 1.",
+    "invalid": "The proposal held no configuration that can be run. It costs a trial and scores 1.",
     "claim": "A statement of the thinking that can be checked: a number or a direction. Each is "
-    "checked against the tables that were seen, not against the prompt's words.",
-    "could be known": "The regret of somebody who reads the held-out table itself: each "
-    "configuration is predicted from all the others in it. What is left is the luck of single "
-    "runs, and what no smooth landscape explains. A yardstick, no method.",
-    "break-even": "The number of experiments from which the agent's cumulative cost, training "
-    "included, stays below every other method's.",
-    "held out": "Not seen in training, by any method: its outcomes come from trials alone.",
+    "checked against the tables, not against the words of the prompt.",
+    "could be known": "The regret of a yardstick that reads the held-out table itself: it predicts "
+    "each configuration from all others in the table. The rest is luck of single runs, and what no "
+    "smooth landscape explains. It is not a method.",
+    "break-even": "The number of experiments from which the agent's cumulative FLOPs, training "
+    "included, stay below every other method's.",
+    "held out": "Never seen in training. Its outcomes come from trials alone.",
 }
 
 
 def write_report(
     results_path: str | os.PathLike,
     experiments: Sequence[Experiment],
-    transcripts_path: str | os.PathLike | None,
     out_dir: str | os.PathLike,
+    *,
     agent_method: str = "agent",
     provenance: Mapping | None = None,
     stress_paths: Mapping[str, Path] | None = None,
@@ -78,16 +81,15 @@ def write_report(
     """Write the summary and the page.
 
     Args:
-      results_path: `results.parquet`.
-      experiments: the scored experiments, sealed or open; those without results are left out.
-      transcripts_path: `transcripts.jsonl`; None or missing where there is none.
-      out_dir: where `summary.json` and `index.html` go.
-      agent_method: the method in focus; where it is not in the results, the best one is.
-      provenance: what to state about the run: nested mappings of plain values.
-      stress_paths: `results.parquet` of each stress, by its label.
-      spending: what training and evidence cost; without it there is no section on cost.
-      predict: predicts an experiment's cells from one another (`ceiling.ceilings`); without it
-        nothing is said of what could be known.
+      results_path: `results.parquet`; `transcripts.jsonl` is read beside it, where there is one.
+      experiments: the scored experiments; one without results is left out.
+      out_dir: folder of `summary.json` and `index.html`.
+      agent_method: the method in focus; the best one where this one has no results.
+      provenance: facts about the run to show: nested mappings of plain values.
+      stress_paths: `results.parquet` under each stress, by its label.
+      spending: FLOPs of training and evidence; without it there is no section on cost.
+      predict: predicts an experiment's outcomes from one another (`ceiling.ceilings`); without it
+        there is no section on what could be known.
 
     Returns:
       The summary: see `summarise`, and under "difference", "claims", "stress", "cost" and "ceiling"
@@ -100,68 +102,95 @@ def write_report(
     table = _read_results(Path(results_path))
     rows = table.to_pylist()
     scored = {experiment_id(row) for row in rows}
-    opened = [e for e in sorted(experiments, key=lambda e: e.id) if e.id in scored]
-    results = Results(table, opened)
-    transcripts = _read_transcripts(transcripts_path)
-    stressed = proof.stress_results(stress_paths or {}, opened)
-    groups = cost_groups(results, opened, spending, transcripts) if spending else []
+    targets = [e for e in sorted(experiments, key=lambda e: e.id) if e.id in scored]
+    results = Results(table, targets)
+    transcripts = _read_transcripts(Path(results_path).with_name("transcripts.jsonl"))
+    stressed = stress_results(stress_paths or {}, targets)
+    groups = cost_groups(results, targets, spending, transcripts) if spending else []
     summary = summarise(results) | {
         "difference": summarise_differences(results, agent_method),
         "claims": summarise_claims(transcripts),
-        "stress": proof.summarise_stress(stressed),
+        "stress": summarise_stress(stressed),
     }
     if spending:
         summary["cost"] = summarise_costs(groups, agent_method, spending)
     if predict:
-        summary["ceiling"] = ceilings(results, opened, predict)
-    page = render(
-        results,
-        rows,
-        opened,
-        transcripts,
-        agent_method,
-        provenance or {},
-        {
-            "claims": proof.claim_rows(summary["claims"], agent_method),
-            "stress": proof.stress_rows(results, stressed, agent_method) if stressed else [],
-            "ceiling": proof.ceiling_rows(results, summary.get("ceiling", {}), agent_method),
-            "cost": proof.cost_view(groups, agent_method, spending.training) if spending else None,
-        },
-    )
+        summary["ceiling"] = ceilings(results, targets, predict)
+    extra = {
+        "claims": sections.claim_rows(summary["claims"], agent_method),
+        "stress": sections.stress_rows(results, stressed, agent_method) if stressed else [],
+        "ceiling": sections.ceiling_rows(results, summary.get("ceiling", {}), agent_method),
+        "cost": sections.cost_view(groups, agent_method, spending.training) if spending else None,
+        "provenance": _flatten(provenance or {}),
+    }
+    page = render(Scored(results, rows, targets, transcripts), agent_method, extra)
     write_json_atomic(Path(out_dir) / "summary.json", summary)
     write_atomic(Path(out_dir) / "index.html", page)
     return summary
 
 
-def render(
-    results: Results,
-    rows: Sequence[Mapping],
-    experiments: Sequence[Experiment],
-    transcripts: Sequence[Mapping],
-    agent_method: str,
-    provenance: Mapping,
-    proofs: Mapping,
-) -> str:
+@dataclass(frozen=True)
+class Scored:
+    """An evaluation as the page shows it.
+
+    Attributes:
+      results: the results.
+      rows: the same, one mapping per trial.
+      targets: the scored experiments.
+      transcripts: of any methods.
+    """
+
+    results: Results
+    rows: Sequence[Mapping]
+    targets: Sequence[Experiment]
+    transcripts: Sequence[Mapping]
+
+
+def render(scored: Scored, agent_method: str, extra: Mapping) -> str:
     """Return the page.
 
     Args:
-      results: the results.
-      rows: the same, row by row.
-      experiments: those of the results, open.
-      transcripts: of any methods.
-      agent_method: the method in focus, or the best one where it is not in the results.
-      provenance: see `write_report`.
-      proofs: what the sections on claims, stress, ceiling and cost show; empty ones are left out.
+      scored: the evaluation.
+      agent_method: the method in focus; the best one where this one has no results.
+      extra: template values of the sections on claims, stress, ceiling, cost and provenance; a
+        section without values is left out.
     """
+    results = scored.results
     has_agent = agent_method in results.methods
     focus = agent_method
     if not has_agent:
         focus = min(results.methods, key=lambda m: results.curve(m, ALL)[-1].mean)
     methods = [focus, *(m for m in results.methods if m != focus)]
-    drawn = details.choose_drawn(results, experiments, focus)
     several = len(results.tasks) > 1
     # With one task, "all" is that task again.
     main_task = ALL if several else results.tasks[0]
+    return _template().render(
+        has_agent=has_agent,
+        focus=focus,
+        methods=methods,
+        tasks=results.tasks,
+        budgets=results.budgets,
+        budget=results.budget,
+        counts=_counts(results, scored.rows),
+        cards=comparisons.cards(results, focus),
+        overview=comparisons.block(results, ALL, methods) if several else None,
+        by_task=comparisons.side_by_side(results, methods, [(t, None) for t in results.tasks]),
+        sections=[_section(scored, task, methods) for task in results.tasks],
+        panels=method_panels({m: results.curve(m, main_task) for m in methods}, focus, "panels"),
+        main_task=main_task,
+        trials=[
+            {"method": m, "invalid": results.invalid_rate[m], "matched": results.matched_rate[m]}
+            for m in methods
+        ],
+        validity=sections.validity_rows(results, focus),
+        **extra,
+        glossary=GLOSSARY,
+        label=show_name,
+        label_task=show_task,
+    )
+
+
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("autollm_jax.report", "."),
         autoescape=True,
@@ -169,44 +198,18 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("template.html").render(
-        has_agent=has_agent,
-        focus=focus,
-        methods=methods,
-        tasks=results.tasks,
-        budgets=results.budgets,
-        budget=results.budget,
-        counts=_counts(results, rows),
-        cards=comparisons.cards(results, focus),
-        overview=comparisons.block(results, ALL, methods) if several else None,
-        by_task=comparisons.side_by_side(results, methods, [(t, None) for t in results.tasks]),
-        sections=[
-            _section(results, task, rows, experiments, transcripts, methods, drawn)
-            for task in results.tasks
-        ],
-        panels=method_panels({m: results.curve(m, main_task) for m in methods}, focus, "panels"),
-        main_task=main_task,
-        trials=[
-            {"method": m, "invalid": results.invalid_rate[m], "matched": results.matched_rate[m]}
-            for m in methods
-        ],
-        validity=proof.validity_rows(results, focus),
-        **proofs,
-        provenance=_flatten(provenance),
-        glossary=GLOSSARY,
-        label=show_name,
-        label_task=show_task,
-    )
+    return environment.get_template("template.html")
 
 
-def _section(results, task, rows, experiments, transcripts, methods, drawn) -> dict:
-    """Return all of a task's section."""
-    focus = methods[0]
+def _section(scored: Scored, task: str, methods: Sequence[str]) -> dict:
+    """Return the template values of a task's section."""
+    results, focus = scored.results, methods[0]
     other = comparisons.best_other(results, focus, task)
-    own = [e for e in experiments if e.task == task]
+    own = [e for e in scored.targets if e.task == task]
+    drawn = details.choose_drawn(results, own, focus)
     sources = results.sources[task]
     rows_of: dict[str, list] = {}
-    for row in rows:
+    for row in scored.rows:
         rows_of.setdefault(experiment_id(row), []).append(row)
     return {
         **comparisons.block(results, task, methods),
@@ -216,7 +219,7 @@ def _section(results, task, rows, experiments, transcripts, methods, drawn) -> d
         "table": [details.experiment_row(results, e, focus, other) for e in own],
         "drawn": [details.landscape(e, rows_of[e.id], focus, other) for e in own if e.id in drawn],
         "legend": maps.legend(other),
-        "episode": details.episode(results, transcripts, focus, task),
+        "episode": details.episode(results, scored.transcripts, focus, task),
     }
 
 
@@ -254,8 +257,5 @@ def _read_results(path: Path) -> pa.Table:
     return table
 
 
-def _read_transcripts(path: str | os.PathLike | None) -> list[dict]:
-    if path is None or not Path(path).exists():
-        return []
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
+def _read_transcripts(path: Path) -> list[dict]:
+    return read_json_lines(path, remedy="run --stage=evaluate again") if path.exists() else []

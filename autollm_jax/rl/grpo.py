@@ -109,6 +109,18 @@ def token_advantages(advantages_BJ, turns_BT):
     return jnp.where(turns_BT >= 0, each_BT, 0)
 
 
+@jax.custom_jvp
+def _capped(x_BT, limit):
+    """Return min(x, limit), with the derivative of x.
+
+    The factor of the derivative is 0 beyond the limit; a select would only cost fused arithmetic.
+    """
+    return jnp.minimum(x_BT, limit)
+
+
+_capped.defjvps(lambda tangent, _, x_BT, limit: tangent, None)
+
+
 def grpo_loss(
     logprobs_BT: jax.Array,
     entropy_BT: jax.Array,
@@ -124,7 +136,8 @@ def grpo_loss(
       logprobs_BT: of the tokens under the trained policy; differentiable, as the entropy is.
       entropy_BT: of the distribution at each token, nats.
       behaviour_BT: log-probabilities recorded when the tokens were sampled.
-      reference_BT: log-probabilities under the reference policy; unread at kl_coefficient 0.
+      reference_BT: log-probabilities under the reference policy; any finite number at
+        kl_coefficient 0.
       advantages_BT: of each token.
       mask_BT: tokens that the policy sampled.
       hp: the hyperparameters.
@@ -132,20 +145,20 @@ def grpo_loss(
     Returns:
       The loss summed over the tokens in the mask, their number, and metrics as (sum, count). The KL
       is Schulman's k3 estimate, exp(d) - d - 1 with d = reference - policy
-      (http://joschu.net/blog/kl-approx.html), as DeepSeekMath uses it; 0 at kl_coefficient 0.
+      (http://joschu.net/blog/kl-approx.html), as DeepSeekMath uses it.
 
     Source: arXiv 2402.03300, equations 3 and 4; arXiv 2503.14476, equation 8.
     """
-    # A factor of 0 times an overflown exponential would be nan, in the value or in its gradient. So
-    # the exponents are cut before that: outside the mask, where a token's advantage or the KL
-    # coefficient is 0, and far above the clip range, where the clipped ratio counts.
+    # An exponential that overflows is infinite; where its factor is 0, the loss or its gradient
+    # would be 0 x infinity. So an exponent has a limit where a large one does not count: a ratio
+    # under an advantage of at least 0 (it is clipped), the KL at coefficient 0.
     gap_BT = jnp.where(mask_BT, logprobs_BT - behaviour_BT, 0)
-    counted_BT = jnp.where(advantages_BT > 0, jnp.minimum(gap_BT, FAR_ABOVE), gap_BT)
-    ratio_BT = jnp.exp(jnp.where(advantages_BT == 0, 0, counted_BT))
+    ratio_BT = jnp.exp(_capped(gap_BT, jnp.where(advantages_BT < 0, jnp.inf, FAR_ABOVE)))
     clipped_BT = jnp.clip(ratio_BT, 1 - hp.clip_low, 1 + hp.clip_high)
     objective_BT = jnp.minimum(ratio_BT * advantages_BT, clipped_BT * advantages_BT)
-    penalised_BT = mask_BT & (hp.kl_coefficient != 0)
-    difference_BT = jnp.where(penalised_BT, reference_BT - logprobs_BT, 0)
+    difference_BT = jnp.where(mask_BT, reference_BT - logprobs_BT, 0)
+    limit = jnp.where(hp.kl_coefficient == 0, FAR_ABOVE, jnp.inf)
+    difference_BT = _capped(difference_BT, limit)
     kl_BT = jnp.exp(difference_BT) - difference_BT - 1
     loss_BT = -objective_BT + hp.kl_coefficient * kl_BT - hp.entropy_coefficient * entropy_BT
     # A token counts as clipped where the clip has stopped its gradient.

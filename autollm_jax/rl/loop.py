@@ -23,8 +23,8 @@ import optax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from autollm_jax import distributed, preemption
 from autollm_jax.checkpointing.checkpoints import Checkpoints
+from autollm_jax.cluster import distributed, preemption
 from autollm_jax.errors import UserError
 from autollm_jax.models import lora, transformer
 from autollm_jax.models.transformer import TransformerConfig
@@ -34,7 +34,7 @@ from autollm_jax.sharding.hosts import to_devices, to_host
 from autollm_jax.sharding.rules import batch_sharding, tree_shardings
 from autollm_jax.training.metrics import MetricsWriter
 from autollm_jax.training.state import TrainState, abstract_state, state_shardings
-from autollm_jax.training.step import make_train_step, on_mesh
+from autollm_jax.training.step import jit_train_step, on_mesh
 
 
 @jax.tree_util.register_dataclass
@@ -147,9 +147,8 @@ def train_grpo(
     )
     reference_params = to_devices(reference_params, whole)
     frozen, reference = lora.split(model, reference_params)
-    step_fn = make_train_step(
-        functools.partial(policy_loss, model, hp), optimizer, shardings, mesh, config.microbatches
-    )
+    update_fn = jit_update(model, hp, optimizer, mesh, config.microbatches)
+    step_fn = on_mesh(update_fn, mesh, config.microbatches)
     reference_fn = on_mesh(jit_reference(model, hp, mesh), mesh)
 
     first = checkpoints.latest() or 0
@@ -202,8 +201,8 @@ def train_grpo(
             if not np.isfinite(metrics.get("loss", 0.0)):
                 writer.close()
                 raise UserError(
-                    f"grpo: the loss is {metrics['loss']} at step {step}; start again from the "
-                    "checkpoint with a lower config.grpo.optimizer.learning_rate"
+                    f"grpo: the loss is {metrics['loss']} at step {step}; lower "
+                    "config.grpo.optimizer.learning_rate and give --restart=grpo"
                 )
             writer.write(step, metrics)
             bar.set_postfix(
@@ -305,6 +304,16 @@ def policy_loss(model: TransformerConfig, hp: GRPOHyperparameters, params, batch
         batch.mask_BT,
         hp,
     )
+
+
+def jit_update(
+    model: TransformerConfig, hp: GRPOHyperparameters, optimizer, mesh: Mesh, microbatches: int
+):
+    """Make GRPO's optimizer step a program of (state, batch, frozen), as `jit_train_step` does."""
+    init, axes = functools.partial(lora.init, model), lora.logical_axes(model)
+    shardings = state_shardings(init, axes, optimizer, mesh)
+    loss_fn = functools.partial(policy_loss, model, hp)
+    return jit_train_step(loss_fn, optimizer, shardings, mesh, microbatches)
 
 
 def jit_reference(model: TransformerConfig, hp: GRPOHyperparameters, mesh: Mesh):

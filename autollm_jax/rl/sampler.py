@@ -71,12 +71,12 @@ def single_turn(
       greedy: take the likeliest token.
     """
     whole = dataclasses.replace(config, cache_block=config.context)
-    state = _append(model, params, empty(model, whole, seeds_B), prompt_BC, prompt_length_B)
+    state = jit_append(model, params, empty(model, whole, seeds_B), prompt_BC, prompt_length_B)
     limit_B = jnp.minimum(prompt_length_B + max_new_tokens, config.context)
     going_B = jnp.ones(len(seeds_B), bool)
     state = _begin_turn(state, going_B, limit_B)
     temperature = 1.0 if greedy else temperature
-    state, _, _ = _decode(
+    state, _, _ = jit_decode(
         model, params, state, key, going_B, limit_B, stop_id, 0, temperature, None, None,
         greedy=greedy,
     )  # fmt: skip
@@ -123,17 +123,17 @@ def append(
         state = grow(state, int((held_B + done_B + take_B).max()), config)
         size = min(s for s in batch_sizes(state, config) if s >= np.count_nonzero(take_B))
         if size == len(chunks):
-            state = _append(model, params, state, tokens_BC, take_B)
+            state = jit_append(model, params, state, tokens_BC, take_B)
         else:
             chosen = choose(take_B > 0, size)
-            part = _append(model, params, take(state, chosen), tokens_BC[chosen], take_B[chosen])
+            part = jit_append(model, params, take(state, chosen), tokens_BC[chosen], take_B[chosen])
             state = put(state, part, chosen)
         done_B, left_B = done_B + take_B, left_B - take_B
     return state
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="state")
-def _append(model, params, state, tokens_BC, take_B):
+def jit_append(model, params, state, tokens_BC, take_B):
     B, C = tokens_BC.shape
     S = state.tokens_BS.shape[1]
     offsets_BC = jnp.broadcast_to(jnp.arange(C), (B, C))
@@ -275,7 +275,7 @@ def go_on(
         until = max([leave, *(s for s in sizes if s < size)])
         chosen = choose(going_B, size)
         part = state if size == len(going_B) else take(state, chosen)
-        part, going_rows, node_rows = _decode(
+        part, going_rows, node_rows = jit_decode(
             model, params, part, key, going_B[chosen], turns.limit_B[chosen], stop_id, until,
             1.0 if greedy else temperature, grammar and grammar.of_rows(chosen),
             None if grammar is None else node_B[chosen], greedy=greedy,
@@ -316,7 +316,7 @@ def _likeliest(scores_BV):
 
 
 @functools.partial(jax.jit, static_argnames=("model", "greedy"), donate_argnames="state")
-def _decode(
+def jit_decode(
     model, params, state, key, going_B, limit_B, stop_id, leave, temperature, grammar, node_B, *,
     greedy,
 ):  # fmt: skip

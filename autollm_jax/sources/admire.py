@@ -146,7 +146,9 @@ def _checked(model: str, where: str) -> str:
 
 
 def _parameters(model: str) -> int:
-    return int(float(SIZE.search(model)[1]) * 1e9)
+    size = SIZE.search(model)
+    assert size is not None  # `_checked` has refused others
+    return int(float(size[1]) * 1e9)
 
 
 def _by_size(item: tuple) -> tuple:

@@ -1,4 +1,4 @@
-"""What the environment offers: which configurations stand in a list, and how good they look."""
+"""Candidates: the configurations that an observation lists, with their forecasts."""
 
 import dataclasses
 import math
@@ -11,30 +11,34 @@ from autollm_jax.gym.spaces import Space
 from autollm_jax.text.spelling import spell_row
 
 CANDIDATES = 4
-LONG_CANDIDATES = (3, 2)  # where configurations are long: at first, after the first trial
+LONG_CANDIDATES = (3, 2)  # where configurations are long: before and after the first trial
 LABELS = "ABCDEFGHIJ"
 
 
-def view(observation: Observation) -> Forecast:
-    """Return the forecast that this observation's texts quote."""
+def forecast_of(observation: Observation) -> Forecast:
+    """Return the forecast that an observation's texts quote.
+
+    Raises:
+      ValueError: the observation carries none.
+    """
     if observation.forecast is None:
         raise ValueError(f"{observation.setting.id}: the observation carries no forecast")
     return observation.forecast
 
 
 def is_long(space: Space) -> bool:
-    """Tell whether configurations take more than a few words: mixtures, three values and more."""
+    """Tell whether configurations are long texts: a mixture, or three values and more."""
     return len(space.dimensions) > 2 or any(d.kind == "simplex" for d in space.dimensions)
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A configuration that the environment lists.
+    """One listed configuration.
 
     Attributes:
-      label: a letter, by which a policy can point at it.
-      expected: its forecast, rounded as it is shown.
-      row: of the target's configurations.
+      label: a letter, by which a policy names it.
+      expected: its expected regret, rounded as shown.
+      row: in the target's configurations.
       text: the configuration, spelled.
     """
 
@@ -45,29 +49,30 @@ class Candidate:
 
 
 def rounded(expected: float) -> float:
-    """Round a forecast as it is shown: to fifths of a percent below a tenth, to percent above."""
+    """Round an expected regret as shown: to 0.2 % below about 10 %, to 1 % above."""
     if expected < 0.0990:
         return round(500 * expected) / 500
     return round(100 * expected) / 100
 
 
 def percent(expected: float) -> str:
-    """Spell a rounded forecast: 3.4%, 24%."""
+    """Spell a rounded expected regret: 3.4%, 24%."""
     return f"{100 * expected:.1f}%" if expected < 0.0995 else f"{100 * expected:.0f}%"
 
 
-def candidates(observation: Observation, most: int | None = None) -> tuple[Candidate, ...]:
+def list_candidates(observation: Observation, most: int | None = None) -> tuple[Candidate, ...]:
     """List cells worth trying next, the lowest forecast first.
 
-    They are the `most` untried cells of the lowest forecast; before the first trial also the cell
-    nearest to the law, and the one nearest to the most relevant cheap experiment's best.
+    They are the `most` untried cells of the lowest forecast. Before the first trial they are joined
+    by the cell nearest to the law, and by the cell most like the best of the most relevant cheap
+    experiment.
 
     Args:
-      observation: what is known.
-      most: how many cells the forecast chooses; `offered` by default.
+      observation: carries the forecast.
+      most: the number of cells that the forecast chooses; `offered` by default.
     """
     most = offered(observation) if most is None else most
-    seen = view(observation)
+    seen = forecast_of(observation)
     expected_R = seen.expected_regrets(observation.trials)
     rows = _lowest(expected_R, most)
     if not observation.trials and rows:
@@ -86,7 +91,7 @@ def _lowest(expected_R: np.ndarray, most: int) -> list[int]:
 
 
 def offered(observation: Observation) -> int:
-    """Return how many cells the forecast chooses for this state's list."""
+    """Return the number of cells that the forecast chooses for an observation's list."""
     if is_long(observation.setting.space):
         return LONG_CANDIDATES[bool(observation.trials)]
     return CANDIDATES

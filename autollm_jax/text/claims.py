@@ -1,8 +1,8 @@
-"""Checking reasoning: which statements a think part makes, and whether the tables bear them out.
+"""Claims: the statements of a think part, checked against the tables.
 
-Statements are read back from the text by patterns, and each is checked against the evidence's
-tables, the law, the trials and the forecast: not against the prompt's text, so that a wrong prompt
-is caught too.
+Patterns read the statements back from the text. Each is checked against the evidence's tables, the
+law, the trials and the forecast, not against the prompt's text, so that a wrong prompt is caught
+too.
 """
 
 import dataclasses
@@ -13,8 +13,7 @@ import numpy as np
 
 from autollm_jax.forecasts.landscapes import value_at
 from autollm_jax.gym.environment import Observation
-from autollm_jax.text import candidates as listing
-from autollm_jax.text import prompts, spelling
+from autollm_jax.text import candidates, prompts, spelling
 from autollm_jax.text.effects import effects
 
 _NAME = r"([A-Za-z_][\w.-]*)"
@@ -30,11 +29,11 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
-    """Counts of what a think part states, and of what no claim covers.
+    """Counts over one think part.
 
     Attributes:
-      n, true: claims that were read, and those of them that are true.
-      numbers, unchecked: numbers that are named, and those that stand in no claim.
+      n, true: claims, and the true ones among them.
+      numbers, unchecked: numbers, and those outside any claim.
       words, unread: words, and those that neither stand in a claim nor join two (`_GLUE`).
     """
 
@@ -47,11 +46,11 @@ class Audit:
 
 
 def audit(think: str, observation: Observation) -> Audit:
-    """Check every claim of a think part, and count what is not understood as any.
+    """Check every claim of a think part, and count the words and numbers outside claims.
 
     Args:
-      think: what stands between the think symbols.
-      observation: the state in which it was said.
+      think: the text between the think symbols.
+      observation: the state in which it was written.
     """
     claims = check_claims(think, observation)
     rest = think
@@ -69,8 +68,8 @@ def check_claims(think: str, observation: Observation) -> list[Claim]:
     """Read the numeric and directional statements of a think part and check each.
 
     Args:
-      think: what stands between the think symbols.
-      observation: the state in which it was said.
+      think: the text between the think symbols.
+      observation: the state in which it was written.
     """
     claims = []
     for pattern, check in _PATTERNS:
@@ -83,9 +82,9 @@ _UNITS = {"k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
 def _close(text: str, value: float, digits: int) -> bool:
-    """Tell whether a number is this value, rounded to its last digit (a unit may follow: 429M).
+    """Tell whether a spelled number is this value, rounded to its last digit (429M has a unit).
 
-    Of a whole number zeros at the end may stand for digits beyond the `digits` significant ones.
+    The zeros that end a whole number may stand for digits beyond the `digits` significant ones.
     """
     if not re.fullmatch(_NUMBER, text):
         return False
@@ -101,14 +100,12 @@ def _close(text: str, value: float, digits: int) -> bool:
 
 
 def _nearest(observation, size, values):
-    """The values are the best cell of the usable table nearest in fidelity, and this its size."""
-    seen = listing.view(observation)
+    """Check the values of the nearest table's best cell, and that table's size."""
+    seen = candidates.forecast_of(observation)
     if not seen.nearest:
         return False
     other = seen.nearest[0]
-    sign = other.objective.sign
-    loss_R = np.where(other.outcomes.status_R == "ok", sign * other.outcomes.values_R, np.inf)
-    best = spelling.spell_row(other.cells, int(np.nanargmin(loss_R)))
+    best = spelling.spell_row(other.cells, other.outcomes.best_row)
     facts = [n for n in (other.fidelity.parameters, other.fidelity.tokens) if n]
     words = size.split()
     if other.limit is not None:
@@ -116,8 +113,10 @@ def _nearest(observation, size, values):
             return False
         facts, words = [*facts, other.limit["at_most"]], [*words[:-2], words[-1]]
     if other.objective.metric != observation.setting.objective.metric:
-        known = sum(map(bool, (other.fidelity.parameters, other.fidelity.tokens)))
-        if not words[known:] or not other.objective.metric.startswith(words.pop(known)):
+        limits = int(other.limit is not None)
+        known, end = len(facts) - limits, len(words) - limits
+        metric, words = " ".join(words[known:end]), [*words[:known], *words[end:]]
+        if not metric or not " ".join(other.objective.metric.split()).startswith(metric):
             return False
     same = len(words) == len(facts) and all(
         _close(word, fact, 3) for word, fact in zip(words, facts, strict=True)
@@ -126,8 +125,8 @@ def _nearest(observation, size, values):
 
 
 def _sizes(observation, words):
-    """The target has so many times the nearest table's parameters and tokens."""
-    seen = listing.view(observation)
+    """Check the ratios of the target's parameters and tokens to the nearest table's."""
+    seen = candidates.forecast_of(observation)
     stated = re.findall(r"(\S+) x (parameters|tokens)\b", words)
     if not seen.nearest or not stated or len(words.split()) != 2 + 3 * len(stated) + 3:
         return False
@@ -145,8 +144,8 @@ _LAW = (
 
 
 def _law(observation, words, name):
-    """The law predicts this value, with these exponents, which have these signs."""
-    seen = listing.view(observation)
+    """Check the law's value, its exponents and their signs."""
+    seen = candidates.forecast_of(observation)
     names = observation.setting.space.names
     found = re.fullmatch(_LAW, words)
     if seen.law is None or name not in names or found is None:
@@ -165,52 +164,43 @@ def _law(observation, words, name):
 
 
 def _heading(observation, equal_size):
-    """The effects are those at equal size if the most relevant table has a limit."""
-    seen = listing.view(observation)
+    """Check that effects are stated at equal size exactly where the nearest table has a limit."""
+    seen = candidates.forecast_of(observation)
     return bool(seen.nearest) and bool(equal_size) == (seen.nearest[0].limit is not None)
 
 
 def _effect(observation, name, word, share):
-    """More of this has this effect, of this size, in the most relevant table."""
-    seen = listing.view(observation)
+    """Check the direction and size of one effect in the nearest table."""
+    seen = candidates.forecast_of(observation)
     percents = {e.name: e.percent for e in effects(seen.nearest[0])} if seen.nearest else {}
     signed = float(share) * (-1 if word == "helps" else 1)
     return name in percents and abs(signed - percents[name]) <= 0.5
 
 
-def _listed(observation, label):
-    """Return the row that the prompt lists under a label."""
-    return {c.label: c.row for c in listing.candidates(observation)}.get(label)
-
-
 def _lowest(observation, label, share, values):
-    """The cell with this label has this forecast, and no cell that may be offered a lower one."""
+    """Check a labelled cell's forecast, and that no other cell has a lower one."""
     cells = observation.setting.cells
-    expected_R = listing.view(observation).expected_regrets(observation.trials)
-    row = _listed(observation, label)
+    expected_R = candidates.forecast_of(observation).expected_regrets(observation.trials)
+    row = {c.label: c.row for c in candidates.list_candidates(observation)}.get(label)
     finite_R = np.isfinite(expected_R)
     if not finite_R.any():
         return False
-    lowest = listing.rounded(float(expected_R[finite_R].min()))
+    lowest = candidates.rounded(float(expected_R[finite_R].min()))
     return (
         row is not None
         and values in (None, spelling.spell_row(cells, row))
-        and listing.rounded(float(expected_R[row])) == lowest
-        and listing.percent(lowest) == share
+        and candidates.rounded(float(expected_R[row])) == lowest
+        and candidates.percent(lowest) == share
     )
 
 
 def _losses(observation) -> list[float]:
-    """Return what each trial brought, lower is better; inf where there is no outcome."""
-    sign = observation.setting.objective.sign
-    return [
-        sign * t.outcome if t.valid and t.status == "ok" and math.isfinite(t.outcome) else math.inf
-        for t in observation.trials
-    ]
+    """Return each trial's loss; inf where it is not ok."""
+    return [trial.loss(observation.setting) for trial in observation.trials]
 
 
 def _verdict(observation, word):
-    """The latest trial compares so with the earlier ones."""
+    """Check how the latest trial compares with the earlier ones."""
     if not observation.trials:
         return False
     latest, (*before, loss) = observation.trials[-1], _losses(observation)
@@ -221,16 +211,16 @@ def _verdict(observation, word):
 
 
 def _best(observation, where):
-    """The best trial so far is this one, the earliest of equals."""
+    """Check which trial is the best so far, the earliest of equals."""
     losses = _losses(observation)
     if math.isinf(min(losses, default=math.inf)):
         return where == "none"
     return where == f"trial {1 + losses.index(min(losses))}"
 
 
-# Numbers, not the digits of a name (w16, github2).
+# Numbers, but not the digits of a name (w16, github2).
 _NUMBER = r"(?<![\w.])-?\d[\d.]*(?:e-?\d+)?[kMBT]?(?![A-Za-z_])"
-# Words that join claims and state nothing.
+# Words that join claims and state nothing of their own.
 _GLUE = r"\band\b"
 _CELL = r"([^;<]+?)"
 _STOP = rf"(?={prompts.LINE}|;?$)"  # a think part comes without the spaces around it

@@ -1,8 +1,8 @@
-"""Reading an agent's turn: whatever text or bytes it wrote, an `Action` comes back.
+"""Parsing: reads an agent's turn, any text or bytes, as an `Action`.
 
 An action is `<think>...</think><exec>{"learning_rate": 1.4e-3, "batch_size": 128}</exec>`, or
-`<exec>{"done": true}</exec>` to end the episode early. The think part may be missing; the exec part
-may not, and there is one.
+`<exec>{"done": true}</exec>` to end the episode early. The think part may be missing; there is
+exactly one exec part.
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ DEEPEST_JSON = 2
 
 @dataclasses.dataclass(frozen=True)
 class Action:
-    """One agent turn, read.
+    """One agent's turn, read.
 
     Attributes:
-      think: the reasoning, stripped; empty where there is none.
-      config: the proposed configuration, not yet checked against any space; None if there is none.
+      think: the reasoning, stripped; empty if missing.
+      config: the proposed configuration, not yet checked against any space; None if missing.
       finished: whether the agent ends the episode.
-      error: why there is neither configuration nor end, in one line; None if all is well.
+      error: the reason for neither configuration nor end, in one line; None if there is one.
     """
 
     think: str
@@ -36,7 +36,7 @@ class Action:
 
 
 class _Malformed(ValueError):
-    """Say what is wrong with the JSON."""
+    """The JSON is not a configuration; the message says why, in one line."""
 
 
 def parse_action(text: str | bytes) -> Action:
@@ -48,7 +48,7 @@ def parse_action(text: str | bytes) -> Action:
     if isinstance(text, bytes | bytearray | memoryview):
         text = bytes(text).decode("utf-8", "replace")
     text = text.split(END_OF_TURN, 1)[0]
-    # Reasoning may mention <exec>; only what follows it counts.
+    # Reasoning may mention <exec>; only the text after the reasoning counts.
     before, closed, after = text.partition(THINK_END)
     if not closed:
         cut = text.find(EXEC)

@@ -1,4 +1,4 @@
-"""One agent turn on an episode: its text is read as an action, and the action is taken."""
+"""Playing: reads an agent's turn as an action and takes the action on an episode."""
 
 from autollm_jax.gym.environment import Episode, Trial
 from autollm_jax.text.parsing import parse_action
@@ -10,10 +10,10 @@ def act(episode: Episode, text: str | bytes) -> Trial | None:
 
     Args:
       episode: not done yet.
-      text: the turn, whatever it says: one without an action is an invalid trial.
+      text: any text; a turn without an action is an invalid trial.
 
     Returns:
-      The trial it spent; None where it ended the episode.
+      The trial that the action spent; None where the action ended the episode.
     """
     action = parse_action(text)
     if action.finished:

@@ -1,23 +1,23 @@
-"""The text of an episode: what the environment says, and how values are spelled everywhere.
+"""Prompts: the environment's turns, as texts.
 
 A conversation is a list of `Turn`s, environment and agent alternating, and its text is their texts
-joined (`render`). Tokens are made in one place (`dialogue`), from one turn at a time, so that a
-turn's tokens never depend on its neighbours. An agent's turn runs from `<think>` to the
+joined (`render`). Tokens are made in one place (`agent.dialogue`), from one turn at a time, so that
+a turn's tokens never depend on its neighbours. An agent's turn runs from `<think>` to the
 end-of-turn symbol, both included.
 
-Every number shown derives from the evidence, the space and the trials so far. The spelling keeps
-numbers between a space and a space or symbol, so that one value is the same tokens wherever it
-stands and can be copied; a mixture is spelled as in the action's JSON for the same reason, and what
-the agent states ends as a line does: SentencePiece would join a full stop to a number. In lists
-the key comes before what it stands for. Choices are in the space's order, experiments nearest
-first; candidates are lowest forecast last and how things stand comes behind them, right before the
-agent's turn: a small policy learns to copy over a short, steady distance. What the agent may state
-of evidence and trials stands in the prompt as a line of its own, word for word.
+Every number shown derives from the evidence, the space and the trials so far.
 
-What is left out is chosen by rules: of a mixture the lightest components (`spelling.mixture`), of
-the effects (and a mixture's components) the smallest, of the law the flattest dimensions, of the
-cheap experiments the least relevant (`describe`). Where configurations are long (`is_long`), fewer
-are offered.
+1. Spelling: a number stands between a space and a space or symbol, so that one value is the same
+   tokens everywhere and can be copied. A mixture is spelled as in the action's JSON for the same
+   reason. The agent's statements end as a line does: SentencePiece would join a full stop to a
+   number. In lists the key comes before its value.
+2. Order: choices are in the space's order, experiments nearest first, candidates lowest forecast
+   last. The standing of the trials follows them, right before the agent's turn: a small policy
+   learns to copy over a short, steady distance. Each statement that the agent may make of evidence
+   and trials is a line of the prompt, word for word.
+3. Omissions follow rules: the lightest components of a mixture (`spelling.mixture`), the smallest
+   effects (and components), the flattest dimensions of the law, the least relevant experiments
+   (`describe`). Where configurations are long (`is_long`), fewer are listed.
 """
 
 import dataclasses
@@ -28,9 +28,9 @@ from collections.abc import Callable, Sequence
 from autollm_jax.forecasts.base import Forecast
 from autollm_jax.gym.environment import Observation, Trial
 from autollm_jax.gym.experiments import Experiment
+from autollm_jax.gym.settings import Setting
 from autollm_jax.gym.spaces import Dimension
-from autollm_jax.text import candidates as listing
-from autollm_jax.text import parsing, statements
+from autollm_jax.text import candidates, parsing, statements
 from autollm_jax.text.spelling import bounds_text, choice_names, short, size, spell_row
 
 END_OF_TURN = parsing.END_OF_TURN
@@ -83,7 +83,7 @@ LONG_EVIDENCE_LINES = 2  # where configurations are long
 PROMPT_TOKENS = 360
 LONGEST_MESSAGE = 80
 LONGEST_NAME = 24
-# Where training experiments come from is no business of a player.
+# Facts about the origin of training experiments: not shown to a player.
 HIDDEN_CONTEXT = ("provenance", "augmentation")
 LOG_FACTOR = 2  # the step whose cost is shown, on a log scale
 
@@ -94,9 +94,9 @@ class Turn:
 
     Attributes:
       role: `environment` or `agent`.
-      text: what was said, an agent's with its end-of-turn symbol.
-      learned: whether a policy should imitate it: an agent's turns, other than those that a
-        simulation perturbed on purpose.
+      text: the turn's text; an agent's includes the end-of-turn symbol.
+      learned: whether a policy should imitate the turn: an agent's, unless a simulation perturbed
+        it on purpose.
     """
 
     role: str
@@ -113,26 +113,26 @@ def agent_turn(text: str, learned: bool = True) -> Turn:
 
 
 def render(turns: Sequence[Turn]) -> str:
-    """Join a conversation into one text, for people and for training the vocabulary."""
+    """Join a conversation into one text, to be read and to train the vocabulary on."""
     return "".join(turn.text for turn in turns)
 
 
 def _forecast_lines(observation: Observation, most: int) -> str:
-    listed = listing.candidates(observation, most)
+    listed = candidates.list_candidates(observation, most)
     if not listed:
         return f"every configuration is tried{LINE}"
     target = observation.setting
     lines = "".join(
-        f" {c.label} {listing.percent(c.expected)}{_size(target, c.row)} at {c.text}{LINE}"
+        f" {c.label} {candidates.percent(c.expected)}{_size(target, c.row)} at {c.text}{LINE}"
         for c in reversed(listed)
     )
     rule = "" if observation.trials else ", lowest last"
     return f"expected regret{rule}{LIST}{lines}"
 
 
-def _size(experiment: Experiment, row: int) -> str:
-    """Spell a configuration's parameters where there is a limit to them."""
-    return "" if experiment.limit is None else f" {short(experiment.parameters_R[row])}"
+def _size(setting: Setting, row: int) -> str:
+    """Spell a configuration's parameters where they are limited."""
+    return "" if setting.limit is None else f" {short(setting.parameters_R[row])}"
 
 
 def _choices_line(seen: Forecast, dimension: Dimension, shortened: bool) -> str:
@@ -149,16 +149,16 @@ def _choices_line(seen: Forecast, dimension: Dimension, shortened: bool) -> str:
     return f"{dimension.name}: {' '.join(names)}{LINE}"
 
 
-def _fidelity(experiment: Experiment) -> str:
+def _fidelity(setting: Setting) -> str:
     """Spell parameters and tokens, where they are known (not 0)."""
-    numbers = {"parameters": experiment.fidelity.parameters, "tokens": experiment.fidelity.tokens}
+    numbers = {"parameters": setting.fidelity.parameters, "tokens": setting.fidelity.tokens}
     return "".join(f" {short(number)} {what}" for what, number in numbers.items() if number)
 
 
 def _context(observation: Observation) -> str:
-    """Spell two of what is fixed and has a name: first where cheap experiments differ in it.
+    """Spell two of the named facts, first those in which the cheap experiments differ.
 
-    Numbers of the context are left to the fidelity.
+    Facts that are numbers are left out: the fidelity says them.
     """
     target = observation.setting
     names = [
@@ -176,23 +176,23 @@ def _context(observation: Observation) -> str:
 
 def nearest_text(observation: Observation) -> str:
     """State the best configuration of the most relevant cheap experiment."""
-    nearest = listing.view(observation).nearest[0]
+    nearest = candidates.forecast_of(observation).nearest[0]
     return f"best of the nearest cheap experiment: {_evidence(nearest, observation.setting)}"
 
 
-def _evidence(other: Experiment, target: Experiment) -> str:
+def _evidence(other: Experiment, target: Setting) -> str:
     objective = "" if other.objective.metric == target.objective.metric else f" {_metric(other)}"
     limit = "" if other.limit is None else f" limit {short(other.limit['at_most'])}"
     where = spell_row(other.cells, other.outcomes.best_row)
     return f"{size(other.fidelity)}{objective}{limit} at {where}"
 
 
-def _metric(experiment: Experiment) -> str:
-    return _plain(experiment.objective.metric)[:LONGEST_NAME]
+def _metric(setting: Setting) -> str:
+    return _plain(setting.objective.metric)[:LONGEST_NAME]
 
 
 def _describe(observation: Observation, lines: int, most: int, shortened: bool) -> str:
-    target, seen = observation.setting, listing.view(observation)
+    target, seen = observation.setting, candidates.forecast_of(observation)
     space = target.space
     goal = "minimize" if target.objective.minimize else "maximize"
     note = TASK_NOTES.get(target.task, "one run tries a configuration")
@@ -234,17 +234,18 @@ def describe(
     Args:
       observation: the state before the first trial.
       count: counts a text's tokens; an upper estimate by default.
-      limit: the most tokens. Over it, cheap experiments are dropped from the list, the least
-        relevant first; then long lists of choices are written as their ends; then fewer candidates
-        are listed.
+      limit: the most tokens. A longer text loses cheap experiments, the least relevant first; then
+        long lists of choices are written as their ends; then fewer candidates are listed.
     """
     text = ""
     count = estimate if count is None else count
-    evidence = LONG_EVIDENCE_LINES if listing.is_long(observation.setting.space) else EVIDENCE_LINES
-    most = listing.offered(observation)
-    plans = [(lines, most, False) for lines in range(evidence, 0, -1)]
-    plans += [(1, most, True), (1, 2, True), (1, 1, True)]
-    for lines, most, shortened in plans:
+    evidence = (
+        LONG_EVIDENCE_LINES if candidates.is_long(observation.setting.space) else EVIDENCE_LINES
+    )
+    most = candidates.offered(observation)
+    lengths = [(lines, most, False) for lines in range(evidence, 0, -1)]
+    lengths += [(1, most, True), (1, 2, True), (1, 1, True)]
+    for lines, most, shortened in lengths:
         text = _describe(observation, lines, most, shortened)
         if count(text) <= limit:
             break
@@ -252,38 +253,37 @@ def describe(
 
 
 def estimate(text: str) -> int:
-    """Estimate how many tokens a text takes, before there is a vocabulary: rather too many.
+    """Estimate the number of tokens of a text before there is a vocabulary, rather too many.
 
-    A symbol is one, a number one for every two digits, a word one for every four letters.
+    A symbol counts one, a number one for every two digits, a word one for every four letters.
     """
-    return len(_PIECES.findall(text))
+    return len(_TOKENS.findall(text))
 
 
-_PIECES = re.compile(
+_TOKENS = re.compile(
     "|".join(map(re.escape, sorted(SYMBOLS, key=len, reverse=True)))
     + r"|[0-9]{1,2}|[A-Za-z]{1,4}|[^\sA-Za-z0-9]"
 )
 
 
 def _decimals(seen: Forecast) -> int:
-    """Choose a precision for outcomes: about a hundredth of one unit of regret."""
+    """Choose the decimals of outcomes: about a hundredth of a unit of regret."""
     unit = seen.unit if seen.nearest else 0.01
     return min(max(math.ceil(-math.log10(max(unit, 1e-9) / 100)), 0), 8)
 
 
 def _plain(text: str) -> str:
-    """Make a message fit to be shown: one line, short, and unable to end a turn or begin one."""
+    """Make a message fit for a turn: one short line without control symbols."""
     text = " ".join(text.split())
     for symbol in CONTROL_SYMBOLS:
         text = text.replace(symbol, " ")
     return " ".join(text.split())[:LONGEST_MESSAGE].encode("utf-8", "replace").decode()
 
 
-def best_trial(experiment: Experiment, trials: Sequence[Trial]) -> Trial | None:
+def best_trial(setting: Setting, trials: Sequence[Trial]) -> Trial | None:
     """Return the best ok trial, the earliest of equals; None if there is none."""
-    sign = experiment.objective.sign
-    good = [t for t in trials if t.valid and t.status == "ok" and math.isfinite(t.outcome)]
-    return min(good, key=lambda t: (sign * t.outcome, t.number), default=None)
+    good = [trial for trial in trials if trial.ok]
+    return min(good, key=lambda trial: (trial.loss(setting), trial.number), default=None)
 
 
 def best_text(observation: Observation) -> str:
@@ -293,45 +293,44 @@ def best_text(observation: Observation) -> str:
 
 
 def verdict(trial: Trial, observation: Observation) -> str:
-    """Say how a trial compares with those before it."""
+    """Return one word for how a trial compares with the earlier ones."""
     if not trial.valid:
         return "invalid"
-    if trial.status != "ok" or not math.isfinite(trial.outcome):
+    if not trial.ok:
         return trial.status
-    before = best_trial(observation.setting, observation.trials[: trial.number - 1])
+    setting = observation.setting
+    before = best_trial(setting, observation.trials[: trial.number - 1])
     if before is None:
         return "first"
-    sign = observation.setting.objective.sign
-    return "worse" if sign * (trial.outcome - before.outcome) >= 0 else "better"
+    return "better" if trial.loss(setting) < before.loss(setting) else "worse"
 
 
 def standing(observation: Observation) -> str:
-    """State what the latest trial brought: latest is better and best is trial 2."""
+    """State the standing of the trials: latest is better and best is trial 2."""
     latest = verdict(observation.trials[-1], observation)
     return f"latest is {latest} and best is {best_text(observation)}"
 
 
 def feedback(trial: Trial, observation: Observation) -> str:
-    """Write a later environment turn: the outcome, what is left, the forecast, how things stand.
+    """Write a later environment turn: outcome, budget left, candidates, standing of the trials.
 
     Args:
       trial: the latest trial.
       observation: the state after it.
     """
-    target, seen = observation.setting, listing.view(observation)
+    target, seen = observation.setting, candidates.forecast_of(observation)
     decimals, metric = _decimals(seen), _plain(target.objective.metric.partition(".")[0])
     said = verdict(trial, observation)
     before = best_trial(target, observation.trials[: trial.number - 1])
-    long = listing.is_long(target.space)
+    long = candidates.is_long(target.space)
     if not trial.valid:
         outcome = f"invalid. {_plain(trial.message)}"
     else:
-        # What the agent itself has just said need not be repeated where it is long.
-        row = trial.row
-        where = "" if long and not trial.matched else f"{spell_row(target.cells, row)} "
+        # A long configuration is not repeated right after the agent's own turn.
+        where = "" if long and not trial.matched else f"{spell_row(target.cells, trial.row)} "
         if trial.matched:
             where = f"not measured, nearest is {where}"
-        if trial.status == "ok" and math.isfinite(trial.outcome):
+        if trial.ok:
             outcome = f"{where}gives {metric} {trial.outcome:.{decimals}f} {said}"
             if before is not None:
                 outcome += f" by {abs(trial.outcome - before.outcome):.{decimals}f}"
@@ -340,5 +339,5 @@ def feedback(trial: Trial, observation: Observation) -> str:
     parts = [f"trial {trial.number} {outcome}{LINE}"]
     parts.append(f"{observation.budget_left} left{LINE}")
     if observation.budget_left:
-        parts.append(_forecast_lines(observation, listing.offered(observation)))
+        parts.append(_forecast_lines(observation, candidates.offered(observation)))
     return "".join([*parts, f"{standing(observation)}{LINE}"])

@@ -1,4 +1,4 @@
-"""How numbers, sizes and configurations are spelled: briefly, and the same way everywhere."""
+"""Spelling of numbers, sizes and configurations: brief, and the same everywhere."""
 
 import collections
 import functools
@@ -31,7 +31,7 @@ def size(fidelity: Fidelity) -> str:
 
 
 def significant(number: float, digits: int) -> str:
-    """Spell a number with so many significant digits: 1.4e-3, 0.10, 140."""
+    """Spell a number with this many significant digits: 1.4e-3, 0.10, 140."""
     if number == 0:
         return "0"
     exponent = math.floor(math.log10(abs(float(f"{number:.{digits - 1}e}"))))
@@ -47,8 +47,8 @@ def significant(number: float, digits: int) -> str:
 def spell_number(number: float) -> str:
     """Spell a number briefly: integers below 100,000 in full, else two or three digits, 1.4e-3.
 
-    Two significant digits where that is within 4 %, otherwise as many as that takes: a space takes
-    a number for a choice within 5 %.
+    It has the fewest significant digits, two at least, that are within 4 %: a space takes a number
+    for a choice within 5 %.
     """
     if float(number).is_integer() and abs(number) < 100_000:
         return str(int(number))
@@ -86,7 +86,7 @@ LEAST_COMPONENTS = 2
 
 @functools.lru_cache(maxsize=4096)
 def short_names(dimension: Dimension) -> dict[str, str]:
-    """Map each component of a simplex to the short name by which texts call it.
+    """Map each component of a simplex to its short name in texts.
 
     It is the first word of the component's name (three letters at least) that no other component
     has, cut to six letters; where there is none, the first three letters of each of its words, run
@@ -109,8 +109,8 @@ def short_names(dimension: Dimension) -> dict[str, str]:
 def _spelled_numbers(cells: Cells, name: str) -> dict[float, str]:
     """Map each measured value of a continuous dimension to its spelling.
 
-    A spelling has as many digits as the table needs (two at least): read back, it is nearer to its
-    own value than a quarter of the way to the next one, and near enough to be the same cell.
+    A spelling has as many digits as the table needs, two at least: read back, it is less than a
+    quarter of the way to the next value off, and near enough to be the same cell.
     """
     dimension = cells.space[name]
     values = sorted({config[name] for config in cells.configurations})
@@ -163,14 +163,14 @@ def _percents(cells: Cells, name: str) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8192)
 def mixture(cells: Cells, name: str, row: int) -> tuple[tuple[str, int], ...]:
-    """Return what of a measured mixture is spelled: its heaviest components, in whole percents.
+    """Return the components of a measured mixture that are spelled: the heaviest, in percent.
 
-    They are as many as no other measured mixture shares to the percent, two at least (one percent
-    or more each); the lighter ones are left out.
+    There are as many as tell it from all other measured mixtures, two at least, one percent or more
+    each; the lighter ones are left out.
 
     Args:
-      cells: the experiment's.
-      name: the simplex dimension.
+      cells: of the experiment.
+      name: of the simplex dimension.
       row: of the cells.
 
     Returns:
@@ -205,8 +205,8 @@ def _texts(cells: Cells, row: int) -> dict[str, str]:
 def spell_row(cells: Cells, row: int) -> str:
     """Spell a measured configuration in the space's order: width 16 layers 2 heads 4.
 
-    A single value, such as a mixture, is spelled without its name. Of several a small policy that
-    copies them into an action finds each by the name before it, where it would lose count.
+    A single value, such as a mixture, is spelled without its name. Several have names: a small
+    policy that copies them finds each by the name before it, where it would lose count.
     """
     texts = _texts(cells, row)
     named = len(texts) > 1
@@ -225,11 +225,11 @@ def exec_part(cells: Cells, row: int) -> str:
 
 
 def read_config(cells: Cells, config: Mapping | None) -> Mapping | None:
-    """Read an action's configuration as the gym does, but for mixtures, which are spelled briefly.
+    """Read an action's configuration, in which mixtures are spelled briefly.
 
-    A component may be called by its short name, and weights are relative: those left out are 0. A
-    mixture that is spelled as a measured one is (see `mixture`) is that one. What cannot be read is
-    left as it is, for the gym to complain of.
+    A component may have its short name, and weights are relative: those left out are 0. The
+    spelling of a measured mixture (see `mixture`) stands for that mixture. Unreadable values are
+    returned as they are, for the gym to refuse.
     """
     if not isinstance(config, Mapping):
         return config
@@ -258,7 +258,7 @@ def _read_mixture(cells: Cells, dimension: Dimension, weights: Mapping) -> Mappi
 
 @functools.lru_cache(maxsize=64)
 def _spelled_rows(cells: Cells, name: str) -> dict[tuple, int]:
-    """Map each mixture's spelling to the first row that has it."""
+    """Map each mixture's spelling to its first row."""
     rows: dict[tuple, int] = {}
     for row in range(len(cells)):
         rows.setdefault(tuple(sorted(mixture(cells, name, row))), row)

@@ -1,4 +1,4 @@
-"""What texts state of the evidence: the law's values and slopes, what a step costs, what helps."""
+"""Statements about the evidence: the law's values and exponents, costs of a step, effects."""
 
 import functools
 
@@ -19,9 +19,9 @@ MOST_PARTS = 8
 
 
 def sizes_text(seen: Forecast) -> str:
-    """State how many times the most relevant cheap run's size the target has.
+    """State the ratio of the target's size to the most relevant cheap experiment's.
 
-    Empty where neither number is known: target has 2.4 x parameters 1.0 x tokens of the nearest.
+    target has 2.4 x parameters 1.0 x tokens of the nearest; empty where neither number is known.
     """
     target, nearest = seen.setting.fidelity, seen.nearest[0].fidelity
     pairs = {
@@ -37,7 +37,7 @@ def sizes_text(seen: Forecast) -> str:
 
 
 def trend(slope: float) -> str:
-    """Say which way an exponent points, as it is spelled: falls with."""
+    """Name an exponent's direction, as it is spelled: falls with."""
     return TRENDS[int(np.sign(float(slope_text(slope))))]
 
 
@@ -47,7 +47,7 @@ def slope_text(slope: float) -> str:
 
 
 def law_value(value: float) -> str:
-    """Spell a value that the law predicts: two significant digits, not one of the choices."""
+    """Spell a value that the law predicts, with two significant digits; it need not be a choice."""
     return significant(value, 2)
 
 
@@ -71,7 +71,7 @@ def law_values(seen: Forecast) -> list[str]:
 
 @functools.lru_cache(maxsize=64)
 def step_percent(seen: Forecast) -> tuple[tuple[int, int], ...]:
-    """Return what a step below and above the centre costs per dimension, in percent of regret."""
+    """Return the cost of a step below and above the centre per dimension, in percent of regret."""
     costs_D2 = step_costs(seen.nearest)
     return tuple((round(100 * low), round(100 * high)) for low, high in costs_D2.tolist())
 
@@ -83,7 +83,7 @@ def law_dimensions(seen: Forecast) -> list[int]:
 
 
 def shown_effects(seen: Forecast) -> tuple[Effect, ...]:
-    """Return the largest effects in the most relevant table; where a law speaks, none are shown."""
+    """Return the largest effects in the most relevant table; none where there is a law."""
     if seen.law is not None or not seen.nearest:
         return ()
     return tuple(e for e in effects(seen.nearest[0]) if e.percent)[:EFFECTS]
@@ -94,23 +94,25 @@ def moving_parts(seen: Forecast, dimension: Dimension) -> list[str]:
     names = list(short_names(dimension).values())
     if not seen.nearest:
         return names[:MOST_PARTS]
-    ranked = [e.name for e in effects(seen.nearest[0]) if e.name in names][:MOST_PARTS]
-    return [name for name in names if name in ranked]
+    ranked = [e.name for e in effects(seen.nearest[0]) if e.name in names]
+    # The evidence may lack some components: they come last.
+    ranked += [name for name in names if name not in ranked]
+    return [name for name in names if name in ranked[:MOST_PARTS]]
 
 
 def effects_heading(seen: Forecast) -> str:
-    """Say what effects are of: more of each, at equal size where there is a parameter limit."""
+    """Write the heading of effects; they are at equal size where there is a parameter limit."""
     where = "" if seen.nearest[0].limit is None else " at equal size"
     return f"what more does in the nearest{where}"
 
 
 def effect_text(effect: Effect) -> str:
-    """Say which way an effect goes, and by how much regret: github helps 31%."""
+    """State an effect's direction and size in regret: github helps 31%."""
     size = percent(abs(effect.percent) / 100)
     return f"{effect.name} {'helps' if effect.percent < 0 else 'hurts'} {size}"
 
 
 def effects_text(seen: Forecast) -> str:
-    """State the largest effects on one line, without signs between them: see `prompts`."""
+    """State the largest effects on one line, without signs between them (see `prompts`)."""
     effects = " ".join(map(effect_text, shown_effects(seen)))
     return f"{effects_heading(seen)}: {effects}"

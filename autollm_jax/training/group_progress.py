@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import jax
 
-from autollm_jax import preemption
 from autollm_jax.checkpointing.checkpoints import Checkpoints
+from autollm_jax.cluster import preemption
 
 
 class GroupProgress:

@@ -19,8 +19,8 @@ import optax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from autollm_jax import distributed, preemption
 from autollm_jax.checkpointing.checkpoints import Checkpoints
+from autollm_jax.cluster import distributed, preemption
 from autollm_jax.errors import UserError
 from autollm_jax.sharding.hosts import to_devices
 from autollm_jax.training.metrics import MetricsWriter
@@ -117,8 +117,8 @@ def train(
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not np.isfinite(metrics["loss"]):
             raise UserError(
-                f"{stage}: the loss is {metrics['loss']} at step {step}; start again with a lower "
-                f"config.{stage}.optimizer.learning_rate"
+                f"{stage}: the loss is {metrics['loss']} at step {step}; lower "
+                f"config.{stage}.optimizer.learning_rate and give --restart={stage}"
             )
         if rate is None:
             return

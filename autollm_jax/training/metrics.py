@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from autollm_jax import distributed
+from autollm_jax.cluster import distributed
 from autollm_jax.files import write_atomic
 
 

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from autollm_jax import preemption
 from autollm_jax.checkpointing.checkpoints import Checkpoints
+from autollm_jax.cluster import preemption
 from autollm_jax.data.pipeline import Batch, Pipeline
 from autollm_jax.models import transformer
 from autollm_jax.models.transformer import TransformerConfig

@@ -10,7 +10,7 @@ from autollm_jax.agent import environment_turns, rollout
 from autollm_jax.agent.dialogue import PolicyTokenizer, encode_turn
 from autollm_jax.agent.distillation import encode_conversation
 from autollm_jax.curriculum import synthetic
-from autollm_jax.curriculum.pairs import CurationConfig, build, plan
+from autollm_jax.curriculum.pairs import CurationConfig, curate
 from autollm_jax.curriculum.teacher import SimulationConfig, respond, simulate
 from autollm_jax.data.tokenizer import train_tokenizer
 from autollm_jax.errors import UserError
@@ -31,8 +31,7 @@ KEY = jax.random.key(0)
 
 @pytest.fixture(scope="module")
 def pairs():
-    recipes = list(plan([], CurationConfig(seed=1, pairs=12, synthetic=1.0, pairs_per_family=4)))
-    return [build(recipe, []) for recipe in recipes]
+    return curate([], CurationConfig(seed=1, pairs=12, synthetic=1.0, pairs_per_family=4))
 
 
 @pytest.fixture(scope="module")
@@ -250,12 +249,6 @@ def test_a_players_identity_names_its_parameters(model, params, tokenizer):
     assert len(identities) == 2
 
 
-def test_a_player_of_changed_code_is_another(model, params, tokenizer, monkeypatch):
-    before = rollout.policy_player(model, params, tokenizer, CONFIG).identity
-    monkeypatch.setattr(rollout, "package_digest", lambda: "changed")
-    assert rollout.policy_player(model, params, tokenizer, CONFIG).identity != before
-
-
 def test_rollouts_of_a_step_are_reproducible(model, params, tokenizer, pairs):
     roll = rollout.make_rollout(
         model, tokenizer, CONFIG, lambda step: [functools.partial(Episode, pairs[step].target,
@@ -275,7 +268,7 @@ def test_answers_while_others_go_on_change_nothing(monkeypatch, model, params, t
     plain = dataclasses.replace(CONFIG, constrained=True)
     halved = dataclasses.replace(CONFIG.sampler, halvings=2)
     overlapped = dataclasses.replace(plain, pieces=3, sampler=halved)
-    sizes, threads, decode = [], set(), sampler._decode
+    sizes, threads, decode = [], set(), sampler.jit_decode
     genuine = environment_turns.act
 
     def recording(model, params, state, *args, **options):
@@ -286,7 +279,7 @@ def test_answers_while_others_go_on_change_nothing(monkeypatch, model, params, t
         threads.add(threading.current_thread())
         return genuine(episode, text)
 
-    monkeypatch.setattr(sampler, "_decode", recording)
+    monkeypatch.setattr(sampler, "jit_decode", recording)
     monkeypatch.setattr(environment_turns, "act", acting)
     expected = play(model, params, tokenizer, episodes_of(pairs[:4]), config=plain)
     assert set(sizes) == {4}
@@ -308,6 +301,6 @@ def test_play_on_a_mesh_is_the_same(model, params, tokenizer, pairs, group):
 def test_a_second_rollout_on_a_mesh_compiles_nothing(model, params, tokenizer, pairs):
     mesh = make_mesh(MeshShape(data=2), jax.devices()[:2])
     for _ in range(2):
-        compiled = sampler._append._cache_size(), sampler._decode._cache_size()
+        compiled = sampler.jitjit_append._cache_size(), sampler.jit_decode._cache_size()
         play(model, params, tokenizer, episodes_of(pairs[:2], copies=2), group_size=2, mesh=mesh)
-    assert (sampler._append._cache_size(), sampler._decode._cache_size()) == compiled
+    assert (sampler.jitjit_append._cache_size(), sampler.jit_decode._cache_size()) == compiled

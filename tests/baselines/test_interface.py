@@ -7,7 +7,7 @@ import pytest
 
 from autollm_jax.baselines import BASELINES, Problem
 from autollm_jax.baselines.base import evidence_flops
-from autollm_jax.evaluation.runner import evaluate, play_method
+from autollm_jax.evaluation.runner import Terms, evaluate, play_method
 from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.splits import Split
 
@@ -85,7 +85,7 @@ def test_evidence_default_and_budget_are_the_harness_own(tmp_path):
 
     split = Split((*evidence, elsewhere), (target,))
     results = evaluate(
-        {name: watch(name) for name in METHODS}, split, None, BUDGET, (0, 5),
+        {name: watch(name) for name in METHODS}, split, Terms(BUDGET, (0, 5)),
         tmp_path / "results.parquet", tables={}, progress=False,
     ).to_pylist()  # fmt: skip
     assert set(problems) == set(METHODS)

@@ -10,7 +10,7 @@ from autollm_jax.curriculum.augmentation import (
     augment,
     needs_copies,
 )
-from autollm_jax.curriculum.pairs import CurationConfig, build, plan
+from autollm_jax.curriculum.pairs import CurationConfig, curate
 from autollm_jax.curriculum.synthetic import PROVENANCE
 from autollm_jax.curriculum.synthetic_kinds import sample_family
 from autollm_jax.gym.environment import Episode
@@ -65,10 +65,9 @@ def test_copies_of_tables_that_share_rows_share_them_still(mixtures):
 def test_copies_stand_in_where_nothing_is_cheaper(mixtures, family):
     same_cost = mixtures[2:]
     assert needs_copies(same_cost) and not needs_copies(mixtures) and not needs_copies(family[:1])
-    recipes = list(plan(same_cost, CurationConfig(pairs=20, synthetic=0.0)))
-    assert all(CHEAPER_COPIES in recipe.changes for recipe in recipes)
-    for recipe in recipes[:4]:
-        pair = build(recipe, same_cost)
+    pairs = curate(same_cost, CurationConfig(pairs=20, synthetic=0.0))
+    assert all(CHEAPER_COPIES in pair.recipe.changes for pair in pairs)
+    for pair in pairs:
         assert not pair.evidence or all(e.name.endswith("-cheaper") for e in pair.evidence)
         assert all(e.fidelity.flops < pair.target.fidelity.flops for e in pair.evidence)
 

@@ -10,10 +10,11 @@ from autollm_jax.curriculum.augmentation import AUGMENTATIONS, augment
 from autollm_jax.curriculum.names import HYPERPARAMETERS, WORDS, invented_names
 from autollm_jax.curriculum.pairs import (
     CurationConfig,
+    Families,
     Recipe,
-    build,
+    build_pair,
     curate,
-    plan,
+    draw_recipes,
 )
 from autollm_jax.curriculum.synthetic_kinds import sample_family
 from autollm_jax.errors import UserError
@@ -36,7 +37,7 @@ def test_evidence_is_cheaper_than_its_target(family):
 
 
 def test_pairs_come_from_tables_changed_tables_and_the_prior(family):
-    recipes = list(plan(family, CurationConfig(pairs=300, pairs_per_family=6)))
+    recipes = list(draw_recipes(Families(family), CurationConfig(pairs=300, pairs_per_family=6)))
     assert len(recipes) == 300
     provenances = {recipe.provenance for recipe in recipes}
     assert {"made/pretraining", synthetic.PROVENANCE} < provenances
@@ -45,7 +46,7 @@ def test_pairs_come_from_tables_changed_tables_and_the_prior(family):
 
 def test_evidence_comes_whole_and_in_part(family):
     tables = dataclasses.replace(SMALL, synthetic=0.0, pairs=200)
-    counts = {(r.target, len(r.evidence)) for r in plan(family, tables)}
+    counts = {(r.target, len(r.evidence)) for r in draw_recipes(Families(family), tables)}
     assert {(3, 3), (3, 2), (3, 1)} <= counts
 
 
@@ -53,13 +54,14 @@ def test_the_same_seed_gives_the_same_pairs_and_another_seed_others(family):
     config = dataclasses.replace(SMALL, pairs=12)
     first, again = (curate(family, config) for _ in range(2))
     assert [p.recipe for p in first] == [p.recipe for p in again]
-    other = list(plan(family, dataclasses.replace(config, seed=1)))
+    other = list(draw_recipes(Families(family), dataclasses.replace(config, seed=1)))
     assert [p.recipe for p in first] != other
 
 
 def test_a_pair_is_rebuilt_from_its_line(family):
+    families = Families(list(reversed(family)))
     for pair in curate(family, SMALL)[::7]:
-        rebuilt = build(Recipe.from_json(pair.recipe.to_json()), list(reversed(family)))
+        rebuilt = build_pair(Recipe.from_json(pair.recipe.to_json()), families)
         assert _content(rebuilt.target) == _content(pair.target)
         assert list(map(_content, rebuilt.evidence)) == list(map(_content, pair.evidence))
         assert rebuilt.provenance == pair.provenance
@@ -106,8 +108,8 @@ def test_augmented_copies_have_names_of_their_own(family):
 
 def test_experiments_without_a_cheaper_one_need_the_prior(family):
     with pytest.raises(UserError, match="synthetic"):
-        list(plan(family[:1], CurationConfig(pairs=3, synthetic=0.0)))
-    recipes = list(plan(family[:1], CurationConfig(pairs=3, synthetic=0.1)))
+        list(draw_recipes(Families(family[:1]), CurationConfig(pairs=3, synthetic=0.0)))
+    recipes = list(draw_recipes(Families(family[:1]), CurationConfig(pairs=3, synthetic=0.1)))
     assert {r.provenance for r in recipes} == {synthetic.PROVENANCE}
 
 
@@ -120,7 +122,7 @@ def test_a_line_that_is_no_recipe_is_refused(line):
 def test_a_recipe_of_other_tables_is_refused(family):
     recipe = Recipe("tables", "made", "pretraining", 0, (), False, 3, (0,), 0)
     with pytest.raises(UserError, match="same training tables"):
-        build(recipe, family[:2])
+        build_pair(recipe, Families(family[:2]))
 
 
 def test_synthetic_families_are_marked_and_varied():
@@ -151,8 +153,8 @@ def test_synthetic_optima_lie_mostly_inside_their_grids():
 
 def test_made_up_mixtures_call_their_parts_as_the_tables_do(mixtures):
     """The tables' names are drawn too, so that a policy has copied each of them."""
-    recipes = list(plan(mixtures, CurationConfig(seed=0, pairs=240, synthetic=1.0)))
-    spaces = {build(recipe, mixtures).target.space for recipe in recipes}
+    pairs = curate(mixtures, CurationConfig(seed=0, pairs=240, synthetic=1.0))
+    spaces = {pair.target.space for pair in pairs}
     names = {
         name
         for space in spaces

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from autollm_jax.curriculum.pairs import CurationConfig, Pair, build, plan
+from autollm_jax.curriculum.pairs import CurationConfig, Families, Pair, curate, draw_recipes
 from autollm_jax.curriculum.teacher import (
     SimulationConfig,
     Trajectory,
@@ -13,8 +13,7 @@ from autollm_jax.curriculum.teacher import (
     simulate_all,
 )
 from autollm_jax.gym.environment import Episode
-from autollm_jax.text import candidates as listing
-from autollm_jax.text import prompts
+from autollm_jax.text import candidates, prompts
 from autollm_jax.text.claims import check_claims
 from autollm_jax.text.parsing import parse_action
 from autollm_jax.text.playing import act
@@ -44,7 +43,7 @@ def _checked(pairs):
 @pytest.fixture
 def played(family):
     config = SimulationConfig()
-    pairs = [build(recipe, family) for recipe in plan(family, CURATION)]
+    pairs = curate(family, CURATION)
     return [(pair, simulate(pair, pair.recipe.number, 5, config)) for pair in pairs]
 
 
@@ -90,7 +89,7 @@ def test_a_wrong_verdict_or_best_trial_is_caught(family, recipe):
     assert not all(c.true for c in check_claims(wrong, observation))
 
 
-def test_the_researcher_knows_only_what_he_tried(family, recipe):
+def test_the_script_knows_only_the_outcomes_of_its_trials(family, recipe):
     """Another target with the same cells, but other outcomes, gets the same first turn."""
     other = dataclasses.replace(family[3], outcomes=family[0].outcomes)
     turns = [
@@ -104,7 +103,7 @@ def test_the_researcher_knows_only_what_he_tried(family, recipe):
 def test_the_choice_is_the_lowest_forecast_on_the_list(played):
     for pair, trajectory in played[:40]:
         for turn, observation in _states(pair, trajectory):
-            listed = listing.candidates(observation)
+            listed = candidates.list_candidates(observation)
             action = parse_action(turn.text)
             if turn.learned and not action.finished:
                 lowest = min(listed, key=lambda c: c.expected)
@@ -112,7 +111,7 @@ def test_the_choice_is_the_lowest_forecast_on_the_list(played):
                 assert pair.target.match(config) == (lowest.row, False)
 
 
-def test_the_researcher_beats_chance_by_far(family, recipe):
+def test_the_script_beats_chance_by_far(family, recipe):
     pair = Pair(family[3], tuple(family[:3]), recipe)
     regrets = simulate(pair, 0).regrets
     assert regrets[0] < 0.2 and regrets[-1] < 0.05
@@ -162,7 +161,7 @@ def test_hindsight_leaves_bad_episodes_out(family, recipe):
 
 def test_two_processes_play_what_one_plays(family):
     config = SimulationConfig()
-    recipes = list(plan(family, dataclasses.replace(CURATION, pairs=24)))
+    recipes = list(draw_recipes(Families(family), dataclasses.replace(CURATION, pairs=24)))
     alone = list(simulate_all(family, recipes, config))
     assert list(simulate_all(family, recipes, config, processes=2)) == alone
     assert len(alone) == 24

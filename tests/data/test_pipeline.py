@@ -207,7 +207,7 @@ def test_batch_that_does_not_divide_is_an_explained_error(packed, batch_size, pr
 
 @pytest.mark.parametrize("weights", [{"z": 1.0}, {"a": -1.0}, {"a": float("nan")}, {"a": 0.0}])
 def test_unusable_weights_are_an_explained_error(packed, weights):
-    with pytest.raises(UserError, match="data.weights"):
+    with pytest.raises(UserError, match="weights"):
         Pipeline({"a": packed}, 4, seed=0, weights=weights)
 
 

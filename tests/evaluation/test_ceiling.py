@@ -4,14 +4,14 @@ import numpy as np
 
 from autollm_jax.baselines import BASELINES
 from autollm_jax.evaluation.ceiling import ceilings
-from autollm_jax.evaluation.runner import evaluate, play_method
+from autollm_jax.evaluation.runner import Terms, evaluate, play_method
 from autollm_jax.evaluation.summary import Results
 
 
 def scored(split, tmp_path):
     players = {"random": play_method(BASELINES["random"])}
     table = evaluate(
-        players, split, None, 3, (0,), tmp_path / "r.parquet", tables={}, progress=False
+        players, split, Terms(3, (0,)), tmp_path / "r.parquet", tables={}, progress=False
     )
     opened = list(split.held_out)
     return Results(table, opened), opened

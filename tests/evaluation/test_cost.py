@@ -15,14 +15,13 @@ from autollm_jax.evaluation.cost import (
     expected_trials,
     summarise_costs,
 )
-from autollm_jax.evaluation.run_costs import Cost
 from autollm_jax.evaluation.runner import SCHEMA
 from autollm_jax.evaluation.summary import Results
 from tests.small import small
 
 
 def line(fixed, each):
-    return Line(Cost(fixed, fixed), Cost(), Cost(each, each), 1.0, 1.0)
+    return Line(fixed, 0.0, each, 1.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -37,16 +36,16 @@ def line(fixed, each):
     ],
 )
 def test_a_line_is_cheaper_from_where_it_stays_below(ours, theirs, number):
-    assert cheaper_from(line(*ours), line(*theirs), "flops") == pytest.approx(number, nan_ok=True)
+    assert cheaper_from(line(*ours), line(*theirs)) == pytest.approx(number, nan_ok=True)
     if math.isfinite(number):
-        assert line(*ours).at("flops", number) < line(*theirs).at("flops", number)
+        assert line(*ours).at(number) < line(*theirs).at(number)
 
 
 def test_break_even_is_against_whoever_holds_out_longest():
     lines = {"agent": line(100, 1), "a": line(0, 11), "b": line(0, 3), "c": line(0, 300)}
-    assert break_even(Group("g", Cost(), Cost(), lines), "agent", "flops") == (51, "b")
+    assert break_even(Group("g", 0.0, 0.0, lines), "agent") == (51, "b")
     lines |= {"d": line(0, 0.9), "e": line(0, 0.5)}
-    assert break_even(Group("g", Cost(), Cost(), lines), "agent", "flops") == (math.inf, "e")
+    assert break_even(Group("g", 0.0, 0.0, lines), "agent") == (math.inf, "e")
 
 
 def test_random_search_goes_on_for_so_many_trials_as_expected():
@@ -72,10 +71,10 @@ REGRETS = {"agent": [0.2, 0.01], "slow": [0.2, 0.2], "halving": [0.03, 0.03]}
 def groups(transcripts=()):
     """Evidence of 1000 FLOPs, target runs of 10, training of 500."""
     runs = {
-        "test/pretraining/x": {n: Cost(10.0, 1.0) for n in range(4)},
-        "test/pretraining/cheap": {0: Cost(1000.0, 5.0)},
+        "test/pretraining/x": {n: 10.0 for n in range(4)},
+        "test/pretraining/cheap": {0: 1000.0},
     }
-    spending = Spending(Cost(500.0, 2.0), Cost(1.0, 0.0), ("agent",), runs, [small("cheap", "low")])
+    spending = Spending(500.0, 1.0, ("agent",), runs, [small("cheap", "low")])
     found = cost_groups(Results(results_of(REGRETS)), [small("x", "mid")], spending, transcripts)
     return found, spending
 
@@ -83,8 +82,8 @@ def groups(transcripts=()):
 def test_a_method_pays_evidence_trials_and_its_own_training():
     (group,), _ = groups()
     agent, slow = group.lines["agent"], group.lines["slow"]
-    assert agent.fixed == Cost(1500.0, 7.0) and agent.per_experiment == Cost(21.0, 2.0)
-    assert slow.fixed == Cost(1000.0, 5.0)
+    assert agent.fixed == 1500.0 and agent.per_experiment == 21.0
+    assert slow.fixed == 1000.0
     assert slow.trials == 2 + expected_trials(small("x", "mid"), 2) > 3
     assert (agent.reached, slow.reached) == (1.0, 0.0)
 
@@ -92,7 +91,7 @@ def test_a_method_pays_evidence_trials_and_its_own_training():
 def test_a_method_that_makes_its_own_cheap_runs_pays_those_instead():
     said = {"method": "halving", "source": "test", "task": "pretraining", "evidence_flops": 200.0}
     (group,), _ = groups([said])
-    assert group.lines["halving"] == Line(Cost(), Cost(), Cost(210.0, 2.0), 1.0, 1.0)
+    assert group.lines["halving"] == Line(0.0, 0.0, 210.0, 1.0, 1.0)
 
 
 def test_pooled_tasks_pay_their_evidence_each_and_one_training():
@@ -105,19 +104,19 @@ def test_pooled_tasks_pay_their_evidence_each_and_one_training():
     both = pa.concat_tables(
         [table, table.set_column(0, "task", pa.array(["grpo"] * table.num_rows))]
     )
-    runs = {e.id: {(e.id,): Cost(30.0 if e.task == "grpo" else 10.0)} for e in evidence + targets}
-    spending = Spending(Cost(500.0), Cost(), ("agent",), runs, evidence)
+    runs = {e.id: {(e.id,): 30.0 if e.task == "grpo" else 10.0} for e in evidence + targets}
+    spending = Spending(500.0, 0.0, ("agent",), runs, evidence)
     pooled, grpo, _ = cost_groups(Results(both), targets, spending, [])
-    assert (pooled.name, pooled.lines["agent"].fixed.flops) == ("all", 540.0)
-    assert grpo.lines["agent"].fixed.flops == 530.0
-    assert pooled.lines["agent"].per_experiment.flops == 2 * (30.0 + 10.0) / 2
+    assert (pooled.name, pooled.lines["agent"].fixed) == ("all", 540.0)
+    assert grpo.lines["agent"].fixed == 530.0
+    assert pooled.lines["agent"].per_experiment == 2 * (30.0 + 10.0) / 2
 
 
 def test_the_summary_is_plain_json():
     found, spending = groups()
     summary = summarise_costs(found, "agent", spending)
     cell = summary["groups"]["test/pretraining"]
-    assert summary["training"] == {"flops": 500.0, "hours": 2.0}
-    assert cell["methods"]["agent"]["fixed"] == {"flops": 1500.0, "hours": 7.0}
+    assert (summary["unit"], summary["training"]) == ("FLOPs", 500.0)
+    assert cell["methods"]["agent"]["fixed"] == 1500.0
     # Against a method that needs one trial the agent never pays off.
-    assert cell["break_even"]["flops"] == {"experiments": "never", "against": "halving"}
+    assert cell["break_even"] == {"experiments": "never", "against": "halving"}

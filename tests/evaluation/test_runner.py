@@ -7,7 +7,8 @@ import pytest
 
 from autollm_jax.baselines import BASELINES
 from autollm_jax.errors import UserError
-from autollm_jax.evaluation.runner import SCHEMA, evaluate, play_method, table_hashes
+from autollm_jax.evaluation import runner
+from autollm_jax.evaluation.runner import SCHEMA, Terms, evaluate, play_method, table_hashes
 from autollm_jax.evaluation.summary import Results, summarise
 from autollm_jax.gym.settings import Setting
 from autollm_jax.gym.splits import Split
@@ -42,8 +43,9 @@ OFF_GRID = {"learning_rate": 0.003, "batch_size": 64}
 
 
 def run(players, split, path, **changes):
-    arguments = {"tasks": None, "budget": 3, "seeds": (0, 1), "tables": TABLES, "progress": False}
-    return evaluate(players, split, path=path / "results.parquet", **{**arguments, **changes})
+    tables = changes.pop("tables", TABLES)
+    terms = Terms(**{"budget": 3, "seeds": (0, 1), **changes})
+    return evaluate(players, split, terms, path / "results.parquet", tables=tables, progress=False)
 
 
 def test_rows_have_exactly_the_columns_of_the_contract(small_split, tmp_path):
@@ -136,6 +138,14 @@ def test_another_checkpoint_is_played_again(small_split, tmp_path):
     player = Scripted([MEASURED], identity="2")
     run({"a": player}, small_split, tmp_path)
     assert player.calls == 1
+
+
+def test_changed_code_is_played_again(small_split, tmp_path, monkeypatch):
+    player = Scripted([MEASURED])
+    run({"a": player}, small_split, tmp_path)
+    monkeypatch.setattr(runner, "package_digest", lambda: "changed")
+    run({"a": player}, small_split, tmp_path)
+    assert player.calls == 2
 
 
 def test_a_damaged_part_is_played_again(small_split, tmp_path):

@@ -9,7 +9,7 @@ from autollm_jax.forecasts.advisers import forecast
 from autollm_jax.forecasts.surface import SurfaceTransfer
 from autollm_jax.forecasts.surfaces import left_out_means, surfaces
 from autollm_jax.gym.environment import Episode
-from autollm_jax.text import candidates as listing
+from autollm_jax.text import candidates
 from tests.families import observed
 
 
@@ -87,7 +87,7 @@ def test_cells_over_the_limit_are_never_offered(architectures):
     expected_R = forecast(target, cheap).expected_regrets(())
     np.testing.assert_array_equal(np.isfinite(expected_R), target.feasible_R)
     observation = observed(Episode(target, cheap, 2))
-    assert all(target.feasible_R[c.row] for c in listing.candidates(observation, 8))
+    assert all(target.feasible_R[c.row] for c in candidates.list_candidates(observation, 8))
 
 
 def test_the_forecast_reads_no_outcome_of_the_target(mixtures):

@@ -11,7 +11,7 @@ from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.experiments import load_experiments
 from autollm_jax.gym.spaces import Dimension, Space
 from autollm_jax.gym.splits import split
-from autollm_jax.gym.stress import KINDS, Stress, distort, main_axis
+from autollm_jax.gym.stress import KINDS, Stress, axes_by_importance, distort
 from tests.gym.test_gymnasium_env import ADDRESS
 
 SPACE = Space(
@@ -108,7 +108,7 @@ def test_evidence_over_it_can_be_stressed(family, kind):
     (cheap,) = made.training
     assert all(cheap.space.validate(config) == config for config in cheap.configurations)
     if kind == "reverse":
-        axis = main_axis(family[1:])
+        axis = axes_by_importance(family[1:])[0]
         before, after = (
             e.space[axis].to_unit(e.configurations[e.outcomes.best_row][axis])
             for e in (family[1], cheap)

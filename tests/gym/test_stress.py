@@ -6,9 +6,11 @@ import pytest
 from autollm_jax.errors import UserError
 from autollm_jax.gym.experiments import Fidelity, make_experiment
 from autollm_jax.gym.outcomes import Objective
+from autollm_jax.gym.renaming import renamed_alike
 from autollm_jax.gym.spaces import Dimension, Space
 from autollm_jax.gym.splits import split
-from autollm_jax.gym.stress import KINDS, Stress, distort, main_axis
+from autollm_jax.gym.stress import KINDS, Stress, axes_by_importance, distort
+from tests import differing
 
 RATES, BATCHES = (0.001, 0.002, 0.004, 0.008, 0.016), (32, 64, 128)
 GRID = Space(
@@ -89,9 +91,8 @@ def test_thinning_is_drawn_by_its_seed(whole):
 
 def test_objectives_of_the_same_runs_are_thinned_alike():
     cells = [{"learning_rate": r, "batch_size": b} for r in RATES for b in BATCHES]
-    facts = {"objective": "a"}
-    one = made("one", "low", GRID, cells, range(15), objective_metric="a", facts=facts)
-    other = {"name": "two", "objective": Objective("b"), "facts": {"objective": "b"}}
+    one = made("one", "low", GRID, cells, range(15), facts={"objective": "a"}, objective_metric="a")
+    other = {"name": "two", "facts": {"objective": "b"}, "objective": Objective("b")}
     both = [one, type(one)(**{**vars_of(one), **other})]
     thinned = distort(split(both, "dev"), Stress("thin")).training
     assert thinned[0].cells is thinned[1].cells and len(thinned[0].cells) == 5
@@ -116,7 +117,7 @@ def test_a_thinned_experiment_can_be_scored(ok):
 
 def test_reversing_moves_the_optimum_to_the_other_end_of_the_axis_that_matters_most(whole):
     before, after = cheap(whole), cheap(distort(whole, Stress("reverse")))
-    assert main_axis([before]) == "learning_rate"
+    assert axes_by_importance([before]) == ["learning_rate", "batch_size"]
     assert before.configurations[before.outcomes.best_row]["learning_rate"] == RATES[0]
     assert after.configurations[after.outcomes.best_row]["learning_rate"] == RATES[-1]
     flipped = {"learning_rate": RATES[1], "batch_size": 64}
@@ -174,3 +175,39 @@ def test_a_stress_that_there_is_not_is_refused_by_its_field(bad):
 def test_labels_tell_stresses_apart():
     stresses = [Stress("thin"), Stress("thin", keep=0.1), Stress("thin", seed=1), Stress("noise")]
     assert len({s.label for s in stresses}) == 4
+
+
+@pytest.mark.parametrize("make", differing.FAMILIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_experiments_over_different_spaces_are_stressed_each_in_its_own(make, kind):
+    before = make()
+    made = distort(split(before, "dev"), Stress(kind)).training
+    for old, new in zip(before, made, strict=True):
+        assert new.outcomes.ok_R.any() and len(new.space.names) == len(old.space.names)
+        keys = list(map(new.space.key_of, new.configurations))
+        assert keys == [new.space.key_of(new.space.validate(c)) for c in new.configurations]
+        if kind == "reverse":
+            regrets = (e.outcomes.regrets_R.tolist() for e in (old, new))
+            assert new.configurations != old.configurations or next(regrets) != next(regrets)
+
+
+def test_each_experiment_is_reversed_along_an_axis_that_it_has(whole):
+    """The weight decay matters most to the one experiment that has it."""
+    decays = (0.0, 0.1, 0.2)
+    space = Space((*GRID.dimensions[:1], Dimension("weight_decay", "ordinal", decays)))
+    cells = [{"learning_rate": r, "weight_decay": d} for r in RATES for d in decays]
+    losses = [3 + 20 * c["weight_decay"] + c["learning_rate"] for c in cells]
+    both = [grid("plain", "low"), made("decayed", "low", space, cells, losses)]
+    assert axes_by_importance(both)[0] == "weight_decay"
+    plain, decayed = distort(split(both, "dev"), Stress("reverse")).training
+    assert plain.configurations[plain.outcomes.best_row]["learning_rate"] == RATES[-1]
+    best = decayed.configurations[decayed.outcomes.best_row]
+    assert best == {"learning_rate": RATES[0], "weight_decay": 0.2}
+
+
+def test_cells_that_two_sources_share_get_each_source_its_own_names():
+    one = grid("one", "low")
+    other = type(one)(**{**vars_of(one), "source": "other", "cells": one.cells})
+    names = iter("abcdefgh")
+    for e in renamed_alike([one, other], lambda: (next(names) + "_name" for _ in range(2))):
+        assert set(e.default) == set(e.space.names)

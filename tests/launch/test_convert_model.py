@@ -17,9 +17,9 @@ import tokenizers
 from tokenizers import AddedToken, models
 
 import autollm_jax
-from autollm_jax import stages
 from autollm_jax.files import write_json_atomic
-from autollm_jax.job import Job
+from autollm_jax.job import stages
+from autollm_jax.job.job import Job
 from autollm_jax.models import lora, transformer
 from autollm_jax.published import config_json, families, pretrained, safetensors_files
 from autollm_jax.published.tokenizer import load_folder

@@ -1,23 +1,28 @@
 """Bad input to the main job: one line that names the fault, exit code 1, nothing overwritten."""
 
+import ast
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from autollm_jax.cluster.coordinator import free_address
 from tests.published import small_vocabularies
 from tests.published.test_pretrained import config_json, tensors, write
 
 
-def run(workdir, *arguments):
+def run(workdir, *arguments, **environment):
     return subprocess.run(
         [sys.executable, "launch/main.py", f"--workdir={workdir}", *arguments],
         capture_output=True,
         text=True,
         timeout=120,
+        env=os.environ | environment,
     )
 
 
@@ -142,13 +147,98 @@ def test_lora_targets_that_a_model_does_not_have(tmp_path, published):
         "--config.policy.lora_rank=4",
         "--config.policy.lora_targets=query,q_proj",
     )
-    assert refused(done, "config.policy", "q_proj", "targets of query, key")
+    assert refused(done, "config.policy.lora_targets=query,q_proj", "names of query, key")
     assert not (tmp_path / "workdir").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("grpo.normalisation", "mean"),
+        ("distill.save_every", "0"),
+        ("evaluation.advisor", "nobody"),
+        ("policy.kv_heads", "3"),
+        ("grpo.optimizer.decay", "cosin"),
+    ],
+)
+def test_a_value_that_a_later_stage_would_refuse_is_refused_before_the_first(
+    tmp_path, field, value
+):
+    done = run(
+        tmp_path / "workdir", "--config=configs/gym.py", "--stage=curate",
+        f"--config.{field}={value}",
+    )  # fmt: skip
+    section, _, name = field.rpartition(".")
+    assert refused(done, f"config.{section}", name, value)
+    assert not (tmp_path / "workdir").exists()
+
+
+def test_tasks_are_named_with_a_comma_and_the_workdir_from_home(tmp_path):
+    done = run(
+        "~/jobs/one", "--config=configs/gym.py", "--stage=curate",
+        "--config.gym.tasks=grpo,pretraining", "--config.curate.distill_pairs=8",
+        "--config.curate.synthetic=0", HOME=str(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "jobs" / "one" / "trajectories" / "pairs_distill.jsonl").read_text()
+    assert '"task": "pretraining"' in text and '"task": "architecture"' not in text
+
+
+def test_a_lower_learning_rate_is_accepted_before_the_stage_has_saved(tmp_path):
+    workdir = tmp_path / "workdir"
+    flags = ["--config=configs/gym.py", "--stage=curate", "--config.curate.distill_pairs=8"]
+    assert run(workdir, *flags).returncode == 0
+    lower = "--config.distill.optimizer.learning_rate=1e-4"
+    done = run(workdir, *flags, lower, "--config.distill.row_length=1024")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_restart_makes_another_config_of_a_used_work_directory(tmp_path):
+    workdir = tmp_path / "workdir"
+    flags = ["--config=configs/gym.py", "--stage=curate", "--config.curate.distill_pairs=8"]
+    assert run(workdir, *flags).returncode == 0
+    done = run(workdir, *flags, "--config.seed=1")
+    assert refused(done, "config.seed is 0 there and 1 now", "--restart=curate")
+    done = run(workdir, *flags, "--config.seed=1", "--restart=curate")
+    assert done.returncode == 0, done.stderr
+    pairs = "trajectories/pairs_distill.jsonl"
+    aside = workdir / "set_aside" / "1_curate"
+    assert (workdir / pairs).read_bytes() != (aside / pairs).read_bytes()
+
+
+@pytest.mark.parametrize("stage", ["curate", "plan"])
+def test_a_file_in_place_of_the_work_directory(tmp_path, stage):
+    (tmp_path / "workdir").touch()
+    done = run(tmp_path / "workdir", "--config=configs/gym.py:smoke", f"--stage={stage}")
+    assert refused(done, f"{tmp_path / 'workdir'}: is a file; accepted is a folder")
+
+
+def test_process_0_says_who_stays_away(tmp_path):
+    fields = {
+        "coordinator": free_address(), "processes": 2, "process_id": 0, "one_host": True,
+        "timeout_seconds": 2,
+    }  # fmt: skip
+    flags = [f"--config.distributed.{name}={value}" for name, value in fields.items()]
+    done = run(tmp_path / "workdir", "--config=configs/gym.py", *flags)
+    assert refused(done, "waited 2 s for process 1 of 2", "config.distributed.timeout_seconds")
+
+
+def test_every_flag_that_is_a_path_knows_the_tilde():
+    """`--source` is a path in one script, and a name in another."""
+    paths = {"workdir", "path", "out", "folder"}
+    for script in Path("launch").glob("*.py"):
+        for node in ast.walk(ast.parse(script.read_text())):
+            if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+                called = ast.unparse(node.func)
+                if "DEFINE" in called:
+                    assert node.args[0].value not in paths, (
+                        f"{script}: use command_line.define_path"
+                    )
 
 
 def test_help_names_the_flags():
     done = subprocess.run(
         [sys.executable, "launch/main.py", "--help"], capture_output=True, text=True
     )
-    for flag in ("--config", "--workdir", "--stage"):
+    for flag in ("--config", "--workdir", "--stage", "--restart"):
         assert flag in done.stdout

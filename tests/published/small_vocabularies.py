@@ -1,4 +1,4 @@
-"""Vocabularies as small ones would be published, and chat templates."""
+"""Small vocabularies in the published formats, and chat templates, for tests."""
 
 import functools
 import io

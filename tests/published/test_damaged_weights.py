@@ -1,4 +1,4 @@
-"""Published weights that are damaged, or made to harm: one line, at once, nothing executed."""
+"""Damaged and harmful weights are refused in one line, at once, and no code in them runs."""
 
 import json
 import random

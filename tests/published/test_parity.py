@@ -1,7 +1,7 @@
 """The same numbers as the reference implementation (transformers), in f32.
 
-Weights are written by it and read by us, or both read one file; gradients are written as weights
-are, so that the families' own table lays them out. Needs requirements-parity.txt.
+The reference writes weights that this project reads, or both read one file. Gradients are written
+and read like weights, so that both have the same layout. Needs requirements-parity.txt.
 """
 
 import dataclasses

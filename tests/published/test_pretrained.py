@@ -1,4 +1,4 @@
-"""Published weights: every family and format in, the same bytes out, and what is wrong is named."""
+"""Published weights: all families and formats are read, written back bit by bit, or refused."""
 
 import dataclasses
 import functools

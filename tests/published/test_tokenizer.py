@@ -1,4 +1,4 @@
-"""Published vocabularies: turns in their templates, and texts that cannot write control ids."""
+"""Tokenizers of published vocabularies: turns, chat templates, and texts without control ids."""
 
 import json
 
@@ -91,7 +91,7 @@ def test_both_forms_of_a_vocabulary_give_the_same_ids(tmp_path):
 
 
 def test_what_is_saved_is_read_back(tokenizer, tmp_path):
-    tokenizer.encode("<|im_end|>")  # as text: what is saved must not remember that
+    tokenizer.encode("<|im_end|>")  # as text; saving must not depend on the last call
     (tmp_path / "out").mkdir()
     tokenizer.save(tmp_path / "out")
     again = load_folder(tmp_path / "out")

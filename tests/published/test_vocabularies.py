@@ -1,4 +1,4 @@
-"""SentencePiece vocabularies of published weights: exact on every text, wherever it stands."""
+"""SentencePiece vocabularies give the ids of their own library, for whole texts and for parts."""
 
 import json
 

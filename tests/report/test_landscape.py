@@ -27,7 +27,7 @@ def test_of_many_dimensions_each_is_an_axis_that_says_how_much_it_tells():
     cells = [dict(zip("abc", c, strict=True)) for c in itertools.product(range(3), repeat=3)]
     strips = laid_out(space, cells, [10.0 * c["a"] + 2 * c["b"] for c in cells])
     assert isinstance(strips, Strips)
-    a, b, c = (axis.telling for axis in strips.axes)
+    a, b, c = (axis.explained for axis in strips.axes)
     assert a > 0.5 and a > b > c and c == pytest.approx(0)
 
 
@@ -37,7 +37,7 @@ def test_of_a_large_mixture_the_most_telling_components_are_axes():
     weights_RC = np.random.default_rng(0).dirichlet(np.ones(len(names)), 80)
     cells = [{"mix": dict(zip(names, w, strict=True))} for w in weights_RC.tolist()]
     strips = laid_out(space, cells, (-weights_RC[:, 4]).tolist())
-    assert strips.axes[0].name == "c4" and strips.axes[0].telling > 0.5
+    assert strips.axes[0].name == "c4" and strips.axes[0].explained > 0.5
     assert (len(strips.axes), strips.left_out) == (MOST_AXES, 3)
 
 
@@ -48,4 +48,4 @@ def test_what_could_not_be_run_does_not_tell():
     status = ["infeasible" if c["a"] else "ok" for c in cells]
     strips = laid_out(space, cells, outcomes, status=status)
     assert strips.ok_R.sum() == 4
-    assert [axis.telling for axis in strips.axes] == pytest.approx([0, 1, 0])
+    assert [axis.explained for axis in strips.axes] == pytest.approx([0, 1, 0])

@@ -9,8 +9,7 @@ import pytest
 from autollm_jax.baselines import BASELINES
 from autollm_jax.errors import UserError
 from autollm_jax.evaluation.cost import Spending
-from autollm_jax.evaluation.run_costs import Cost
-from autollm_jax.evaluation.runner import evaluate, play_method
+from autollm_jax.evaluation.runner import Terms, evaluate, play_method
 from autollm_jax.gym.spaces import Dimension, Space
 from autollm_jax.gym.splits import Split
 from autollm_jax.gym.stress import Stress, distort
@@ -32,9 +31,8 @@ def agent(games):
 def write(split, folder, methods=("agent", "random"), budget=3, **fields):
     players = {m: agent if m == "agent" else play_method(BASELINES[m]) for m in methods}
     path = folder / "evaluation" / "results.parquet"
-    evaluate(players, split, None, budget, (0, 1), path, tables={}, progress=False)
-    transcripts = path.parent / "transcripts.jsonl"
-    summary = write_report(path, split.held_out, transcripts, folder / "report", **fields)
+    evaluate(players, split, Terms(budget, (0, 1)), path, tables={}, progress=False)
+    summary = write_report(path, split.held_out, folder / "report", **fields)
     return summary, (folder / "report" / "index.html").read_text()
 
 
@@ -97,7 +95,7 @@ def test_results_that_cannot_be_read_are_named(small_split, tmp_path):
     path = tmp_path / "results.parquet"
     path.write_bytes(b"PAR1")
     with pytest.raises(UserError, match="results.parquet"):
-        write_report(path, small_split.held_out, None, tmp_path / "report")
+        write_report(path, small_split.held_out, tmp_path / "report")
 
 
 def test_results_without_a_trial_are_refused(small_split, tmp_path):
@@ -105,7 +103,7 @@ def test_results_without_a_trial_are_refused(small_split, tmp_path):
     path = tmp_path / "evaluation" / "results.parquet"
     pq.write_table(pq.read_table(path).slice(0, 0), path)
     with pytest.raises(UserError, match="holds no trial"):
-        write_report(path, small_split.held_out, None, tmp_path / "report")
+        write_report(path, small_split.held_out, tmp_path / "report")
 
 
 @pytest.mark.parametrize("kind", ["mixture", "one dimension", "layers"])
@@ -214,14 +212,12 @@ def proven(split, folder, spending=None):
     for stress in (Stress(), Stress("thin")):
         path = folder / f"evaluation{stress.label}" / "results.parquet"
         players = {"agent": talks, "random": play_method(BASELINES["random"])}
-        evaluate(players, split, None, 3, (0,), path, tables={}, progress=False, stress=stress)
+        evaluate(players, split, Terms(3, (0,), stress=stress), path, tables={}, progress=False)
         paths[stress.label] = path
     plain = paths.pop("")
-    transcripts = plain.parent / "transcripts.jsonl"
     summary = write_report(
-        plain, split.held_out, transcripts, folder / "report", stress_paths=paths,
-        spending=spending,
-    )  # fmt: skip
+        plain, split.held_out, folder / "report", stress_paths=paths, spending=spending
+    )
     return summary, (folder / "report" / "index.html").read_text()
 
 
@@ -241,22 +237,23 @@ def test_stress_has_a_section_with_the_plain_results_first(small_split, tmp_path
 def test_a_renamed_experiments_landscape_is_drawn_with_its_new_names(small_split, tmp_path):
     stress, path = Stress("rename"), tmp_path / "evaluation" / "results.parquet"
     players = {"random": play_method(BASELINES["random"])}
-    evaluate(players, small_split, None, 3, (0,), path, tables={}, progress=False, stress=stress)
+    evaluate(players, small_split, Terms(3, (0,), stress=stress), path, tables={}, progress=False)
     held_out = distort(small_split, stress).held_out
-    write_report(path, held_out, None, tmp_path / "report")
+    write_report(path, held_out, tmp_path / "report")
     assert "x1" in (tmp_path / "report" / "index.html").read_text()
 
 
-@pytest.mark.parametrize("hours", [1.0, float("nan")])
-def test_cost_has_a_section_that_says_what_is_unknown(small_split, tmp_path, hours):
+@pytest.mark.parametrize("flops", [10.0, float("nan")])
+def test_cost_has_a_section_in_flops_that_says_where_they_are_unknown(small_split, tmp_path, flops):
     everyone = (*small_split.training, *small_split.held_out)
-    runs = {e.id: {(e.id,): Cost(10.0, hours)} for e in everyone}
-    spending = Spending(Cost(5.0, 1.0), Cost(1.0, 0.0), ("agent",), runs, small_split.training)
+    runs = {e.id: {(e.id,): flops} for e in everyone}
+    spending = Spending(5.0, 1.0, ("agent",), runs, small_split.training)
     summary, page = proven(small_split, tmp_path, spending)
     group = summary["cost"]["groups"]["test/pretraining"]
-    assert (group["evidence"]["flops"], group["run"]["flops"]) == (20.0, 10.0)
-    assert 'id="cost"' in page
-    assert ("Hours are not published for test/pretraining" in page) == (hours != 1.0)
+    known = (20.0, 10.0) if flops == 10.0 else (None, None)
+    assert (group["evidence"], group["run"]) == known
+    assert 'id="cost"' in page and "hours" not in page
+    assert ("No FLOPs per run are published for test/pretraining" in page) == (known[0] is None)
     assert json.loads((tmp_path / "report" / "summary.json").read_text()) == summary
 
 
@@ -271,3 +268,41 @@ def test_what_could_be_known_stands_beside_the_methods(small_split, tmp_path):
     assert "What could be known" in page
     _, page = write(small_split, tmp_path / "without")
     assert "What could be known" not in page
+
+
+def continuous(name, level, space, number=40, **fields):
+    """Make an experiment with `number` runs at random places of a space."""
+    units_ND = np.random.default_rng(len(name)).random((number, space.width))
+    cells = [space.from_unit(unit_D) for unit_D in units_ND]
+    losses = [1 + float(((space.to_unit(cell) - 0.4) ** 2).sum()) for cell in cells]
+    status = ["ok"] * number
+    return small(
+        name, level, space=space, configurations=cells, outcomes=losses, status=status, **fields
+    )
+
+
+def test_a_continuous_target_is_drawn_on_its_bounds_whatever_the_evidence_has(tmp_path):
+    rate = Dimension("rate", "log-continuous", bounds=(1e-4, 1e-2))
+    listed = Dimension("rate", "log-ordinal", (1e-4, 1e-3))
+    decay = Dimension("decay", "continuous", bounds=(0.0, 0.3))
+    mix = Dimension("mix", "simplex", ("web", "code"))
+    cheap = continuous("cheap", "low", Space((listed, mix)))
+    dear = continuous("dear", "mid", Space((rate, decay, mix)), tokens=4e8)
+    summary, page = write(Split((cheap,), (dear,)), tmp_path, ("random", "default"))
+    assert set(summary["regret"]) == {"random", "default"}
+    for bound in ("1e-4", "1e-3", "1e-2", "0.15", "0.3"):
+        assert f">{bound}</text>" in page
+    assert "measured: 40<" in page.replace("</p>", "<") and "decay 0." in page
+
+
+def test_a_target_with_dimensions_that_the_evidence_lacks_is_reported(tmp_path):
+    def space(**choices):
+        return Space(tuple(Dimension(name, "ordinal", found) for name, found in choices.items()))
+
+    low = space(embedding=(256, 512, 1024), layers=(2, 4))
+    mid = space(embedding=(512, 2048), layers=(4, 8, 16), heads=(4, 8), mlp_ratio=(2, 4))
+    cheap, dear = continuous("cheap", "low", low), continuous("dear", "mid", mid, tokens=4e8)
+    _, page = write(Split((cheap,), (dear,)), tmp_path, ("random", "default"))
+    distinct = len(dear.configurations)
+    assert f"measured: {distinct} of 24" in page
+    assert all(f">{name}</text>" in page for name in ("embedding", "layers", "heads", "mlp ratio"))

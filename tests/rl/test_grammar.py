@@ -170,11 +170,11 @@ def test_rows_split_over_a_mesh_sample_the_same_tokens(params, rules):
 
 def test_other_endings_of_the_same_automata_compile_nothing(params, rules, automata):
     play(params, rules)
-    compiled = sampler._decode._cache_size()
+    compiled = sampler.jit_decode._cache_size()
     long, short = automata
     other = [(short, np.array([True, False])), (long, np.array([True, False, False, False]))]
     play(params, grammar.join([*other, None, None], FREE_V))
-    assert sampler._decode._cache_size() == compiled
+    assert sampler.jit_decode._cache_size() == compiled
 
 
 def test_thousands_of_endings_share_their_beginnings():

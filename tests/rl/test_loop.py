@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from autollm_jax import preemption
 from autollm_jax.checkpointing.checkpoints import Checkpoints
+from autollm_jax.cluster import preemption
 from autollm_jax.errors import UserError
 from autollm_jax.models import transformer
 from autollm_jax.rl import sampler

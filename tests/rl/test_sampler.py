@@ -59,7 +59,9 @@ def test_recorded_logprobs_equal_those_recomputed_over_ragged_turns(params, temp
     recomputed, _ = recompute(params, state, temperature)
     mask = np.asarray(state.loss_mask_BS)
     assert mask.sum() > 20
-    np.testing.assert_allclose(np.where(mask, recomputed, 0), state.logprobs_BS, rtol=0, atol=1e-4)
+    # Large weights multiply f32 rounding, by how much depends on the compiler; another temperature
+    # would move log-probabilities by tenths.
+    np.testing.assert_allclose(np.where(mask, recomputed, 0), state.logprobs_BS, rtol=0, atol=1e-3)
 
 
 def test_greedy_takes_the_likeliest_token_of_the_full_forward_pass(params):

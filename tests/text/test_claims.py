@@ -1,13 +1,15 @@
 """What an audit counts, besides what `check_claims` finds (tested with the simulation)."""
 
+import dataclasses
 import re
 
 import pytest
 
 from autollm_jax.curriculum.teacher import respond
 from autollm_jax.gym.environment import Episode
+from autollm_jax.gym.outcomes import Objective
 from autollm_jax.text import prompts, statements
-from autollm_jax.text.claims import audit
+from autollm_jax.text.claims import audit, check_claims
 from autollm_jax.text.parsing import parse_action
 from autollm_jax.text.playing import act
 from tests.families import observed
@@ -105,3 +107,14 @@ def test_more_than_the_size_behind_the_nearest_is_false(observation, think):
     for other in (f"{told} limit 7k", f"{told} score", told.split()[0]):
         said = audit(think.replace(f"{told} at", f"{other} at"), observation)
         assert said.true == said.n - 1
+
+
+def test_an_objective_of_several_words_is_read(family):
+    """The nearest experiment's objective stands between its size and its configuration."""
+    evidence = [dataclasses.replace(family[0], objective=Objective("loss on web"))]
+    observation = observed(Episode(family[3], evidence, 2))
+    think = parse_action(respond(observation)).think
+    assert " loss on web at " in think
+    assert all(claim.true for claim in check_claims(think, observation))
+    wrong = check_claims(think.replace(" loss on web at ", " score at "), observation)
+    assert not all(claim.true for claim in wrong)

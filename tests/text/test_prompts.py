@@ -6,8 +6,7 @@ import pytest
 from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.experiments import Fidelity, make_experiment
 from autollm_jax.gym.spaces import Dimension, Space
-from autollm_jax.text import candidates as listing
-from autollm_jax.text import prompts, spelling, statements
+from autollm_jax.text import candidates, prompts, spelling, statements
 from autollm_jax.text.parsing import parse_action
 from tests.families import observed
 
@@ -59,7 +58,7 @@ def test_a_value_is_spelled_the_same_in_the_list_the_forecast_and_the_action(epi
     observation = observed(episode)
     text = prompts.describe(observation)
     listed = re.search(r"^learning_rate: (.*);$", text, re.M).group(1).split()
-    for candidate in listing.candidates(observation):
+    for candidate in candidates.list_candidates(observation):
         _, rate, _, _ = candidate.text.split()
         assert rate in listed
         assert f'": {rate},"' in spelling.exec_part(observation.setting.cells, candidate.row)
@@ -75,7 +74,7 @@ def test_the_first_turn_names_task_target_choices_evidence_law_and_budget(episod
 
 def test_the_law_continues_the_evidence(episode):
     # The made family has lr ~ parameters^-0.5 and batch ~ tokens^0.5.
-    seen = listing.view(observed(episode))
+    seen = candidates.forecast_of(observed(episode))
     rate, batch = (float(value) for value in statements.law_values(seen))
     assert rate == pytest.approx(2.0**-9, rel=0.35)
     assert batch == pytest.approx(181, rel=0.35)
@@ -84,7 +83,7 @@ def test_the_law_continues_the_evidence(episode):
 def test_a_score_that_should_be_high_is_maximized(scores):
     observation = observed(Episode(scores[-1], tuple(scores[:-1]), 2))
     assert "maximize score" in prompts.describe(observation)
-    best = min(listing.candidates(observation), key=lambda c: c.expected)
+    best = min(candidates.list_candidates(observation), key=lambda c: c.expected)
     assert scores[-1].outcomes.regrets_R[best.row] < 0.3
 
 
@@ -153,7 +152,7 @@ def test_without_evidence_the_default_is_the_start(family):
     observation = observed(Episode(family[0], (), 2))
     text = prompts.describe(observation)
     assert "no cheap experiments" in text
-    rows = [c.row for c in listing.candidates(observation)]
+    rows = [c.row for c in candidates.list_candidates(observation)]
     assert family[0].match(family[0].default).row in rows
 
 
@@ -180,21 +179,21 @@ def test_a_mixture_and_a_categorical_are_described_and_read_back():
     ]  # fmt: skip
     observation = observed(Episode(made[1], made[:1], 2))
     assert 'weights {"web": 75,"code": 25} optimizer "adam"' in prompts.describe(observation)
-    best = min(listing.candidates(observation), key=lambda c: c.expected)
+    best = min(candidates.list_candidates(observation), key=lambda c: c.expected)
     action = parse_action(spelling.exec_part(made[1].cells, best.row))
     config = spelling.read_config(made[1].cells, action.config)
     assert made[1].match(config) == (made[1].outcomes.best_row, False)
 
 
 def test_candidates_are_labelled_from_the_lowest_forecast_on(episode):
-    listed = listing.candidates(observed(episode))
+    listed = candidates.list_candidates(observed(episode))
     assert "".join(c.label for c in listed) == "ABCDEFGH"[: len(listed)]
     assert [c.expected for c in listed] == sorted(c.expected for c in listed)
 
 
 def test_the_law_and_the_nearest_experiment_have_their_say_before_the_first_trial(episode):
     observation = observed(episode)
-    rows = {c.row for c in listing.candidates(observation, 1)}
-    seen = listing.view(observation)
+    rows = {c.row for c in candidates.list_candidates(observation, 1)}
+    seen = candidates.forecast_of(observation)
     best = seen.nearest[0].configurations[seen.nearest[0].outcomes.best_row]
     assert {seen.centre_row, episode.setting.match(best).row} <= rows

@@ -6,8 +6,7 @@ import pytest
 from autollm_jax.curriculum.teacher import respond
 from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.spaces import Dimension
-from autollm_jax.text import candidates as listing
-from autollm_jax.text import prompts, spelling
+from autollm_jax.text import candidates, prompts, spelling
 from autollm_jax.text.claims import check_claims
 from autollm_jax.text.parsing import parse_action
 from autollm_jax.text.playing import act
@@ -67,10 +66,10 @@ def test_a_configuration_is_spelled_in_the_spaces_order_and_read_back(architectu
 def test_configurations_are_offered_with_their_size_under_a_limit(architectures):
     *cheap, target = architectures
     observation = observed(Episode(target, cheap, 2))
-    best = listing.candidates(observation)[0]
+    best = candidates.list_candidates(observation)[0]
     size = spelling.short(target.parameters_R[best.row])
     text = prompts.describe(observation)
-    assert f" A {listing.percent(best.expected)} {size} at {best.text};" in text
+    assert f" A {candidates.percent(best.expected)} {size} at {best.text};" in text
     assert f"limit {spelling.short(target.limit['at_most'])};" in text and "at equal size" in text
 
 

@@ -1,0 +1,1 @@
+"""The job: its config, its work directory and its stages."""

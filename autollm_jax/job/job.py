@@ -1,0 +1,297 @@
+"""A job: its config, work directory and mesh, and the files and objects that stages read."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from autollm_jax.agent import dialogue
+from autollm_jax.agent.dialogue import ChatTokenizer, PolicyTokenizer
+from autollm_jax.agent.rollout import PlayConfig
+from autollm_jax.checkpointing.checkpoints import Checkpoints
+from autollm_jax.cluster import distributed, preemption
+from autollm_jax.curriculum.pairs import Recipe
+from autollm_jax.curriculum.teacher import Trajectory
+from autollm_jax.errors import UserError
+from autollm_jax.files import read_json_lines
+from autollm_jax.gym.experiments import Experiment, load_experiments
+from autollm_jax.gym.splits import Split, split
+from autollm_jax.gym.stress import Stress
+from autollm_jax.job.constraints import policy_shape
+from autollm_jax.models import lora, transformer
+from autollm_jax.models.transformer import TransformerConfig
+from autollm_jax.published import pretrained
+from autollm_jax.published.tokenizer import PretrainedTokenizer
+from autollm_jax.rl.grpo import GRPOHyperparameters
+from autollm_jax.rl.sampler import SamplerConfig
+from autollm_jax.sharding.mesh import MeshShape, make_mesh
+from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer, updates_of
+from autollm_jax.training.state import abstract_state, init_state
+
+STRESS_PREFIX = "stress_"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """The argument of every stage: the config, the work directory and the mesh."""
+
+    config: ConfigDict
+    workdir: Path
+    mesh: jax.sharding.Mesh
+
+    @classmethod
+    def start(cls, config: ConfigDict, workdir: str) -> "Job":
+        """Connect the processes, find the devices and lay the mesh over them.
+
+        Args:
+          config: as `fields.checked` returns it.
+          workdir: the folder of everything that the job writes.
+
+        Raises:
+          UserError: the mesh does not fit the devices, or the processes do not come together.
+        """
+        # Also under JAX_ENABLE_X64: with other types the same job would give other numbers.
+        jax.config.update("jax_enable_x64", False)
+        settings = distributed.Settings(**config.distributed)
+        _split_cpu(config.mesh.cpu_devices)
+        distributed.start(settings)
+        preemption.listen()
+        distributed.check(config.to_dict(), Path(workdir))
+        shape = MeshShape(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+        return cls(config, Path(workdir), make_mesh(shape))
+
+    def check_weights(self) -> None:
+        """Open published weights and their vocabulary, before any stage works.
+
+        Raises:
+          UserError: they are missing or damaged, or do not fit each other.
+        """
+        if self.weights:
+            try:
+                _ = self.model, self.tokenizer
+            except ValueError as error:
+                raise UserError(f"config.policy: {error}") from error
+
+    @property
+    def alone(self) -> "Job":
+        """The same job over this process's own devices, for a stage that one process runs."""
+        if distributed.count() == 1:
+            return self
+        return dataclasses.replace(self, mesh=make_mesh(MeshShape(), jax.local_devices()))
+
+    @property
+    def cache(self) -> Path:
+        """Vocabularies and token streams of corpora."""
+        return self.workdir / "cache"
+
+    def under_workdir(self, folder: str) -> str:
+        """Replace `{workdir}` in a folder of the config."""
+        return folder.replace("{workdir}", str(self.workdir))
+
+    @property
+    def roots(self) -> list[str]:
+        """Folders of outcome tables."""
+        return [self.under_workdir(root) for root in self.config.gym.roots.split(",")]
+
+    @property
+    def tables_root(self) -> str:
+        """Where the project's own tables are written."""
+        return self.under_workdir(self.config.ground_truth.root)
+
+    @property
+    def trajectories_path(self) -> Path:
+        return self.workdir / "trajectories" / "trajectories.jsonl"
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The policy's vocabulary."""
+        return self.workdir / "trajectories" / "tokenizer.model"
+
+    @property
+    def stress(self) -> Stress:
+        """The change made to the evidence of every game."""
+        return Stress(**self.config.stress)
+
+    @property
+    def results_path(self) -> Path:
+        """The results; those under stress have a folder each."""
+        folder = self.workdir / "evaluation"
+        if self.stress.label:
+            folder = folder / f"{STRESS_PREFIX}{self.stress.label}"
+        return folder / "results.parquet"
+
+    @property
+    def report_folder(self) -> Path:
+        folder = self.workdir / "report"
+        return folder / f"{STRESS_PREFIX}{self.stress.label}" if self.stress.label else folder
+
+    def stress_results(self) -> dict[str, Path]:
+        """Return the results of every stress that has been evaluated, by its label."""
+        found = (self.workdir / "evaluation").glob(f"{STRESS_PREFIX}*/results.parquet")
+        return {p.parent.name.removeprefix(STRESS_PREFIX): p for p in sorted(found)}
+
+    def pairs_path(self, name: str) -> Path:
+        return self.workdir / "trajectories" / f"pairs_{name}.jsonl"
+
+    @functools.cached_property
+    def split(self) -> Split:
+        """Training experiments, and held-out ones, sealed."""
+        experiments = load_experiments(self.roots, self.config.gym.tasks)
+        return split(experiments, self.config.protocol)
+
+    @property
+    def training(self) -> tuple[Experiment, ...]:
+        """The training experiments of `gym.trained_tasks`.
+
+        Raises:
+          UserError: there are none.
+        """
+        named = self.config.gym.trained_tasks
+        tasks = named.split(",") if named else list(self.config.gym.tasks)
+        found = tuple(e for e in self.split.training if e.task in tasks)
+        if not found:
+            raise UserError(
+                f"config.gym.trained_tasks={','.join(tasks)}: no training experiment; the tables "
+                f"have {', '.join(sorted({e.task for e in self.split.training}))}"
+            )
+        return found
+
+    def pairs(self, name: str) -> list[Recipe]:
+        """Read curation's pairs for distillation ("distill") or GRPO ("grpo")."""
+        path = needed(self.pairs_path(name), "curate")
+        return read_json_lines(path, Recipe.from_json, remedy="give --restart=curate")
+
+    def trajectories(self) -> list[Trajectory]:
+        """Read the simulated episodes that hindsight kept."""
+        path = needed(self.trajectories_path, "simulate")
+        found = read_json_lines(path, Trajectory.from_json, remedy="give --restart=simulate")
+        return [trajectory for trajectory in found if trajectory.kept]
+
+    @functools.cached_property
+    def weights(self) -> Path | None:
+        """The path of the published weights that the policy starts from; None without any."""
+        return pretrained.find(self.config.policy.weights) if self.config.policy.weights else None
+
+    @functools.cached_property
+    def tokenizer(self) -> PolicyTokenizer | ChatTokenizer:
+        """The policy's vocabulary."""
+        if self.weights:
+            return ChatTokenizer(self._published_vocabulary)
+        return PolicyTokenizer.load(needed(self.tokenizer_path, "simulate"))
+
+    def tokenizer_with_examples(self, shots: int) -> ChatTokenizer:
+        """Return a published vocabulary whose instructions show simulated first turns."""
+        shown = dialogue.examples(self.trajectories(), shots) if shots else ""
+        return ChatTokenizer(self._published_vocabulary, shown)
+
+    @functools.cached_property
+    def _published_vocabulary(self) -> PretrainedTokenizer:
+        return pretrained.load_tokenizer(self.weights)
+
+    @functools.cached_property
+    def model(self) -> TransformerConfig:
+        """The policy's shape."""
+        policy = self.config.policy
+        if policy.weights:
+            lora_targets = tuple(policy.lora_targets.split(",")) if policy.lora_rank else ()
+            numerics = ("dtype", "cache_dtype", "remat", "row_logits", "scan_unroll")
+            settings = (*numerics, "lora_rank", "lora_scale")
+            return dataclasses.replace(
+                pretrained.shape_of(policy.weights, policy.shape.to_dict()),
+                **{name: policy[name] for name in settings},
+                lora_targets=lora_targets,
+            )
+        return policy_shape(self.config)
+
+    def optimizer(self, stage: ConfigDict):
+        """The optimizer of a stage."""
+        return make_optimizer(OptimizerConfig(**stage.optimizer), updates_of(stage))
+
+    def checkpoints(self, stage: str) -> Checkpoints:
+        return Checkpoints(self.workdir / "checkpoints" / stage)
+
+    def grpo_hyperparameters(self) -> GRPOHyperparameters:
+        names = [field.name for field in dataclasses.fields(GRPOHyperparameters)]
+        return GRPOHyperparameters(**{n: self.config.grpo[n] for n in names})
+
+    def play(self, temperature: float, **changes) -> PlayConfig:
+        """Return the settings of the policy's play."""
+        policy, rollout = self.config.policy, self.config.rollout
+        sizes = SamplerConfig(
+            context=policy.context,
+            cache_block=rollout.cache_block,
+            chunk_sizes=(rollout.chunk,),
+            halvings=rollout.halvings,
+        )
+        return PlayConfig(sizes, policy.turn_tokens, temperature, pieces=rollout.pieces, **changes)
+
+    def first_parameters(self):
+        """Make the parameters that training starts from: published ones, or random ones.
+
+        They are read anew each time: a kept copy would take memory in every later stage.
+        """
+        model, key = self.model, jax.random.key(self.config.seed)
+        if not self.weights:
+            init, axes = functools.partial(transformer.init, model), transformer.logical_axes(model)
+            return init_state(init, axes, optax.identity(), key, self.mesh).params
+        _, published = pretrained.load(self.weights, self.mesh)
+        if not model.lora_rank:
+            return published
+        init, axes = functools.partial(lora.init, model), lora.logical_axes(model)
+        return lora.join(published, init_state(init, axes, optax.identity(), key, self.mesh).params)
+
+    def parameters(self, stage: str, first: Callable | None = None):
+        """Restore the policy that a stage trained; the first parameters where it has no steps.
+
+        Args:
+          stage: distill or grpo.
+          first: returns the first parameters, where the caller holds them already; their frozen
+            part is shared. By default they are made.
+
+        Raises:
+          UserError: the stage has not been run to its end, or its last checkpoint is damaged.
+        """
+        first = first or self.first_parameters
+        if not self.config[stage].steps:
+            return first()
+        model, checkpoints = self.model, self.checkpoints(stage)
+        if checkpoints.latest() != self.config[stage].steps:
+            raise UserError(
+                f"{checkpoints.directory}: no policy of {self.config[stage].steps} steps; "
+                f"run --stage={stage} first"
+            )
+        init, axes = functools.partial(lora.init, model), lora.logical_axes(model)
+        optimizer = self.optimizer(self.config[stage])
+        abstract = abstract_state(init, axes, optimizer, self.mesh)
+        state, _ = checkpoints.restore(abstract, step=self.config[stage].steps)
+        frozen = lora.split(model, first())[0] if model.lora_rank else {}
+        return lora.join(frozen, state.params)
+
+
+def of_one_process(config: ConfigDict) -> ConfigDict:
+    """Return a copy of a config for a job of this process alone."""
+    config = config.copy_and_resolve_references()
+    config.distributed.processes = 1  # also where a scheduler started several
+    return config
+
+
+def needed(path: Path, stage: str) -> Path:
+    """Return a path that an earlier stage writes.
+
+    Raises:
+      UserError: it is missing.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: missing; run --stage={stage} first")
+    return path
+
+
+def _split_cpu(devices: int) -> None:
+    """Show the CPU as several devices, unless XLA_FLAGS does; accelerators are unaffected."""
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", devices)

@@ -1,0 +1,330 @@
+"""What a job will take on devices that are not here: every step compiled from shapes alone.
+
+1. as many fake CPU devices as the config's mesh has
+2. the state of each step, as shapes and shardings; no weight is read or made
+3. each step, by the functions that run it: traced for its FLOPs, compiled for its memory
+4. a table, and the same as `plan.json`
+
+Parameters, optimizer state and caches are the same on any device. Activations are the temporary
+memory that XLA lays out for CPU devices, an estimate of an accelerator's. A CPU keeps what it
+scatters into in f32, so the sampler's programs, which scatter into the whole cache, are compiled in
+f32, and the cache is counted in its own type.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from autollm_jax.agent.distillation import PackedRows, imitation_loss
+from autollm_jax.errors import UserError
+from autollm_jax.files import write_json_atomic
+from autollm_jax.job.job import Job, of_one_process
+from autollm_jax.models import lora, transformer
+from autollm_jax.models.transformer import parameter_count
+from autollm_jax.rl import conversations, sampler
+from autollm_jax.rl.loop import UpdateBatch, jit_reference, jit_update
+from autollm_jax.sharding.mesh import AXES
+from autollm_jax.sharding.rules import even_rows, tree_shardings
+from autollm_jax.training import flops
+from autollm_jax.training.state import abstract_state, state_shardings
+from autollm_jax.training.step import jit_train_step
+
+GIB = 2**30
+COLUMNS = ("parameters", "optimizer", "other", "cache", "activations")
+
+
+@dataclasses.dataclass(frozen=True)
+class StepPlan:
+    """What one step takes; bytes of the fullest device, all of them alike but for rounding.
+
+    name: stage and step.
+    rows, tokens: of its batch; tokens a row.
+    parameters: that the step reads, all of the model's.
+    optimizer: the optimizer's state.
+    other: parameters that are held besides: where training started from, the reference, the layers
+      as they are laid out for play.
+    cache: keys and values, and where batches are halved the copy of half of the rows.
+    activations: what the program makes and drops, and its batch.
+    flops: of all devices together; of a decoding step, for one token of each row.
+    """
+
+    name: str
+    rows: int
+    tokens: int
+    parameters: int
+    optimizer: int
+    other: int
+    cache: int
+    activations: int
+    flops: int
+
+    @property
+    def total(self) -> int:
+        """Bytes that a device needs for the step."""
+        return sum(getattr(self, name) for name in COLUMNS)
+
+
+def on_fake_devices(config: ConfigDict) -> ConfigDict:
+    """Show the CPU as the devices that a config's mesh is for; before JAX looks for any.
+
+    Returns:
+      The config, a copy, as it would be on those devices.
+
+    Raises:
+      UserError: the mesh does not say how many there are.
+    """
+    sizes = [config.mesh[axis] for axis in AXES]
+    devices = config.plan.devices if -1 in sizes else math.prod(sizes)
+    if devices < 1:
+        raise UserError(
+            f"config.plan.devices={devices}: name the number of devices to plan for, since an axis "
+            "of config.mesh is -1"
+        )
+    jax.config.update("jax_platforms", "cpu")
+    config = of_one_process(config)
+    config.mesh.cpu_devices = devices
+    return config
+
+
+def plan(job: Job) -> None:
+    """Compile every step of a job, print what each takes, and write it as `plan.json`.
+
+    Args:
+      job: on fake devices.
+
+    Raises:
+      UserError: a step needs more than `config.plan.device_memory_gib`.
+    """
+    count, sizes = parameter_count(job.model), dict(job.mesh.shape)
+    axes = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+    print(f"{count:,} parameters, {job.mesh.size} devices ({axes}); GiB a device, FLOPs of all")
+    print(_row("step", "rows", "tokens", *COLUMNS, "sum", "FLOPs"))
+    steps = []
+    for step in _steps(job, even_rows(job.config.evaluation.games, job.mesh)):
+        steps.append(step)
+        memory = [f"{getattr(step, name) / GIB:.2f}" for name in (*COLUMNS, "total")]
+        print(_row(step.name, step.rows, step.tokens, *memory, f"{step.flops:.1e}"), flush=True)
+    for line in (*_uneven(job), *_undivided(job)):
+        print(f"plan: {line}")
+    path = job.workdir / "plan.json"
+    write_json_atomic(
+        path,
+        {
+            "parameters": count,
+            "mesh": sizes,
+            "steps": [dataclasses.asdict(step) | {"total": step.total} for step in steps],
+        },
+    )
+    print(f"plan: wrote {path}, bytes a device and FLOPs")
+    limit = job.config.plan.device_memory_gib
+    largest = max(steps, key=lambda step: step.total)
+    if limit and largest.total > limit * GIB:
+        raise UserError(
+            f"plan: {largest.name} needs {largest.total / GIB:.1f} GiB a device, "
+            f"config.plan.device_memory_gib={limit}; raise config.mesh.fsdp or .tensor, or the "
+            "stage's microbatches"
+        )
+
+
+def _row(name: str, *cells) -> str:
+    return f"{name:16}" + "".join(f"{cell:>12}" for cell in cells)
+
+
+def _uneven(job: Job) -> Iterator[str]:
+    """Name the batches of which not every device gets as many rows as any other."""
+    grpo, shards = job.config.grpo, even_rows(1, job.mesh)
+    for stage, field in (("distill", "batch_rows"), ("grpo", "minibatch_rows")):
+        config = job.config[stage]
+        rows = even_rows(config[field], job.mesh, config.microbatches)
+        if config.steps and rows != config[field]:
+            yield (
+                f"config.{stage}.{field}={config[field]} is filled up to {rows} rows, for the "
+                f"mesh's data x fsdp={shards} and config.{stage}.microbatches={config.microbatches}"
+            )
+    for name, rows in (("groups", grpo.groups), ("groups x group_size", _played(job))):
+        if grpo.steps and rows % shards:
+            yield (
+                f"config.grpo.{name}={rows} is no multiple of the mesh's data x fsdp={shards}: "
+                "each device reads and speaks all of them"
+            )
+
+
+def _undivided(job: Job) -> Iterator[str]:
+    """Name what stays whole on every device since the mesh does not divide it."""
+    model = job.model
+    for axis, fields in (
+        ("fsdp", ("width",)),
+        ("tensor", ("vocab_size", "heads", "kv_heads", "mlp_width")),
+    ):
+        split = job.mesh.shape[axis]
+        for field in fields:
+            size = getattr(model, field)
+            if size % split:
+                yield (
+                    f"config.mesh.{axis}={split} does not divide the policy's {field}={size}: what "
+                    "has that axis is whole on every device"
+                )
+
+
+def _played(job: Job) -> int:
+    return job.config.grpo.groups * job.config.grpo.group_size
+
+
+def _steps(job: Job, evaluated_rows: int) -> Iterator[StepPlan]:
+    """Plan the steps, one by one."""
+    config, model = job.config, job.model
+    params = _abstract_parameters(job)
+    trained = lora.split(model, params)[1]
+    # What is trained is there a second time: as it was published, or as the reference.
+    published = {"other": _bytes(trained) if config.policy.weights else 0}
+    if config.distill.steps:
+        shape = dataclasses.replace(model, dtype=config.distill.dtype)
+        optimizer, pieces = job.optimizer(config.distill), config.distill.microbatches
+        loss_fn, axes = functools.partial(imitation_loss, shape), lora.logical_axes(shape)
+        shardings = state_shardings(functools.partial(lora.init, shape), axes, optimizer, job.mesh)
+        step = jit_train_step(loss_fn, optimizer, shardings, job.mesh, pieces)
+        rows = even_rows(config.distill.batch_rows, job.mesh, pieces)
+        batch = _batch(PackedRows, rows, config.distill.row_length)
+        yield _update(job, "distill", step, optimizer, params, batch, **published)
+    if config.grpo.steps:
+        held = {"other": _bytes(trained)}
+        hp, optimizer = job.grpo_hyperparameters(), job.optimizer(config.grpo)
+        step = jit_update(model, hp, optimizer, job.mesh, config.grpo.microbatches)
+        rows = even_rows(config.grpo.minibatch_rows, job.mesh, config.grpo.microbatches)
+        batch = _batch(UpdateBatch, rows, config.policy.context)
+        update = _update(job, "grpo", step, optimizer, params, batch, **held)
+        yield update
+        held["optimizer"] = update.optimizer
+        if config.grpo.kl_coefficient:
+            reference = jit_reference(model, hp, job.mesh)
+            rows = even_rows(config.grpo.minibatch_rows, job.mesh)
+            batch = _batch(UpdateBatch, rows, config.policy.context)
+            compiled = _compile(job.mesh, reference, params, batch)
+            yield _planned("grpo reference", batch, compiled, params, **held)
+        yield from _sampling(job, "grpo", _played(job), config.grpo.temperature, params, **held)
+    temperature = config.evaluation.temperature
+    yield from _sampling(job, "evaluate", evaluated_rows, temperature, params, **published)
+
+
+def _update(job: Job, stage: str, step, optimizer, params, batch, **held) -> StepPlan:
+    """Plan a stage's optimizer step: the program that the stage's own maker returned."""
+    init, axes = functools.partial(lora.init, job.model), lora.logical_axes(job.model)
+    state = abstract_state(init, axes, optimizer, job.mesh)
+    compiled = _compile(job.mesh, step, state, batch, lora.split(job.model, params)[0])
+    held["optimizer"] = moments = _bytes(state.opt_state)
+    return _planned(f"{stage} update", batch, compiled, params, read=moments, **held)
+
+
+def _sampling(job: Job, stage: str, rows: int, temperature, params, **held) -> Iterator[StepPlan]:
+    """Plan the parts of a turn at a full context: reading, speaking, and the cache's growth to it.
+
+    Of the grammars that turns may be held to nothing is counted: they depend on the tables.
+    """
+    sizes, mesh = job.play(temperature).sampler, job.mesh
+    wide = dataclasses.replace(job.model, dtype="float32", cache_dtype="float32")
+    laid_out, layers = _laid_out(job.model, wide, params, mesh)
+    held["other"] += layers
+
+    def conversation(model, capacity, rows=rows):
+        filled = dataclasses.replace(sizes, cache_block=capacity)
+        return conversations.abstract_state(model, filled, rows, mesh)
+
+    full = conversation(wide, sizes.context)
+    held["cache"] = cache = _bytes(conversation(job.model, sizes.context).cache)
+    each_B, chunk_BC = np.zeros(rows, np.int32), np.zeros((rows, sizes.chunk_sizes[-1]), np.int32)
+    grown, read = dict(held), {"read": _bytes(full.cache)}
+    for half in conversations.batch_sizes(full, sizes)[1:2]:  # those of fewer rows take less
+        held["cache"] += _bytes(conversation(job.model, sizes.context, half))
+    compiled = _compile(mesh, sampler.jit_append, wide, laid_out, full, chunk_BC, each_B)
+    yield _planned(f"{stage} append", chunk_BC, compiled, params, **read, **held)
+    compiled = _compile(
+        mesh, sampler.jit_decode, wide, laid_out, full, jax.random.key(0), each_B > 0, each_B, 0, 0,
+        1.0, None, None, greedy=temperature == 0,
+    )  # fmt: skip
+    yield _planned(f"{stage} decode", chunk_BC[:, :1], compiled, params, **read, **held)
+    if sizes.context > sizes.cache_block:
+        shorter = conversation(job.model, sizes.context - sizes.cache_block)
+        compiled = _compile(mesh, conversations._pad_cache, shorter, sizes.context)
+        read = {"read": cache - _bytes(params)}  # the cache is made; parameters are not read
+        yield _planned(f"{stage} grow", chunk_BC[:, :0], compiled, params, **read, **grown)
+
+
+def _laid_out(model, wide, params, mesh: Mesh) -> tuple[dict, int]:
+    """Lay parameters out for decoding, as shapes.
+
+    Returns:
+      Those of the type that is compiled, and the bytes a device holds besides of the type that
+      plays.
+    """
+    with jax.set_mesh(mesh):
+        shardings = transformer.for_decoding.lower(wide, params).compile().output_shardings
+
+    def shapes(config):
+        made = jax.eval_shape(functools.partial(transformer.for_decoding, config), params)
+        return jax.tree.map(
+            lambda x, split: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), made, shardings
+        )
+
+    return shapes(wide), _bytes(shapes(model)["layers"])
+
+
+def _planned(name: str, batch, compiled: tuple[int, int], params, *, read: int = 0, **held):
+    """Make a step's plan: what its program takes beyond parameters and `read` is activations."""
+    rows, tokens = jax.tree.leaves(batch)[0].shape
+    size, flop = compiled
+    parameters = _bytes(params)
+    columns = {"optimizer": 0, "other": 0, "cache": 0} | held
+    activations = max(size - parameters - read, 0)
+    return StepPlan(name, rows, tokens, parameters, activations=activations, flops=flop, **columns)
+
+
+def _compile(mesh, jitted, *arguments, **static) -> tuple[int, int]:
+    """Compile a step; returns the bytes a device that it and its arguments take, and its FLOPs."""
+    with jax.set_mesh(mesh):
+        traced = jitted.trace(*arguments, **static)
+        memory = traced.lower().compile().memory_analysis()
+    made = memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+    return memory.argument_size_in_bytes + made, flops.count(traced.jaxpr)
+
+
+def _abstract_parameters(job: Job) -> dict:
+    """The whole policy as shapes and shardings."""
+    shapes = transformer.parameter_shapes(job.model)
+    shardings = tree_shardings(transformer.logical_axes(job.model), shapes, job.mesh)
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+
+
+# What the columns of a batch hold, where it is not token ids, segments or positions.
+_DTYPES = {"mask": np.bool_, "loss_mask": np.bool_} | dict.fromkeys(
+    ("behaviour", "reference", "advantages"), np.float32
+)
+
+
+def _batch(kind, rows: int, tokens: int):
+    """Make the shapes of a batch whose fields are all [rows, tokens]."""
+    return kind(
+        **{
+            field.name: jax.ShapeDtypeStruct(
+                (rows, tokens), _DTYPES.get(field.name.rpartition("_")[0], np.int32)
+            )
+            for field in dataclasses.fields(kind)
+        }
+    )
+
+
+def _bytes(tree) -> int:
+    """Return what a device holds of a tree of shapes with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )

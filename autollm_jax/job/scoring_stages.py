@@ -1,0 +1,217 @@
+"""The stages that score the agent: evaluation, cross-validation, report, pooling.
+
+Evaluation writes `evaluated.json` beside its results: the fields and tables that the results depend
+on, and the results' hash. The report refuses to read results that were evaluated otherwise.
+"""
+
+import functools
+import hashlib
+import shutil
+from pathlib import Path
+
+from autollm_jax.agent.rollout import policy_player
+from autollm_jax.baselines import BASELINES, META_LEARNED
+from autollm_jax.baselines.learned import Learned
+from autollm_jax.cluster import distributed
+from autollm_jax.curriculum.teacher import Researcher
+from autollm_jax.errors import UserError
+from autollm_jax.evaluation.runner import Player, Terms, evaluate, play_method, table_hashes
+from autollm_jax.evaluation.trainings import pool_trainings
+from autollm_jax.files import read_json, write_json_atomic
+from autollm_jax.forecasts.surfaces import left_out_means
+from autollm_jax.ground_truth.provenance import code_commit, package_versions
+from autollm_jax.gym.stress import distort
+from autollm_jax.job import cross_validation, spending
+from autollm_jax.job.fields import flatten, split_names
+from autollm_jax.job.job import Job
+from autollm_jax.report.page import write_report
+from autollm_jax.sharding.rules import even_rows
+
+RECORD = "evaluated.json"
+# Fields that decide which games are played, beside the tables (their roots may move) and the stress
+# (its results have a folder each).
+GAME_FIELDS = ("gym.tasks", "gym.evidence", "gym.budget", "gym.matching", "protocol")
+
+
+def evaluate_methods(job: Job) -> None:
+    """Score the agent and the baselines on the held-out experiments."""
+    config, tables = job.config, table_hashes(job.roots)
+    evaluate(
+        _players(job),
+        job.split,
+        Terms(
+            config.gym.budget,
+            tuple(config.evaluation.seeds),
+            matching=config.gym.matching,
+            with_evidence=config.gym.evidence,
+            stress=job.stress,
+        ),
+        job.results_path,
+        tables=tables,
+    )
+    distributed.on_main(lambda: write_record(job, tables))
+
+
+def write_record(job: Job, tables: dict[str, str]) -> None:
+    """Write what the results of `job.results_path` were evaluated with.
+
+    Args:
+      job: as it was evaluated.
+      tables: `table_hashes` of its roots.
+    """
+    record = {
+        "fields": _game_fields(job),
+        "roots": job.config.gym.roots,
+        "tables": tables,
+        "results": _sha256(job.results_path),
+        "code": code_commit(),
+        "versions": package_versions(),
+    }
+    write_json_atomic(job.results_path.with_name(RECORD), record)
+
+
+def read_record(job: Job, results: Path) -> dict:
+    """Read what results were evaluated with, and check that the job's config says the same.
+
+    Args:
+      job: the one that reads them.
+      results: a `results.parquet`.
+
+    Raises:
+      UserError: there is no record, or a field or a table differs; the line names the first.
+    """
+    path, again = results.with_name(RECORD), "run --stage=evaluate again"
+    if not path.exists() or not results.exists():
+        raise UserError(f"{path if results.exists() else results}: missing; {again}")
+    record = read_json(path)
+    if record["results"] != _sha256(results):
+        raise UserError(f"{results}: not the results that {RECORD} describes; {again}")
+    for name, now in _game_fields(job).items():
+        then = record["fields"].get(name)
+        if then != now:
+            raise UserError(
+                f"{results}: evaluated with config.{name}={_text(then)}, and the report is asked "
+                f"for {_text(now)}; give --config.{name}={_text(then)}, or {again}"
+            )
+    tables = table_hashes(job.roots)
+    for name in sorted(tables.keys() | record["tables"].keys()):
+        if tables.get(name) != record["tables"].get(name):
+            raise UserError(
+                f"{results}: evaluated with config.gym.roots={record['roots']}, whose {name} is "
+                f"not that of {job.config.gym.roots}; give those tables, or {again}"
+            )
+    return record
+
+
+def _game_fields(job: Job) -> dict:
+    values = dict(flatten(job.config.to_dict()))
+    found = {name: values[name] for name in GAME_FIELDS}
+    return found | {"gym.tasks": sorted(job.config.gym.tasks)}
+
+
+def _text(value) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _players(job: Job) -> dict[str, Player]:
+    """Make a player of each method that the config names; all there are where it names none."""
+    config, settings = job.config, job.config.evaluation
+    games = max(len(job.split.held_out) * len(settings.seeds), 1)
+
+    first = functools.cache(job.first_parameters)
+
+    @functools.cache
+    def trained():
+        return job.parameters("grpo" if config.grpo.steps else "distill", first)
+
+    def policy(params, advisor, tokenizer=None):
+        return policy_player(
+            job.model,
+            params,
+            tokenizer or job.tokenizer,
+            job.play(settings.temperature, constrained=settings.constrained, advisor=advisor),
+            rows=even_rows(min(games, settings.games), job.mesh),
+            mesh=job.mesh,
+        )
+
+    def learned(name):
+        path = job.workdir / "baselines" / f"{name}.npz"
+        method, share = META_LEARNED[name], settings.meta_learning
+        return play_method(Learned(method, job.training, config.seed, path, share))
+
+    def untrained():
+        tokenizer = job.tokenizer_with_examples(settings.shots)
+        return policy(first(), settings.advisor, tokenizer)
+
+    makers = {
+        "agent": lambda: policy(trained(), settings.advisor),
+        "researcher": lambda: Researcher(settings.advisor),
+        "hybrid": lambda: policy(trained(), "gaussian_process"),
+        **({"zero_shot": untrained} if job.weights else {}),
+        **{name: functools.partial(play_method, cls) for name, cls in BASELINES.items()},
+        **{name: functools.partial(learned, name) for name in META_LEARNED},
+    }
+    names = split_names(settings.methods) or tuple(makers)
+    return {name: makers[name]() for name in names}
+
+
+def cross_validate(job: Job) -> None:
+    """Compare the methods on changed copies of the training experiments, and print a table."""
+    settings, budget = job.config.cross_validate, job.config.gym.budget
+    pairs = cross_validation.pairs_of(job.split.training, settings.pairs, settings.seed)
+    found = cross_validation.cross_validate(_players(job), pairs, budget)
+    print(cross_validation.table(found, budget))
+
+
+def report(job: Job) -> None:
+    """Write report/summary.json and report/index.html, and print the headline.
+
+    Raises:
+      UserError: there are no results, or they were evaluated with other fields or tables.
+    """
+    record = read_record(job, job.results_path)
+    stressed = {} if job.stress.label else job.stress_results()
+    for path in stressed.values():
+        read_record(job, path)
+    summary = write_report(
+        job.results_path,
+        distort(job.split, job.stress).held_out,
+        job.report_folder,
+        stress_paths=stressed,
+        spending=None if job.stress.label else spending.spending(job),
+        predict=None if job.stress.label else left_out_means,
+        provenance={
+            "config": job.config.to_dict(),
+            "tables (SHA-256)": record["tables"],
+            "code": record["code"],
+            "versions": record["versions"],
+        },
+    )
+    shown = list(next(iter(summary["regret"].values()))["all"])
+    print(f"{'mean regret after':22}" + "".join(f"{k + ' trials':>12}" for k in shown))
+    for method, tasks in summary["regret"].items():
+        cells = "".join(f"{tasks['all'][k]['mean']:>12.3f}" for k in shown)
+        print(f"{method:22}{cells}")
+    print(f"report: {job.report_folder / 'index.html'}")
+
+
+def pool(job: Job) -> None:
+    """Pool the evaluations of several trainings, and write the report of all of them.
+
+    Raises:
+      UserError: the config names no work directories, or their evaluations differ.
+    """
+    folder = job.results_path.parent.relative_to(job.workdir)
+    workdirs = [Path(name) for name in split_names(job.config.pool.workdirs)]
+    records = [read_record(job, path / folder / job.results_path.name) for path in workdirs]
+    pool_trainings([path / folder for path in workdirs], job.results_path.parent)
+    write_record(job, records[0]["tables"])
+    # The cost of one training: the first one's.
+    for name in ("stages.jsonl", "metrics.jsonl"):
+        if (workdirs[0] / name).exists():
+            shutil.copyfile(workdirs[0] / name, job.workdir / name)
+    report(job)

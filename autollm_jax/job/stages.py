@@ -1,0 +1,104 @@
+"""The stages of a job, in order; each resumes where the work directory stands.
+
+ground_truth    train the runs of the project's own outcome tables
+curate          choose pairs of a target and cheaper evidence to learn from
+simulate        play the researcher on them
+distill         train the policy on the researcher's turns
+grpo            train the policy further by reinforcement learning
+evaluate        play the policy and every baseline on the held-out experiments
+report          summarise, draw, and print the headline
+verify          (on demand) train random rows of the own tables again and compare
+cross_validate  (on demand) compare methods on changed copies of the training experiments
+pool            (on demand) pool the evaluations of several trainings into one report
+plan            (on demand) compile every step for the mesh from shapes alone: memory and FLOPs
+"""
+
+import contextlib
+import os
+
+from ml_collections import ConfigDict
+
+from autollm_jax.cluster import distributed, preemption
+from autollm_jax.errors import UserError
+from autollm_jax.files import writable_folder
+from autollm_jax.job import constraints, fields, planning, spending
+from autollm_jax.job import workdir as work_directory
+from autollm_jax.job.job import Job
+from autollm_jax.job.scoring_stages import cross_validate, evaluate_methods, pool, report
+from autollm_jax.job.table_stages import ground_truth, share_of, verify
+from autollm_jax.job.training_stages import curate, distill_policy, grpo, simulate
+
+# These compute on the devices of all processes; process 0 runs the others alone.
+TOGETHER = ("distill", "grpo", "evaluate", "cross_validate")
+# These read a trained policy, and may score it on other tables than it was trained on.
+SCORING = ("evaluate", "report", "verify", "cross_validate")
+# `all` runs these; the others run when they are named.
+PIPELINE = tuple(work_directory.OUTPUTS)
+STAGES = {
+    "ground_truth": ground_truth,
+    "curate": curate,
+    "simulate": simulate,
+    "distill": distill_policy,
+    "grpo": grpo,
+    "evaluate": evaluate_methods,
+    "report": report,
+    "verify": verify,
+    "cross_validate": cross_validate,
+    "pool": pool,
+    "plan": planning.plan,
+}
+
+
+def run(config: ConfigDict, workdir: str, stage: str, restart: str = "") -> None:
+    """Run one stage, or all of them in order.
+
+    1. check every field of the config
+    2. connect the processes, find the devices, open published weights
+    3. lock the work directory and compare its config; set files aside for a restart
+    4. run the stages
+
+    Every process of a job calls this; all but process 0 are silent.
+
+    Args:
+      config: of the job.
+      workdir: the folder of everything that the job writes.
+      stage: one of `STAGES`, or "all".
+      restart: a stage of `PIPELINE`; its files and those of later stages are set aside first.
+
+    Raises:
+      UserError: the user can mend it.
+      Preempted: the job was asked to stop; the same call goes on.
+    """
+    config = fields.checked(config)
+    constraints.check(config)
+    if stage == "plan":  # reads nothing of a job, and writes one file beside a job's
+        if restart:
+            raise UserError("--restart has no meaning with --stage=plan; accepted is one of them")
+        writable_folder(workdir)
+        planning.plan(Job.start(planning.on_fake_devices(config), workdir))
+        return
+    with preemption.in_good_order(), contextlib.ExitStack() as stack:
+        job = Job.start(config, workdir)
+        job.check_weights()
+
+        def take():
+            share = share_of(config.ground_truth.share) if stage == "ground_truth" else (0, 1)
+            stack.enter_context(work_directory.locked(workdir, share))
+            values = config.to_dict()
+            work_directory.claim(workdir, values, scoring=stage in SCORING, restart=restart)
+
+        distributed.on_main(take)
+        if not distributed.is_main():
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+        for name in PIPELINE if stage == "all" else (stage,):
+            with spending.timed(job, name):
+                run_stage(job, name)
+
+
+def run_stage(job: Job, name: str) -> None:
+    """Run a stage in all processes, or in process 0 while the others wait."""
+    if name in TOGETHER:
+        STAGES[name](job)
+    else:
+        distributed.on_main(lambda: STAGES[name](job.alone))

@@ -1,0 +1,91 @@
+"""The stages of the project's own tables: train their runs, and verify rows of them."""
+
+from autollm_jax.errors import UserError
+from autollm_jax.ground_truth.ledger import Ledger
+from autollm_jax.ground_truth.produce import (
+    missing_runs,
+    produce,
+    table_meta,
+    table_rows,
+    write_own_table,
+)
+from autollm_jax.ground_truth.tasks import make_plan
+from autollm_jax.ground_truth.verify import incomparable
+from autollm_jax.ground_truth.verify import verify as verify_rows
+from autollm_jax.gym.tables import read_table, table_paths
+from autollm_jax.job.job import Job
+
+
+def ground_truth(job: Job) -> None:
+    """Train the runs that the own tables lack, then write the tables.
+
+    A table that this config made is left alone. A process that trains a share of the runs writes
+    the table only where the other shares are done.
+
+    Raises:
+      UserError: a table was made by another config.
+    """
+    config = job.config.ground_truth.to_dict()
+    for task in job.config.gym.tasks:
+        plan = make_plan(config, task)
+        path, _ = table_paths(job.tables_root, plan.source, task)
+        if path.exists():
+            table = read_table(path)
+            if table.meta.get("plan_digest") == plan.digest():
+                print(f"ground_truth: {path} is complete, {table.rows.num_rows} rows")
+                continue
+            raise UserError(
+                f"{path}: made by another config.ground_truth.{task}; give "
+                "--config.ground_truth.root=DIR or --config.ground_truth.source=NAME for a new "
+                "table, or move this one away"
+            )
+        trainer = plan.make_trainer(plan.setup, job.cache)
+        ledger = Ledger(job.workdir / "ground_truth" / plan.setup_digest()[:12])
+        seconds, share = config["checkpoint_seconds"], share_of(config["share"])
+        produce(plan, trainer, ledger, job.mesh, checkpoint_seconds=seconds, share=share)
+        missing = missing_runs(plan, ledger)
+        if missing:
+            print(f"ground_truth: {task}: {len(missing)} runs are left to the other shares")
+            continue
+        command = f"python launch/main.py --config=configs/{task}.py --stage=ground_truth"
+        meta = table_meta(plan, trainer, command)
+        written = write_own_table(job.tables_root, meta, table_rows(plan, ledger))
+        print(f"ground_truth: wrote {written}")
+
+
+def share_of(text: str) -> tuple[int, int]:
+    """Return (i, n) of a share "i/n"."""
+    index, count = text.split("/")
+    return int(index), int(count)
+
+
+def verify(job: Job) -> None:
+    """Train random rows of the own tables again and print each deviation.
+
+    Raises:
+      UserError: a row came out differently.
+    """
+    config, failures = job.config.ground_truth.to_dict(), []
+    for task in job.config.gym.tasks:
+        plan = make_plan(config, task)
+        table = read_table(table_paths(job.tables_root, plan.source, task)[0])
+        trainer = plan.make_trainer(plan.setup, job.cache)
+        difference = incomparable(table, trainer)
+        if difference:
+            print(f"verify: {task}: cannot be compared on this machine: {difference}")
+            continue
+        rows, seed = job.config.verify.rows, job.config.seed
+        deviations = verify_rows(table, plan, trainer, job.mesh, rows=rows, seed=seed)
+        for deviation in deviations:
+            print(deviation)
+        largest = max(deviation.size for deviation in deviations)
+        print(
+            f"verify: {task}: {len(deviations)} rows trained again, largest deviation "
+            f"{largest:.1e}, tolerance {plan.tolerance:.1e}"
+        )
+        if largest > plan.tolerance:
+            failures.append(task)
+    if failures:
+        raise UserError(
+            f"verify: rows of {', '.join(failures)} came out differently; the lines above name them"
+        )

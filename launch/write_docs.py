@@ -1,0 +1,160 @@
+"""Write docs/results.md and docs/own_tables.md: every figure from a work directory and the tables.
+
+python launch/main.py --config=configs/gym.py --workdir=DIR
+python launch/write_docs.py --workdir=DIR
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from autollm_jax import command_line
+from autollm_jax.errors import UserError
+from autollm_jax.files import read_json, read_json_lines, write_atomic
+from autollm_jax.gym.experiments import Experiment, load_experiments
+
+WORKDIR = command_line.define_path("workdir", None, "Work directory of a job that has a report.")
+OUT = command_line.define_path("out", "docs", "Folder to write the pages into.")
+ROOT = command_line.define_path("root", "gym_data", "Folder of our own outcome tables.")
+AGENT = "agent"
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    if WORKDIR.value is None:
+        raise UserError("--workdir is missing; give the work directory of a job that has a report")
+    write_atomic(Path(OUT.value) / "results.md", results_page(Path(WORKDIR.value)))
+    tables = load_experiments(ROOT.value)
+    write_atomic(Path(OUT.value) / "own_tables.md", tables_page(ROOT.value, tables))
+    print(f"wrote {OUT.value}/results.md and {OUT.value}/own_tables.md")
+
+
+def results_page(workdir: Path) -> str:
+    """Write the page of a job's results, from its summary, its record and its log of stages."""
+    summary = read_json(workdir / "report" / "summary.json")
+    record = read_json(workdir / "evaluation" / "evaluated.json")
+    fields = record["fields"]
+    regret = summary["regret"]
+    tasks = [task for task in next(iter(regret.values())) if task != "all"]
+    counts = summary["counts"]
+    numbers = [f"{task} {counts[task]['experiments']}" for task in tasks]
+    parts = [
+        "# Results\n\n",
+        "Written by `python launch/write_docs.py --workdir=DIR` from a work directory of "
+        "`python launch/main.py --config=configs/gym.py --workdir=DIR`.\n\n",
+        f"Commit {record['code']}; {record['versions']}; protocol {fields['protocol']}; tables "
+        f"{record['roots']}; {counts['all']['experiments']} held-out experiments "
+        f"({', '.join(numbers)}).\n\n",
+        "## Time and memory of the job\n\n",
+        table(("stage", "seconds", "peak GiB so far"), stage_rows(workdir)),
+        "\n## Regret after 1 / 3 / 5 trials\n\n",
+        "Tasks weigh alike in the column *all*, whose interval is a 95 % bootstrap over settings, "
+        "experiments and seeds. With two settings a task the intervals cover less than 95 %. "
+        "*Could be known* is no method: it reads the held-out table and predicts each "
+        "configuration from all others.\n\n",
+        table(("method", *tasks, "all", "interval at 1"), regret_rows(summary, tasks)),
+    ]
+    if summary["difference"]:
+        parts += [
+            "\n## The agent minus each other method\n\n",
+            "Paired over experiments and seeds; below 0 the agent is better.\n\n",
+            table(("method", "1", "3", "5"), difference_rows(summary["difference"])),
+        ]
+    claims = summary["claims"].get(AGENT, {}).get("all")
+    if claims:
+        parts.append(f"\n## Claims in the agent's thinking\n\n```json\n{json.dumps(claims)}\n```\n")
+    rate = summary["invalid_rate"].get(AGENT)
+    if rate is not None:
+        parts.append(f"\nInvalid calls of the agent: {100 * rate:.1f} %.\n")
+    return "".join(parts)
+
+
+def stage_rows(workdir: Path) -> list[tuple]:
+    """Return (stage, seconds, peak GiB) of each stage, resumed ones summed."""
+    seconds, peak = {}, {}
+    for line in read_json_lines(workdir / "stages.jsonl", log=True):
+        seconds[line["stage"]] = seconds.get(line["stage"], 0.0) + line["seconds"]
+        peak[line["stage"]] = line["peak_gib"]
+    rows = [(stage, f"{seconds[stage]:.0f}", f"{peak[stage]:.1f}") for stage in seconds]
+    return [*rows, ("all", f"{sum(seconds.values()):.0f}", f"{max(peak.values()):.1f}")]
+
+
+def regret_rows(summary: Mapping, tasks: Sequence[str]) -> list[tuple]:
+    """Return a row per method, the best at 1 trial first, and one of what could be known."""
+    rows = []
+    regret = summary["regret"]
+    for method in sorted(regret, key=lambda name: regret[name]["all"]["1"]["mean"]):
+        means = [
+            " / ".join(f"{regret[method][task][k]['mean']:.3f}" for k in regret[method][task])
+            for task in (*tasks, "all")
+        ]
+        first = regret[method]["all"]["1"]
+        rows.append((method, *means, f"{first['low']:.3f} to {first['high']:.3f}"))
+    if "ceiling" in summary:
+        ceiling = summary["ceiling"]
+        means = [" / ".join(f"{x:.3f}" for x in ceiling[t].values()) for t in (*tasks, "all")]
+        rows.append(("*could be known*", *means, ""))
+    return rows
+
+
+def difference_rows(difference: Mapping) -> list[tuple]:
+    """Return a row per other method: the pooled difference and its interval at each budget."""
+    return [
+        (
+            other,
+            *(
+                f"{cell['mean']:+.3f} [{cell['low']:+.3f}, {cell['high']:+.3f}]"
+                for cell in by_task["all"].values()
+            ),
+        )
+        for other, by_task in difference.items()
+    ]
+
+
+def tables_page(root: str, experiments: Sequence[Experiment]) -> str:
+    """Write the page of our own tables: an experiment a row, by task."""
+    parts = [
+        "# Our own tables\n\n",
+        f"Written by `python launch/write_docs.py` from `{root}`. Each table was made by `python "
+        "launch/main.py --config=configs/TASK.py --stage=ground_truth`. Noise is the noise floor, "
+        "the standard deviation between seeds, in units of regret (median - optimum). Default is "
+        "the regret of the default configuration.\n",
+    ]
+    for task in sorted({e.task for e in experiments}):
+        found = sorted(
+            (e for e in experiments if e.task == task),
+            key=lambda e: (("low", "mid", "high").index(e.fidelity.level), e.name),
+        )
+        names = ("experiment", "level", "parameters", "tokens", "measured", "optimum", "median")
+        parts += [
+            f"\n## {task}\n\n",
+            table((*names, "noise", "default"), map(experiment_row, found)),
+        ]
+    return "".join(parts)
+
+
+def experiment_row(experiment: Experiment) -> tuple:
+    """Return the row of one experiment."""
+    outcomes, fidelity = experiment.outcomes, experiment.fidelity
+    default = outcomes.regrets_R[experiment.match(experiment.default).row]
+    return (
+        experiment.name,
+        fidelity.level,
+        f"{fidelity.parameters / 1e3:.1f}k",
+        f"{fidelity.tokens / 1e3:.0f}k",
+        str(len(experiment.configurations)),
+        f"{outcomes.optimum:.3f}",
+        f"{outcomes.median:.3f}",
+        f"{outcomes.noise_regret:.2f}",
+        f"{default:.2f}",
+    )
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Write a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,32 @@
+"""The final protocol learns from public tables, whose spaces differ from low to mid."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from autollm_jax.curriculum.pairs import CurationConfig, Families, draw_recipes
+from autollm_jax.curriculum.teacher import SimulationConfig, simulate_all
+from autollm_jax.gym.experiments import load_experiments
+from autollm_jax.gym.splits import split
+
+ROOT = pathlib.Path(__file__).parents[2]
+PUBLISHED = pathlib.Path(os.environ.get("AUTOLLM_PUBLISHED_TABLES", ROOT.parent / "shared/data"))
+
+
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published tables are not here")
+def test_pairs_of_the_final_protocol_are_drawn_and_played(tmp_path):
+    command = [sys.executable, "launch/import_data.py", "--source=all", f"--path={PUBLISHED}"]
+    subprocess.run([*command, f"--out={tmp_path}"], cwd=ROOT, check=True, capture_output=True)
+    found = split(load_experiments([str(ROOT / "gym_data"), str(tmp_path)]), "final")
+    assert {e.source for e in found.held_out} == {"stdlib_cpu"}
+    families = Families(found.training)
+    spaces = [{e.space for e in tables} for tables in families.usable_tables().values()]
+    assert sum(len(own) > 1 for own in spaces) >= 4
+    config = CurationConfig(pairs=4 * len(spaces), pairs_per_family=1, synthetic=0.0)
+    recipes = list(draw_recipes(families, config))
+    assert len({(recipe.source, recipe.task) for recipe in recipes}) == len(spaces)
+    few = recipes[:: len(recipes) // len(spaces) + 1]
+    assert all(t.regrets for t in simulate_all(found.training, few, SimulationConfig(budget=2)))
