@@ -1,7 +1,7 @@
 """The network of the neural acquisition process: what it is told of a problem, and what it says.
 
 A cell's token starts as its inputs, attends to the evidence's rows once, and to the trials at every
-step. Beside it stands what the surrogate, a Gaussian process (see deep_kernel.py), makes of the cell.
+step. Beside it stand the cell's mean and deviation by a Gaussian process (see deep_kernel.py).
 """
 
 from collections.abc import Sequence

@@ -20,9 +20,7 @@ DIGEST = "digest"
 
 
 def experiments_digest(experiments: Sequence[Experiment]) -> str:
-    """Hash everything that can be learned from open experiments.
-
-    """
+    """Hash everything that can be learned from experiments."""
     digest = hashlib.sha256()
     for e in experiments:
         described = [e.id, e.space.to_json(), e.default, e.objective.metric, e.objective.minimize]
