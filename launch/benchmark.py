@@ -281,8 +281,8 @@ def sampling() -> dict:
         state = sampler.init_state(model, sizes, range(rows))
         state = sampler.append(model, params, sizes, state, prompts)
         state = sampler.generate(
-            model, params, sizes, state, jax.random.key(0), stop_id=-1,
-            max_new_tokens=new_tokens, temperature=0,
+            model, params, sizes, state, jax.random.key(0),
+            sampler.TurnConfig(stop_id=-1, max_new_tokens=new_tokens, temperature=0),
         )  # fmt: skip
         return state.tokens_BS
 

@@ -136,7 +136,8 @@ def grpo_loss(
       logprobs_BT: of the tokens under the trained policy; differentiable, as the entropy is.
       entropy_BT: of the distribution at each token, nats.
       behaviour_BT: log-probabilities recorded when the tokens were sampled.
-      reference_BT: log-probabilities under the reference policy; at kl_coefficient 0 any finite number.
+      reference_BT: log-probabilities under the reference policy; any finite number at
+        kl_coefficient 0.
       advantages_BT: of each token.
       mask_BT: tokens that the policy sampled.
       hp: the hyperparameters.
