@@ -101,9 +101,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     c.rollout = ConfigDict()  # how the policy plays, in GRPO and in evaluation
     c.rollout.cache_block = 256  # tokens that the KV cache grows by; a compilation for each size
-    c.rollout.chunk = 160  # tokens of an answer are read in pieces of so many
-    c.rollout.pieces = 1  # the environment answers 1/n of the rows while others go on; 1: all wait
-    c.rollout.halvings = 0  # times that a batch is halved as its rows finish; each compiles anew
+    c.rollout.chunk = 160  # an answer is read so many tokens at a time
 
     c.curate = ConfigDict()
     c.curate.distill_pairs = 3200  # (target, evidence) pairs to simulate

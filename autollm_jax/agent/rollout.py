@@ -1,17 +1,16 @@
 """Playing episodes with a policy, for training (`make_rollout`) and evaluation (`policy_player`).
 
     until every episode is over:
-      1. the policy goes on with its turns, until some of them are over
-      2. a thread decodes those, reads them as actions and runs them, while 1. goes on with others
-      3. the answers are encoded, once, and appended to their rows
+      1. generate: the policy takes a turn in every row
+      2. answer: the environment decodes the turns, reads them as actions and runs these
+      3. append: the answers are encoded, once, and added to their rows
 
-Rows keep the sampled tokens as they are: what is decoded is read by the environment and by people,
-and never encoded again.
+Rows keep the sampled tokens unchanged: the environment and people read decoded text, and decoded
+text is never encoded again.
 
 Letters: B rows, N groups, G members of a group, S slots of the context, J turns.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
@@ -31,7 +30,7 @@ from autollm_jax.models import transformer
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl import sampler
 from autollm_jax.rl.loop import RolloutBatch
-from autollm_jax.rl.sampler import SamplerConfig, SamplerState
+from autollm_jax.rl.sampler import SamplerConfig, SamplerState, TurnConfig
 from autollm_jax.sharding.hosts import processes_of, to_host
 from autollm_jax.text import prompts
 from autollm_jax.text.claims import Audit
@@ -45,11 +44,9 @@ class PlayConfig:
     sampler: the context's length, and sizes to compile for.
     max_new_tokens: the most tokens of a turn.
     temperature: 0 is greedy.
-    constrained: each turn runs a configuration of the experiment's own that is measured and untried
+    constrained: each turn runs a configuration of the experiment that is measured and untried
       (`agent.constraint`), so that none is invalid or matched.
-    advisor: who makes the forecast in the prompt (`forecasts.advisers`).
-    pieces: the environment answers about one in so many of the rows at a time, while the policy
-      goes on with the others; with 1 the policy waits until all are answered.
+    advisor: the forecast in the prompt (`forecasts.advisers`).
     """
 
     sampler: SamplerConfig
@@ -57,19 +54,42 @@ class PlayConfig:
     temperature: float = 1.0
     constrained: bool = False
     advisor: str = "own"
-    pieces: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """A policy: its shape, its parameters and its tokenizer."""
+
+    model: TransformerConfig
+    params: dict
+    tokenizer: object
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How episodes lie in a batch.
+
+    group_size: so many neighbours are copies of one episode; they share the reading of its prompt.
+    rows: the batch's size, a multiple of the group's, filled up with empty rows; the number of
+      episodes by default. Each size compiles once.
+    mesh: as in `sampler.init_state`.
+    """
+
+    group_size: int = 1
+    rows: int | None = None
+    mesh: Mesh | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Played:
-    """Episodes as they were played, in their order.
+    """Played episodes, in their order.
 
     state: the rows, on the host, without cache and logits.
     transcripts: each conversation's turns.
     rewards: each conversation's reward per agent turn; ending the episode early is a turn of
       reward 0.
-    audits: what the thinking of each agent turn states, where that was asked for.
-    idle_seconds: time in which the policy waited: for texts, tokens, parsing, look-ups.
+    audits: the checked claims of each agent turn's thinking, where play was scored.
+    idle_seconds: time in which the policy waited for texts, tokens, parsing and look-ups.
     seconds: time in all.
     """
 
@@ -82,108 +102,99 @@ class Played:
 
 
 def play(
-    model: TransformerConfig,
-    params,
-    tokenizer,
+    policy: Policy,
     config: PlayConfig,
     episodes: Sequence[Episode],
     seeds: Sequence[int],
     key: jax.Array,
+    layout: Layout = Layout(),  # noqa: B008
     *,
-    group_size: int = 1,
-    rows: int | None = None,
-    mesh: Mesh | None = None,
-    audited: bool = False,
-    title: str = "",
+    scored: bool = False,
 ) -> Played:
-    """Play each episode to its end, all of them side by side.
+    """Play each episode to its end, side by side.
 
     Args:
-      model: the policy's shape.
-      params: the policy's parameters.
-      tokenizer: the policy's.
+      policy: the player.
       config: how to play.
       episodes: fresh ones.
       seeds: one per episode; an episode's play depends on the key, its seed and its own course.
       key: randomness.
-      group_size: so many neighbours are copies of one episode, and share the reading of its first
-        prompt.
-      rows: the batch's size, a multiple of the group's, filled up with empty rows; the number of
-        episodes by default. One size compiles once.
-      mesh: as in `sampler.init_state`.
-      audited: whether to check what each turn's thinking states.
-      title: of a progress bar; none where it is empty.
+      layout: groups, rows and mesh.
+      scored: check the claims of each turn's thinking, and show a progress bar.
 
     Raises:
       ValueError: if the members of a group are on different experiments.
       UserError: if a first prompt leaves no room in the context.
     """
-    began, idle = time.perf_counter(), 0.0
-    B = rows or len(episodes)
-    empty = B - len(episodes)
+    began, mesh = time.perf_counter(), layout.mesh
     with contextlib.ExitStack() as scope:
         if mesh is not None:
             scope.enter_context(jax.set_mesh(mesh))
-        worker = scope.enter_context(concurrent.futures.ThreadPoolExecutor(1))
-        bar = scope.enter_context(_bar(title, episodes))
-        environment = EnvironmentTurns(tokenizer, episodes, config, audited)
-        chunks = _openings(environment, config, len(episodes), group_size)
-        idle += time.perf_counter() - began
-
-        params = transformer.for_decoding(model, params)
-        seeds = [*seeds, *[0] * empty]
-        state = sampler.init_state(model, config.sampler, seeds[::group_size], mesh)
-        chunks += [[]] * (empty // group_size)
-        state = sampler.append(model, params, config.sampler, state, chunks)
-        if group_size > 1:
-            state = sampler.repeat(state, group_size, seeds)
-
-        turns, answers = None, {}  # row -> its answer, perhaps still to come
-        ready_B, start_B = np.arange(B) < len(episodes), np.zeros(B, int)
-        while True:
-            # 1. Turns begin in the rows that have been answered, and go on in the others.
-            entered = time.perf_counter()
-            rules = environment.rules + [None] * empty
-            grammar = join(tokenizer, rules) if config.constrained else None
+        bar = scope.enter_context(_bar("play" if scored else "", episodes))
+        environment = EnvironmentTurns(policy.tokenizer, episodes, config, scored)
+        chunks = _openings(environment, config, len(episodes), layout.group_size)
+        idle = time.perf_counter() - began
+        params = transformer.for_decoding(policy.model, policy.params)
+        policy = dataclasses.replace(policy, params=params)
+        state = _read_openings(policy, config, chunks, seeds, layout)
+        active_B = np.arange(len(state.length_B)) < len(episodes)
+        while active_B.any():
+            state, seconds = _turns(policy, config, environment, state, active_B, key)
+            idle, entered = idle + seconds, time.perf_counter()
+            chunks = _answers(environment, state, active_B)
             idle += time.perf_counter() - entered
-            start_B = np.where(ready_B, to_host(state.length_B), start_B)
-            state, turns = sampler.begin(
-                config.sampler, state, ready_B, config.max_new_tokens, grammar, turns
-            )
-            playing_B = ready_B | turns.going_B
-            state, turns = sampler.go_on(
-                model, params, config.sampler, state, turns, key, stop_id=tokenizer.stop_id,
-                temperature=config.temperature,
-                leave=int(turns.going_B.sum() * (1 - 1 / config.pieces)),
-            )  # fmt: skip
-            # 2. The turns that ended before have been answered meanwhile; those that ended now are
-            # answered while others go on, and at once where there are none.
-            tokens_BS, end_B = to_host((state.tokens_BS, state.length_B))
-            over_B = playing_B & ~turns.going_B
-            before, answers = answers, {}
-            for row in np.flatnonzero(over_B & (end_B > start_B)):  # the others had no room
-                tokens = tokens_BS[row, start_B[row] : end_B[row]].tolist()
-                answers[row] = worker.submit(environment.answer, row, tokens)
-            entered = time.perf_counter()
-            if not before and not turns.going_B.any():
-                before, answers = answers, {}
-            chunks = [before[row].result() if row in before else [] for row in range(B)]
-            idle += time.perf_counter() - entered
-            bar.update(len(before))
-            # 3. The answers are read.
-            state = sampler.append(model, params, config.sampler, state, chunks)
-            ready_B = np.array([bool(chunk) for chunk in chunks]) & ~to_host(state.truncated_B)
-            if not (ready_B.any() or turns.going_B.any() or answers):
-                break
+            bar.update(sum(map(bool, chunks)))
+            state = sampler.append(policy.model, params, config.sampler, state, chunks)
+            active_B = np.array([bool(chunk) for chunk in chunks]) & ~to_host(state.truncated_B)
         for episode in episodes:
             if not episode.done:  # out of context
                 episode.finish()
-        state = dataclasses.replace(state, cache=(), logits_BV=np.zeros((B, 0)))
+        state = dataclasses.replace(state, cache=(), logits_BV=np.zeros((len(chunks), 0)))
         state = jax.tree.map(lambda x: to_host(x)[: len(episodes)], state)
     seconds = time.perf_counter() - began
     return Played(
         state, environment.transcripts, environment.rewards, environment.audits, idle, seconds
     )
+
+
+def _read_openings(
+    policy: Policy, config: PlayConfig, chunks, seeds: Sequence[int], layout: Layout
+) -> SamplerState:
+    """Read each group's first prompt once, then copy its row for each member."""
+    rows, group_size = layout.rows or len(seeds), layout.group_size
+    empty = rows - len(seeds)
+    seeds = [*seeds, *[0] * empty]
+    chunks = [*chunks, *[[]] * (empty // group_size)]
+    state = sampler.init_state(policy.model, config.sampler, seeds[::group_size], layout.mesh)
+    state = sampler.append(policy.model, policy.params, config.sampler, state, chunks)
+    return sampler.repeat(state, group_size, seeds) if group_size > 1 else state
+
+
+def _turns(
+    policy: Policy, config: PlayConfig, environment: EnvironmentTurns, state, active_B, key
+) -> tuple[SamplerState, float]:
+    """Let the policy take a turn in the active rows; also returns its seconds of waiting."""
+    entered, grammar = time.perf_counter(), None
+    if config.constrained:
+        empty = len(active_B) - len(environment.rules)
+        grammar = join(policy.tokenizer, environment.rules + [None] * empty)
+    idle = time.perf_counter() - entered
+    stop_id = policy.tokenizer.stop_id
+    turn = TurnConfig(stop_id, config.max_new_tokens, config.temperature)
+    state = sampler.generate(
+        policy.model, policy.params, config.sampler, state, key, turn, active_B, grammar
+    )
+    return state, idle
+
+
+def _answers(environment: EnvironmentTurns, state: SamplerState, active_B) -> list[list[int]]:
+    """Return the environment's reply to each row's last turn; none where nothing was said."""
+    tokens_BS, turns_BS, turn_B = to_host((state.tokens_BS, state.turns_BS, state.turn_B))
+    said_BS = active_B[:, None] & (turns_BS == turn_B[:, None] - 1) & (turns_BS >= 0)
+    return [
+        environment.answer(row, tokens_BS[row][said_S].tolist()) if said_S.any() else []
+        for row, said_S in enumerate(said_BS)
+    ]
 
 
 def _bar(title: str, episodes: Sequence[Episode]) -> tqdm:
@@ -209,7 +220,7 @@ def _openings(
 
 
 def rollout_batch(played: Played, turns: int) -> RolloutBatch:
-    """Lay out what was played as the GRPO loop reads it, with room for `turns` turns a row."""
+    """Lay played episodes out for the GRPO loop, with room for `turns` turns a row."""
     state = played.state
     B = len(played.rewards)
     rewards_BJ = np.zeros((B, turns), np.float32)
@@ -228,7 +239,7 @@ def rollout_batch(played: Played, turns: int) -> RolloutBatch:
 
 
 def rollout_metrics(played: Played, episodes: Sequence[Episode]) -> dict[str, float]:
-    """Summarise what was played.
+    """Summarise played episodes.
 
     Returns:
       reward (per episode), regret (at its end), invalid_share and matched_share (of trials),
@@ -281,10 +292,8 @@ def make_rollout(
 
     def rollout(params, key, step):
         episodes = [make() for make in prompts_of_step(step) for _ in range(group_size)]
-        played = play(
-            model, params, tokenizer, config, episodes, range(len(episodes)), key,
-            group_size=group_size, mesh=mesh,
-        )  # fmt: skip
+        policy, layout = Policy(model, params, tokenizer), Layout(group_size, mesh=mesh)
+        played = play(policy, config, episodes, range(len(episodes)), key, layout)
         turns = max(episode.budget for episode in episodes)
         return rollout_batch(played, turns), rollout_metrics(played, episodes)
 
@@ -295,9 +304,9 @@ def make_rollout(
 class PolicyPlayer:
     """Plays evaluation's games with a policy (`evaluation.runner.Player`).
 
-    identity: names all that the play depends on besides the games.
-    rows: games are played in batches of so many.
-    mesh: where it spans several processes, all of them play.
+    identity: names everything that play depends on besides the games.
+    rows: games of a batch.
+    mesh: if it spans several processes, all of them play.
     """
 
     model: TransformerConfig
@@ -310,7 +319,7 @@ class PolicyPlayer:
 
     @property
     def together(self) -> bool:
-        """Whether it plays in several processes at once."""
+        """Whether several processes play at once."""
         return self.mesh is not None and len(processes_of(self.mesh)) > 1
 
     def __call__(self, games: Sequence) -> list[dict]:
@@ -318,11 +327,12 @@ class PolicyPlayer:
         for start in range(0, len(games), self.rows):
             batch = games[start : start + self.rows]
             episodes = [game.episode for game in batch]
-            seeds = [row_seed(game.episode.setting.id, game.seed) for game in batch]
+            seeds = [row_seed(game.episode.experiment.id, game.seed) for game in batch]
+            policy = Policy(self.model, self.params, self.tokenizer)
+            layout = Layout(rows=self.rows, mesh=self.mesh)
             played = play(
-                self.model, self.params, self.tokenizer, self.config, episodes, seeds,
-                jax.random.key(0), rows=self.rows, mesh=self.mesh, audited=True, title="play",
-            )  # fmt: skip
+                policy, self.config, episodes, seeds, jax.random.key(0), layout, scored=True
+            )
             transcripts += [
                 {"text": prompts.render(turns), "claims": list(map(dataclasses.asdict, audits))}
                 for turns, audits in zip(played.transcripts, played.audits, strict=True)
@@ -331,7 +341,7 @@ class PolicyPlayer:
 
 
 def row_seed(name: str, seed: int) -> int:
-    """Derive a row's seed, so that a game is played alike wherever in a batch it stands."""
+    """Derive a row's seed, so that a game's play does not depend on its place in a batch."""
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:4], "little")
 
 
@@ -347,7 +357,8 @@ def policy_player(
 
     Args:
       model: the policy's shape.
-      params: the policy's parameters; their hash enters the player's identity.
+      params: the policy's parameters; their hash and the hash of the code enter the player's
+        identity.
       tokenizer: the policy's.
       config: how to play.
       rows: games side by side.

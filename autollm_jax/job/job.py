@@ -226,9 +226,8 @@ class Job:
             context=policy.context,
             cache_block=rollout.cache_block,
             chunk_sizes=(rollout.chunk,),
-            halvings=rollout.halvings,
         )
-        return PlayConfig(sizes, policy.turn_tokens, temperature, pieces=rollout.pieces, **changes)
+        return PlayConfig(sizes, policy.turn_tokens, temperature, **changes)
 
     def first_parameters(self):
         """Make the parameters that training starts from: published ones, or random ones.

@@ -27,7 +27,7 @@ from autollm_jax.files import write_json_atomic
 from autollm_jax.job.job import Job, of_one_process
 from autollm_jax.models import lora, transformer
 from autollm_jax.models.transformer import parameter_count
-from autollm_jax.rl import conversations, sampler
+from autollm_jax.rl import sampler
 from autollm_jax.rl.loop import UpdateBatch, jit_reference, jit_update
 from autollm_jax.sharding.mesh import AXES
 from autollm_jax.sharding.rules import even_rows, tree_shardings
@@ -49,7 +49,7 @@ class StepPlan:
     optimizer: the optimizer's state.
     other: parameters that are held besides: where training started from, the reference, the layers
       as they are laid out for play.
-    cache: keys and values, and where batches are halved the copy of half of the rows.
+    cache: keys and values.
     activations: what the program makes and drops, and its batch.
     flops: of all devices together; of a decoding step, for one token of each row.
     """
@@ -231,28 +231,27 @@ def _sampling(job: Job, stage: str, rows: int, temperature, params, **held) -> I
     laid_out, layers = _laid_out(job.model, wide, params, mesh)
     held["other"] += layers
 
-    def conversation(model, capacity, rows=rows):
+    def conversation(model, capacity):
         filled = dataclasses.replace(sizes, cache_block=capacity)
-        return conversations.abstract_state(model, filled, rows, mesh)
+        return sampler.abstract_state(model, filled, rows, mesh)
 
     full = conversation(wide, sizes.context)
     held["cache"] = cache = _bytes(conversation(job.model, sizes.context).cache)
     each_B, chunk_BC = np.zeros(rows, np.int32), np.zeros((rows, sizes.chunk_sizes[-1]), np.int32)
-    grown, read = dict(held), {"read": _bytes(full.cache)}
-    for half in conversations.batch_sizes(full, sizes)[1:2]:  # those of fewer rows take less
-        held["cache"] += _bytes(conversation(job.model, sizes.context, half))
+    read = {"read": _bytes(full.cache)}
     compiled = _compile(mesh, sampler.jit_append, wide, laid_out, full, chunk_BC, each_B)
     yield _planned(f"{stage} append", chunk_BC, compiled, params, **read, **held)
+    taking = sampler.Taking(each_B > 0, each_B)
     compiled = _compile(
-        mesh, sampler.jit_decode, wide, laid_out, full, jax.random.key(0), each_B > 0, each_B, 0, 0,
-        1.0, None, None, greedy=temperature == 0,
+        mesh, sampler.jit_decode, wide, laid_out, full, jax.random.key(0), taking, 0, 1.0,
+        greedy=temperature == 0,
     )  # fmt: skip
     yield _planned(f"{stage} decode", chunk_BC[:, :1], compiled, params, **read, **held)
     if sizes.context > sizes.cache_block:
         shorter = conversation(job.model, sizes.context - sizes.cache_block)
-        compiled = _compile(mesh, conversations._pad_cache, shorter, sizes.context)
+        compiled = _compile(mesh, sampler.jit_grow, shorter, sizes.context)
         read = {"read": cache - _bytes(params)}  # the cache is made; parameters are not read
-        yield _planned(f"{stage} grow", chunk_BC[:, :0], compiled, params, **read, **grown)
+        yield _planned(f"{stage} grow", chunk_BC[:, :0], compiled, params, **read, **held)
 
 
 def _laid_out(model, wide, params, mesh: Mesh) -> tuple[dict, int]:

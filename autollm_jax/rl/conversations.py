@@ -1,6 +1,8 @@
-"""Conversations in progress: what a batch of them holds, on which devices, and how it grows.
+"""The state of a batch of conversations: its fields, their layout on devices, the cache's growth.
 
-`sampler.py` adds tokens to them. Letters: B rows, S slots of the context, V vocabulary.
+Other packages import it through `sampler.py`, which adds tokens to it.
+
+Letters: B rows, S slots of the context, V vocabulary.
 """
 
 import contextlib
@@ -23,19 +25,16 @@ from autollm_jax.sharding.rules import constrain, partition_spec
 class SamplerConfig:
     """Sizes that the sampler compiles for.
 
-    context: the most tokens a row can hold.
-    cache_block: the KV cache grows in steps of this many slots, since a token's cost is the cache
-      it looks at; one compilation for each size met.
-    chunk_sizes: rising widths that appended chunks are padded to; what is longer than the last one
-      is appended in pieces of it.
-    halvings: rows with nothing to do are left out of a computation where half of the batch holds
-      the others, or a half of that, and so on so many times; one compilation for each size met.
+    context: the most tokens that a row holds.
+    cache_block: the KV cache grows by so many slots at a time, since a token costs as much as the
+      cache that it reads. Each size compiles once.
+    chunk_sizes: rising widths that appended chunks are padded to. A chunk longer than the last
+      width is appended in several steps.
     """
 
     context: int
     cache_block: int = 256
     chunk_sizes: tuple[int, ...] = (160,)
-    halvings: int = 0
 
 
 @jax.tree_util.register_dataclass
@@ -43,18 +42,18 @@ class SamplerConfig:
 class SamplerState:
     """Conversations in progress.
 
-    tokens_BS: i32, the row's first length_B tokens are real, the others are 0.
-    turns_BS: i32, the turn (from 0, in its own row) in which a token was sampled; -1 for the
+    tokens_BS: i32; the row's first length_B tokens are real, the others are 0.
+    turns_BS: i32, the turn (from 0 in each row) in which a token was sampled; -1 for the
       environment's tokens and for padding.
     logprobs_BS: f32, log-probability of each sampled token under the distribution that it was drawn
-      from (logits / temperature; untempered where decoding was greedy; over the tokens that a
-      grammar left, renormalised); 0 elsewhere.
+      from: logits / temperature (logits alone in greedy decoding), renormalised over the tokens
+      that a grammar allows; 0 elsewhere.
     length_B: i32, tokens in the row.
     turn_B: i32, turns generated so far.
-    stopped_B: bool, the last generated turn ended with the stop token.
-    truncated_B: bool, the row ran out of context; it takes part in nothing further.
-    seeds_B: u32, what a row's randomness is keyed by.
-    logits_BV: f32, of the token that comes next.
+    stopped_B: bool, whether the last generated turn ended with the stop token.
+    truncated_B: bool, whether the row ran out of context; then it takes no further turn.
+    seeds_B: u32, the key of the row's randomness.
+    logits_BV: f32, logits of the next token.
     cache: the model's KV cache, at most S slots.
     """
 
@@ -87,9 +86,9 @@ def init_state(
       model: the policy's shape.
       config: the sampler's sizes.
       seeds_B: one number a row. A row's samples depend on the key, its seed and its own tokens, not
-        on the rows beside it; rows that share a seed and tokens are the same.
-      mesh: where given, rows are split over its `data` and `fsdp` axes, whose product must divide
-        them. Call `append` and `generate` under `jax.set_mesh(mesh)` then.
+        on the rows beside it; rows with equal seeds and tokens get equal samples.
+      mesh: if given, rows are split over its `data` and `fsdp` axes, whose product must divide
+        their number; `append` and `generate` are then called under `jax.set_mesh(mesh)`.
     """
     on_mesh = contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
     with on_mesh:
@@ -112,7 +111,7 @@ def abstract_state(
 
 
 def empty(model: TransformerConfig, config: SamplerConfig, seeds_B: jax.Array) -> SamplerState:
-    """Make empty conversations inside a traced function; `init_state` is for everyone else."""
+    """Make empty conversations inside a traced function; elsewhere call `init_state`."""
     B, S = len(seeds_B), config.context
     zeros_B = jnp.zeros((B,), jnp.int32)
     return SamplerState(
@@ -146,14 +145,14 @@ def _axes(path, leaf) -> tuple[str | None, ...]:
 
 
 def pin(state: SamplerState) -> SamplerState:
-    """Keep the state's layout on a mesh; another one would compile everything anew."""
+    """Keep the state's layout on a mesh; another layout would compile every program anew."""
     return jax.tree_util.tree_map_with_path(lambda p, x: constrain(x, *_axes(p, x)), state)
 
 
 def repeat(state: SamplerState, times: int, seeds_B: Sequence[int]) -> SamplerState:
-    """Copy each row `times` times, neighbours together, under new seeds.
+    """Copy each row `times` times, copies side by side, under new seeds [B * times].
 
-    A group of samples of one prompt reads the prompt once: append it to one row, then repeat that.
+    The samples of one group read their prompt once: append it to one row, then repeat the row.
     """
     copied = _repeat(state, times)
     seeds_B = to_devices(np.asarray(seeds_B, np.uint32), copied.seeds_B.sharding)
@@ -165,45 +164,18 @@ def _repeat(state, times):
     return pin(jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=0), state))
 
 
-def batch_sizes(state: SamplerState, config: SamplerConfig) -> list[int]:
-    """Return the batches that are compiled for, falling: the whole one, and its halves."""
-    sizes, sharding = [len(state.length_B)], state.length_B.sharding
-    shards = sizes[0] // sharding.shard_shape((sizes[0],))[0]
-    while len(sizes) <= config.halvings and sizes[-1] % (2 * shards) == 0:
-        sizes.append(sizes[-1] // 2)
-    return sizes
-
-
-def choose(busy_B: np.ndarray, size: int) -> np.ndarray:
-    """Number the rows of a batch: all in order, or of a smaller one the busy ones, and others."""
-    if size == len(busy_B):
-        return np.arange(size)
-    return np.argsort(~busy_B, kind="stable")[:size]
-
-
-@jax.jit
-def take(state: SamplerState, rows) -> SamplerState:
-    """Copy some rows into a batch of their own."""
-    return pin(jax.tree.map(lambda leaf: leaf[rows], state))
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def put(state: SamplerState, part: SamplerState, rows) -> SamplerState:
-    """Write a batch that was taken back to its rows."""
-    return pin(jax.tree.map(lambda leaf, other: leaf.at[rows].set(other), state, part))
-
-
 def grow(state: SamplerState, needed: int, config: SamplerConfig) -> SamplerState:
-    """Lengthen the cache to hold `needed` slots, in whole blocks."""
+    """Lengthen the cache to at least `needed` slots, in whole blocks."""
     capacity = state.cache[0]["value"].shape[2]
     if needed <= capacity:
         return state
     blocks = -(-needed // config.cache_block)
-    return _pad_cache(state, min(blocks * config.cache_block, config.context))
+    return jit_grow(state, min(blocks * config.cache_block, config.context))
 
 
 @functools.partial(jax.jit, static_argnames="capacity")
-def _pad_cache(state, capacity):
+def jit_grow(state: SamplerState, capacity: int) -> SamplerState:
+    """Lengthen the cache to `capacity` slots."""
     more = (0, capacity - state.cache[0]["value"].shape[2])
     nothing = (0, 0)
     cache = tuple(

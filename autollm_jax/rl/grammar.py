@@ -135,11 +135,6 @@ class Grammar:
         """Tokens that a turn needs at least, whichever ending it takes; 0 where there is none."""
         return np.asarray(self.opening_B) + np.asarray(self.ending_B)
 
-    def of_rows(self, rows) -> "Grammar":
-        """Return the grammar of some of the rows."""
-        names = ("base_B", "alive_BM", "ending_B", "opening_B")
-        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in names})
-
 
 def join(rows: Sequence[tuple[Automaton, np.ndarray] | None], free_V: np.ndarray) -> Grammar:
     """Lay the rows' automata side by side, each once, in arrays of few different sizes.

@@ -1,9 +1,11 @@
 """A batched multi-turn sampler: tokens in, tokens out.
 
-A conversation is a row of `SamplerState` (`conversations.py`). `append` adds the environment's
-tokens to it and `generate` the policy's; nothing that is in a row is ever encoded again, so that
-the tokens trained on are the tokens sampled. Log-probabilities are recorded as the tokens are
-drawn. A `Grammar` leaves a turn only some of the tokens at each step (`grammar.py`).
+A row of `SamplerState` (`conversations.py`) is a conversation. `append` adds the environment's
+tokens, `generate` the policy's. A row's tokens are never encoded again, so training reads the
+tokens that were sampled; log-probabilities are recorded as tokens are drawn. A `Grammar`
+(`grammar.py`) limits the tokens of a turn at each step.
+
+The compiled programs are `jit_append`, `jit_decode` and `jit_grow`; `planning` compiles them too.
 
 Letters: B rows, S slots of the context, C tokens of a chunk, V vocabulary.
 """
@@ -19,23 +21,62 @@ import numpy as np
 from autollm_jax.models import transformer
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl import grammar as grammars
-from autollm_jax.rl.conversations import SamplerConfig as SamplerConfig
 from autollm_jax.rl.conversations import (
+    SamplerConfig,
     SamplerState,
-    batch_sizes,
-    choose,
+    abstract_state,
     empty,
     grow,
+    init_state,
+    jit_grow,
     pin,
-    put,
-    take,
+    repeat,
 )
-from autollm_jax.rl.conversations import init_state as init_state
-from autollm_jax.rl.conversations import repeat as repeat
 from autollm_jax.rl.grammar import Grammar
 from autollm_jax.sharding import rows
 from autollm_jax.sharding.hosts import to_devices, to_host
 from autollm_jax.sharding.rules import constrain
+
+__all__ = [
+    "SamplerConfig",
+    "SamplerState",
+    "Taking",
+    "TurnConfig",
+    "abstract_state",
+    "append",
+    "generate",
+    "init_state",
+    "jit_append",
+    "jit_decode",
+    "jit_grow",
+    "repeat",
+    "single_turn",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class TurnConfig:
+    """How the policy takes a turn.
+
+    stop_id: the token that ends a turn.
+    max_new_tokens: the most tokens of a turn.
+    temperature: logits are divided by it; the number 0 takes the likeliest token. `single_turn`
+      takes a traced one too, over 0.
+    """
+
+    stop_id: int
+    max_new_tokens: int
+    temperature: float | jax.Array = 1.0
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken."""
+        return not isinstance(self.temperature, jax.Array) and self.temperature == 0
+
+    @property
+    def divisor(self):
+        """The number that logits are divided by."""
+        return 1.0 if self.greedy else self.temperature
 
 
 def single_turn(
@@ -46,16 +87,12 @@ def single_turn(
     key: jax.Array,
     prompt_BC: jax.Array,
     prompt_length_B: jax.Array,
-    *,
-    stop_id: int,
-    max_new_tokens: int,
-    temperature,
-    greedy: bool,
+    turn: TurnConfig,
 ) -> SamplerState:
-    """Answer prompts in one turn each, all of it traced: a sweep maps it over runs.
+    """Answer prompts in one turn each, fully traced: a sweep maps it over runs.
 
-    The parts are those of `append` and `generate`, which grow the cache between compiled calls;
-    here it has its full length from the start.
+    Its parts are those of `append` and `generate`, which grow the cache between compiled calls;
+    here the cache has its full length from the start.
 
     Args:
       model: the policy's shape.
@@ -63,23 +100,18 @@ def single_turn(
       config: `context` has to hold prompt and answer, and is the cache's length.
       seeds_B: one number a row.
       key: randomness, as in `generate`.
-      prompt_BC: token ids, of which row b's first prompt_length_B[b] are real.
+      prompt_BC: token ids; row b's first prompt_length_B[b] are real.
       prompt_length_B: at least 1.
-      stop_id: the token that ends the turn.
-      max_new_tokens: the most tokens of the turn.
-      temperature: may be traced; it has no effect where `greedy`.
-      greedy: take the likeliest token.
+      turn: how to answer; its temperature may be traced.
     """
     whole = dataclasses.replace(config, cache_block=config.context)
     state = jit_append(model, params, empty(model, whole, seeds_B), prompt_BC, prompt_length_B)
-    limit_B = jnp.minimum(prompt_length_B + max_new_tokens, config.context)
-    going_B = jnp.ones(len(seeds_B), bool)
-    state = _begin_turn(state, going_B, limit_B)
-    temperature = 1.0 if greedy else temperature
-    state, _, _ = jit_decode(
-        model, params, state, key, going_B, limit_B, stop_id, 0, temperature, None, None,
-        greedy=greedy,
-    )  # fmt: skip
+    limit_B = jnp.minimum(prompt_length_B + turn.max_new_tokens, config.context)
+    rows_taking = Taking(jnp.ones(len(seeds_B), bool), limit_B)
+    state = _begin_turn(state, rows_taking.going_B, limit_B)
+    state, _ = jit_decode(
+        model, params, state, key, rows_taking, turn.stop_id, turn.divisor, greedy=turn.greedy
+    )
     return _end_turn(state, state.length_B >= config.context)
 
 
@@ -97,8 +129,8 @@ def append(
       params: the policy's parameters.
       config: the sampler's sizes.
       state: consumed (its buffers are reused).
-      chunks: token ids for each row; an empty one leaves its row as it is. A row that has no room
-        for its chunk stays as it is and is flagged truncated.
+      chunks: token ids for each row; an empty chunk leaves its row unchanged. A row without room
+        for its chunk stays unchanged and is flagged truncated.
 
     Raises:
       ValueError: if there is not one chunk for each row.
@@ -121,19 +153,14 @@ def append(
         for row, (chunk, done, new) in enumerate(zip(chunks, done_B, take_B, strict=True)):
             tokens_BC[row, :new] = chunk[done : done + new]
         state = grow(state, int((held_B + done_B + take_B).max()), config)
-        size = min(s for s in batch_sizes(state, config) if s >= np.count_nonzero(take_B))
-        if size == len(chunks):
-            state = jit_append(model, params, state, tokens_BC, take_B)
-        else:
-            chosen = choose(take_B > 0, size)
-            part = jit_append(model, params, take(state, chosen), tokens_BC[chosen], take_B[chosen])
-            state = put(state, part, chosen)
+        state = jit_append(model, params, state, tokens_BC, take_B)
         done_B, left_B = done_B + take_B, left_B - take_B
     return state
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="state")
-def jit_append(model, params, state, tokens_BC, take_B):
+def jit_append(model: TransformerConfig, params, state: SamplerState, tokens_BC, take_B):
+    """Add the first take_B[b] tokens of each row of a chunk, one width of it."""
     B, C = tokens_BC.shape
     S = state.tokens_BS.shape[1]
     offsets_BC = jnp.broadcast_to(jnp.arange(C), (B, C))
@@ -153,19 +180,20 @@ def jit_append(model, params, state, tokens_BC, take_B):
     return pin(state)
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Turns:
-    """The turns that rows are taking, on the host.
+class Taking:
+    """Rows that are taking a turn.
 
-    going_B: bool, rows whose turn is not over.
-    limit_B: i32, the length at which it is, at the latest.
-    node_B: i32, where they are in the grammar.
-    grammar: what each row may say; anything where it is None.
+    going_B: bool, whether the row's turn goes on.
+    limit_B: i32, the row's length at which it ends at the latest.
+    node_B: i32, the row's node in the grammar; None without a grammar.
+    grammar: the tokens that each row may say; None for any.
     """
 
-    going_B: np.ndarray
-    limit_B: np.ndarray
-    node_B: np.ndarray | None = None
+    going_B: jax.Array
+    limit_B: jax.Array
+    node_B: jax.Array | None = None
     grammar: Grammar | None = None
 
 
@@ -175,117 +203,55 @@ def generate(
     config: SamplerConfig,
     state: SamplerState,
     key: jax.Array,
-    *,
-    stop_id: int,
-    max_new_tokens: int,
-    temperature: float,
+    turn: TurnConfig,
     active_B: Sequence[bool] | None = None,
     grammar: Grammar | None = None,
 ) -> SamplerState:
-    """Let the policy take one turn in each active row: `begin`, and `go_on` to the end."""
-    active_B = np.ones(len(state.length_B), bool) if active_B is None else active_B
-    state, turns = begin(config, state, active_B, max_new_tokens, grammar)
-    state, _ = go_on(
-        model, params, config, state, turns, key, stop_id=stop_id, temperature=temperature
-    )
-    return state
+    """Let the policy take one turn in each active row; the other rows do not change.
 
-
-def begin(
-    config: SamplerConfig,
-    state: SamplerState,
-    active_B: Sequence[bool],
-    max_new_tokens: int,
-    grammar: Grammar | None = None,
-    others: Turns | None = None,
-) -> tuple[SamplerState, Turns]:
-    """Begin a turn in each active row; the other rows do not change.
-
-    A turn ends with the stop token (kept in the row), after `max_new_tokens`, or at the end of the
-    context (then the row is flagged truncated).
+    A turn ends with the stop token (kept in the row), after `turn.max_new_tokens`, or at the end of
+    the context (then the row is flagged truncated).
 
     Under a grammar a turn always ends as the grammar says: free text is closed while the longest
-    ending still fits, and a turn gets more than `max_new_tokens` where one ending alone takes more.
+    ending still fits, and a turn gets more than `max_new_tokens` where an ending alone takes more.
     A row whose context has no room for an ending says nothing and is flagged truncated.
-
-    Args:
-      config: the sampler's sizes.
-      state: consumed (its buffers are reused).
-      active_B: rows that take a turn. Rows already truncated never do.
-      max_new_tokens: the most tokens of a turn.
-      grammar: what each row may say; anything by default. The same noise is drawn with it and
-        without, so that a turn that stays within it is the same.
-      others: turns that other rows are in the midst of; the grammar has to hold those rows too.
-
-    Raises:
-      ValueError: if an active row is empty, so that there is nothing to continue.
-    """
-    # Copies, since the state's buffers are about to be reused.
-    length_B, truncated_B = to_host((state.length_B, state.truncated_B))
-    starts_B = np.asarray(active_B, bool) & ~truncated_B
-    if (length_B[starts_B] == 0).any():
-        raise ValueError("generate: an active row is empty; append its prompt first")
-    shortest_B = np.zeros_like(length_B) if grammar is None else grammar.shortest_B
-    limit_B = np.minimum(length_B + np.maximum(max_new_tokens, shortest_B), config.context)
-    limit_B = np.where(length_B + shortest_B > limit_B, length_B, limit_B).astype(np.int32)
-    state = _begin_turn(state, starts_B, limit_B)
-    going_B = starts_B & (length_B < limit_B)
-    node_B = None if grammar is None else np.array(grammar.base_B)
-    if others is not None:
-        going_B, limit_B = going_B | others.going_B, np.where(starts_B, limit_B, others.limit_B)
-        if grammar is not None:
-            within_B = others.node_B - others.grammar.base_B
-            node_B += np.where(starts_B, 0, within_B)
-    return state, Turns(going_B, limit_B, node_B, grammar)
-
-
-def go_on(
-    model: TransformerConfig,
-    params,
-    config: SamplerConfig,
-    state: SamplerState,
-    turns: Turns,
-    key: jax.Array,
-    *,
-    stop_id: int,
-    temperature: float,
-    leave: int = 0,
-) -> tuple[SamplerState, Turns]:
-    """Sample in the rows that are taking a turn until at most `leave` of them are.
 
     Args:
       model: the policy's shape.
       params: the policy's parameters.
       config: the sampler's sizes.
       state: consumed (its buffers are reused).
-      turns: from `begin`, or from here.
-      key: randomness, combined with each row's seed and each token's position; the same key will do
-        for all turns of a conversation.
-      stop_id: the token that ends a turn.
-      temperature: logits are divided by it; 0 takes the likeliest token.
-      leave: so many turns, or fewer, are left for the next call.
+      key: randomness, combined with each row's seed and each token's position; one key serves all
+        turns of a conversation.
+      turn: stop token, most tokens and temperature.
+      active_B: rows that take a turn, all by default. Truncated rows never do.
+      grammar: the tokens that each row may say; any by default. The same noise is drawn with a
+        grammar and without, so a turn that stays within it is the same.
+
+    Raises:
+      ValueError: if an active row is empty, so that there is nothing to continue.
     """
-    greedy, grammar = temperature == 0, turns.grammar
-    going_B, node_B = np.array(turns.going_B), turns.node_B
-    length_B, began_B = to_host(state.length_B), going_B.copy()
-    while going_B.sum() > leave:
+    # Copies, since the state's buffers are about to be reused.
+    length_B, truncated_B = to_host((state.length_B, state.truncated_B))
+    active_B = np.ones(len(length_B), bool) if active_B is None else np.asarray(active_B, bool)
+    starts_B = active_B & ~truncated_B
+    if (length_B[starts_B] == 0).any():
+        raise ValueError("generate: an active row is empty; append its prompt first")
+    shortest_B = np.zeros_like(length_B) if grammar is None else grammar.shortest_B
+    limit_B = np.minimum(length_B + np.maximum(turn.max_new_tokens, shortest_B), config.context)
+    limit_B = np.where(length_B + shortest_B > limit_B, length_B, limit_B).astype(np.int32)
+    state = _begin_turn(state, starts_B, limit_B)
+    going_B = began_B = starts_B & (length_B < limit_B)
+    node_B = None if grammar is None else np.array(grammar.base_B)
+    while going_B.any():
         state = grow(state, int(length_B[going_B].max()) + 1, config)
-        sizes = batch_sizes(state, config)
-        size = min(s for s in sizes if s >= going_B.sum())
-        until = max([leave, *(s for s in sizes if s < size)])
-        chosen = choose(going_B, size)
-        part = state if size == len(going_B) else take(state, chosen)
-        part, going_rows, node_rows = jit_decode(
-            model, params, part, key, going_B[chosen], turns.limit_B[chosen], stop_id, until,
-            1.0 if greedy else temperature, grammar and grammar.of_rows(chosen),
-            None if grammar is None else node_B[chosen], greedy=greedy,
-        )  # fmt: skip
-        state = part if size == len(going_B) else put(state, part, chosen)
-        going_B[chosen], length_B = to_host((going_rows, state.length_B))
-        if grammar is not None:
-            node_B[chosen] = to_host(node_rows)
-    state = _end_turn(state, began_B & ~going_B & (length_B >= config.context))
-    return state, dataclasses.replace(turns, going_B=going_B, node_B=node_B)
+        taking = Taking(going_B, limit_B, node_B, grammar)
+        state, taking = jit_decode(
+            model, params, state, key, taking, turn.stop_id, turn.divisor, greedy=turn.greedy
+        )
+        going_B, length_B = to_host((taking.going_B, state.length_B))
+        node_B = None if grammar is None else to_host(taking.node_B)
+    return _end_turn(state, began_B & ~going_B & (length_B >= config.context))
 
 
 @functools.partial(jax.jit, donate_argnames="state")
@@ -308,7 +274,7 @@ def _end_turn(state, full_B):
 
 
 def _likeliest(scores_BV):
-    """Return where each row is largest, first: argmax, four times as fast on a CPU."""
+    """Return each row's first largest place, as argmax does; four times as fast on a CPU."""
     V = scores_BV.shape[1]
     top_B1 = scores_BV.max(axis=1, keepdims=True)
     places_BV = jnp.where(scores_BV == top_B1, jnp.arange(V, dtype=jnp.int32), V - 1)
@@ -317,13 +283,20 @@ def _likeliest(scores_BV):
 
 @functools.partial(jax.jit, static_argnames=("model", "greedy"), donate_argnames="state")
 def jit_decode(
-    model, params, state, key, going_B, limit_B, stop_id, leave, temperature, grammar, node_B, *,
-    greedy,
-):  # fmt: skip
-    """Sample until at most `leave` rows go on or one of them has filled the cache as it is.
-
-    node_B is where each row is in the grammar; both are None where there is none.
-    """
+    model: TransformerConfig,
+    params,
+    state: SamplerState,
+    key: jax.Array,
+    taking: Taking,
+    stop_id: int,
+    temperature,
+    *,
+    greedy: bool,
+) -> tuple[SamplerState, Taking]:
+    """Sample until no row's turn goes on, or a row has filled the cache at its present length."""
+    going_B, limit_B, node_B, grammar = (
+        taking.going_B, taking.limit_B, taking.node_B, taking.grammar,
+    )  # fmt: skip
     B, S = state.tokens_BS.shape
     capacity = state.cache[0]["value"].shape[2]
     params = transformer.for_decoding(model, params)
@@ -331,7 +304,7 @@ def jit_decode(
 
     def room(carry):
         state, going_B, _ = carry
-        return (jnp.sum(going_B) > leave) & jnp.all(~going_B | (state.length_B < capacity))
+        return jnp.any(going_B) & jnp.all(~going_B | (state.length_B < capacity))
 
     def step(carry):
         state, going_B, node_B = carry
@@ -374,4 +347,4 @@ def jit_decode(
         return state, going_B & ~stopped_B & (length_B < limit_B), node_B
 
     state, going_B, node_B = jax.lax.while_loop(room, step, (state, going_B, node_B))
-    return pin(state), going_B, node_B
+    return pin(state), dataclasses.replace(taking, going_B=going_B, node_B=node_B, grammar=None)

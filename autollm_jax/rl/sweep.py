@@ -32,7 +32,11 @@ from autollm_jax.rl.logprobs import token_logprobs
 from autollm_jax.rl.loop import GRPOLoopConfig, RolloutBatch, UpdateBatch, policy_loss, score
 from autollm_jax.rl.problems import STOP_ID, ProblemSet, decode, encode
 from autollm_jax.training.group_progress import GroupProgress
-from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer
+from autollm_jax.training.optimizer import (
+    OptimizerConfig,
+    make_optimizer,
+    updates_per_rollout,
+)
 from autollm_jax.training.state import TrainState
 from autollm_jax.training.step import update
 from autollm_jax.training.sweep import RUNS, WHOLE, column, filled
@@ -69,7 +73,7 @@ class GRPOSweepConfig:
     @property
     def updates(self) -> int:
         """Count the optimizer updates of a rollout, U."""
-        return self.epochs * (self.rollout_rows // self.minibatch_rows)
+        return updates_per_rollout(self.rollout_rows, self.minibatch_rows, self.epochs)
 
 
 @functools.lru_cache(maxsize=8)
@@ -106,10 +110,7 @@ def make_answer(model: TransformerConfig, context: int, max_new_tokens: int, gre
             jax.random.fold_in(jax.random.key(seed), step),
             prompt_BC,
             length_B,
-            stop_id=STOP_ID,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            greedy=greedy,
+            sampler.TurnConfig(STOP_ID, max_new_tokens, 0.0 if greedy else temperature),
         )
         return dataclasses.replace(state, cache=(), logits_BV=jnp.zeros((len(length_B), 0)))
 

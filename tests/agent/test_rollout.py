@@ -1,12 +1,11 @@
 import dataclasses
 import functools
-import threading
 
 import jax
 import numpy as np
 import pytest
 
-from autollm_jax.agent import environment_turns, rollout
+from autollm_jax.agent import rollout
 from autollm_jax.agent.dialogue import PolicyTokenizer, encode_turn
 from autollm_jax.agent.distillation import encode_conversation
 from autollm_jax.curriculum import synthetic
@@ -60,9 +59,8 @@ def episodes_of(pairs, copies=1):
 
 
 def play(model, params, tokenizer, episodes, config=CONFIG, **more):
-    return rollout.play(
-        model, params, tokenizer, config, episodes, range(len(episodes)), KEY, **more
-    )
+    policy, layout = rollout.Policy(model, params, tokenizer), rollout.Layout(**more)
+    return rollout.play(policy, config, episodes, range(len(episodes)), KEY, layout)
 
 
 @pytest.fixture(scope="module")
@@ -75,17 +73,16 @@ def group(model, params, tokenizer, pairs):
 def speak(monkeypatch, said):
     """Let each row's turns be said(row, number of the turn) in place of the policy's samples."""
 
-    def go_on(model, params, config, state, turns, key, **_):
-        turn_B, start_B = np.asarray(state.turn_B) - 1, np.asarray(state.length_B)
-        chunks = [said(row, turn_B[row]) if on else [] for row, on in enumerate(turns.going_B)]
+    def generate(model, params, config, state, key, turn, active_B, grammar):
+        number_B, start_B = np.array(state.turn_B), np.asarray(state.length_B)
+        chunks = [said(row, number_B[row]) if on else [] for row, on in enumerate(active_B)]
         state = sampler.append(model, params, config, state, chunks)
         turns_BS = np.array(state.turns_BS)
         for row, chunk in enumerate(chunks):
-            turns_BS[row, start_B[row] : start_B[row] + len(chunk)] = turn_B[row]
-        over = dataclasses.replace(turns, going_B=np.zeros_like(turns.going_B))
-        return dataclasses.replace(state, turns_BS=turns_BS), over
+            turns_BS[row, start_B[row] : start_B[row] + len(chunk)] = number_B[row]
+        return dataclasses.replace(state, turns_BS=turns_BS, turn_B=number_B + active_B)
 
-    monkeypatch.setattr(rollout.sampler, "go_on", go_on)
+    monkeypatch.setattr(rollout.sampler, "generate", generate)
 
 
 def test_rollout_and_distillation_lay_tokens_out_alike(
@@ -107,17 +104,17 @@ def test_rollout_and_distillation_lay_tokens_out_alike(
 
 
 def test_tokens_trained_on_are_the_tokens_sampled(monkeypatch, model, params, tokenizer, pairs):
-    sampled, genuine = {}, sampler.go_on
+    sampled, genuine = {}, sampler.generate
 
-    def recording(model, params, config, state, turns, key, **options):
-        start_B, turn_B = np.array(state.length_B), np.array(state.turn_B) - 1
-        state, over = genuine(model, params, config, state, turns, key, **options)
-        for row in np.flatnonzero(turns.going_B):
+    def recording(model, params, config, state, key, turn, active_B, grammar):
+        start_B, number_B = np.array(state.length_B), np.array(state.turn_B)
+        state = genuine(model, params, config, state, key, turn, active_B, grammar)
+        for row in np.flatnonzero(active_B):
             ids = np.array(state.tokens_BS[row, start_B[row] : int(state.length_B[row])])
-            sampled[row, turn_B[row]] = ids.tolist()
-        return state, over
+            sampled[row, number_B[row]] = ids.tolist()
+        return state
 
-    monkeypatch.setattr(rollout.sampler, "go_on", recording)
+    monkeypatch.setattr(rollout.sampler, "generate", recording)
     played = play(model, params, tokenizer, episodes_of(pairs[:2]))
     batch = rollout.rollout_batch(played, BUDGET)
     assert len(sampled) == 2 * BUDGET
@@ -264,33 +261,6 @@ def test_synthetic_families_are_what_these_tests_play_on(pairs):
     assert {pair.provenance for pair in pairs} == {synthetic.PROVENANCE}
 
 
-def test_answers_while_others_go_on_change_nothing(monkeypatch, model, params, tokenizer, pairs):
-    plain = dataclasses.replace(CONFIG, constrained=True)
-    halved = dataclasses.replace(CONFIG.sampler, halvings=2)
-    overlapped = dataclasses.replace(plain, pieces=3, sampler=halved)
-    sizes, threads, decode = [], set(), sampler.jit_decode
-    genuine = environment_turns.act
-
-    def recording(model, params, state, *args, **options):
-        sizes.append(len(state.length_B))
-        return decode(model, params, state, *args, **options)
-
-    def acting(episode, text):
-        threads.add(threading.current_thread())
-        return genuine(episode, text)
-
-    monkeypatch.setattr(sampler, "jit_decode", recording)
-    monkeypatch.setattr(environment_turns, "act", acting)
-    expected = play(model, params, tokenizer, episodes_of(pairs[:4]), config=plain)
-    assert set(sizes) == {4}
-    found = play(model, params, tokenizer, episodes_of(pairs[:4]), config=overlapped)
-    assert 2 in sizes  # the rows that were over were left out
-    assert threading.current_thread() not in threads
-    np.testing.assert_array_equal(found.state.tokens_BS, expected.state.tokens_BS)
-    np.testing.assert_array_equal(found.state.turns_BS, expected.state.turns_BS)
-    assert found.transcripts == expected.transcripts and found.rewards == expected.rewards
-
-
 def test_play_on_a_mesh_is_the_same(model, params, tokenizer, pairs, group):
     mesh = make_mesh(MeshShape(data=2), jax.devices()[:2])
     episodes = episodes_of(pairs[:2], copies=2)
@@ -301,6 +271,6 @@ def test_play_on_a_mesh_is_the_same(model, params, tokenizer, pairs, group):
 def test_a_second_rollout_on_a_mesh_compiles_nothing(model, params, tokenizer, pairs):
     mesh = make_mesh(MeshShape(data=2), jax.devices()[:2])
     for _ in range(2):
-        compiled = sampler.jitjit_append._cache_size(), sampler.jit_decode._cache_size()
+        compiled = sampler.jit_append._cache_size(), sampler.jit_decode._cache_size()
         play(model, params, tokenizer, episodes_of(pairs[:2], copies=2), group_size=2, mesh=mesh)
-    assert (sampler.jitjit_append._cache_size(), sampler.jit_decode._cache_size()) == compiled
+    assert (sampler.jit_append._cache_size(), sampler.jit_decode._cache_size()) == compiled

@@ -106,8 +106,8 @@ def test_greedy_continuations_are_the_references(pair):
     state = sampler.init_state(pair.config, sizes, range(len(prompts)))
     state = sampler.append(pair.config, pair.params, sizes, state, prompts)
     state = sampler.generate(
-        pair.config, pair.params, sizes, state, jax.random.key(0), stop_id=-1,
-        max_new_tokens=NEW_TOKENS, temperature=0,
+        pair.config, pair.params, sizes, state, jax.random.key(0),
+        sampler.TurnConfig(stop_id=-1, max_new_tokens=NEW_TOKENS, temperature=0),
     )  # fmt: skip
     greedy = transformers.GenerationConfig(
         max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0

@@ -45,8 +45,8 @@ def play(params, rules, seed=0, temperature=1.0, mesh=None, config=CONFIG, new_t
     state = sampler.init_state(MODEL, config, [10 * seed + row for row in range(4)], mesh)
     state = sampler.append(MODEL, params, config, state, PROMPTS)
     state = sampler.generate(
-        MODEL, params, config, state, jax.random.key(0), stop_id=STOP, max_new_tokens=new_tokens,
-        temperature=temperature, grammar=rules,
+        MODEL, params, config, state, jax.random.key(0),
+        sampler.TurnConfig(STOP, new_tokens, temperature), grammar=rules,
     )  # fmt: skip
     return jax.tree.map(np.asarray, state)
 

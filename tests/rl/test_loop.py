@@ -38,7 +38,7 @@ def even_tokens_pay(params, key, step):
     chunks = np.repeat(prompts, G, axis=0).tolist()
     state = sampler.append(MODEL, params, SAMPLER, state, chunks)
     state = sampler.generate(
-        MODEL, params, SAMPLER, state, key, stop_id=STOP, max_new_tokens=4, temperature=1.0
+        MODEL, params, SAMPLER, state, key, sampler.TurnConfig(STOP, max_new_tokens=4)
     )
     state = jax.tree.map(np.asarray, state)
     sampled = state.turns_BS >= 0

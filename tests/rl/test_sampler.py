@@ -8,7 +8,7 @@ import pytest
 from autollm_jax.models import transformer
 from autollm_jax.rl import sampler
 from autollm_jax.rl.logprobs import token_logprobs
-from autollm_jax.rl.sampler import SamplerConfig
+from autollm_jax.rl.sampler import SamplerConfig, TurnConfig
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 
 MODEL = transformer.TransformerConfig(
@@ -38,10 +38,10 @@ def params():
 def play(params, rows, temperature=0.8, key=0, mesh=None):
     """Prompt, turn, reply, turn for the given rows of PROMPTS and REPLIES."""
     state = sampler.init_state(MODEL, CONFIG, rows, mesh)
-    options = dict(stop_id=STOP, max_new_tokens=12, temperature=temperature)
+    turn = TurnConfig(STOP, 12, temperature)
     for chunks in (PROMPTS, REPLIES):
         state = sampler.append(MODEL, params, CONFIG, state, [chunks[r] for r in rows])
-        state = sampler.generate(MODEL, params, CONFIG, state, jax.random.key(key), **options)
+        state = sampler.generate(MODEL, params, CONFIG, state, jax.random.key(key), turn)
     return jax.tree.map(np.asarray, state)
 
 
@@ -82,10 +82,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(params):
 def test_seeds_and_keys_change_the_samples(params):
     state = sampler.init_state(MODEL, CONFIG, [0, 1])
     state = sampler.append(MODEL, params, CONFIG, state, [[5], [5]])
-    one = sampler.generate(
-        MODEL, params, CONFIG, state, jax.random.key(0), stop_id=-1, max_new_tokens=20,
-        temperature=2.0,
-    )  # fmt: skip
+    one = sampler.generate(MODEL, params, CONFIG, state, jax.random.key(0), TurnConfig(-1, 20, 2.0))
     tokens = np.asarray(one.tokens_BS)
     assert (tokens[0] != tokens[1]).any()
     assert (play(params, [1]).tokens_BS != play(params, [1], key=1).tokens_BS).any()
@@ -115,9 +112,8 @@ def test_inactive_rows_do_not_change(params):
     state = sampler.append(MODEL, params, CONFIG, state, [[5, 6], [7, 8]])
     before = jax.tree.map(np.array, state)
     state = sampler.generate(
-        MODEL, params, CONFIG, state, jax.random.key(0), stop_id=STOP, max_new_tokens=12,
-        temperature=1.0, active_B=[True, False],
-    )  # fmt: skip
+        MODEL, params, CONFIG, state, jax.random.key(0), TurnConfig(STOP, 12), [True, False]
+    )
     assert state.length_B[0] > 2
     for name in ("tokens_BS", "turns_BS", "logprobs_BS", "length_B", "turn_B", "logits_BV"):
         np.testing.assert_array_equal(getattr(state, name)[1], getattr(before, name)[1])
@@ -127,8 +123,8 @@ def test_a_row_out_of_context_stops_and_is_flagged(params):
     config = dataclasses.replace(CONFIG, context=20)
     state = sampler.init_state(MODEL, config, [0, 1])
     state = sampler.append(MODEL, params, config, state, [[5] * 15, [6] * 3])
-    turn = dict(stop_id=-1, max_new_tokens=10, temperature=1.0)  # nothing is a stop token
-    state = sampler.generate(MODEL, params, config, state, jax.random.key(0), **turn)
+    turn = TurnConfig(-1, 10)  # nothing is a stop token
+    state = sampler.generate(MODEL, params, config, state, jax.random.key(0), turn)
     assert state.length_B.tolist() == [20, 13]
     assert state.truncated_B.tolist() == [True, False]
     state = sampler.append(MODEL, params, config, state, [[7], [8] * 8])
@@ -137,24 +133,21 @@ def test_a_row_out_of_context_stops_and_is_flagged(params):
 
 
 def test_repeated_rows_continue_like_rows_that_read_the_prompt_themselves(params):
-    turn = dict(stop_id=STOP, max_new_tokens=12, temperature=1.0)
+    turn = TurnConfig(STOP, 12)
     shared = sampler.init_state(MODEL, CONFIG, [0])
     shared = sampler.append(MODEL, params, CONFIG, shared, [PROMPTS[1]])
     shared = sampler.repeat(shared, 2, [8, 9])
     own = sampler.init_state(MODEL, CONFIG, [8, 9])
     own = sampler.append(MODEL, params, CONFIG, own, [PROMPTS[1]] * 2)
-    shared = sampler.generate(MODEL, params, CONFIG, shared, jax.random.key(0), **turn)
-    own = sampler.generate(MODEL, params, CONFIG, own, jax.random.key(0), **turn)
+    shared = sampler.generate(MODEL, params, CONFIG, shared, jax.random.key(0), turn)
+    own = sampler.generate(MODEL, params, CONFIG, own, jax.random.key(0), turn)
     np.testing.assert_array_equal(shared.tokens_BS, own.tokens_BS)
 
 
 def test_an_empty_active_row_is_an_error(params):
     state = sampler.init_state(MODEL, CONFIG, [0])
     with pytest.raises(ValueError, match="empty"):
-        sampler.generate(
-            MODEL, params, CONFIG, state, jax.random.key(0), stop_id=STOP, max_new_tokens=2,
-            temperature=1.0,
-        )  # fmt: skip
+        sampler.generate(MODEL, params, CONFIG, state, jax.random.key(0), TurnConfig(STOP, 2))
 
 
 def test_rows_split_over_a_mesh_sample_the_same_tokens(params):

@@ -103,10 +103,10 @@ def run(folder, monkeypatch, recipes, tokenizer, steps=STEPS, **policy):
     monkeypatch.setattr(SmallJob, "given", given)
     record, play, policy_loss = Record([], [], [], [], params, {}), rollout.play, loop.policy_loss
 
-    def playing(model, params, tokenizer, config, episodes, *arguments, **options):
+    def playing(policy, config, episodes, *arguments, **options):
         record.temperatures.append(config.temperature)
         record.experiments.append([episode.experiment.id for episode in episodes])
-        played = play(model, params, tokenizer, config, episodes, *arguments, **options)
+        played = play(policy, config, episodes, *arguments, **options)
         random = np.random.default_rng(len(record.temperatures))
         rewards = [[float(random.normal()) for _ in row] for row in played.rewards]
         return dataclasses.replace(played, rewards=rewards)
