@@ -226,8 +226,6 @@ TRAINING_RULES = {
     "policy.turn_tokens": COUNT,
     "rollout.cache_block": COUNT,
     "rollout.chunk": COUNT,
-    "rollout.pieces": COUNT,
-    "rollout.halvings": whole(0),
     "curate.distill_pairs": COUNT,
     "curate.synthetic": SHARE,
     "curate.unchanged": SHARE,
