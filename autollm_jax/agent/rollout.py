@@ -327,7 +327,7 @@ class PolicyPlayer:
         for start in range(0, len(games), self.rows):
             batch = games[start : start + self.rows]
             episodes = [game.episode for game in batch]
-            seeds = [row_seed(game.episode.experiment.id, game.seed) for game in batch]
+            seeds = [row_seed(game.episode.setting.id, game.seed) for game in batch]
             policy = Policy(self.model, self.params, self.tokenizer)
             layout = Layout(rows=self.rows, mesh=self.mesh)
             played = play(
