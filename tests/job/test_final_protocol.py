@@ -84,5 +84,5 @@ def test_the_final_protocol_runs_from_curation_to_the_report(job):
     assert {e.fidelity.level for e in job.training} == {"low", "mid"}
     summary = json.loads((job.workdir / "report" / "summary.json").read_text())
     assert {"regret", "invalid_rate", "validity", "claims", "cost"} < set(summary)
-    evidence = summary["cost"]["groups"]["own/pretraining"]["evidence"]["flops"]
+    evidence = summary["cost"]["groups"]["own/pretraining"]["evidence"]
     assert evidence == 24 * 6 * (1e4**2 + 2e4**2 + 4e4**2)
