@@ -13,6 +13,7 @@ from autollm_jax.text import prompts, spelling
 from autollm_jax.text.claims import check_claims
 from autollm_jax.text.parsing import parse_action
 from autollm_jax.text.playing import act
+from tests.families import observed
 
 RATE = Dimension("rate", "log-continuous", bounds=(1e-4, 1e-2))
 DECAY = Dimension("decay", "continuous", bounds=(-0.5, 0.5))
@@ -65,10 +66,10 @@ def test_numbers_have_the_digits_that_their_table_needs():
 def test_texts_describe_it_and_what_they_state_is_true(dimensions):
     *cheap, target = family(*dimensions)
     episode = Episode(target, cheap, 3)
-    assert "\nrate: 1.0e-4 to 1.0e-2;\n" in prompts.describe(episode.tell())
+    assert "\nrate: 1.0e-4 to 1.0e-2;\n" in prompts.describe(observed(episode))
     checked = 0
     while not episode.done:
-        observation = episode.tell()
+        observation = observed(episode)
         turn = respond(observation)
         claims = check_claims(parse_action(turn).think, observation)
         assert [c for c in claims if not c.true] == []
@@ -82,8 +83,8 @@ def test_texts_describe_it_and_what_they_state_is_true(dimensions):
 def test_the_law_reads_listed_and_continuous_evidence(below, above):
     cheap, target = family(below, DECAY)[:-1], family(above, DECAY)[-1]
     episode = Episode(target, cheap, 1)
-    act(episode, respond(episode.tell()))
-    assert evidence.usable(cheap, target) == tuple(cheap)
+    act(episode, respond(observed(episode)))
+    assert set(evidence.usable(cheap, target)) == set(cheap)
     assert episode.best_regret() < 0.3
 
 
@@ -101,7 +102,8 @@ def test_shifted_cells_are_those_of_the_shifted_grid():
 @pytest.mark.parametrize("dimensions", SPACES.values(), ids=SPACES)
 def test_changed_copies_keep_every_value_within_moved_bounds(dimensions):
     tables = family(*dimensions)
-    for old, new in zip(tables, augment(tables, applicable(tables), 3), strict=True):
+    changes = [change for change in applicable(tables) if change != "sub-grid"]
+    for old, new in zip(tables, augment(tables, changes, 3), strict=True):
         assert all(new.space.validate(c) == c for c in (*new.configurations, new.default))
         assert new.space["rate"].bounds != old.space["rate"].bounds
         ratio = new.space["rate"].bounds[0] / old.space["rate"].bounds[0]
