@@ -115,7 +115,7 @@ def evaluated(tmp_path, **changes):
     def first_cell(games):
         for game in games:
             while not game.episode.done:
-                game.episode.exec_config(game.episode.experiment.configurations[0])
+                game.episode.exec_config(game.episode.setting.configurations[0])
 
     tables = table_hashes(job.roots)
     evaluate(

@@ -105,7 +105,7 @@ def run(folder, monkeypatch, recipes, tokenizer, steps=STEPS, **policy):
 
     def playing(policy, config, episodes, *arguments, **options):
         record.temperatures.append(config.temperature)
-        record.experiments.append([episode.experiment.id for episode in episodes])
+        record.experiments.append([episode.setting.id for episode in episodes])
         played = play(policy, config, episodes, *arguments, **options)
         random = np.random.default_rng(len(record.temperatures))
         rewards = [[float(random.normal()) for _ in row] for row in played.rewards]
