@@ -92,7 +92,8 @@ class BoostedTrees(Forecast):
         tried = [row for row, _ in seen]
         scores_T = self.scale.scores(np.array([loss for _, loss in seen]))
         if not len(self._y_N):
-            return *self._without_evidence(tried, scores_T), scores_T
+            mean_R, deviation_R = self._without_evidence(tried, scores_T)
+            return mean_R, deviation_R, scores_T
         mean_R = self._before_MR.mean(0)
         if not seen:
             return mean_R, self._before_MR.std(0) + 1e-9, scores_T
