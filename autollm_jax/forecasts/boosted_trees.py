@@ -142,7 +142,9 @@ class BoostedTrees(Forecast):
             lightgbm.train(PARAMETERS | {"seed": self._draw_seed + m}, data, ROUNDS)
             for m in range(MEMBERS)
         ]
-        return trend_R + np.stack([m.predict(self._x_RX, num_threads=1) for m in members])
+        return trend_R + np.stack(
+            [np.asarray(m.predict(self._x_RX, num_threads=1)) for m in members]
+        )
 
 
 def ridge(x_NX, y_N, weight_N, at_MX) -> np.ndarray:
