@@ -92,7 +92,8 @@ class BoostedTrees(Forecast):
         tried = [row for row, _ in seen]
         scores_T = self.scale.scores(np.array([loss for _, loss in seen]))
         if not len(self._y_N):
-            return *self._without_evidence(tried, scores_T), scores_T
+            mean_R, deviation_R = self._without_evidence(tried, scores_T)
+            return mean_R, deviation_R, scores_T
         mean_R = self._before_MR.mean(0)
         if not seen:
             return mean_R, self._before_MR.std(0) + 1e-9, scores_T
@@ -141,7 +142,9 @@ class BoostedTrees(Forecast):
             lightgbm.train(PARAMETERS | {"seed": self._draw_seed + m}, data, ROUNDS)
             for m in range(MEMBERS)
         ]
-        return trend_R + np.stack([m.predict(self._x_RX, num_threads=1) for m in members])
+        return trend_R + np.stack(
+            [np.asarray(m.predict(self._x_RX, num_threads=1)) for m in members]
+        )
 
 
 def ridge(x_NX, y_N, weight_N, at_MX) -> np.ndarray:

@@ -111,7 +111,8 @@ class FSBO(Forecast):
             self._start_Z = learned["start"][index]
         rows = len(self._context.scores_N)
         self._adapt_N = rng.permutation(rows)[: settings.adapt_rows]
-        self._adapted = {(): self._adapt(params, (), settings.adapt_steps) if rows else params}
+        first = self._adapt(params, (), settings.adapt_steps) if rows else params
+        self._adapted: dict[Seen, dict] = {(): first}
 
     def over(self, setting: Setting) -> "FSBO":
         return type(self)(
@@ -255,7 +256,7 @@ def learn(
 
 def _batch(tasks: Sequence[TrainingTask], rows: int, rng: np.random.Generator) -> tuple:
     """Draw a target, rows of it and of some of its evidence, and a scale of their scores."""
-    task = tasks[rng.integers(len(tasks))]
+    task = tasks[int(rng.integers(len(tasks)))]
     context = task.context
     others = np.arange(len(task.cheaper_X))
     some = rng.permutation(others)[: rng.integers(0, min(len(others), 4) + 1)]

@@ -91,7 +91,8 @@ def read_problem(
 
 def _inputs(points_ND, sizes_NS, fidelities_NF, place_D) -> np.ndarray:
     inputs_NZ = np.zeros((len(points_ND), INPUTS), np.float32)
-    np.add.at(inputs_NZ, (slice(None), place_D), points_ND)
+    for place, point_N in zip(place_D, points_ND.T, strict=True):
+        inputs_NZ[:, place] += point_N
     inputs_NZ[:, WIDTH : WIDTH + sizes_NS.shape[1]] = sizes_NS
     inputs_NZ[:, WIDTH + 1 :] = fidelities_NF / FIDELITY_SCALE
     return inputs_NZ

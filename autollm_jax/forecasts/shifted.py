@@ -72,6 +72,7 @@ class Shifted(Forecast):
 
     def _shifted(self, land: Landscape, x_RD: np.ndarray) -> np.ndarray:
         """Return the landscape's regrets [S, R] of the cells, for each shift of its centre."""
+        assert self.law is not None
         if any(dimension.is_continuous for dimension in self.setting.space.dimensions):
             shifts_DS = [
                 centre + SHIFT_WIDENING * deviation * SHIFTS

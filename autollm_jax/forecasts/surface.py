@@ -75,17 +75,15 @@ class SurfaceTransfer(Forecast):
 
     def _transferred(self, found: Sequence[Surface]) -> np.ndarray:
         """Average the surfaces' means over all cells [R], in units of regret."""
-        setting, total, weights = self.setting, 0.0, 0.0
-        first = found[0].members[0]
+        setting, first = self.setting, found[0].members[0]
+        means, weights = [], []
         for surface in found:
             lead = surface.members[0]
             nearer = fidelity_distance(first, setting) - fidelity_distance(lead, setting)
             strange = named_differences(lead, setting) - named_differences(first, setting)
-            weight = 2.0**nearer * STRANGE**strange
-            mean_R = surface.mean(surface.scaled(setting)) / self._unit_of(surface)
-            total = total + weight * mean_R
-            weights += weight
-        return total / weights
+            weights.append(2.0**nearer * STRANGE**strange)
+            means.append(surface.mean(surface.scaled(setting)) / self._unit_of(surface))
+        return np.average(means, axis=0, weights=weights)
 
     def _unit_of(self, surface: Surface) -> float:
         """Return a unit of regret of the surface's most relevant experiment."""

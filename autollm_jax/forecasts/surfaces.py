@@ -180,7 +180,7 @@ def _fit(group: tuple[Experiment, ...]) -> Surface:
     share_D = _shares(x_ND, y_N) ** RELEVANCE
     scale_D = np.sqrt(share_D / max(share_D.mean(), 1e-12))
     x_ND = x_ND * scale_D
-    best_fit = None
+    fits = []
     for length in LENGTHS:
         values, vectors = np.linalg.eigh(_smooth(x_ND, x_ND, length))
         turned_N = vectors.T @ y_N
@@ -188,9 +188,8 @@ def _fit(group: tuple[Experiment, ...]) -> Surface:
             spectrum_N = np.maximum(values, 0.0) + noise
             variance = float(np.mean(turned_N**2 / spectrum_N))
             likelihood = -0.5 * (len(y_N) * np.log(variance + 1e-12) + np.log(spectrum_N).sum())
-            if best_fit is None or likelihood > best_fit[0]:
-                best_fit = likelihood, length, noise, variance, spectrum_N, vectors
-    _, length, noise, variance, spectrum_N, vectors = best_fit
+            fits.append((likelihood, length, noise, variance, spectrum_N, vectors))
+    _, length, noise, variance, spectrum_N, vectors = max(fits, key=lambda fit: fit[0])
     inverse_NN = (vectors / spectrum_N) @ vectors.T
     return Surface(
         group, centre_D, scale_D / spread_D, x_ND, inverse_NN, inverse_NN @ y_N,

@@ -49,7 +49,7 @@ def flops_of_runs(looks: Iterable[tuple[Experiment, Sequence[int]]]) -> float:
         names = experiment.space.names
         for row in np.asarray(rows, int)[experiment.feasible_R[rows]].tolist():
             flops = fidelity.flops
-            if experiment.limit is not None:
+            if experiment.limit is not None and experiment.parameters_R is not None:
                 flops *= float(experiment.parameters_R[row]) / fidelity.parameters
             cell = experiment.space.key_of(experiment.configurations[row])
             # FLOPs as text: a missing number is nan, which differs from itself.
