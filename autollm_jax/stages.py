@@ -65,7 +65,7 @@ from autollm_jax.gym.tables import read_table, table_paths
 from autollm_jax.job import Job
 from autollm_jax.rl.loop import GRPOLoopConfig, train_grpo
 from autollm_jax.sharding.rules import even_rows
-from autollm_jax.training.loop import LoopConfig
+from autollm_jax.training.loop import LoopConfig, Site
 
 MOST_CUT = 0.1  # of the episodes, that may lose their end in distillation
 
@@ -259,9 +259,7 @@ def distill_policy(job: Job) -> None:
         config.batch_rows,
         job.optimizer(config),
         pack(conversations, config.row_length, tokenizer.pad_id),
-        job.mesh,
-        checkpoints,
-        job.workdir,
+        Site(job.mesh, checkpoints, job.workdir),
         jax.random.key(job.config.seed),
         params=job.first_parameters() if job.weights else None,
     )
@@ -302,9 +300,7 @@ def grpo(job: Job) -> None:
             job.mesh,
         ),
         job.parameters("distill"),
-        job.mesh,
-        checkpoints,
-        job.workdir,
+        Site(job.mesh, checkpoints, job.workdir),
         jax.random.key(job.config.seed + 1),
     )
 

@@ -1,4 +1,4 @@
-"""One agent turn on an episode: its text is read as an action, and the action is taken."""
+"""One agent turn on an episode: reads its text as an action and takes the action."""
 
 from autollm_jax.agent.parsing import parse_action
 from autollm_jax.agent.spelling import read_config
@@ -10,10 +10,10 @@ def act(episode: Episode, text: str | bytes) -> Trial | None:
 
     Args:
       episode: not done yet.
-      text: the turn, whatever it says: one without an action is an invalid trial.
+      text: any text; a turn without an action is an invalid trial.
 
     Returns:
-      The trial it spent; None where it ended the episode.
+      The trial that the turn used; None if it ended the episode.
     """
     action = parse_action(text)
     if action.finished:
