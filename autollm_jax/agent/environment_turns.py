@@ -47,7 +47,7 @@ class EnvironmentTurns:
         return encode_turn(self._tokenizer, turn, opens=True)
 
     def answer(self, row: int, tokens: Sequence[int]) -> list[int]:
-        """Take the agent's turn in a row; return the reply's tokens, none if the episode is over."""
+        """Take the agent's turn in a row; return the reply's tokens, none at the end."""
         episode, text = self._episodes[row], self._tokenizer.decode(tokens)
         self.transcripts[row].append(prompts.agent_turn(text))
         if self._audited:

@@ -231,7 +231,7 @@ def train_grpo_group(
 
 
 def evaluate_policies(model, params_R, problems: ProblemSet, runs: int, mesh: Mesh) -> np.ndarray:
-    """Return the share [R] of held-out problems that each of R policies solves, greedily decoded."""
+    """Return the share [R] of held-out problems that R policies solve, greedily decoded."""
     context = problems.longest_prompt + problems.longest_answer
     answer = make_answer(model, context, problems.longest_answer, True, mesh)
     texts = [problem.prompt for problem in problems.held_out]

@@ -1,4 +1,4 @@
-"""Tracks a run group's progress: restores the newest checkpoint, saves periodically, saves on a stop."""
+"""Tracks a run group's progress: restores a checkpoint, saves periodically and on a stop."""
 
 import time
 from collections.abc import Callable
