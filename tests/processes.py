@@ -23,7 +23,7 @@ from autollm_jax.rl.grpo import GRPOHyperparameters
 from autollm_jax.rl.loop import GRPOLoopConfig, RolloutBatch, train_grpo
 from autollm_jax.sharding.hosts import to_host
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
-from autollm_jax.training.loop import LoopConfig
+from autollm_jax.training.loop import LoopConfig, Site
 from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from autollm_jax.training.state import abstract_state
 
@@ -66,9 +66,8 @@ def distilled(folder, mesh, key=0):
     positions_NT = np.broadcast_to(np.arange(8, dtype=np.int32), tokens_NT.shape)
     rows = PackedRows(tokens_NT, np.ones_like(tokens_NT), positions_NT, tokens_NT % 3 > 0)
     loop = LoopConfig(STEPS, save_every=2, report_every=1)
-    checkpoints = Checkpoints(folder / "distill")
-    args = MODEL, loop, 8, optimizer(), rows, mesh, checkpoints, folder, jax.random.key(key)
-    return distill(*args).params
+    site = Site(mesh, Checkpoints(folder / "distill"), folder)
+    return distill(MODEL, loop, 8, optimizer(), rows, site, jax.random.key(key)).params
 
 
 def grpo(folder, mesh, params, before_step=lambda step: None):
@@ -92,8 +91,8 @@ def grpo(folder, mesh, params, before_step=lambda step: None):
 
     loop = GRPOLoopConfig(STEPS, G, minibatch_rows=8, epochs=1, length_multiple=8, save_every=3)
     hp = GRPOHyperparameters(kl_coefficient=0.01)
-    checkpoints = Checkpoints(folder / "grpo")
-    args = MODEL, hp, loop, optimizer(), rollout, params, mesh, checkpoints, folder
+    site = Site(mesh, Checkpoints(folder / "grpo"), folder)
+    args = MODEL, hp, loop, optimizer(), rollout, params, site
     return train_grpo(*args, jax.random.key(1)).params
 
 

@@ -1,7 +1,7 @@
-"""How an episode's turns become tokens: each by itself, once, for own and for published policies.
+"""Encodes an episode's turns, each by itself and once, for own and for published policies.
 
-Distillation and rollout both make tokens here and nowhere else, so that a policy reads in a rollout
-what it was trained on. Both kinds of tokenizer have `encode_opening`, `encode_reply`,
+Distillation and rollout both make tokens here and nowhere else, so that a policy reads the same
+tokens in both. Both kinds of tokenizer have `encode_opening`, `encode_reply`,
 `encode_agent`, `decode`, `stop_id`, `pad_id`, `vocab_size` and `content_hash`.
 """
 
@@ -25,7 +25,7 @@ INSTRUCTIONS = (
 
 
 class PolicyTokenizer(Tokenizer):
-    """The vocabulary of a policy of our own, in which a turn's end is a symbol of its text."""
+    """The vocabulary of an own policy, in which the end of a turn is a symbol of its text."""
 
     @property
     def stop_id(self) -> int:
@@ -49,15 +49,15 @@ class ChatTokenizer:
     """A published vocabulary whose chat template holds the turns, instructions before the first."""
 
     def __init__(self, published: PretrainedTokenizer, examples: str = ""):
-        """Take a vocabulary.
+        """Wrap a vocabulary.
 
         Args:
           published: with its chat template.
-          examples: what follows the instructions, before the experiment.
+          examples: text between the instructions and the experiment.
         """
         preface = INSTRUCTIONS + examples
         self._published, self._preface = published, preface
-        self.stop_id = self.pad_id = published.stop_id  # padding is known by its place alone
+        self.stop_id = self.pad_id = published.stop_id  # padding is recognised by its position
         self.vocab_size = published.vocab_size
         self.content_hash = f"{published.content_hash} {preface}"
         self.encode, self.decode = published.encode, published.decode
@@ -80,7 +80,7 @@ class ChatTokenizer:
 
 
 def examples(trajectories: Iterable[Trajectory], count: int) -> str:
-    """Show the shortest first turns of simulated episodes, each of another kind of experiment."""
+    """Return the shortest first turns of simulated episodes, one for each kind of experiment."""
     shortest: dict[str, str] = {}
     for trajectory in trajectories:
         prompt, answer = (turn.text for turn in trajectory.turns[:2])
@@ -92,7 +92,7 @@ def examples(trajectories: Iterable[Trajectory], count: int) -> str:
 
 
 def encode_turn(tokenizer, turn: Turn, opens: bool) -> list[int]:
-    """Encode one turn, the way it stands in every conversation.
+    """Encode one turn, alike in every conversation.
 
     Args:
       tokenizer: a `PolicyTokenizer` or its like.

@@ -1,7 +1,7 @@
-"""Policy distillation: supervised fine-tuning on the agent's own turns.
+"""Policy distillation: supervised fine-tuning on the simulated researcher's turns.
 
-    1. tokens: each turn is encoded by itself, and its loss mask is made there and then
-    2. rows: several conversations a row, as segments, so that little is padding
+    1. tokens: each turn is encoded by itself, together with its loss mask
+    2. rows: several conversations share a row, as segments, so that little is padding
     3. steps: `training.loop`, on batches that are a function of (seed, step)
 
 Letters: N rows, B rows of a batch, T tokens.
@@ -17,19 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 
 from autollm_jax.agent.dialogue import encode_turn
-from autollm_jax.checkpointing.checkpoints import Checkpoints
 from autollm_jax.errors import UserError
 from autollm_jax.models import lora
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl.logprobs import token_logprobs
 from autollm_jax.text import parsing, prompts
 from autollm_jax.text.prompts import Turn
-from autollm_jax.training.loop import LoopConfig, train
+from autollm_jax.training.loop import Learner, LoopConfig, Site, Stream, train
 from autollm_jax.training.masked import masked_sum
-from autollm_jax.training.metrics import MetricsWriter
 from autollm_jax.training.state import TrainState
 
 
@@ -51,7 +48,7 @@ _NUMBER = re.compile(r"( ?)-?[0-9.]+")
 
 
 def interchangeable(tokenizer, conversations: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Find the tokens that conversations copy and that could as well be others.
+    """Find the tokens that conversations copy and that others could replace.
 
     Args:
       tokenizer: the policy's.
@@ -82,16 +79,16 @@ def relabel(
     share: float,
     seed: int,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Exchange tokens within sets, in a share of the conversations, each in its own way.
+    """Exchange tokens within sets, in a share of the conversations, by one permutation each.
 
-    What an agent states is copied from the prompt, so it stays right. A policy then learns to copy
-    whatever stands there, also numbers and names that it has seldom or never been shown (after
-    symbol tuning, Wei et al., arXiv 2305.08298).
+    An agent copies its statements from the prompt, so they stay right. A policy then learns to copy
+    any number or name, also those that it has seldom or never been shown (after symbol tuning, Wei
+    et al., arXiv 2305.08298).
 
     Args:
       conversations: (tokens, loss mask) each.
       sets: ids that may stand for each other, from `interchangeable`.
-      share: of the conversations, 0 to 1.
+      share: share of the conversations that change, 0 to 1.
       seed: of the draws.
     """
     random, changed = np.random.default_rng([seed, 2305_08298]), []
@@ -172,34 +169,29 @@ def distill(
     batch_rows: int,
     optimizer: optax.GradientTransformation,
     rows: PackedRows,
-    mesh: Mesh,
-    checkpoints: Checkpoints,
-    workdir,
+    site: Site,
     key: jax.Array,
     *,
-    validation: PackedRows | None = None,
     params=None,
 ) -> TrainState:
-    """Train a policy to speak as the simulated researcher does; resumes where `checkpoints` stands.
+    """Train a policy to imitate the simulated researcher; resumes from the newest checkpoint.
 
     Args:
       model: the policy's shape.
       config: of the loop.
-      batch_rows: rows an update sees.
+      batch_rows: rows that an update sees.
       optimizer: optax transformation.
-      rows: what to learn.
-      mesh: parameters and rows are split over it.
-      checkpoints: this stage's.
-      workdir: where metrics go, as stage `distill`.
+      rows: the rows to learn.
+      site: mesh, checkpoints and work directory; metrics go under stage `distill`.
       key: randomness of the initial parameters and of the rows' order.
-      validation: rows that are scored after the last step.
-      params: where to start from, all of the model's; fresh parameters by default.
+      params: initial parameters, all of the model's; fresh ones by default.
 
     Returns:
       The state after the last step, its parameters the policy; with LoRA, its factors.
 
     Raises:
-      UserError: if the loss stops being finite, or the checkpoint's rows are others than these.
+      UserError: the loss is not finite, the checkpoint's rows are others than these, or LoRA has no
+        published weights to adapt.
     """
     init_key, order_key = jax.random.split(key)
     seed = int(jax.random.bits(order_key))
@@ -207,33 +199,14 @@ def distill(
     def batch_of_step(step):
         return select(rows, batch_order(len(rows.tokens_NT), batch_rows, seed, step))
 
-    trained_already = checkpoints.latest() == config.steps
     frozen, params = ({}, None) if params is None else lora.split(model, params)
     if model.lora_rank and not frozen:
         raise UserError("distillation: LoRA adapts published weights, and there are none")
-    state = train(
-        functools.partial(lora.init, model),
-        lora.logical_axes(model),
-        functools.partial(imitation_loss, model),
-        optimizer,
-        batch_of_step,
-        config,
-        mesh,
-        checkpoints,
-        workdir,
-        "distill",
-        init_key,
-        data=_digest(rows),
-        tokens_of=lambda batch: int((batch.segments_NT > 0).sum()),
-        params=params,
-        frozen=frozen,
-    )
-    if validation is not None and not trained_already:
-        scores = score(model, lora.join(frozen, state.params), validation, batch_rows, mesh)
-        writer = MetricsWriter(workdir, "distill", first_step=config.steps)
-        writer.write(config.steps, {f"validation_{name}": v for name, v in scores.items()})
-        writer.close()
-    return state
+    init, axes = functools.partial(lora.init, model), lora.logical_axes(model)
+    loss_fn = functools.partial(imitation_loss, model)
+    stream = Stream(batch_of_step, lambda batch: int((batch.segments_NT > 0).sum()), _digest(rows))
+    learner = Learner("distill", init, axes, loss_fn, optimizer)
+    return train(learner, stream, config, site, init_key, params=params, frozen=frozen)
 
 
 def imitation_loss(model: TransformerConfig, params, batch: PackedRows):
@@ -258,22 +231,6 @@ def batch_order(rows: int, batch_rows: int, seed: int, step: int) -> np.ndarray:
 def select(rows: PackedRows, chosen: np.ndarray) -> PackedRows:
     """Take some of the rows."""
     return jax.tree.map(lambda x_NT: x_NT[chosen], rows)
-
-
-def score(model, params, rows: PackedRows, batch_rows: int, mesh: Mesh) -> dict[str, float]:
-    """Compute loss and accuracy of the tokens to be learned, over all rows."""
-    loss_fn = jax.jit(functools.partial(imitation_loss, model))
-    N = len(rows.tokens_NT)
-    totals = {"loss": np.zeros(2), "accuracy": np.zeros(2)}
-    for start in range(0, N, batch_rows):
-        batch = select(rows, np.arange(start, start + batch_rows) % N)
-        new_B1 = (np.arange(start, start + batch_rows) < N)[:, None]
-        batch = dataclasses.replace(batch, loss_mask_NT=batch.loss_mask_NT & new_B1)
-        with jax.set_mesh(mesh):
-            loss, count, metrics = loss_fn(params, batch)
-        totals["loss"] += np.array([loss, count])
-        totals["accuracy"] += np.array(metrics["accuracy"])
-    return {name: float(total / max(count, 1.0)) for name, (total, count) in totals.items()}
 
 
 def _digest(rows: PackedRows) -> str:

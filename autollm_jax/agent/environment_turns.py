@@ -1,4 +1,4 @@
-"""What a policy's turns are answered with, in episodes that are played side by side."""
+"""The environment's side of a batch of conversations: prompts, replies, their tokens, look-ups."""
 
 from collections.abc import Sequence
 
@@ -14,11 +14,11 @@ from autollm_jax.text.prompts import Turn
 
 
 class EnvironmentTurns:
-    """The environment's side of episodes played side by side: texts, tokens and look-ups.
+    """The environment's side of a batch of episodes.
 
     Attributes:
       transcripts, rewards, audits: of each row, as in `rollout.Played`.
-      rules: for each row what its next turn may be; None where it may be anything.
+      rules: the grammar of each row's next turn; None where any turn is allowed.
     """
 
     def __init__(self, tokenizer, episodes: Sequence[Episode], config, audited: bool):
@@ -27,8 +27,8 @@ class EnvironmentTurns:
         Args:
           tokenizer: the policy's.
           episodes: fresh ones.
-          config: how to play (`rollout.PlayConfig`): who advises, whether turns keep to `rules`.
-          audited: whether to check what each turn's thinking states.
+          config: how to play (`rollout.PlayConfig`): the adviser, and whether turns follow `rules`.
+          audited: whether to check the claims of each turn's thinking.
         """
         self._tokenizer, self._episodes = tokenizer, episodes
         self._constrained, self._audited = config.constrained, audited
@@ -44,7 +44,7 @@ class EnvironmentTurns:
         self.rules: list = [None] * len(episodes)
 
     def opening(self, rows: range) -> list[int]:
-        """Return the tokens of the first prompt of some rows, copies of one episode."""
+        """Return the tokens of the first prompt of rows that are copies of one episode."""
         turn = prompts.environment_turn(prompts.describe(self._tell(rows[0])))
         for row in rows:
             if self._episodes[row].setting.id != self._episodes[rows[0]].setting.id:
@@ -54,7 +54,7 @@ class EnvironmentTurns:
         return encode_turn(self._tokenizer, turn, opens=True)
 
     def answer(self, row: int, tokens: Sequence[int]) -> list[int]:
-        """Take the agent's turn in a row; returns the reply's tokens, none where all is over."""
+        """Take the agent's turn in a row; return the reply's tokens, none at the end."""
         episode, text = self._episodes[row], self._tokenizer.decode(tokens)
         self.transcripts[row].append(prompts.agent_turn(text))
         if self._audited:

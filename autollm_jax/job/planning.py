@@ -1,9 +1,9 @@
-"""What a job will take on devices that are not here: every step compiled from shapes alone.
+"""Plans a job's memory and FLOPs for devices that are not here: compiles each step from shapes.
 
-1. as many fake CPU devices as the config's mesh has
-2. the state of each step, as shapes and shardings; no weight is read or made
-3. each step, by the functions that run it: traced for its FLOPs, compiled for its memory
-4. a table, and the same as `plan.json`
+1. show the CPU as many devices as the config's mesh has
+2. describe the state of each step by shapes and shardings; no weight is read or made
+3. trace each step for its FLOPs and compile it for its memory, by the makers that the job uses
+4. print a table, and write it as `plan.json`
 
 Parameters, optimizer state and caches are the same on any device. Activations are the temporary
 memory that XLA lays out for CPU devices, an estimate of an accelerator's. A CPU keeps what it
@@ -41,16 +41,16 @@ COLUMNS = ("parameters", "optimizer", "other", "cache", "activations")
 
 @dataclasses.dataclass(frozen=True)
 class StepPlan:
-    """What one step takes; bytes of the fullest device, all of them alike but for rounding.
+    """Memory and FLOPs of one step; memory is in bytes of the fullest device.
 
     name: stage and step.
     rows, tokens: of its batch; tokens a row.
-    parameters: that the step reads, all of the model's.
+    parameters: all of the model's.
     optimizer: the optimizer's state.
-    other: parameters that are held besides: where training started from, the reference, the layers
-      as they are laid out for play.
+    other: further parameters: those that training started from, the reference's, the layers laid
+      out for decoding.
     cache: keys and values.
-    activations: what the program makes and drops, and its batch.
+    activations: temporary arrays of the program, and its batch.
     flops: of all devices together; of a decoding step, for one token of each row.
     """
 
@@ -71,13 +71,13 @@ class StepPlan:
 
 
 def on_fake_devices(config: ConfigDict) -> ConfigDict:
-    """Show the CPU as the devices that a config's mesh is for; before JAX looks for any.
+    """Show the CPU as the devices of a config's mesh; call it before JAX looks for devices.
 
     Returns:
-      The config, a copy, as it would be on those devices.
+      A copy of the config for those devices.
 
     Raises:
-      UserError: the mesh does not say how many there are.
+      UserError: the mesh does not tell their number.
     """
     sizes = [config.mesh[axis] for axis in AXES]
     devices = config.plan.devices if -1 in sizes else math.prod(sizes)
@@ -93,7 +93,7 @@ def on_fake_devices(config: ConfigDict) -> ConfigDict:
 
 
 def plan(job: Job) -> None:
-    """Compile every step of a job, print what each takes, and write it as `plan.json`.
+    """Compile every step of a job; print each one's memory and FLOPs, and write `plan.json`.
 
     Args:
       job: on fake devices.
@@ -137,7 +137,7 @@ def _row(name: str, *cells) -> str:
 
 
 def _uneven(job: Job) -> Iterator[str]:
-    """Name the batches of which not every device gets as many rows as any other."""
+    """Name the batches whose rows the devices do not share evenly."""
     grpo, shards = job.config.grpo, even_rows(1, job.mesh)
     for stage, field in (("distill", "batch_rows"), ("grpo", "minibatch_rows")):
         config = job.config[stage]
@@ -156,7 +156,7 @@ def _uneven(job: Job) -> Iterator[str]:
 
 
 def _undivided(job: Job) -> Iterator[str]:
-    """Name what stays whole on every device since the mesh does not divide it."""
+    """Name the dimensions that stay whole on every device since the mesh does not divide them."""
     model = job.model
     for axis, fields in (
         ("fsdp", ("width",)),
@@ -177,11 +177,11 @@ def _played(job: Job) -> int:
 
 
 def _steps(job: Job, evaluated_rows: int) -> Iterator[StepPlan]:
-    """Plan the steps, one by one."""
+    """Plan the steps in order."""
     config, model = job.config, job.model
     params = _abstract_parameters(job)
     trained = lora.split(model, params)[1]
-    # What is trained is there a second time: as it was published, or as the reference.
+    # Trained parameters are held a second time: the published ones, or the reference's.
     published = {"other": _bytes(trained) if config.policy.weights else 0}
     if config.distill.steps:
         shape = dataclasses.replace(model, dtype=config.distill.dtype)
@@ -222,9 +222,9 @@ def _update(job: Job, stage: str, step, optimizer, params, batch, **held) -> Ste
 
 
 def _sampling(job: Job, stage: str, rows: int, temperature, params, **held) -> Iterator[StepPlan]:
-    """Plan the parts of a turn at a full context: reading, speaking, and the cache's growth to it.
+    """Plan the programs of a turn at a full context: append, decode, and the cache's growth.
 
-    Of the grammars that turns may be held to nothing is counted: they depend on the tables.
+    Memory of constrained-decoding grammars is not counted: it depends on the tables.
     """
     sizes, mesh = job.play(temperature).sampler, job.mesh
     wide = dataclasses.replace(job.model, dtype="float32", cache_dtype="float32")
@@ -274,7 +274,7 @@ def _laid_out(model, wide, params, mesh: Mesh) -> tuple[dict, int]:
 
 
 def _planned(name: str, batch, compiled: tuple[int, int], params, *, read: int = 0, **held):
-    """Make a step's plan: what its program takes beyond parameters and `read` is activations."""
+    """Make a step's plan: bytes of its program beyond parameters and `read` are activations."""
     rows, tokens = jax.tree.leaves(batch)[0].shape
     size, flop = compiled
     parameters = _bytes(params)
@@ -284,7 +284,7 @@ def _planned(name: str, batch, compiled: tuple[int, int], params, *, read: int =
 
 
 def _compile(mesh, jitted, *arguments, **static) -> tuple[int, int]:
-    """Compile a step; returns the bytes a device that it and its arguments take, and its FLOPs."""
+    """Compile a step; return its bytes a device, arguments included, and its FLOPs."""
     with jax.set_mesh(mesh):
         traced = jitted.trace(*arguments, **static)
         memory = traced.lower().compile().memory_analysis()
@@ -293,7 +293,7 @@ def _compile(mesh, jitted, *arguments, **static) -> tuple[int, int]:
 
 
 def _abstract_parameters(job: Job) -> dict:
-    """The whole policy as shapes and shardings."""
+    """Return the whole policy as shapes and shardings."""
     shapes = transformer.parameter_shapes(job.model)
     shardings = tree_shardings(transformer.logical_axes(job.model), shapes, job.mesh)
     return jax.tree.map(
@@ -303,7 +303,7 @@ def _abstract_parameters(job: Job) -> dict:
     )
 
 
-# What the columns of a batch hold, where it is not token ids, segments or positions.
+# Types of a batch's columns; the others (token ids, segments, positions) are i32.
 _DTYPES = {"mask": np.bool_, "loss_mask": np.bool_} | dict.fromkeys(
     ("behaviour", "reference", "advantages"), np.float32
 )
@@ -322,7 +322,7 @@ def _batch(kind, rows: int, tokens: int):
 
 
 def _bytes(tree) -> int:
-    """Return what a device holds of a tree of shapes with shardings."""
+    """Return the bytes of a tree of shapes with shardings on one device."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)

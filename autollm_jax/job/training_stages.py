@@ -25,7 +25,7 @@ from autollm_jax.gym.environment import Episode
 from autollm_jax.job.job import Job
 from autollm_jax.rl.loop import GRPOLoopConfig, train_grpo
 from autollm_jax.text import prompts
-from autollm_jax.training.loop import LoopConfig
+from autollm_jax.training.loop import LoopConfig, Site
 
 MOST_CUT = 0.1  # largest share of the episodes that distillation may cut short
 
@@ -113,9 +113,7 @@ def distill_policy(job: Job) -> None:
         config.batch_rows,
         job.optimizer(config),
         pack(conversations, config.row_length, tokenizer.pad_id),
-        job.mesh,
-        checkpoints,
-        job.workdir,
+        Site(job.mesh, checkpoints, job.workdir),
         jax.random.key(job.config.seed),
         params=job.first_parameters() if job.weights else None,
     )
@@ -156,8 +154,6 @@ def grpo(job: Job) -> None:
             job.mesh,
         ),
         job.parameters("distill"),
-        job.mesh,
-        checkpoints,
-        job.workdir,
+        Site(job.mesh, checkpoints, job.workdir),
         jax.random.key(job.config.seed + 1),
     )

@@ -5,7 +5,7 @@
       2. score: advantages against the group; groups without differences are left out
       3. reference: log-probabilities under the policy that training started from
       4. update: minibatches of the clipped objective, for one or more epochs
-      5. report, and save now and then; a pre-emption saves and ends the job here, or, in a single
+      5. report, and save periodically; a pre-emption saves and ends the job here or, in a single
          process, in 1.
 
 Letters: N groups, G members, B = N * G rows, T tokens, J turns, M rows of a minibatch.
@@ -23,7 +23,6 @@ import optax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from autollm_jax.checkpointing.checkpoints import Checkpoints
 from autollm_jax.cluster import distributed, preemption
 from autollm_jax.errors import UserError
 from autollm_jax.models import lora, transformer
@@ -32,6 +31,7 @@ from autollm_jax.rl.grpo import GRPOHyperparameters, grpo_loss, token_advantages
 from autollm_jax.rl.logprobs import token_logprobs
 from autollm_jax.sharding.hosts import to_devices, to_host
 from autollm_jax.sharding.rules import batch_sharding, tree_shardings
+from autollm_jax.training.loop import Site
 from autollm_jax.training.metrics import MetricsWriter
 from autollm_jax.training.state import TrainState, abstract_state, state_shardings
 from autollm_jax.training.step import jit_train_step, on_mesh
@@ -40,12 +40,12 @@ from autollm_jax.training.step import jit_train_step, on_mesh
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RolloutBatch:
-    """Conversations as they were sampled, one a row; members of a group are neighbours.
+    """Sampled conversations, one a row; members of a group are neighbours.
 
-    tokens_BT: i32, the very ids that were given and sampled; 0 after the row's end.
+    tokens_BT: i32, the ids that were given and sampled, unchanged; 0 after the row's end.
     length_B: i32, tokens in the row.
-    turns_BT: i32, the turn (0 to J - 1) that a token was sampled in; -1 for the environment's
-      tokens and after the row's end. What is not -1 is trained on.
+    turns_BT: i32, the turn (0 to J - 1) in which a token was sampled; -1 for the environment's
+      tokens and after the row's end. Tokens with a turn are trained on.
     behaviour_BT: f32, log-probabilities recorded as the tokens were sampled.
     rewards_BJ: f32, reward of each turn.
     turn_mask_BJ: bool, turns that took place.
@@ -59,15 +59,15 @@ class RolloutBatch:
     turn_mask_BJ: np.ndarray
 
 
-# (params, key, step) -> the conversations, and metrics to log (reward, regret, ...). It has to
-# depend on nothing else, so that a resumed run goes on as if it had not been interrupted.
+# (params, key, step) -> the conversations, and metrics to log (reward, regret, ...). It depends on
+# nothing else, so that a resumed run continues as an uninterrupted one would.
 Rollout = Callable[[dict, jax.Array, int], tuple[RolloutBatch, dict[str, float]]]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class UpdateBatch:
-    """What the loss reads; all of shape BT (or MT), aligned with the tokens.
+    """The loss's input; every field is [B, T] (or [M, T]), aligned with the tokens.
 
     tokens, positions: i32. segments: i32, 1 on a row's tokens and 0 after its end (the attention
     mask). mask: bool, sampled tokens (the loss mask). behaviour, reference: f32 log-probabilities
@@ -85,15 +85,15 @@ class UpdateBatch:
 
 @dataclasses.dataclass(frozen=True)
 class GRPOLoopConfig:
-    """How long and in what pieces.
+    """Length and sizes of a run.
 
     steps: rollouts in all.
     group_size: conversations on one prompt.
-    minibatch_rows: conversations an optimizer update sees.
+    minibatch_rows: conversations that an optimizer update sees.
     epochs: passes over each rollout.
-    microbatches: pieces that a minibatch's gradient is summed over.
-    length_multiple: rows are cut to the longest one, rounded up to a multiple of this; one
-      compilation for each length met.
+    microbatches: parts of a minibatch that its gradient is summed over.
+    length_multiple: rows are cut to the longest one, rounded up to a multiple of this. Each length
+      compiles once.
     save_every: steps between checkpoints.
     """
 
@@ -106,6 +106,22 @@ class GRPOLoopConfig:
     save_every: int = 10
 
 
+@dataclasses.dataclass(frozen=True)
+class _Programs:
+    """The compiled parts of a step, and the parameters that they share.
+
+    step: (state, minibatch, frozen) -> (state, metrics).
+    reference: (parameters, minibatch) -> log-probabilities [M, T].
+    frozen: parameters that are not trained; empty without LoRA.
+    reference_params: all parameters of the reference.
+    """
+
+    step: Callable
+    reference: Callable
+    frozen: dict
+    reference_params: dict
+
+
 def train_grpo(
     model: TransformerConfig,
     hp: GRPOHyperparameters,
@@ -113,122 +129,133 @@ def train_grpo(
     optimizer: optax.GradientTransformation,
     rollout: Rollout,
     reference_params,
-    mesh: Mesh,
-    checkpoints: Checkpoints,
-    workdir,
+    site: Site,
     key: jax.Array,
 ) -> TrainState:
-    """Train a policy by GRPO; resumes where `checkpoints` stands.
+    """Train a policy by GRPO; resume from the newest checkpoint.
 
     Args:
       model: the policy's shape.
       hp: of advantages and loss.
       config: of the loop.
-      optimizer: what is saved holds its state too.
-      rollout: plays `group_size` conversations each on some prompts.
-      reference_params: the policy to start from, and the one that the KL penalty refers to. With
-        LoRA its frozen part is shared by both.
-      mesh: parameters and rows are split over it.
-      checkpoints: this stage's.
-      workdir: where metrics go, as stage `grpo`.
+      optimizer: a checkpoint holds its state too.
+      rollout: plays `group_size` conversations on each of its prompts.
+      reference_params: the first policy, and the reference of the KL penalty.
+      site: mesh, checkpoints and work directory; metrics go under stage `grpo`.
       key: randomness; step i uses only its i-th descendants.
 
     Returns:
       The state after the last step, its parameters the trained policy; with LoRA, its factors.
 
     Raises:
-      UserError: if the loss stops being finite.
-      Preempted: the job was asked to stop; a checkpoint holds the last whole step.
+      UserError: the loss is not finite.
+      Preempted: the job was asked to stop; the last whole step is saved.
     """
-    init, axes = functools.partial(lora.init, model), lora.logical_axes(model)
-    shardings = state_shardings(init, axes, optimizer, mesh)
-    whole = tree_shardings(
-        transformer.logical_axes(model), transformer.parameter_shapes(model), mesh
-    )
-    reference_params = to_devices(reference_params, whole)
-    frozen, reference = lora.split(model, reference_params)
-    update_fn = jit_update(model, hp, optimizer, mesh, config.microbatches)
-    step_fn = on_mesh(update_fn, mesh, config.microbatches)
-    reference_fn = on_mesh(jit_reference(model, hp, mesh), mesh)
-
-    first = checkpoints.latest() or 0
-    if first:
-        state, _ = checkpoints.restore(abstract_state(init, axes, optimizer, mesh))
-    else:
-        state = _start(reference, optimizer, shardings, mesh)
-    writer = MetricsWriter(workdir, "grpo", first_step=first)
-    bar = tqdm(
-        total=config.steps,
-        initial=first,
-        desc="grpo",
-        unit="step",
-        disable=None if distributed.is_main() else True,
-    )
-    with preemption.deferred(mesh) as asked_to_stop:
+    programs, first, state = _begin(model, hp, config, optimizer, reference_params, site)
+    writer = MetricsWriter(site.workdir, "grpo", first_step=first)
+    hidden = None if distributed.is_main() else True
+    bar = tqdm(total=config.steps, initial=first, desc="grpo", unit="step", disable=hidden)
+    with preemption.deferred(site.mesh) as asked_to_stop:
         for step in range(first, config.steps):
             rollout_key, order_key = jax.random.split(jax.random.fold_in(key, step))
-            # 1. Roll out.
-            began = time.perf_counter()
+            began = time.perf_counter()  # 1. Roll out.
             try:
-                with preemption.interruptible(), jax.set_mesh(mesh):
-                    played, metrics = rollout(lora.join(frozen, state.params), rollout_key, step)
+                with preemption.interruptible(), jax.set_mesh(site.mesh):
+                    params = lora.join(programs.frozen, state.params)
+                    played, metrics = rollout(params, rollout_key, step)
             except preemption.Preempted:
                 if step > first and step % config.save_every:  # as 5. would have
-                    checkpoints.save(step, state, {"step": step})
-                checkpoints.wait()
+                    site.checkpoints.save(step, state, {"step": step})
+                site.checkpoints.wait()
                 raise
-            metrics = dict(metrics, rollout_seconds=time.perf_counter() - began)
-            # 2. Score.
-            began = time.perf_counter()
-            batch, informative_B = score(played, hp, config)
-            metrics["informative_share"] = informative_B.mean()
-            # 3. and 4. Update, with the reference's log-probabilities in the first epoch's batches.
-            losses, rows = [], np.flatnonzero(informative_B)
-            if hp.kl_coefficient:
-                batch = _with_reference(batch, rows, reference_fn, reference_params, config)
-            seed = int(jax.random.bits(order_key))
-            for minibatch in minibatches(batch, rows, config, seed):
-                state, update_metrics = step_fn(state, minibatch, frozen)
-                losses.append(update_metrics)
-            # 5. Report and save.
-            losses = jax.device_get(losses)
-            for name in losses[0] if losses else ():
-                metrics[name] = float(np.mean([entry[name] for entry in losses]))
-            if losses:  # only there do sampler and trainer stand on the same parameters
-                metrics["logprob_gap"] = float(losses[0]["logprob_gap"])
-            metrics["updates"] = len(losses)
-            metrics["update_seconds"] = time.perf_counter() - began
-            if not np.isfinite(metrics.get("loss", 0.0)):
-                writer.close()
-                raise UserError(
-                    f"grpo: the loss is {metrics['loss']} at step {step}; lower "
-                    "config.grpo.optimizer.learning_rate and give --restart=grpo"
-                )
-            writer.write(step, metrics)
-            bar.set_postfix(
-                {k: f"{metrics[k]:.3f}" for k in ("reward", "regret", "kl") if k in metrics}
-            )
-            bar.update()
+            metrics = metrics | {"rollout_seconds": time.perf_counter() - began}
+            seed = int(jax.random.bits(order_key))  # 2. to 4. Score and update.
+            state, of_updates = _improve(programs, state, played, hp, config, seed)
+            _report(step, metrics | of_updates, writer, bar)  # 5. Report and save.
             done, stopping = step + 1, asked_to_stop()
             if done % config.save_every == 0 or done == config.steps or stopping:
-                checkpoints.save(done, state, {"step": done})
+                site.checkpoints.save(done, state, {"step": done})
             if stopping:
-                checkpoints.wait()
+                site.checkpoints.wait()
                 raise preemption.Preempted
-        checkpoints.wait()
+        site.checkpoints.wait()
     bar.close()
     writer.close()
     return state
 
 
+def _report(step: int, metrics: dict[str, float], writer: MetricsWriter, bar: tqdm) -> None:
+    """Write a step's metrics; raises UserError where the loss is not finite."""
+    if not np.isfinite(metrics.get("loss", 0.0)):
+        writer.close()
+        raise UserError(
+            f"grpo: the loss is {metrics['loss']} at step {step}; lower "
+            "config.grpo.optimizer.learning_rate and give --restart=grpo"
+        )
+    writer.write(step, metrics)
+    bar.set_postfix({k: f"{metrics[k]:.3f}" for k in ("reward", "regret", "kl") if k in metrics})
+    bar.update()
+
+
+def _begin(
+    model, hp, config: GRPOLoopConfig, optimizer, reference_params, site: Site
+) -> tuple[_Programs, int, TrainState]:
+    """Make the programs, and restore or make the state; also returns the first step."""
+    mesh = site.mesh
+    init, axes = functools.partial(lora.init, model), lora.logical_axes(model)
+    whole = tree_shardings(
+        transformer.logical_axes(model), transformer.parameter_shapes(model), mesh
+    )
+    reference_params = to_devices(reference_params, whole)
+    frozen, reference = lora.split(model, reference_params)
+    programs = _Programs(
+        on_mesh(jit_update(model, hp, optimizer, mesh, config.microbatches), mesh,
+                config.microbatches),
+        on_mesh(jit_reference(model, hp, mesh), mesh),
+        frozen,
+        reference_params,
+    )  # fmt: skip
+    first = site.checkpoints.latest() or 0
+    if first:
+        state, _ = site.checkpoints.restore(abstract_state(init, axes, optimizer, mesh))
+    else:
+        shardings = state_shardings(init, axes, optimizer, mesh)
+        state = _start(reference, optimizer, shardings, mesh)
+    return programs, first, state
+
+
+def _improve(
+    programs: _Programs, state: TrainState, played: RolloutBatch, hp, config, seed: int
+) -> tuple[TrainState, dict[str, float]]:
+    """Score a rollout and update the policy on it; also returns metrics of the updates."""
+    began = time.perf_counter()
+    batch, informative_B = score(played, hp, config)
+    losses, rows = [], np.flatnonzero(informative_B)
+    if hp.kl_coefficient:
+        reference = programs.reference, programs.reference_params
+        batch = _with_reference(batch, rows, *reference, config)
+    for minibatch in minibatches(batch, rows, config, seed):
+        state, update_metrics = programs.step(state, minibatch, programs.frozen)
+        losses.append(update_metrics)
+    losses = jax.device_get(losses)
+    metrics = {"informative_share": informative_B.mean()}
+    for name in losses[0] if losses else ():
+        metrics[name] = float(np.mean([entry[name] for entry in losses]))
+    if losses:  # in the first update alone sampler and trainer have the same parameters
+        metrics["logprob_gap"] = float(losses[0]["logprob_gap"])
+    metrics["updates"] = len(losses)
+    metrics["update_seconds"] = time.perf_counter() - began
+    return state, metrics
+
+
 def score(
     played: RolloutBatch, hp: GRPOHyperparameters, config: GRPOLoopConfig
 ) -> tuple[UpdateBatch, np.ndarray]:
-    """Turn conversations and rewards into what the loss reads.
+    """Turn conversations and rewards into the loss's input.
 
     Returns:
-      The batch, on the host and with the behaviour policy as its reference; and informative_B,
-      rows of groups whose members differ in some advantage. The others would only add their KL.
+      The batch, on the host and with the behaviour policy as its reference; and informative_B, True
+      on rows of groups whose members differ in some advantage. Other rows would only add their KL.
 
     Raises:
       ValueError: if a reward is not finite, or the rows do not make whole groups.
@@ -283,7 +310,7 @@ def _take(batch: UpdateBatch, chosen: np.ndarray, rows: int) -> UpdateBatch:
 
 
 def _start(params, optimizer, shardings: TrainState, mesh: Mesh) -> TrainState:
-    """Make a fresh state; its parameters are a copy, since training gives their buffers away."""
+    """Make a fresh state; its parameters are a copy, since training donates their buffers."""
     copy = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
     with jax.set_mesh(mesh):
         opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(copy)

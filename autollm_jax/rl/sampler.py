@@ -281,6 +281,21 @@ def _likeliest(scores_BV):
     return places_BV.min(axis=1)
 
 
+def _limited(logits_BV, grammar: Grammar, node_B, left_B, going_B):
+    """Set the logits of tokens that the grammar forbids to -inf, in rows whose turn goes on.
+
+    Returns:
+      logits_BV, and the nodes' edges token_BK and child_BK.
+    """
+    token_BK, child_BK = grammars.edges(grammar, node_B)
+    may_BV = grammars.allowed(grammar, node_B, token_BK, left_B)
+    # A model may have more rows than its vocabulary has tokens.
+    beyond = logits_BV.shape[1] - may_BV.shape[1]
+    may_BV = jnp.pad(may_BV, ((0, 0), (0, beyond))) | ~going_B[:, None]
+    logits_BV = jnp.where(constrain(may_BV, "batch", "vocab"), logits_BV, -jnp.inf)
+    return logits_BV, token_BK, child_BK
+
+
 @functools.partial(jax.jit, static_argnames=("model", "greedy"), donate_argnames="state")
 def jit_decode(
     model: TransformerConfig,
@@ -294,9 +309,7 @@ def jit_decode(
     greedy: bool,
 ) -> tuple[SamplerState, Taking]:
     """Sample until no row's turn goes on, or a row has filled the cache at its present length."""
-    going_B, limit_B, node_B, grammar = (
-        taking.going_B, taking.limit_B, taking.node_B, taking.grammar,
-    )  # fmt: skip
+    limit_B, grammar = taking.limit_B, taking.grammar
     B, S = state.tokens_BS.shape
     capacity = state.cache[0]["value"].shape[2]
     params = transformer.for_decoding(model, params)
@@ -310,13 +323,9 @@ def jit_decode(
         state, going_B, node_B = carry
         logits_BV = state.logits_BV / temperature
         if grammar is not None:
-            token_BK, child_BK = grammars.edges(grammar, node_B)
-            left_B = limit_B - state.length_B
-            may_BV = grammars.allowed(grammar, node_B, token_BK, left_B)
-            # A model may have more rows than its vocabulary has tokens.
-            beyond = logits_BV.shape[1] - may_BV.shape[1]
-            may_BV = jnp.pad(may_BV, ((0, 0), (0, beyond))) | ~going_B[:, None]
-            logits_BV = jnp.where(constrain(may_BV, "batch", "vocab"), logits_BV, -jnp.inf)
+            logits_BV, token_BK, child_BK = _limited(
+                logits_BV, grammar, node_B, limit_B - state.length_B, going_B
+            )
         scores_BV = logits_BV
         if not greedy:
             step_keys_B = jax.vmap(jax.random.fold_in)(keys_B, state.length_B)
@@ -346,5 +355,5 @@ def jit_decode(
         )
         return state, going_B & ~stopped_B & (length_B < limit_B), node_B
 
-    state, going_B, node_B = jax.lax.while_loop(room, step, (state, going_B, node_B))
+    state, going_B, node_B = jax.lax.while_loop(room, step, (state, taking.going_B, taking.node_B))
     return pin(state), dataclasses.replace(taking, going_B=going_B, node_B=node_B, grammar=None)

@@ -6,9 +6,9 @@
       3. score: answers are checked on the host; advantages are `loop.score`'s
       4. update: minibatches of `loop.policy_loss`, for one or more epochs, vmapped over the runs
 
-Loss, advantages and sampler are those that train the agent; what is here maps them over runs, which
-differ in learning rate, KL coefficient, clip range, temperature and seed. Runs of one group size
-share a program, and devices never speak to each other inside a step.
+Loss, advantages and sampler are the agent's own; this file maps them over runs, which differ in
+learning rate, KL coefficient, clip range, temperature and seed. Runs of one group size share a
+program, and devices do not communicate inside a step.
 
 Letters: R runs, B rows of a run's rollout, C tokens of the longest prompt, S slots of a row, U
 updates of a rollout, M rows of a minibatch.
@@ -44,7 +44,7 @@ from autollm_jax.training.sweep import RUNS, WHOLE, column, filled
 
 @dataclasses.dataclass(frozen=True)
 class GRPORun:
-    """What differs between the runs of a group; `clip_range` holds above and below 1."""
+    """The fields in which runs of a group differ; `clip_range` holds above and below 1."""
 
     learning_rate: float
     kl_coefficient: float
@@ -55,12 +55,12 @@ class GRPORun:
 
 @dataclasses.dataclass(frozen=True)
 class GRPOSweepConfig:
-    """What the runs of a group share.
+    """Settings that the runs of a group share.
 
     steps: rollouts in all.
     rollout_rows: answers of a rollout, B.
     group_size: answers to one problem, G.
-    minibatch_rows: answers an optimizer update sees, M.
+    minibatch_rows: answers of an optimizer update, M.
     epochs: passes over each rollout.
     """
 
@@ -93,11 +93,11 @@ def make_start(optimizer: OptimizerConfig, mesh: Mesh):
 
 @functools.lru_cache(maxsize=8)
 def make_answer(model: TransformerConfig, context: int, max_new_tokens: int, greedy: bool, mesh):
-    """Compile the answering of prompts.
+    """Compile a function that answers prompts.
 
     Returns:
       answer(params_R, seeds_R, step, temperature_R, prompt_RBC, length_RB) -> the final
-        `SamplerState` with a leading axis R, its cache and logits left out.
+        `SamplerState` with a leading axis R, without cache and logits.
     """
     config = sampler.SamplerConfig(context)
 
@@ -128,8 +128,8 @@ def make_improve(model: TransformerConfig, optimizer: OptimizerConfig, mesh: Mes
 
     Returns:
       improve(state_R, reference, hp_R, steps, batch_RBT, order_RUM) -> state_R, donated, where
-        `reference` is the parameters that the KL penalty refers to, hp_R a dict of arrays, `steps`
-        the updates of a whole run, and order_RUM says which rows each update sees.
+        `reference` holds the parameters of the KL penalty's reference, hp_R is a dict of arrays,
+        `steps` the updates of a whole run, and order_RUM the rows of each update.
     """
 
     def one_run(state, reference, hp, steps, batch_BT: UpdateBatch, order_UM):
@@ -181,19 +181,19 @@ def train_grpo_group(
     checkpoint_seconds: float = 60.0,
     on_steps: Callable[[int], None] = lambda count: None,
 ) -> tuple[np.ndarray, float]:
-    """Train the runs of one group together, and let each answer the held-out problems.
+    """Train the runs of one group together, then let each answer the held-out problems.
 
     Args:
       model: their policy's shape.
       optimizer: all but their learning rates.
-      reference_params: the policy to start from, and the one that the KL penalty refers to.
-      problems: what is trained on, and evaluated.
+      reference_params: the first policy, and the reference of the KL penalty.
+      problems: the training problems and the held-out ones.
       runs: R of them.
-      config: what they share.
+      config: settings that they share.
       mesh: the runs are split over its `data` axis.
-      checkpoints: where to save on the way and to go on from; None saves nothing.
-      checkpoint_seconds: how often.
-      on_steps: told how many steps were done, for a progress bar.
+      checkpoints: where to save and to resume from; None saves nothing.
+      checkpoint_seconds: between two checkpoints.
+      on_steps: called with the number of steps done, for a progress bar.
 
     Returns:
       success_R, the share of held-out problems solved, greedily decoded; and wall-clock seconds.
@@ -231,7 +231,7 @@ def train_grpo_group(
 
 
 def evaluate_policies(model, params_R, problems: ProblemSet, runs: int, mesh: Mesh) -> np.ndarray:
-    """Return the share [R] of held-out problems that each of R policies solves, greedily."""
+    """Return the share [R] of held-out problems that R policies solve, greedily decoded."""
     context = problems.longest_prompt + problems.longest_answer
     answer = make_answer(model, context, problems.longest_answer, True, mesh)
     texts = [problem.prompt for problem in problems.held_out]
@@ -270,7 +270,7 @@ def _check(state: sampler.SamplerState, prompts_RB, problems: ProblemSet) -> np.
 
 
 def _score(played, prompts_RB, problems: ProblemSet, config: GRPOSweepConfig) -> UpdateBatch:
-    """Check the answers, and lay them out as the loss reads them: an UpdateBatch of [R, B, T]."""
+    """Check the answers, and make the loss's input of them: an UpdateBatch of [R, B, T]."""
     rewards_RB = _check(played, prompts_RB, problems).astype(np.float32)
     runs, rows = rewards_RB.shape
 
@@ -295,7 +295,7 @@ def _score(played, prompts_RB, problems: ProblemSet, config: GRPOSweepConfig) ->
 
 
 def _order(seed: int, step: int, config: GRPOSweepConfig) -> np.ndarray:
-    """Return which rows each update sees [U, M], in another order each epoch."""
+    """Return the rows of each update [U, M], in another order each epoch."""
     rng = np.random.default_rng([seed, step, 1])
     epochs = [rng.permutation(config.rollout_rows) for _ in range(config.epochs)]
     return np.concatenate(epochs).reshape(config.updates, config.minibatch_rows).astype(np.int32)

@@ -1,4 +1,4 @@
-"""How far a group of runs is: restored, saved now and then, put by where it is stopped."""
+"""Tracks a run group's progress: restores a checkpoint, saves periodically and on a stop."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from autollm_jax.cluster import preemption
 
 
 class GroupProgress:
-    """Steps done by a group of runs, and the seconds that they took, over all its processes' lives.
+    """Steps done by a group of runs, and the seconds that they took, over all of its processes.
 
     Attributes:
       step: steps done.
@@ -25,9 +25,9 @@ class GroupProgress:
         """Begin at no step.
 
         Args:
-          checkpoints: where to save on the way and to go on from; None saves nothing.
-          checkpoint_seconds: how often.
-          on_steps: told how many steps were done, for a progress bar.
+          checkpoints: where to save and to resume from; None saves nothing.
+          checkpoint_seconds: between two checkpoints.
+          on_steps: called with the number of steps done, for a progress bar.
         """
         self.step = 0
         self._checkpoints, self._every, self._on_steps = checkpoints, checkpoint_seconds, on_steps
@@ -35,7 +35,7 @@ class GroupProgress:
         self._began = self._saved = time.monotonic()
 
     def begin(self, make: Callable, sharding, *arguments):
-        """Return the state to go on from: the newest checkpoint's, or make(*arguments)."""
+        """Return the state to resume from: the newest checkpoint's, or make(*arguments)."""
         if self._checkpoints is None or self._checkpoints.latest() is None:
             state = make(*arguments)
         else:
@@ -50,10 +50,10 @@ class GroupProgress:
         return state
 
     def advance(self, steps: int, state, stopping: bool) -> None:
-        """Count steps, and save where it is time to.
+        """Count steps, and save when a checkpoint is due.
 
         Raises:
-          Preempted: the group is to stop here, and is saved.
+          Preempted: the job was asked to stop; the group is saved.
         """
         self.step += steps
         self._on_steps(steps)
@@ -67,9 +67,9 @@ class GroupProgress:
             raise preemption.Preempted
 
     def end(self, state) -> float:
-        """Save the last state; returns the seconds in all.
+        """Save the last state and return the seconds in all.
 
-        Outcomes are written one by one: a kill between two of them finds the group finished.
+        Outcomes are written one by one; after a kill between two of them the group is finished.
         """
         seconds = self._spent()
         if self._checkpoints is not None and self._checkpoints.latest() != self.step:

@@ -1,16 +1,17 @@
-"""The training loop: one run, from its newest checkpoint to its last step.
+"""The training loop of one run, from its newest checkpoint to its last step.
 
 1. restore the newest checkpoint, or initialise (from given parameters, or afresh)
-2. for every step: the batch of that step, an update
-3. metrics are read one step late, while the next step is under way; a loss that is not finite
-   ends the run before anything broken is saved
-4. a checkpoint now and then, with the consumed position and what the data were; a pre-emption saves
-   one and ends the job there
+2. for every step: fetch its batch, make an update
+3. read metrics one step late, while the next step runs; a loss that is not finite ends the run
+   before a broken state is saved
+4. save periodically, with the position and a digest of the data; a pre-emption saves and ends the
+   job
 """
 
 import dataclasses
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +31,10 @@ from autollm_jax.training.step import make_train_step
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """How long and in what pieces.
+    """Length and periods of a run.
 
     steps: updates in all.
-    microbatches: pieces that an update's gradient is summed over.
+    microbatches: parts of a batch that an update's gradient is summed over.
     save_every: steps between checkpoints.
     report_every: steps between rows of metrics.
     """
@@ -44,119 +45,166 @@ class LoopConfig:
     report_every: int = 10
 
 
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """Where a stage trains.
+
+    mesh: parameters and rows are split over it.
+    checkpoints: the stage's.
+    workdir: folder that metrics go to.
+    """
+
+    mesh: Mesh
+    checkpoints: Checkpoints
+    workdir: Path | str
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """Parameters and the objective that they are trained on.
+
+    stage: its name in metrics and messages.
+    init: key -> parameter tree.
+    logical_axes: the same tree with tuples of logical axis names.
+    loss_fn: as in `training.step.update`.
+    optimizer: optax transformation.
+    """
+
+    stage: str
+    init: Callable
+    logical_axes: dict
+    loss_fn: Callable
+    optimizer: optax.GradientTransformation
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """The batches of a run.
+
+    batch_of_step: step -> batch, a function of the step alone.
+    tokens_of: batch -> tokens in it, for the rate.
+    digest: names the data in checkpoints.
+    """
+
+    batch_of_step: Callable
+    tokens_of: Callable
+    digest: str
+
+
+class _Reports:
+    """Writes a run's metrics to file and progress bar.
+
+    Raises:
+      UserError: a loss is not finite.
+    """
+
+    def __init__(self, stage: str, workdir, first: int, steps: int):
+        self.stage, self.writer = stage, MetricsWriter(workdir, stage, first_step=first)
+        self.bar = tqdm(
+            total=steps, initial=first, desc=stage, unit="step", dynamic_ncols=True,
+            disable=not distributed.is_main(),
+        )  # fmt: skip
+
+    def report(self, step: int, metrics: dict, rate: float | None) -> None:
+        """Check a step's loss, and write its metrics where there is a rate."""
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not np.isfinite(metrics["loss"]):
+            raise UserError(
+                f"{self.stage}: the loss is {metrics['loss']} at step {step}; lower "
+                f"config.{self.stage}.optimizer.learning_rate and give --restart={self.stage}"
+            )
+        if rate is not None:
+            self.writer.write(step, {**metrics, "tokens_per_second": rate})
+            self.bar.set_postfix(loss=f"{metrics['loss']:.3f}", tokens_per_second=f"{rate:.0f}")
+
+    def close(self) -> None:
+        """Finish bar and files."""
+        self.bar.close()
+        self.writer.close()
+
+
 def train(
-    init: Callable,
-    logical_axes,
-    loss_fn: Callable,
-    optimizer: optax.GradientTransformation,
-    batch_of_step: Callable,
+    learner: Learner,
+    stream: Stream,
     config: LoopConfig,
-    mesh: Mesh,
-    checkpoints: Checkpoints,
-    workdir,
-    stage: str,
+    site: Site,
     key: jax.Array,
     *,
-    data: str,
-    tokens_of: Callable,
     params=None,
     frozen=None,
 ) -> TrainState:
-    """Train to the last step; resumes where `checkpoints` stands.
+    """Train to the last step; resumes from the newest checkpoint.
 
     Args:
-      init: key -> parameter tree.
-      logical_axes: the same tree with tuples of logical axis names.
-      loss_fn: as in `training.step.update`.
-      optimizer: optax transformation.
-      batch_of_step: step -> batch, a function of the step alone.
+      learner: parameters, loss and optimizer.
+      stream: the batches.
       config: of the loop.
-      mesh: the job's mesh.
-      checkpoints: this run's.
-      workdir: where metrics go.
-      stage: the name they go under.
+      site: mesh, checkpoints and work directory.
       key: randomness of the initial parameters.
-      data: names what is trained on, for a checkpoint to be known by.
-      tokens_of: batch -> tokens in it, for the rate.
-      params: where to start from; fresh parameters by default.
+      params: initial parameters; fresh ones by default.
       frozen: parameters beside them that are not trained; a checkpoint does not hold them.
 
     Returns:
       The state after the last step.
 
     Raises:
-      UserError: if the loss stops being finite, or a checkpoint was trained on other data.
+      UserError: the loss is not finite, or the checkpoint was trained on other data.
       Preempted: the job was asked to stop; a checkpoint holds the last step.
     """
-    first = checkpoints.latest() or 0
-    if first:
-        state, extra = checkpoints.restore(abstract_state(init, logical_axes, optimizer, mesh))
-        if extra["data"] != data:
-            raise UserError(
-                f"{checkpoints.directory}: the checkpoint was trained on other data; remove it, or "
-                "use another --workdir"
-            )
-    else:
-        state = init_state(init, logical_axes, optimizer, key, mesh)
-        if params is not None:
-            state = dataclasses.replace(state, params=_placed(params, state.params))
-    shardings = state_shardings(init, logical_axes, optimizer, mesh)
-    step_fn = make_train_step(loss_fn, optimizer, shardings, mesh, config.microbatches)
-    writer = MetricsWriter(workdir, stage, first_step=first)
-    bar = tqdm(
-        total=config.steps,
-        initial=first,
-        desc=stage,
-        unit="step",
-        dynamic_ncols=True,
-        disable=not distributed.is_main(),
+    first, state = _begin(learner, stream, site, key, params)
+    shardings = state_shardings(learner.init, learner.logical_axes, learner.optimizer, site.mesh)
+    step_fn = make_train_step(
+        learner.loss_fn, learner.optimizer, shardings, site.mesh, config.microbatches
     )
-    tokens, began, waiting = 0, time.perf_counter(), None
-
-    def report(step, metrics, rate):
-        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not np.isfinite(metrics["loss"]):
-            raise UserError(
-                f"{stage}: the loss is {metrics['loss']} at step {step}; lower "
-                f"config.{stage}.optimizer.learning_rate and give --restart={stage}"
-            )
-        if rate is None:
-            return
-        writer.write(step, {**metrics, "tokens_per_second": rate})
-        bar.set_postfix(loss=f"{metrics['loss']:.3f}", tokens_per_second=f"{rate:.0f}")
-
-    metrics: dict = {}
-    with preemption.deferred(mesh) as asked_to_stop:
+    reports = _Reports(learner.stage, site.workdir, first, config.steps)
+    tokens, began, waiting, metrics = 0, time.perf_counter(), None, {}
+    with preemption.deferred(site.mesh) as asked_to_stop:
         for step in range(first, config.steps):
-            batch = batch_of_step(step)
+            batch = stream.batch_of_step(step)
             before, (state, metrics) = metrics, step_fn(state, batch, frozen)
-            jax.block_until_ready(before)  # no further ahead, for a stop or the bar to be in time
+            jax.block_until_ready(before)  # at most one step ahead, so that a stop is in time
             if waiting is not None:
-                report(*waiting)
+                reports.report(*waiting)
                 waiting = None
-            tokens += tokens_of(batch)
+            tokens += stream.tokens_of(batch)
             done, stopping = step + 1, asked_to_stop()
             saving = done % config.save_every == 0 or done == config.steps
             if saving or done % config.report_every == 0:
                 waiting = (step, metrics, tokens / (time.perf_counter() - began))
                 tokens, began = 0, time.perf_counter()
-            if saving or stopping:
-                # Without a row where the uninterrupted run has none.
-                report(*(waiting or (step, metrics, None)))
+            if saving or stopping:  # a step that is no row of the whole run is only checked
+                reports.report(*(waiting or (step, metrics, None)))
                 waiting = None
-                checkpoints.save(done, state, {"data": data, "position": done})
-            bar.update()
+                site.checkpoints.save(done, state, {"data": stream.digest, "position": done})
+            reports.bar.update()
             if stopping:
-                checkpoints.wait()
+                site.checkpoints.wait()
                 raise preemption.Preempted
-        checkpoints.wait()
-    bar.close()
-    writer.close()
+        site.checkpoints.wait()
+    reports.close()
     return state
 
 
+def _begin(learner: Learner, stream: Stream, site: Site, key, params) -> tuple[int, TrainState]:
+    """Return the first step and the state before it: the newest checkpoint's, or a fresh one."""
+    parts = learner.init, learner.logical_axes, learner.optimizer
+    first = site.checkpoints.latest() or 0
+    if first:
+        state, extra = site.checkpoints.restore(abstract_state(*parts, site.mesh))
+        if extra["data"] != stream.digest:
+            raise UserError(
+                f"{site.checkpoints.directory}: the checkpoint was trained on other data; remove "
+                "it, or use another --workdir"
+            )
+        return first, state
+    state = init_state(*parts, key, site.mesh)
+    if params is not None:
+        state = dataclasses.replace(state, params=_placed(params, state.params))
+    return first, state
+
+
 def _placed(params, like):
-    """Copy parameters into a layout; a copy, since training gives its buffers away."""
+    """Copy parameters into a layout; a copy, since training donates its buffers."""
     return jax.tree.map(
         lambda x, other: jnp.array(to_devices(x, other.sharding), copy=True), params, like
     )

@@ -1,4 +1,4 @@
-"""The state that a train step carries, made straight into its sharded layout."""
+"""The state of a train step, made directly in its sharded layout."""
 
 import dataclasses
 from collections.abc import Callable

@@ -36,7 +36,7 @@ def update(
       optimizer: optax transformation.
       state: the state before.
       batch: a tree of arrays with the batch axis first.
-      microbatches: how many pieces the batch is cut into; gradients are summed over them.
+      microbatches: parts that the batch is cut into; gradients are summed over them.
       frozen: parameters that the loss reads beside the trained ones (`models.lora`).
 
     Returns:

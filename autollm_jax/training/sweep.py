@@ -1,13 +1,15 @@
 """Sweeps: many training runs of one shape at once.
 
 1. Runs that share every shape (model, batch size, number of steps) form a group; what differs
-   between them (learning rate, seed, stream of batches) is an array with one entry per run, R of
-   them. Groups of one model and batch size share a program, whatever their number of steps.
+   between them (learning rate, seed, stream of batches) is an array with one entry per run. Groups
+   of one model and batch size share a program, whatever their number of steps.
 2. One step is `update` vmapped over the runs; `shard_map` splits the runs over the mesh's `data`
    axis, so that devices never speak to each other inside a step.
 3. A chunk of K steps is one `lax.scan`, and its batches are fetched while the last chunk computes.
-4. The group's state and position are checkpointed on the way; a killed group goes on from there.
-5. A run whose loss stops being finite, or ends above a uniform guess, has diverged: an outcome.
+4. State and position of the group are checkpointed; a killed group resumes from there.
+5. A run whose loss is not finite, or ends above a uniform guess's, has the outcome "diverged".
+
+Letter: R runs.
 """
 
 import dataclasses
@@ -37,7 +39,7 @@ CHUNK_TOKENS = 16_384
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What differs between the runs of a group.
+    """The fields in which runs of a group differ.
 
     Attributes:
       learning_rate: the peak.
@@ -52,7 +54,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class RunOutcome:
-    """How a run ended.
+    """The outcome of a run.
 
     Attributes:
       losses: validation cross-entropy by domain, nats per token (nan where it is not finite).
@@ -80,7 +82,7 @@ def filled(runs: Sequence, mesh: Mesh) -> list:
 
 
 def column(values: Sequence, dtype, mesh: Mesh) -> jax.Array:
-    """Split what runs differ in, one number a run, over the mesh's `data` axis."""
+    """Lay one number a run over the mesh's `data` axis."""
     return jax.device_put(np.array(values, dtype), NamedSharding(mesh, RUNS))
 
 
@@ -178,9 +180,9 @@ def train_states(
       steps: updates each run does.
       pipelines: training batches by stream, all of one batch size.
       mesh: the runs are split over its `data` axis.
-      checkpoints: where to save on the way and to go on from; None saves nothing.
-      checkpoint_seconds: how often.
-      on_steps: told how many steps were done, for a progress bar.
+      checkpoints: where to save and to resume from; None saves nothing.
+      checkpoint_seconds: between two checkpoints.
+      on_steps: called with the number of steps done, for a progress bar.
 
     Returns:
       The state after the last step, with a leading axis of R (filled up to a multiple of the mesh's
@@ -232,7 +234,7 @@ def train_group(
       runs: R of them.
       validation: one batch [B, T] a domain.
       mesh: the runs are split over its `data` axis.
-      **options: go to `train_states`.
+      **options: the other arguments of `train_states`.
 
     Returns:
       The outcomes, in the order of `runs`.

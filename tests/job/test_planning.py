@@ -140,8 +140,8 @@ def test_the_planned_step_is_the_one_that_runs(tmp_path, monkeypatch):
             dataclasses.replace(job.model, dtype=settings.dtype),
             loop.LoopConfig(settings.steps, settings.microbatches),
             settings.batch_rows, job.optimizer(settings),
-            pack(conversations, settings.row_length, 0), job.mesh, job.checkpoints("distill"),
-            tmp_path, jax.random.key(0),
+            pack(conversations, settings.row_length, 0),
+            loop.Site(job.mesh, job.checkpoints("distill"), tmp_path), jax.random.key(0),
         )  # fmt: skip
     planned_text, trained_text = texts
     assert "dot_general" in planned_text and planned_text == trained_text
@@ -182,8 +182,8 @@ def test_grpos_planned_steps_are_those_that_run(tmp_path, monkeypatch):
     rl_loop.train_grpo(
         job.model, job.grpo_hyperparameters(),
         rl_loop.GRPOLoopConfig(1, settings.group_size, rows, microbatches=settings.microbatches),
-        job.optimizer(settings), rollout, job.first_parameters(), job.mesh,
-        job.checkpoints("grpo"), tmp_path, jax.random.key(0),
+        job.optimizer(settings), rollout, job.first_parameters(),
+        loop.Site(job.mesh, job.checkpoints("grpo"), tmp_path), jax.random.key(0),
     )  # fmt: skip
     update, reference = planned_texts
     assert all("dot_general" in text for text in planned_texts) and update != reference

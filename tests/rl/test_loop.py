@@ -16,6 +16,7 @@ from autollm_jax.rl import sampler
 from autollm_jax.rl.grpo import GRPOHyperparameters
 from autollm_jax.rl.loop import GRPOLoopConfig, RolloutBatch, minibatches, score, train_grpo
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
+from autollm_jax.training.loop import Site
 from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer
 
 MODEL = transformer.TransformerConfig(
@@ -65,8 +66,8 @@ def train(path, loop_config, rollout=even_tokens_pay, learning_rate=1e-2):
     )
     checkpoints = Checkpoints(path / "checkpoints")
     return train_grpo(
-        MODEL, HP, loop_config, optimizer, rollout, start_params(), mesh(), checkpoints, path,
-        jax.random.key(7),
+        MODEL, HP, loop_config, optimizer, rollout, start_params(),
+        Site(mesh(), checkpoints, path), jax.random.key(7),
     )  # fmt: skip
 
 
