@@ -164,10 +164,10 @@ def _changed(experiment: Experiment, outcomes_R: np.ndarray, change: _Change) ->
     outcomes_R = _stretched(experiment, outcomes_R, change)
     limit, status_R = experiment.limit, np.array(experiment.outcomes.status_R)
     if limit is not None and "lower limit" in change.names:
-        sizes_N = experiment.parameters_R[kept_R & experiment.outcomes.ok_R]
+        sizes_N = experiment.sizes_R[kept_R & experiment.outcomes.ok_R]
         at_most = float(np.quantile(sizes_N, change.random.uniform(0.5, 1.0)))
         limit = {**limit, "at_most": at_most}
-        over_R = experiment.parameters_R > at_most
+        over_R = experiment.sizes_R > at_most
         status_R = np.where(over_R, "infeasible", status_R)
         outcomes_R = np.where(over_R, np.nan, outcomes_R)
     rows = np.flatnonzero(kept_R)
@@ -190,7 +190,7 @@ def _changed(experiment: Experiment, outcomes_R: np.ndarray, change: _Change) ->
         objective_metric=experiment.objective.metric,
         minimize=experiment.objective.minimize,
         limit=limit,
-        parameters=experiment.parameters_R[rows].tolist() if known else None,
+        parameters=experiment.sizes_R[rows].tolist() if known else None,
     )
 
 
@@ -232,7 +232,7 @@ def _stretched(experiment: Experiment, outcomes_R: np.ndarray, change: _Change) 
 def _nearest(dimension: Dimension, value):
     """Return the nearest value that a narrowed numeric dimension still accepts."""
     if dimension.is_continuous:
-        low, high = dimension.bounds
+        low, high = dimension.extent
         return min(max(value, low), high)
     choices = dimension.choices
     if not dimension.is_numeric or value in choices:
@@ -307,5 +307,6 @@ def _narrowed(dimension: Dimension, random) -> Dimension:
 def _accepts(dimension: Dimension, value) -> bool:
     """Tell whether a narrowed dimension still accepts a measured value."""
     if dimension.is_continuous:
-        return dimension.bounds[0] <= value <= dimension.bounds[1]
+        low, high = dimension.extent
+        return low <= value <= high
     return value in dimension.choices

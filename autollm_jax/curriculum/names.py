@@ -51,7 +51,7 @@ def invented_names(random: np.random.Generator) -> Iterator[str]:
             letter(consonants + vowels) + number,
             HYPERPARAMETERS[random.integers(len(HYPERPARAMETERS))],
             syllables(2),
-            syllables(random.integers(1, 3)) + number,
+            syllables(int(random.integers(1, 3))) + number,
         )[random.integers(4)]
         if name not in given:
             given.add(name)

@@ -138,8 +138,8 @@ class Relabelling:
     def dimension(self, dimension: Dimension) -> Dimension:
         """Relabel one experiment's dimension."""
         if dimension.is_continuous:
-            bounds = tuple(map(self.units.axes[dimension.name], dimension.bounds))
-            return dataclasses.replace(dimension, bounds=bounds)
+            low, high = map(self.units.axes[dimension.name], dimension.extent)
+            return dataclasses.replace(dimension, bounds=(low, high))
         choices = dimension.choices
         if dimension.is_numeric:
             choices = tuple(map(self.units.axes[dimension.name], choices))

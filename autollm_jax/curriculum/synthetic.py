@@ -186,7 +186,7 @@ def _experiment(
     counts = [random.integers(6, 13), random.integers(4, 10)]
     if len(names) == 3:
         counts = [random.integers(5, 8), random.integers(3, 5), random.integers(3, 5)]
-    choices = [_grid(random, e, b, n) for e, b, n in zip(law, best_D, counts, strict=True)]
+    choices = [_grid(random, e, b, int(n)) for e, b, n in zip(law, best_D, counts, strict=True)]
     space = Space(
         tuple(Dimension(n, "log-ordinal", c) for n, c in zip(names, choices, strict=True))
     )

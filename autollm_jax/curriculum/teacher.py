@@ -221,7 +221,7 @@ def simulate(
             text = text[text.index(EXEC) :]
         turns.append(prompts.agent_turn(text, learned=not perturbed))
         trial = act(episode, text)
-        if episode.done:
+        if trial is None or episode.done:
             break
         observation = episode.tell(seen)
         turns.append(prompts.environment_turn(prompts.feedback(trial, observation)))

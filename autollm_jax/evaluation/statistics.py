@@ -125,7 +125,8 @@ class Bootstrap:
           bounds: the range of a score: the interval where nothing is known of other experiments.
         """
         if not self._n:
-            return [Interval(float("nan"), *map(float, bounds), 0, 0)] * scores_UN.shape[1]
+            unknown = Interval(math.nan, float(bounds[0]), float(bounds[1]), 0, 0)
+            return [unknown] * scores_UN.shape[1]
         mean_N = self._mean_U @ scores_UN
         drawn_BN = np.zeros((self._draws, scores_UN.shape[1]))
         for places, weights_BP in self._known:
@@ -155,7 +156,7 @@ def _percentiles(numbers: Sequence[int]) -> tuple[float, float]:
     if not freedom:
         return 2.5, 97.5
     reach = math.sqrt(sum(numbers) / freedom) * scipy.stats.t.ppf(0.975, freedom)
-    tail = 100 * scipy.stats.norm.cdf(-reach)
+    tail = float(100 * scipy.stats.norm.cdf(-reach))
     return tail, 100 - tail
 
 

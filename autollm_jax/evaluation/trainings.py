@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from autollm_jax.errors import UserError
@@ -40,12 +39,12 @@ def pool_trainings(folders: Sequence[Path], out: Path) -> pa.Table:
                 f"{folder}: its experiments, methods, seeds or budget are not those of "
                 f"{folders[0]}; accepted are trainings that differ in config.seed alone"
             )
-    stride = pc.max(first["seed"]).as_py() + 1
+    stride = max(first["seed"].to_pylist()) + 1
     place = first.column_names.index("seed")
     shifted, lines = [], []
     for number, (folder, table) in enumerate(zip(folders, tables, strict=True)):
-        seeds = pc.add(table["seed"], number * stride)
-        shifted.append(table.set_column(place, first.schema.field("seed"), seeds))
+        seeds = [seed + number * stride for seed in table["seed"].to_pylist()]
+        shifted.append(table.set_column(place, first.schema.field("seed"), pa.array(seeds)))
         for entry in read_json_lines(folder / TRANSCRIPTS, remedy="run --stage=evaluate there"):
             lines.append(json.dumps(entry | {"seed": entry["seed"] + number * stride}) + "\n")
     pooled = pa.concat_tables(shifted).replace_schema_metadata(first.schema.metadata)
@@ -65,5 +64,5 @@ def _read(folder: Path) -> pa.Table:
 def _described(table: pa.Table) -> tuple:
     """Return the parts of an evaluation that must agree: metadata, experiments, seeds."""
     columns = zip(*(table[c].to_pylist() for c in ("task", "source", "experiment")), strict=True)
-    seeds = pc.unique(table["seed"]).to_pylist()
+    seeds = table["seed"].unique().to_pylist()
     return table.schema.metadata, frozenset(columns), frozenset(seeds)

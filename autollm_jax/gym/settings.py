@@ -97,7 +97,18 @@ class Setting:
         """Whether each configuration is within the limit [R]: arithmetic, not an outcome."""
         if self.limit is None:
             return np.ones(len(self.cells), bool)
-        return self.parameters_R <= self.limit["at_most"]
+        return self.sizes_R <= self.limit["at_most"]
+
+    @property
+    def sizes_R(self) -> np.ndarray:
+        """The parameters of each configuration [R], of a setting that knows them.
+
+        Raises:
+          ValueError: it does not.
+        """
+        if self.parameters_R is None:
+            raise ValueError(f"{self.id}: the parameters of its configurations are not known")
+        return self.parameters_R
 
     def nearest_row(self, unit_D: np.ndarray) -> int:
         """Return the row nearest to the unit coordinates [D'] (the first of equals)."""

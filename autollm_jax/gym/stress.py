@@ -159,7 +159,7 @@ def _answered_by(experiment: Experiment, images: Sequence[dict]) -> Experiment:
     """
     rows_R = np.arange(len(images))
     ran = np.flatnonzero(experiment.outcomes.status_R != "infeasible")
-    for row in ran:
+    for row in ran.tolist():
         squares_RD = (experiment.units_RD[ran] - experiment.space.to_unit(images[row])) ** 2
         rows_R[row] = ran[int(np.argmin(squares_RD.sum(axis=1)))]
     outcomes = experiment.outcomes.take(rows_R)

@@ -132,7 +132,7 @@ def _forecast_lines(observation: Observation, most: int) -> str:
 
 def _size(setting: Setting, row: int) -> str:
     """Spell a configuration's parameters where they are limited."""
-    return "" if setting.limit is None else f" {short(setting.parameters_R[row])}"
+    return "" if setting.limit is None else f" {short(setting.sizes_R[row])}"
 
 
 def _choices_line(seen: Forecast, dimension: Dimension, shortened: bool) -> str:

@@ -114,6 +114,7 @@ def _spelled_numbers(cells: Cells, name: str) -> dict[float, str]:
     """
     dimension = cells.space[name]
     values = sorted({config[name] for config in cells.configurations})
+    low, high = dimension.extent
     units = [float(dimension.to_unit(value)[0]) for value in values]
     gaps = [math.inf, *(b - a for a, b in itertools.pairwise(units)), math.inf]
     names = {}
@@ -122,8 +123,10 @@ def _spelled_numbers(cells: Cells, name: str) -> dict[float, str]:
         names[value] = repr(value)
         for digits in range(2, 17):
             text = significant(value, digits)
-            inside = dimension.bounds[0] <= float(text) <= dimension.bounds[1]
-            if inside and abs(float(dimension.to_unit(float(text))[0]) - unit) <= margin:
+            if (
+                low <= float(text) <= high
+                and abs(float(dimension.to_unit(float(text))[0]) - unit) <= margin
+            ):
                 names[value] = text
                 break
     return names
@@ -137,7 +140,7 @@ def bounds_text(dimension: Dimension) -> str:
             for digits in range(2, 18)
             if abs(float(text := significant(bound, digits)) - bound) <= 1e-4 * abs(bound)
         )
-        for bound in dimension.bounds
+        for bound in dimension.extent
     )
     return f"{low} to {high}"
 

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 
 from autollm_jax.forecasts.base import Forecast
-from autollm_jax.forecasts.landscapes import value_at
+from autollm_jax.forecasts.landscapes import Law, value_at
 from autollm_jax.forecasts.shifted import step_costs
 from autollm_jax.gym.spaces import Dimension
 from autollm_jax.text.candidates import percent
@@ -46,6 +46,12 @@ def slope_text(slope: float) -> str:
     return f"{slope + 0.0:.1f}".replace("-0.0", "0.0")
 
 
+def _law(seen: Forecast) -> Law:
+    if seen.law is None:
+        raise ValueError(f"{seen.setting.id}: the forecast has no law")
+    return seen.law
+
+
 def law_value(value: float) -> str:
     """Spell a value that the law predicts, with two significant digits; it need not be a choice."""
     return significant(value, 2)
@@ -53,7 +59,7 @@ def law_value(value: float) -> str:
 
 def law_text(seen: Forecast, d: int) -> str:
     """State the law of one dimension: law for rate 1.0e-3 falls with parameters ^ -0.5 and ..."""
-    by_size, by_tokens = seen.law.slopes_D2[d]
+    by_size, by_tokens = _law(seen).slopes_D2[d]
     return (
         f"law for {seen.setting.space.names[d]} {law_values(seen)[d]} "
         f"{trend(by_size)} parameters ^ {slope_text(by_size)} and "
@@ -65,7 +71,8 @@ def law_values(seen: Forecast) -> list[str]:
     """Spell the law's prediction for the target, per dimension."""
     dimensions = seen.setting.space.dimensions
     return [
-        law_value(value_at(d, float(c))) for d, c in zip(dimensions, seen.law.centre_D, strict=True)
+        law_value(value_at(d, float(c)))
+        for d, c in zip(dimensions, _law(seen).centre_D, strict=True)
     ]
 
 
