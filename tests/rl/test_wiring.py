@@ -12,10 +12,10 @@ import pytest
 import autollm_jax
 from autollm_jax.agent import rollout
 from autollm_jax.agent.dialogue import PolicyTokenizer
-from autollm_jax.curriculum.pairs import CurationConfig, build, plan
+from autollm_jax.curriculum.pairs import CurationConfig, Families, build_pair, draw_recipes
 from autollm_jax.curriculum.teacher import SimulationConfig, simulate
 from autollm_jax.data.tokenizer import train_tokenizer
-from autollm_jax.job import stages
+from autollm_jax.job import training_stages
 from autollm_jax.job.job import Job
 from autollm_jax.models import lora, transformer
 from autollm_jax.rl import loop
@@ -26,6 +26,7 @@ from autollm_jax.training.optimizer import updates_of
 
 ROOT = pathlib.Path(autollm_jax.__file__).parents[1]
 GROUPS, G, STEPS, CONTEXT = 2, 4, 3, 1280
+FAMILIES = Families([])  # synthetic ones alone
 # Every hyperparameter differs from its default, or its test would show nothing.
 SETTINGS = {
     "steps": STEPS, "groups": GROUPS, "group_size": G, "minibatch_rows": GROUPS * G, "epochs": 1,
@@ -39,13 +40,13 @@ LARGEST_GAP = {"float32": 1e-4, "bfloat16": 0.02}
 @pytest.fixture(scope="module")
 def recipes():
     settings = CurationConfig(seed=1, pairs=GROUPS * STEPS, synthetic=1.0, pairs_per_family=1)
-    return list(plan([], settings))
+    return list(draw_recipes(FAMILIES, settings))
 
 
 @pytest.fixture(scope="module")
 def tokenizer(recipes):
     config = SimulationConfig(budget=2, perturbed=0.0)
-    texts = [simulate(build(r, []), n, 2, config).text for n, r in enumerate(recipes)]
+    texts = [simulate(build_pair(r, FAMILIES), n, 2, config).text for n, r in enumerate(recipes)]
     size = len(prompts.SYMBOLS) + 400
     made = train_tokenizer(texts, size, user_defined_symbols=prompts.SYMBOLS)
     return PolicyTokenizer(made.model)
@@ -117,7 +118,7 @@ def run(folder, monkeypatch, recipes, tokenizer, steps=STEPS, **policy):
 
     monkeypatch.setattr(rollout, "play", playing)
     monkeypatch.setattr(loop, "policy_loss", losing)
-    stages.grpo(job)
+    training_stages.grpo(job)
     record.rows = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
     trained, _ = job.checkpoints("grpo").restore(
         loop.abstract_state(
@@ -150,7 +151,7 @@ def test_rollouts_and_loss_have_the_configs_temperature(whole):
 
 
 def test_every_step_plays_its_own_groups(whole, recipes):
-    expected = [build(recipe, []).target.id for recipe in recipes]
+    expected = [build_pair(recipe, FAMILIES).target.id for recipe in recipes]
     assert len(set(expected)) == GROUPS * STEPS
     played = [ids[::G] for ids in whole.experiments]
     assert played == [expected[i : i + GROUPS] for i in range(0, len(expected), GROUPS)]
