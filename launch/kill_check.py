@@ -5,9 +5,9 @@
         -- --config.grpo.steps=20
 
 The arguments after `--` are further flags of the job. With --stage, the earlier stages run once,
-and signals go only to that stage. Each signal goes to one process. After KILL the script ends the other
-processes, as a scheduler does. After TERM every process has to save and to exit with 75. A run that
-ends before its signal is compared, and a new run starts.
+and signals go only to that stage. Each signal goes to one process. After KILL the script ends the
+other processes, as a scheduler does. After TERM every process has to save and to exit with 75. A
+run that ends before its signal is compared, and a new run starts.
 
 Prints the moment and the stage of each signal. At the end it prints whether the final parameters,
 `results.parquet` and the metrics of every step equal those of the undisturbed run. Exits with 1

@@ -28,8 +28,8 @@ from autollm_jax.report.page import write_report
 from autollm_jax.sharding.rules import even_rows
 
 RECORD = "evaluated.json"
-# The fields that the games depend on. Tables are compared by hash, since their folder may move. Each
-# stress test has a results folder of its own, so its fields are not listed.
+# The fields that the games depend on. Tables are compared by hash, since their folder may move.
+# Each stress test has a results folder of its own, so its fields are not listed.
 GAME_FIELDS = ("gym.tasks", "gym.evidence", "gym.budget", "gym.matching", "protocol")
 
 
