@@ -1,6 +1,6 @@
 """Errors that a user can cause, and exit codes."""
 
-# Of a job that was asked to stop; EX_TEMPFAIL of sysexits.h: the same command goes on later.
+# The exit code after a stop signal (EX_TEMPFAIL of sysexits.h): the same command resumes the job.
 PREEMPTED_EXIT_CODE = 75
 
 

@@ -1,8 +1,8 @@
-"""The task data_mixture: shares of six domains, by model size, budget and objective.
+"""The task data_mixture: find the shares of six domains, per model, token budget and objective.
 
     python launch/main.py --config=configs/data_mixture.py --stage=ground_truth
 
-trains what the table lacks. Without `--stage` it is the main job on this task alone.
+trains the runs that the table lacks. Without `--stage` it runs the main job on this task alone.
 """
 
 import runpy
@@ -19,9 +19,9 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def ground_truth() -> ConfigDict:
-    """The grids of the own table."""
+    """Return the grids of the project's own table, one per level."""
     g = ConfigDict()
-    # Shares of bytes in the standard library of CPython 3.11, as autollm_jax/data reads it.
+    # Shares of bytes in CPython 3.11's standard library, as autollm_jax/data/corpora.py reads it.
     g.natural = ConfigDict()
     g.natural.bytecode = 0.08
     g.natural.character_names = 0.09
@@ -38,7 +38,7 @@ def ground_truth() -> ConfigDict:
 
 
 def level(widths, tokens, learning_rate) -> ConfigDict:
-    """50 mixtures, half of them shared with the other levels."""
+    """Return the grid of a level: 50 mixtures, half of them shared with the other levels."""
     c = ConfigDict()
     c.widths = widths
     c.layers = 2
@@ -46,12 +46,12 @@ def level(widths, tokens, learning_rate) -> ConfigDict:
     c.mixtures = 50
     c.own = 25  # mixtures that no other level has
     c.learning_rate = learning_rate
-    c.second_seed_every = 5  # of so many mixtures one is trained with a second seed
+    c.second_seed_every = 5  # one mixture in so many has a second seed
     return c
 
 
 def shrink(g: ConfigDict) -> None:
-    """Make it small, for the smoke test."""
+    """Make the grids small, for the smoke test."""
     for name, tokens in (("low", 16_384), ("mid", 32_768)):
         g[name].update({"widths": (16,), "tokens": (tokens,), "layers": 1})
         g[name].update({"mixtures": 6, "own": 3})

@@ -1,8 +1,8 @@
-"""The task grpo: hyperparameters of reinforcement learning, by problems and backbone.
+"""The task grpo: find the hyperparameters of GRPO, per kind of problem and backbone.
 
     python launch/main.py --config=configs/grpo.py --stage=ground_truth
 
-trains what the table lacks. Without `--stage` it is the main job on this task alone.
+trains the runs that the table lacks. Without `--stage` it runs the main job on this task alone.
 """
 
 import runpy
@@ -19,23 +19,23 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def ground_truth() -> ConfigDict:
-    """The grids of the own table."""
+    """Return the grids of the project's own table, one per level."""
     optimizer = runpy.run_path(str(Path(__file__).with_name("gym.py")))["optimizer"]
     g = ConfigDict()
     g.setup = s = ConfigDict()
     s.dtype = "float32"
-    s.backbone_batch = 64  # problems
+    s.backbone_batch = 64  # problems per pre-training batch
     s.backbone_optimizer = optimizer(5e-3, final_fraction=0.1, weight_decay=0.0)
     s.optimizer = optimizer(decay="constant", b1=0.9, b2=0.99, weight_decay=0.0)
-    s.rollout_rows = 64  # answers of a rollout
-    s.minibatch_rows = 32  # answers an update sees
+    s.rollout_rows = 64  # answers per rollout
+    s.minibatch_rows = 32  # answers per update
     s.epochs = 2  # passes over each rollout
     g.choices = ConfigDict()
     g.choices.kl_coefficient = (0.0, 0.1)
     g.choices.group_size = (4, 8, 16)
     g.choices.clip_range = (0.1, 0.3)
     g.choices.temperature = (0.7, 1.0)
-    # Backbones stop where they solve a quarter to a half of the problems.
+    # The pre-training of a backbone stops where it solves a quarter to a half of the problems.
     g.low = level(width=16, heads=2, steps=24, arithmetic=1600, countdown=800)
     g.mid = level(width=24, heads=4, steps=32, arithmetic=500, countdown=600)
     g.high = level(width=32, heads=4, steps=40, arithmetic=450, countdown=400)
@@ -43,7 +43,7 @@ def ground_truth() -> ConfigDict:
 
 
 def level(width, heads, steps, **backbone_steps) -> ConfigDict:
-    """120 configurations for each kind of problem."""
+    """Return the grid of a level: 120 configurations for each kind of problem."""
     c = ConfigDict()
     c.problems = tuple(backbone_steps)
     c.width = width
@@ -52,12 +52,12 @@ def level(width, heads, steps, **backbone_steps) -> ConfigDict:
     c.backbone_steps = ConfigDict(backbone_steps)  # of pre-training
     c.steps = steps  # rollouts
     c.learning_rates = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
-    c.second_seed_every = 5  # of so many configurations one is trained with a second seed
+    c.second_seed_every = 5  # one configuration in so many has a second seed
     return c
 
 
 def shrink(g: ConfigDict) -> None:
-    """Make it small, for the smoke test."""
+    """Make the grids small, for the smoke test."""
     g.setup.update({"rollout_rows": 16, "minibatch_rows": 16, "epochs": 1})
     g.choices.update({"group_size": (4, 8), "clip_range": (0.2,), "temperature": (1.0,)})
     for name, steps in (("low", 2), ("mid", 3)):

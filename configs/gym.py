@@ -1,4 +1,4 @@
-"""The main job: learn to configure runs of four tasks from cheap ones, score on dearer ones.
+"""The main job: train the agent on cheap experiments of four tasks, score it on dearer ones.
 
     python launch/main.py --config=configs/gym.py
 
@@ -9,9 +9,9 @@ or matched, all of its claims true.
 
     python launch/main.py --config=configs/gym.py:smoke
 
-The same job with every part of it small: two to three minutes; its figures mean nothing.
+The same job with every part small: two to three minutes. Its figures mean nothing.
 
-Ablations and stress are flags; README lists them.
+Flags select ablations and stress tests; README lists them.
 """
 
 import runpy
@@ -24,62 +24,62 @@ VARIANTS = ("", "smoke")
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Return the job's config; `smoke` is the same job, every part of it small."""
+    """Return the job's config; the variant `smoke` makes every part small."""
     if variant not in VARIANTS:
         raise ValueError(f"configs/gym.py:{variant}: the variants are :smoke, or none")
     c = ConfigDict()
     c.seed = 0
-    c.protocol = "dev"  # dev: learn from low, held out mid; final: low and mid, held out high
+    c.protocol = "dev"  # dev: train on low, hold out mid; final: low and mid, hold out high
 
     c.mesh = ConfigDict()
-    c.mesh.data = -1  # replicas, and the configurations of a sweep; -1 is all that are left
+    c.mesh.data = -1  # replicas, and the runs of a sweep; -1 takes all remaining devices
     c.mesh.fsdp = 1  # shards of parameters and optimizer state
     c.mesh.tensor = 1  # shards of heads, MLP columns and vocabulary
-    c.mesh.cpu_devices = 2  # where the CPU is all there is: devices to split it into
+    c.mesh.cpu_devices = 2  # without accelerators: devices to split the CPU into
 
-    c.distributed = ConfigDict()  # several processes as one job: each runs the same command
+    c.distributed = ConfigDict()  # one job in several processes: each runs the same command
     c.distributed.coordinator = ""  # host:port of process 0; "": the scheduler's, or one process
-    c.distributed.processes = -1  # how many; -1: as the scheduler says
-    c.distributed.process_id = -1  # this one, from 0; -1: as the scheduler says
-    c.distributed.one_host = False  # all are on one machine: a loopback address will do
-    c.distributed.timeout_seconds = 300  # for all to come together
-    c.distributed.collectives = "gloo"  # between CPUs: gloo or mpi
+    c.distributed.processes = -1  # number of processes; -1: the scheduler's
+    c.distributed.process_id = -1  # number of this process, from 0; -1: the scheduler's
+    c.distributed.one_host = False  # all processes are on one machine: accept a loopback address
+    c.distributed.timeout_seconds = 300  # most seconds until all processes are connected
+    c.distributed.collectives = "gloo"  # collectives between CPUs: gloo or mpi
 
     c.gym = ConfigDict()
-    c.gym.roots = "gym_data"  # folders of outcome tables, comma between; {workdir} is --workdir
-    c.gym.tasks = TASKS  # of the tables found there, and of our own
-    c.gym.trained_tasks = ""  # those the agent is trained on, comma between; empty for all
-    c.gym.evidence = True  # whether anybody is shown cheaper experiments
-    c.gym.budget = 5  # trials of an episode; `policy.context` has to hold them
+    c.gym.roots = "gym_data"  # folders of outcome tables, comma-separated; {workdir} is --workdir
+    c.gym.tasks = TASKS  # tasks to read from these folders, and to make own tables of
+    c.gym.trained_tasks = ""  # tasks to train the agent on, comma-separated; empty for all
+    c.gym.evidence = True  # whether players see cheaper experiments
+    c.gym.budget = 5  # trials per episode; `policy.context` has to hold them
     c.gym.matching = True  # replace an unmeasured configuration by the nearest measured one
     c.gym.invalid_penalty = 0.05  # regret that an invalid action costs in the reward
 
     c.ground_truth = g = ConfigDict()
-    g.root = "gym_data"  # where the tables are written
-    g.source = "stdlib_cpu"  # their source's name
-    g.share = "0/1"  # i/n: this process trains every n-th group of runs from the i-th on
-    g.checkpoint_seconds = 60.0  # between checkpoints of a group of runs
-    g.language_model = m = ConfigDict()  # what the runs of three tasks have in common
+    g.root = "gym_data"  # folder to write the project's own tables to
+    g.source = "stdlib_cpu"  # the source's name of these tables
+    g.share = "0/1"  # i/n: train the groups of every n-th program, from program i on
+    g.checkpoint_seconds = 60.0  # seconds between two checkpoints of a group of runs
+    g.language_model = m = ConfigDict()  # settings that the runs of three tasks share
     m.corpus = "stdlib"  # or tfds:NAME[/CONFIG]
     m.vocab_size = 512
     m.sequence_length = 64  # tokens
-    m.dtype = "float32"  # what matrix products read; bfloat16's rounding grows into 1e-2 nats
+    m.dtype = "float32"  # inputs of matrix products; bfloat16 rounding grows to 1e-2 nats
     m.validation_rows = 128  # sequences of each domain
     m.optimizer = optimizer(decay="cosine", warmup_fraction=0.1, final_fraction=0.1)
-    for task in TASKS:  # their grids
+    for task in TASKS:  # the grid of each task
         g[task] = neighbour(task)["ground_truth"]()
 
     c.verify = ConfigDict()
     c.verify.rows = 5  # random rows of each own table to train again
 
     c.policy = ConfigDict()  # the agent's transformer
-    c.policy.weights = ""  # published ones to start from: a folder, a GGUF file or a package
-    c.policy.shape = ConfigDict()  # their config.json, for --stage=plan where they are not here
-    c.policy.lora_rank = 0  # of published weights: train factors of so many columns; 0 trains all
-    c.policy.lora_targets = "query,key,value,output,gate,up,down"  # the matrices that get factors
-    c.policy.lora_scale = 2.0  # what the factors' product is multiplied by
-    c.policy.scale = 1.0  # of the parameters, about: the widths below follow
-    c.policy.vocab_size = 2048  # SentencePiece pieces, trained on the simulated trajectories
+    c.policy.weights = ""  # published weights to start from: a folder, a GGUF file or a package
+    c.policy.shape = ConfigDict()  # config.json of absent weights, for --stage=plan
+    c.policy.lora_rank = 0  # rank of LoRA factors on published weights; 0 trains all weights
+    c.policy.lora_targets = "query,key,value,output,gate,up,down"  # matrices with factors
+    c.policy.lora_scale = 2.0  # multiplies the product of the factors
+    c.policy.scale = 1.0  # scales the number of parameters, about, through the widths below
+    c.policy.vocab_size = 2048  # SentencePiece vocabulary, trained on the simulated episodes
     c.policy.split_digits = False  # whole numbers may be pieces: turns are a third shorter
     c.policy.width = 128
     c.policy.layers = 4
@@ -87,27 +87,27 @@ def get_config(variant: str = "") -> ConfigDict:
     c.policy.kv_heads = 2
     c.policy.head_dim = 64
     c.policy.mlp_width = 352
-    # Most of what it has to learn is to copy what it reads: these three start it there.
+    # The policy mostly has to copy from its context; these three settings make copying easier.
     c.policy.short_conv = 8
     c.policy.rope_fraction = 0.25
     c.policy.mimetic = True
     c.policy.scan_unroll = 4
-    c.policy.dtype = "float32"  # what matrix products read; but distill.dtype
-    c.policy.cache_dtype = ""  # of keys and values; policy.dtype by default; float32 on a CPU
-    c.policy.remat = "none"  # or attention, or layer: computed again backwards, to save memory
-    c.policy.row_logits = 2**24  # of a training row at once; the rest of a long one follows
+    c.policy.dtype = "float32"  # inputs of matrix products, except in distillation (distill.dtype)
+    c.policy.cache_dtype = ""  # type of keys and values; "" is policy.dtype; float32 on a CPU
+    c.policy.remat = "none"  # none, or recompute attention or layer backwards, to save memory
+    c.policy.row_logits = 2**24  # logits of a training row at once; longer rows go in parts
     c.policy.context = 896  # tokens of a whole episode
-    c.policy.turn_tokens = 112  # the most that it says in a turn
+    c.policy.turn_tokens = 112  # most tokens of a turn of the policy
 
     c.rollout = ConfigDict()  # how the policy plays, in GRPO and in evaluation
-    c.rollout.cache_block = 256  # tokens that the KV cache grows by; a compilation for each size
-    c.rollout.chunk = 160  # an answer is read so many tokens at a time
+    c.rollout.cache_block = 256  # tokens by which the KV cache grows; each size compiles once
+    c.rollout.chunk = 160  # tokens of an answer that the policy reads at once
 
     c.curate = ConfigDict()
     c.curate.distill_pairs = 3200  # (target, evidence) pairs to simulate
-    c.curate.synthetic = 0.5  # share of them from the prior of synthetic landscapes
+    c.curate.synthetic = 0.5  # share of the pairs from the prior of synthetic landscapes
     c.curate.unchanged = 0.1  # share of the tables' families that are not augmented
-    c.curate.invented_names = 0.2  # share of the pairs whose dimensions are called otherwise
+    c.curate.invented_names = 0.2  # share of the pairs with invented names of dimensions
 
     c.simulate = ConfigDict()
     c.simulate.reasoning = True  # whether turns have a think part
@@ -116,9 +116,9 @@ def get_config(variant: str = "") -> ConfigDict:
 
     c.distill = ConfigDict()
     c.distill.steps = 700  # 0: GRPO starts from random parameters
-    c.distill.batch_rows = 4  # as many updates learn as much with 6, fewer rows less
-    c.distill.microbatches = 1  # pieces that an update's gradient is summed over
-    c.distill.relabelled = 0.5  # share of the episodes whose numbers and names are exchanged
+    c.distill.batch_rows = 4  # 6 rows learn no more per update; fewer rows learn less
+    c.distill.microbatches = 1  # parts of a batch, over which the gradient is summed
+    c.distill.relabelled = 0.5  # share of the episodes with exchanged numbers and names
     c.distill.row_length = 896  # tokens; short episodes share a row
     c.distill.dtype = "bfloat16"
     c.distill.save_every = 200  # steps
@@ -134,40 +134,40 @@ def get_config(variant: str = "") -> ConfigDict:
     c.grpo.synthetic = 0.25  # share of pairs from the synthetic prior
     c.grpo.clip_low = 0.2  # probability ratios count from 1 - clip_low ...
     c.grpo.clip_high = 0.28  # ... to 1 + clip_high
-    c.grpo.kl_coefficient = 0.01  # of the divergence from the distilled policy
+    c.grpo.kl_coefficient = 0.01  # weight of the divergence from the distilled policy
     c.grpo.entropy_coefficient = 0.0
-    c.grpo.temperature = 1.0  # of the rollouts
-    c.grpo.normalisation = "std"  # of advantages: std or none
-    c.grpo.credit = "turn"  # a token gets the rewards from its turn on; or episode
+    c.grpo.temperature = 1.0  # temperature of rollouts
+    c.grpo.normalisation = "std"  # normalisation of advantages: std or none
+    c.grpo.credit = "turn"  # turn: a token gets the rewards from its turn on; or episode
     c.grpo.save_every = 3  # steps
     c.grpo.optimizer = optimizer(1e-4, warmup_fraction=0.1, decay="constant", weight_decay=0.0)
 
     c.evaluation = ConfigDict()
     c.evaluation.seeds = (0, 1, 2)
-    c.evaluation.temperature = 0.0  # of the agent; 0 is greedy
-    c.evaluation.methods = ""  # by name, comma between; empty for all of them
-    c.evaluation.games = 192  # that a policy plays side by side, at most
-    c.evaluation.meta_learning = 1.0  # of the steps of baselines that learn; less tries them out
-    c.evaluation.advisor = "panel"  # who forecasts in the prompt (agent/forecast.py): or own
-    c.evaluation.shots = 1  # examples that zero_shot is shown: published weights as they come
-    c.evaluation.constrained = True  # the agent's turns run measured, untried configurations only
+    c.evaluation.temperature = 0.0  # temperature of the agent; 0 is greedy
+    c.evaluation.methods = ""  # names of methods, comma-separated; empty for all
+    c.evaluation.games = 192  # most games that a policy plays side by side
+    c.evaluation.meta_learning = 1.0  # share of the learned baselines' training steps
+    c.evaluation.advisor = "panel"  # forecast in the prompt: a name of forecasts/advisers.py
+    c.evaluation.shots = 1  # examples in the prompt of zero_shot (untrained published weights)
+    c.evaluation.constrained = True  # the agent may run only measured, untried configurations
 
-    c.cross_validate = ConfigDict()  # --stage=cross_validate: for choosing, without the held-out
-    c.cross_validate.pairs = 240  # of changed copies of training experiments
+    c.cross_validate = ConfigDict()  # --stage=cross_validate: without held-out experiments
+    c.cross_validate.pairs = 240  # pairs of changed copies of training experiments
     c.cross_validate.seed = 0
 
     c.pool = ConfigDict()  # --stage=pool: one report of several trainings
-    c.pool.workdirs = ""  # their work directories, comma between; all but config.seed alike
+    c.pool.workdirs = ""  # work directories, comma-separated; configs differ only in seed
 
-    c.plan = ConfigDict()  # --stage=plan: what the job takes on devices that are not here
-    c.plan.devices = 1  # how many, where an axis of the mesh is -1
-    c.plan.device_memory_gib = 0.0  # what each has; a step that needs more is an error. 0: any
+    c.plan = ConfigDict()  # --stage=plan: memory and FLOPs of the job without its devices
+    c.plan.devices = 1  # number of devices, where an axis of the mesh is -1
+    c.plan.device_memory_gib = 0.0  # memory of each; a larger step is an error; 0: no limit
 
-    c.stress = ConfigDict()  # of the evidence that games come with; results go to their own files
+    c.stress = ConfigDict()  # stress test: a change of the evidence; has results of its own
     c.stress.kind = "none"  # none, thin, reverse, noise or rename (gym/stress.py)
     c.stress.keep = 0.3  # thin: share of the evidence's configurations
-    c.stress.noise = 0.5  # noise: its deviation in units of regret
-    c.stress.seed = 0  # of what is drawn
+    c.stress.noise = 0.5  # noise: standard deviation in units of regret
+    c.stress.seed = 0  # seed of the change
 
     if variant == "smoke":
         shrink(c)
@@ -175,7 +175,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def shrink(c: ConfigDict) -> None:
-    """Make every part of the job small: its figures mean nothing, its parts are all real."""
+    """Make every part of the job small. All parts run, but the figures mean nothing."""
     g = c.ground_truth
     g.source, g.root = "smoke", "{workdir}/gym_data"
     c.gym.roots = g.root
@@ -192,25 +192,26 @@ def shrink(c: ConfigDict) -> None:
 
 
 def publish(c: ConfigDict, weights: str) -> None:
-    """Let published weights be the policy, of many layers and with a vocabulary of their own."""
+    """Use published weights, with their own vocabulary, as the policy."""
     c.policy.weights = weights
     c.policy.remat = "layer"
     c.policy.scan_unroll = 1
-    # Numbers are spelled digit by digit: distillation says how long episodes are.
+    # Such vocabularies spell numbers digit by digit, so episodes are longer (distillation prints
+    # their lengths).
     c.policy.context = c.distill.row_length = 2048
     c.policy.turn_tokens = 224
-    c.distill.relabelled = 0.0  # such a model has seen numbers and names before
+    c.distill.relabelled = 0.0  # such a model knows numbers and names already
 
 
 def neighbour(name: str) -> dict:
-    """Run the config file beside this one; configs are files, not a package."""
+    """Run another config file of this folder, which is not a package."""
     return runpy.run_path(str(Path(__file__).with_name(f"{name}.py")))
 
 
 def optimizer(learning_rate: float = 0.0, **changes) -> ConfigDict:
-    """AdamW and its schedule; a ground-truth grid sets the learning rate itself."""
+    """Return the config of AdamW and its schedule; a grid sets the learning rate itself."""
     c = ConfigDict()
-    c.learning_rate = learning_rate  # peak
+    c.learning_rate = learning_rate  # peak learning rate
     c.warmup_fraction = 0.05  # of all steps
     c.decay = "cosine"  # constant, cosine, linear or wsd
     c.final_fraction = 0.05  # the last step's learning rate over the peak

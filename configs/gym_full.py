@@ -3,15 +3,15 @@
     python launch/main.py --config=configs/gym_full.py
     python launch/main.py --config=configs/gym_full.py --config.gym.roots=gym_data,tables
 
-Half as many simulated episodes again, more updates of distillation, more steps of GRPO: for own and
-public tables together, since the more kinds of names and numbers there are to copy, the more it
-takes to copy all of them well.
+Half as many simulated episodes again, more updates of distillation, more steps of GRPO. The recipe
+is for own and public tables together: their names and numbers are more varied, so the policy needs
+more training to copy all of them well.
 
 With own and public tables all stages up to GRPO take 14 minutes on one of 2 CPU cores, 5.6 GB
 (evaluating every baseline comes on top, and was not timed). Expect the agent at a mean regret of
 .242 / .110 / .083 after 1 / 3 / 5 trials on the 64 held-out experiments (five trainings, all
 alike to three digits).
-`:smoke` is the main job's.
+The variant `:smoke` is the same as that of the main job.
 """
 
 import runpy

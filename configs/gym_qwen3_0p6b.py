@@ -3,9 +3,9 @@
     python launch/main.py --config=configs/gym_qwen3_0p6b.py --config.policy.weights=DIR
     python launch/main.py --config=configs/gym_qwen3_0p6b.py --stage=plan
 
-This has been compiled, not trained: there were neither weights nor a GPU where it was written, so
-rates and numbers of steps are what such models usually take, and there are no figures to expect.
-What `--stage=plan` says (it needs no weights; 50 s on 2 CPU cores), GiB:
+This config has been compiled, not trained: it was written without the weights and without a GPU. So
+learning rates and numbers of steps are usual values for such models, and no results are known.
+`--stage=plan` (needs no weights; 50 s on 2 CPU cores) prints, in GiB:
 
     distill update   16.8   3.7e14 FLOPs, 32 rows of 2,048 tokens in 8 microbatches
     grpo update      16.7   3.7e14, as many
@@ -13,9 +13,9 @@ What `--stage=plan` says (it needs no weights; 50 s on 2 CPU cores), GiB:
     grpo rollout     36.0   64 episodes side by side, when their cache (14.0) grows to 2,048 slots
     evaluation       44.8   96 games, likewise
 
-Of these 2.2 are parameters (f32), as many the copy that training started from or the reference, and
-4.4 the optimizer's; in play 0.8 more, layers laid out for decoding. `:lora` trains factors of rank
-32 beside the frozen weights (3.0e14 FLOPs).
+2.2 of these are the parameters (f32), 2.2 the initial parameters or the reference, and 4.4 the
+optimizer's state. Play needs 0.8 more, for the layers laid out for decoding. `:lora` trains factors
+of rank 32 beside the frozen weights (3.0e14 FLOPs per update).
 """
 
 import runpy
@@ -45,7 +45,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def shape(**sizes) -> ConfigDict:
-    """What Qwen3's config.json states; `sizes` are those of one model."""
+    """Return the fields of Qwen3's config.json; `sizes` are the fields of one model."""
     published = dict(
         architectures=("Qwen3ForCausalLM",),
         head_dim=128,
@@ -59,12 +59,12 @@ def shape(**sizes) -> ConfigDict:
 
 
 def base(weights: str) -> ConfigDict:
-    """Return the main job's config for such a policy, whatever is trained of it."""
+    """Return the main job's config for a Qwen3 policy, before the choice of trained parameters."""
     gym = runpy.run_path(str(Path(__file__).with_name("gym.py")))
     c = gym["get_config"]()
     gym["publish"](c, weights)
     c.policy.dtype = "bfloat16"
-    c.plan.device_memory_gib = 74.0  # 80 GB less what a GPU keeps to itself
+    c.plan.device_memory_gib = 74.0  # 80 GB less the memory that the GPU reserves
     c.distill.batch_rows = 32
     c.distill.microbatches = 8
     c.distill.steps = 150  # about two epochs
@@ -85,7 +85,7 @@ def full_fine_tuning(c: ConfigDict, distill_rate: float, grpo_rate: float) -> No
 
 
 def low_rank(c: ConfigDict) -> None:
-    """Train factors of every matrix; they take about ten times the rate."""
+    """Train LoRA factors of every matrix, at about ten times the learning rate."""
     c.policy.lora_rank = 32
     c.policy.lora_scale = 1.0
     c.distill.optimizer.update({"learning_rate": 2e-4, "weight_decay": 0.0})

@@ -4,9 +4,9 @@
     python launch/main.py --config=configs/gym_qwen3_4b.py:v5e16 --config.policy.weights=DIR
     python launch/main.py --config=configs/gym_qwen3_4b.py --stage=plan
 
-This has been compiled, not trained: there were neither weights nor such devices where it was
-written, so mesh, rates and numbers of steps are reasoned, and there are no figures to expect. What
-`--stage=plan` says (it needs no weights; 75 s on 2 CPU cores), GiB a device:
+This config has been compiled, not trained: it was written without the weights and without such
+devices. So mesh, learning rates and numbers of steps are estimates, and no results are known.
+`--stage=plan` (needs no weights; 75 s on 2 CPU cores) prints, in GiB per device:
 
                      8 GPUs   v5e-16
     distill update     14.7      8.3   2.2e15 FLOPs, 32 rows of 2,048 tokens in 8 microbatches
@@ -15,8 +15,8 @@ written, so mesh, rates and numbers of steps are reasoned, and there are no figu
     grpo rollout       15.2      9.9   64 episodes side by side
     evaluation         17.3     10.5   192 games
 
-Of these 1.9 (0.9) are parameters (f32), as many the copy that training started from or the
-reference, and 3.7 (1.9) the optimizer's; in play 0.8 (0.4) more, layers laid out for decoding.
+1.9 (0.9) of these are the parameters (f32), as much again the initial parameters or the reference,
+and 3.7 (1.9) the optimizer's state. Play needs 0.8 (0.4) more, for layers laid out for decoding.
 `:lora` and `:v5e16_lora` train factors of rank 32 beside the frozen weights: an update is 1.7e15
 FLOPs and takes 3.2 GiB on a v5e-16, a rollout 7.3.
 """
@@ -30,7 +30,7 @@ VARIANTS = ("", "lora", "v5e16", "v5e16_lora")
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Return the job's config: which devices, and whether factors or all parameters are trained."""
+    """Return the job's config; variants choose the devices, and LoRA or full fine-tuning."""
     if variant not in VARIANTS:
         raise ValueError(
             f"configs/gym_qwen3_4b.py:{variant}: the variants are :lora, :v5e16, :v5e16_lora, or "
@@ -44,11 +44,11 @@ def get_config(variant: str = "") -> ConfigDict:
         num_hidden_layers=36,
         num_attention_heads=32,
     )
-    # Parameters are gathered over fsdp before a turn is sampled, over tensor never.
+    # Sampling gathers the parameters over fsdp before each turn, but never over tensor.
     c.mesh.update({"data": 1, "fsdp": 2, "tensor": 4})
     if variant.startswith("v5e16"):
         c.mesh.fsdp = 4
-        c.plan.device_memory_gib = 15.0  # 16 GB less what a TPU keeps to itself
+        c.plan.device_memory_gib = 15.0  # 16 GB less the memory that the TPU reserves
     c.evaluation.games = 192
     small["full_fine_tuning"](c, distill_rate=1e-5, grpo_rate=1e-6)
     if variant.endswith("lora"):

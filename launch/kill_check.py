@@ -1,17 +1,17 @@
-"""Stop a job by signals at random moments and compare what it makes with an undisturbed run's.
+"""Stop a job by signals at random moments, and compare its results with an undisturbed run.
 
     python launch/kill_check.py --config=configs/gym.py:smoke --kills=5
     python launch/kill_check.py --stage=grpo --processes=2 --signals=KILL,TERM --kills=10 \\
         -- --config.grpo.steps=20
 
-What follows `--` are further flags of the job. With --stage the stages before it run once, and only
-it is disturbed. A signal goes to one of the processes: after KILL the others are ended as a
-scheduler does it, after TERM all have to save and to exit with 75. A run that ends before its
-signal is compared, and another one begun.
+The arguments after `--` are further flags of the job. With --stage, the earlier stages run once,
+and signals go only to that stage. Each signal goes to one process. After KILL the script ends the
+other processes, as a scheduler does. After TERM every process has to save and to exit with 75. A
+run that ends before its signal is compared, and a new run starts.
 
-Prints when each signal fell and in which stage, and whether the stage's final parameters,
-`results.parquet` and the metrics of every step are the same in the end. Exits with 1 if they are
-not.
+Prints the moment and the stage of each signal. At the end it prints whether the final parameters,
+`results.parquet` and the metrics of every step equal those of the undisturbed run. Exits with 1
+where they differ.
 """
 
 import pathlib
@@ -33,16 +33,16 @@ from autollm_jax.cluster.coordinator import free_address
 from autollm_jax.errors import PREEMPTED_EXIT_CODE, UserError
 from autollm_jax.files import read_json_lines
 
-# Not `config`: what is checked here is a command line, and its config is for main.py to read.
+# A plain string, not a config flag: launch/main.py reads the config.
 JOB = flags.DEFINE_string("config", "configs/gym.py:smoke", "The job.")
-KILLS = flags.DEFINE_integer("kills", 5, "How many.")
-SEED = flags.DEFINE_integer("seed", 0, "Chooses the moments.")
-FOLDER = command_line.define_path("folder", None, "Of the work directories (default: a new one).")
-STAGE = flags.DEFINE_string("stage", "all", "The one that is disturbed, or all.")
-PROCESSES = flags.DEFINE_integer("processes", 1, "Of the job, on this machine.")
-SIGNALS = flags.DEFINE_list("signals", ["KILL"], "Taken in turn: KILL, TERM.")
+KILLS = flags.DEFINE_integer("kills", 5, "Number of signals.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the moments.")
+FOLDER = command_line.define_path("folder", None, "Of the work directories (default: new).")
+STAGE = flags.DEFINE_string("stage", "all", "The stage that gets the signals, or all.")
+PROCESSES = flags.DEFINE_integer("processes", 1, "Processes of the job, on this machine.")
+SIGNALS = flags.DEFINE_list("signals", ["KILL"], "Signals to send in turn: KILL, TERM.")
 
-# What a stage leaves as soon as it has begun, or the one before as it ends.
+# A path in the work directory that exists once a stage has begun, or the one before has ended.
 MARKS = {
     "ground_truth": "config.json",
     "simulate": "trajectories",
@@ -50,16 +50,16 @@ MARKS = {
     "grpo": "checkpoints/grpo",
     "evaluate": "evaluation",
 }
-BEFORE = ("ground_truth", "curate", "simulate", "distill")  # the stages that others build on
+BEFORE = ("ground_truth", "curate", "simulate", "distill")  # the stages before GRPO, in order
 TRAINED = ("distill", "grpo")
 POLL = 0.05  # seconds
-PATIENCE = 60.0  # seconds that processes have to save and leave, as a scheduler's grace period
+PATIENCE = 60.0  # seconds that processes have to save and exit, like a scheduler's grace period
 
 MAIN = pathlib.Path(__file__).with_name("main.py")
 
 
 class Run:
-    """The processes of a job that has been started."""
+    """The processes of a started job."""
 
     def __init__(self, workdir: pathlib.Path, log, more: list[str], stage: str, processes: int):
         command = [sys.executable, str(MAIN), f"--config={JOB.value}", f"--workdir={workdir}"]
@@ -83,27 +83,27 @@ class Run:
 
     @property
     def stage(self) -> str:
-        """Name the last stage that has begun, by what it leaves."""
+        """The last stage that has begun, judged by the paths in MARKS."""
         for stage, mark in reversed(MARKS.items()):
             if (self.workdir / mark).exists():
                 return stage
         return next(iter(MARKS))
 
     def wait(self) -> list[int]:
-        """Return the exit codes."""
+        """Wait for all processes; return their exit codes."""
         return [process.wait() for process in self.processes]
 
     def stop(self, name: str, which: int) -> str:
-        """Send one of the processes a signal, see the others end, and say how they did."""
+        """Send a signal to one process, wait for the end of all, and return a line about it."""
         self.processes[which].send_signal(getattr(signal, f"SIG{name}"))
-        if name == "KILL":  # what `srun --wait` or a JobSet does to the others
+        if name == "KILL":  # as `srun --wait` or a JobSet does
             self.processes[which].wait()
             for process in self.processes:
                 process.kill()
             self.wait()
             return "killed"
-        # It passes the signal on, once it knows the others; before, each needs one of its own.
-        told = "all told by it" if self._ended_within(PATIENCE) else "each told by itself"
+        # A connected process passes the signal on; before that, each process needs a signal.
+        told = "passed on by it" if self._ended_within(PATIENCE) else "sent to each"
         for process in self.processes:
             process.terminate()
         self._ended_within(PATIENCE)
@@ -119,7 +119,7 @@ class Run:
 
 
 def watch(run: Run) -> dict[str, float]:
-    """Wait for the end and return the seconds that each stage took."""
+    """Wait for the end of a run; return the seconds of each stage."""
     seconds = dict.fromkeys(MARKS, 0.0)
     while run.going:
         time.sleep(POLL)
@@ -128,7 +128,7 @@ def watch(run: Run) -> dict[str, float]:
 
 
 def after(run: Run, stage: str, delay: float) -> bool:
-    """Wait until `delay` seconds after a stage has begun; False where the run ended before."""
+    """Wait until `delay` seconds after a stage's start; return False where the run ends before."""
     stages, left = list(MARKS), delay
     while run.going:
         if left <= 0:
@@ -140,14 +140,14 @@ def after(run: Run, stage: str, delay: float) -> bool:
 
 
 def metrics_of(workdir: pathlib.Path) -> list[dict]:
-    """Read the metrics of every step, without what depends on the clock."""
+    """Read the metrics of every step, without those that depend on the clock."""
     clocks = ("time", "seconds", "per_second", "idle_ratio")
     rows = read_json_lines(workdir / "metrics.jsonl", log=True)
     return [{k: v for k, v in row.items() if not k.endswith(clocks)} for row in rows]
 
 
 def parameters_of(workdir: pathlib.Path) -> dict[str, np.ndarray]:
-    """Read the final parameters of every stage that has trained any."""
+    """Read the final parameters of every training stage that has run."""
     here, found = jax.sharding.SingleDeviceSharding(jax.devices()[0]), {}
     for stage in TRAINED:
         folder = workdir / "checkpoints" / stage
@@ -166,7 +166,7 @@ def parameters_of(workdir: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def same(calm: pathlib.Path, disturbed: pathlib.Path) -> bool:
-    """Print what two finished runs have in common."""
+    """Compare two finished runs, print each verdict, and return whether all results are equal."""
     verdicts, pair = {}, (calm, disturbed)
     first, second = map(parameters_of, pair)
     equal = first.keys() == second.keys() and all(
@@ -203,7 +203,7 @@ def main(argv: list[str]) -> None:
 
         def finish(run):
             if any(run.wait()):
-                raise UserError(f"{folder / 'log.txt'}: a run that nobody stopped failed; see it")
+                raise UserError(f"{folder / 'log.txt'}: a run failed without a signal")
 
         for stage in () if whole else BEFORE[: BEFORE.index("distill") + (STAGE.value == "grpo")]:
             finish(Run(start, log, argv[1:], stage, 1))
@@ -212,7 +212,7 @@ def main(argv: list[str]) -> None:
         seconds = watch(run)
         finish(run)
         stages = list(MARKS) if whole else [STAGE.value]
-        if not whole:  # from the start of the process on: the mark comes with the first checkpoint
+        if not whole:  # count from the process's start: the mark appears with the first checkpoint
             seconds, stages = {next(iter(MARKS)): sum(seconds.values())}, [next(iter(MARKS))]
         names = seconds if whole else (STAGE.value,)
         taken = zip(names, seconds.values(), strict=True)
@@ -222,7 +222,7 @@ def main(argv: list[str]) -> None:
         rng, landed, alike = random.Random(SEED.value), 0, True
         afresh(disturbed)
         while landed < KILLS.value:
-            # Stages in turn, so that every one is met; the moment within it is random.
+            # The stages take turns, so each gets signals; the moment within a stage is random.
             stage = stages[landed * len(stages) // KILLS.value]
             delay, name = rng.uniform(0, seconds[stage]), SIGNALS.value[landed % len(SIGNALS.value)]
             which = rng.randrange(PROCESSES.value)
@@ -231,9 +231,9 @@ def main(argv: list[str]) -> None:
             if in_time:
                 steps = len(metrics_of(disturbed)) if (disturbed / "metrics.jsonl").exists() else 0
                 outcome = run.stop(name, which)
-            if not (in_time and any(run.wait())):  # its work may be over when the signal comes
+            if not (in_time and any(run.wait())):  # the run may end before the signal
                 finish(run)
-                print(f"after {delay:.1f} s: ended before its signal; compared, and begun afresh")
+                print(f"after {delay:.1f} s: ended before its signal; compared, a new run starts")
                 alike &= same(calm, disturbed)
                 afresh(disturbed)
                 continue
@@ -245,7 +245,7 @@ def main(argv: list[str]) -> None:
             )
             if name == "TERM" and set(run.wait()) != {PREEMPTED_EXIT_CODE}:
                 alike = False
-                print(f"NOT as it should be: all exit with {PREEMPTED_EXIT_CODE}", flush=True)
+                print(f"WRONG: every process has to exit with {PREEMPTED_EXIT_CODE}", flush=True)
         finish(started(disturbed))
     if not (same(calm, disturbed) and alike):
         sys.exit(1)

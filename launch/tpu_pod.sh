@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# The main job on every host of a TPU pod slice; arguments go to launch/main.py. From the checkout:
+# Run the main job on all hosts of a TPU slice; arguments go to launch/main.py. From the checkout:
 #
 #   TPU=NAME ZONE=us-east5-b launch/tpu_pod.sh --config=configs/gym.py --workdir=/mnt/shared/DIR
 #
-# Copies the checkout to each host, installs requirements-tpu.txt there once and starts the very same
-# command on all of them; JAX finds the slice by itself. The work directory has to be on a file
-# system that all hosts mount (Filestore, or a bucket through gcsfuse). A slice that was preempted is
-# made again by whoever asked for it: the same command then goes on.
+# Copies the checkout to each host, installs requirements-tpu.txt there once, and starts the same
+# command on all hosts; JAX detects the slice. All hosts have to mount the file system of the work
+# directory (Filestore, or a bucket through gcsfuse). After a pre-emption, create the slice again
+# and run the same command: it resumes.
 set -euo pipefail
 
 : "${TPU:?the name of the TPU slice}" "${ZONE:?its zone}"
 folder=${FOLDER:-autollm_jax}
 if [[ $# == 0 ]]; then
-  echo "error: give launch/main.py's arguments, --config=configs/gym.py --workdir=DIR say" >&2
+  echo "error: give launch/main.py's arguments, as --config=configs/gym.py --workdir=DIR" >&2
   exit 1
 fi
 

@@ -1,1 +1,1 @@
-"""Save, restore, resume."""
+"""Saves and restores checkpoints."""

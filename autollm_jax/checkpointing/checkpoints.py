@@ -1,4 +1,4 @@
-"""Checkpoints: state, consumed data position and JSON metadata, through Orbax."""
+"""Checkpoints through Orbax: arrays of the state, and JSON metadata such as the data position."""
 
 import shutil
 import sys
@@ -11,21 +11,25 @@ from autollm_jax.errors import UserError, one_line
 
 
 class Checkpoints:
-    """Save and restore one stage's checkpoints under `directory`.
+    """Saves and restores the checkpoints of one stage under `directory`.
 
-    Orbax writes each into a temporary folder and renames it when it is whole, so a kill leaves
-    the previous ones untouched. Restoring takes the layout of the abstract state it is given, so
-    another mesh may read what one mesh wrote, in as many processes as it likes: each of them calls
-    every method, and writes its own shards.
+    Orbax writes a checkpoint into a temporary folder and renames the folder once it is complete, so
+    a kill leaves the earlier checkpoints intact. `restore` gives the arrays the shardings of the
+    abstract state, so a job may resume on another mesh or with another number of processes. Every
+    process of a job has to call every method; each process writes its own shards.
     """
 
     def __init__(self, directory, keep: int = 2, *, alone: bool = False):
         """Open the directory.
 
         Args:
-          directory: of the stage; made where it is missing.
-          keep: how many of the newest stay, 2 or more, so that a damaged one has a predecessor.
-          alone: only this one of several processes uses it, for arrays of its own.
+          directory: the stage's folder; created where it is missing.
+          keep: number of checkpoints to keep, the newest ones. At least 2, so that a damaged
+            checkpoint has a predecessor.
+          alone: whether only this process of the job uses the directory, for its own arrays.
+
+        Raises:
+          ValueError: `keep` is below 2.
         """
         if keep < 2:
             raise ValueError(f"keep is {keep}; accepted is 2 or more")
@@ -42,7 +46,7 @@ class Checkpoints:
             create=not alone or jax.process_count() == 1,
             multiprocessing_options=processes,
         )
-        if not options.create:  # Orbax makes no folders for a part of the processes
+        if not options.create:  # Orbax creates no folder for a subset of the processes
             self.directory.mkdir(parents=True, exist_ok=True)
         handlers = {
             "state": ocp.StandardCheckpointHandler(multiprocessing_options=processes),
@@ -53,35 +57,37 @@ class Checkpoints:
         )
 
     def latest(self) -> int | None:
-        """Return the newest step that was saved whole, or None."""
+        """Return the step of the newest complete checkpoint, or None."""
         return self.manager.latest_step()
 
     def save(self, step: int, state, extra: dict) -> None:
-        """Start saving; the write goes on in the background.
+        """Start to save a checkpoint; a background thread writes it.
 
         Args:
-          step: number of updates done.
+          step: number of finished steps.
           state: tree of arrays.
-          extra: JSON values: the consumed data position, what the state is of.
+          extra: JSON values, such as the data position and the identity of the state.
         """
         items = {"state": ocp.args.StandardSave(state), "extra": ocp.args.JsonSave(extra)}
         self.manager.save(step, args=ocp.args.Composite(**items))
 
     def restore(self, abstract_state, step: int | None = None):
-        """Restore a checkpoint; where the newest is damaged, the newest that is whole.
+        """Restore a checkpoint.
 
-        A damaged one is renamed to `damaged_STEP`, and a line on stderr says so.
+        Without a `step`, a damaged checkpoint is renamed to `damaged_STEP`, a line on stderr
+        reports it, and the checkpoint before it is tried.
 
         Args:
           abstract_state: `ShapeDtypeStruct` tree with shardings.
-          step: which one has to be restored; None is the newest whole one.
+          step: the step to restore; None is the newest undamaged checkpoint.
 
         Returns:
-          The state and the `extra` it was saved with.
+          The state, and the `extra` it was saved with.
 
         Raises:
-          UserError: there is none, that of `step` is damaged, or its tree or a shape differs from
-            `abstract_state`. In a job of several processes a damaged newest one is an error too.
+          UserError: there is no checkpoint, the checkpoint of `step` is damaged, or its tree or a
+            shape differs from `abstract_state`. In a job of several processes any damaged
+            checkpoint is an error.
         """
         steps = sorted(self.manager.all_steps(), reverse=True) if step is None else [step]
         if not steps or steps[0] not in self.manager.all_steps():
@@ -119,7 +125,7 @@ class Checkpoints:
         """Rename a damaged checkpoint, so that its step can be saved again."""
         path = self.directory / str(step)
         if self._shared:
-            # Processes would have to agree: one may find its own part whole.
+            # Another process may find its own shards undamaged, and would not rename the folder.
             raise UserError(
                 f"{path}: damaged ({one_line(error)[:200]}); move it away, and the same command "
                 "goes on from the checkpoint before it"
@@ -158,7 +164,7 @@ class Checkpoints:
                 )
 
     def wait(self) -> None:
-        """Block until what was saved is on disk."""
+        """Wait until all saves are on disk."""
         self.manager.wait_until_finished()
 
     def close(self) -> None:
@@ -166,5 +172,5 @@ class Checkpoints:
 
 
 def _name(path) -> str:
-    """A leaf's path with the same spelling for attributes, keys and indices."""
+    """Return a leaf's path; attributes, keys and indices are spelled alike."""
     return "/".join(str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k)))) for k in path)

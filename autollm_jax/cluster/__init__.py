@@ -1,1 +1,1 @@
-"""Several processes as one job: how they meet, wait for each other, and stop."""
+"""Runs one job in several processes: rendezvous, waiting, pre-emption."""

@@ -1,9 +1,9 @@
-"""Where the processes of a job meet, before JAX connects them.
+"""The rendezvous: the processes of a job meet at an address before JAX connects them.
 
-JAX aborts a process whose partners stay away, without saying which ones. So the processes meet here
-first, at the address that JAX's service will use: process 0 listens, every other process connects
-and says its number, and process 0 answers once all of them have come. Whatever keeps them from
-meeting is an error that names the cause.
+When a process is missing, JAX aborts the others without naming the missing one. This rendezvous
+comes first, at the address that JAX's service will use later. Process 0 listens. Every other
+process connects and sends its number. Process 0 answers once every process has connected. A failure
+is an error that names the cause.
 """
 
 import contextlib
@@ -16,39 +16,38 @@ import time
 
 from autollm_jax.errors import UserError
 
-PORT_SECONDS = 10.0  # until what is left of a job that was queued again lets go of its port
-TRY_SECONDS = 1.0  # of one wait for the network; between two waits Python hears of signals
+PORT_SECONDS = 10.0  # wait for the port: the former processes of a requeued job may still hold it
+TRY_SECONDS = 1.0  # one wait for the network; Python handles signals between two waits
 GO = "go"
-LONGEST = 4096  # bytes of a message
+LONGEST = 4096  # largest message, in bytes
 
 
 def meet(
     address: str, field: str, index: int, processes: int, one_host: bool, timeout_seconds: float
 ) -> None:
-    """Wait until all processes have come to process 0's address.
+    """Wait until every process of the job has connected to process 0.
 
-    Process 0 needs a free port there; the others wait until they reach it. A name may become known
-    only while they wait, as that of a pod does.
+    Process 0 needs a free port at the address. The others try until they reach it. DNS may learn
+    the host's name during the wait, as for a Kubernetes pod.
 
     Args:
-      address: host:port.
-      field: what names it, for errors.
-      index: this process's number.
-      processes: how many there are.
-      one_host: all processes are on one machine, so that a loopback address will do.
-      timeout_seconds: for all of them to come.
+      address: host:port of process 0.
+      field: the config field of the address, for errors.
+      index: number of this process.
+      processes: number of processes.
+      one_host: whether all processes are on one machine, where a loopback address is accepted.
+      timeout_seconds: most seconds to wait for all processes.
 
     Raises:
-      UserError: they do not meet; the line says which process is missing, or what is wrong with the
-        address.
+      UserError: a process is missing, or the address is wrong; the message says which.
     """
     host, colon, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     field = f"{field}={address}"
     if not (colon and host and port.isdecimal() and 0 < int(port) < 2**16):
         raise UserError(f"{field}: accepted is HOST:PORT")
-    # The address of a name on its own host does not matter: Debian says 127.0.1.1, and process 0
-    # listens on all addresses.
+    # Only a literal loopback address is an error here. A host may resolve its own name to a
+    # loopback address (Debian: 127.0.1.1), which does no harm: process 0 listens on all addresses.
     if not one_host and (host == "localhost" or _is_loopback(host)):
         raise _loopback_error(field, host)
     deadline = time.monotonic() + timeout_seconds
@@ -65,7 +64,7 @@ def meet(
             return
         if answer:
             raise UserError(answer)
-        # Process 0 left, or another program listens there.
+        # Process 0 ended, or another program listens at the address.
         if time.monotonic() >= deadline:
             raise UserError(
                 f"{field}: process {index} on {socket.gethostname()} got no answer of process 0 "
@@ -78,7 +77,7 @@ def meet(
 def _receive(
     server: socket.socket, field: str, processes: int, deadline: float, timeout_seconds: float
 ) -> None:
-    """Wait for every other process to say its number, and let all of them go on."""
+    """Wait until every other process has sent its number, then send GO to all of them."""
     present: dict[int, socket.socket] = {}
     server.settimeout(TRY_SECONDS)
     with contextlib.ExitStack() as stack:
@@ -97,7 +96,7 @@ def _receive(
                 connection.settimeout(TRY_SECONDS)
                 said = json.loads(connection.recv(LONGEST))
                 number, count, host = said["process"], said["processes"], said["host"]
-            except (OSError, ValueError, KeyError, TypeError):  # nobody, or another program
+            except (OSError, ValueError, KeyError, TypeError):  # no connection, or another program
                 continue
             if count != processes or not 0 < number < processes:
                 problem = (
@@ -112,14 +111,15 @@ def _receive(
             present[number] = connection
         for one in present.values():
             _say(one, GO)
-        # The side that closes first keeps the port for a while, and here JAX needs it at once.
+        # TCP blocks the port of the side that closes first, and JAX needs this port at once. So
+        # wait until the others close.
         for one in present.values():
             with contextlib.suppress(OSError):
                 one.recv(1)
 
 
 def _has_left(connection: socket.socket) -> bool:
-    """Whether the other side has closed; it says nothing more after its number."""
+    """Whether the other process has closed the connection (it sends nothing after its number)."""
     heard = select.poll()
     heard.register(connection, select.POLLIN)
     try:
@@ -148,9 +148,9 @@ def _missing_error(
 def _answer(
     connection: socket.socket, index: int, processes: int, timeout_seconds: float
 ) -> str | None:
-    """Say this process's number to process 0; returns its answer, None where it left."""
+    """Send this process's number to process 0; return the answer, or None without an answer."""
     said = {"process": index, "processes": processes, "host": socket.gethostname()}
-    # Process 0 gives up first, so that its reason arrives.
+    # Wait longer than process 0, so that its error message arrives.
     deadline = time.monotonic() + timeout_seconds + 2 * TRY_SECONDS
     connection.settimeout(TRY_SECONDS)
     received = b""
@@ -178,7 +178,7 @@ def _connect(
     deadline: float,
     timeout_seconds: float,
 ) -> socket.socket:
-    """Connect to process 0, as soon as its name is known and it listens."""
+    """Connect to process 0, once DNS knows its name and it listens."""
     here = socket.gethostname()
     own_name = host.partition(".")[0] == here.partition(".")[0]
     while True:
@@ -195,7 +195,7 @@ def _connect(
 
 
 def _known_name(host: str, port: int, field: str, deadline: float, timeout_seconds: float) -> None:
-    """Wait until process 0's own name is known to it."""
+    """Wait until DNS knows the name of process 0."""
     while True:
         try:
             socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -215,17 +215,17 @@ def _unreachable_error(field: str, index: int, timeout_seconds: float, error: OS
 
 
 def of_scheduler(timeout_seconds: int) -> str | None:
-    """Return the address that JAX will take from Slurm or Open MPI.
+    """Return the coordinator address that JAX will take from Slurm or Open MPI.
 
-    Returns None where neither runs, or where this version of JAX does not say: the address has no
-    public name.
+    Returns None without these schedulers, or where this version of JAX keeps the address elsewhere:
+    JAX has no public function for it.
     """
     try:
         from jax._src.clusters import ClusterEnv
 
         known = [env for env in ClusterEnv._cluster_types if not env.opt_in_only_method]
         cluster = next((env for env in known if env.is_env_present()), None)
-        if cluster is None or cluster.name not in ("slurm", "ompi"):  # others are asked over HTTP
+        if cluster is None or cluster.name not in ("slurm", "ompi"):  # others need HTTP
             return None
         port = os.environ.get("JAX_COORDINATOR_PORT")
         given = os.environ.get("JAX_COORDINATOR_ADDRESS")
@@ -237,7 +237,7 @@ def of_scheduler(timeout_seconds: int) -> str | None:
 
 
 def free_address() -> str:
-    """Return an address, with a port that is free now, for processes on this machine."""
+    """Return an address for processes on this machine, with a port that is free now."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return f"localhost:{probe.getsockname()[1]}"
@@ -246,7 +246,7 @@ def free_address() -> str:
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name
+    except ValueError:  # a host name
         return False
 
 
@@ -259,10 +259,10 @@ def _loopback_error(field: str, host: str) -> UserError:
 
 
 def _listen(port: int, field: str) -> socket.socket:
-    """Listen at JAX's port, on all addresses.
+    """Listen at a port, on all addresses of this host.
 
     Raises:
-      UserError: the port is taken.
+      UserError: the port is still in use after PORT_SECONDS.
     """
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET

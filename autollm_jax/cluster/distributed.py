@@ -1,11 +1,11 @@
-"""Several processes as one job: how they start, are checked, and wait for each other.
+"""Runs one job in several processes: connects them, checks them, and lets them wait for each other.
 
-`start` connects them, before JAX finds its devices, and `check` compares them; in a single process
-both do nothing. Each process runs the same command. What only one may do (claim the work directory,
-write a file) is done by process 0, through `on_main`.
+`start` connects the processes, before JAX finds its devices. `check` compares their configs and
+versions. In a single process both do nothing. Every process runs the same command. `on_main` runs
+work that only one process may do (claim the work directory, write a file), in process 0.
 
-Waiting goes over the coordinator's key-value store, not over the devices: it may take hours, and a
-signal gets through.
+Processes wait on the coordinator's key-value store, not on a collective of the devices: a wait may
+take hours, and Python handles signals in between.
 """
 
 import dataclasses
@@ -20,35 +20,35 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
-from jax._src import distributed as jax_distributed  # the store has no public name; Orbax's way too
+from jax._src import distributed as jax_distributed  # the store has no public name
 
 from autollm_jax.cluster import coordinator
 from autollm_jax.errors import UserError
 from autollm_jax.files import package_digest
 
-# How a scheduler numbers a step's processes: this one, all of them, the hosts.
+# Environment variables of schedulers: number of this process, of all processes, of hosts.
 SCHEDULERS = (
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES"),
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", None),
     ("JOB_COMPLETION_INDEX", None, None),
 )
 POLL_SECONDS = 1.0
-PATIENCE_SECONDS = 30.0  # for a file of another host to be seen on a shared file system
+PATIENCE_SECONDS = 30.0  # wait for a file of another host to appear on a shared file system
 
 _calls = itertools.count()
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How processes find each other.
+    """The settings by which processes find each other.
 
-    coordinator: host:port of process 0; "" lets JAX ask the scheduler, and without one of those
-      it is a single process.
-    processes: how many; -1 is what the scheduler says.
-    process_id: this one's number from 0; -1 is what the scheduler says.
-    one_host: all of them are on one machine, so that a loopback address will do.
-    timeout_seconds: for the processes to come together.
-    collectives: between CPUs, gloo or mpi.
+    coordinator: host:port of process 0. "" takes the scheduler's coordinator; without a scheduler
+      the job is a single process.
+    processes: number of processes; -1 takes the scheduler's number.
+    process_id: number of this process, from 0; -1 takes the scheduler's number.
+    one_host: whether all processes are on one machine, where a loopback address is accepted.
+    timeout_seconds: most seconds to wait until all processes are connected.
+    collectives: the library of collectives between CPUs, gloo or mpi.
     """
 
     coordinator: str = ""
@@ -60,12 +60,12 @@ class Settings:
 
 
 def start(settings: Settings) -> None:
-    """Connect this process to the job's others.
+    """Connect this process to the other processes of the job.
 
-    Has to come before anything asks for JAX's devices.
+    Call it before any call that looks for JAX's devices.
 
     Raises:
-      UserError: they do not come together.
+      UserError: the processes do not all connect in time.
     """
     if jax_distributed.global_state.client is not None:
         return
@@ -92,31 +92,31 @@ def start(settings: Settings) -> None:
 
 
 def index() -> int:
-    """Return this process's number."""
+    """Return the number of this process, from 0."""
     return jax_distributed.global_state.process_id or 0
 
 
 def count() -> int:
-    """Return how many processes the job has."""
+    """Return the number of processes of the job."""
     return jax_distributed.global_state.num_processes or 1
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes files."""
+    """Whether this is process 0, which writes the files."""
     return index() == 0
 
 
 def on_main(work: Callable):
-    """Let process 0 do something while the others wait.
+    """Run a function in process 0 while the other processes wait.
 
     Args:
-      work: returns None or JSON values.
+      work: the function; returns None or JSON values.
 
     Returns:
-      What it returned, in every process.
+      The function's result, in every process.
 
     Raises:
-      UserError: it did, or process 0 failed; in every process.
+      UserError: the function raised it, or process 0 failed. Every process raises it.
     """
     if count() == 1:
         return work()
@@ -139,7 +139,7 @@ def on_main(work: Callable):
 
 
 def gather(value) -> list:
-    """Return the JSON values of all processes, in their order."""
+    """Return the JSON values of all processes, in the order of their numbers."""
     if count() == 1:
         return [value]
     key = f"gather/{next(_calls)}"
@@ -148,14 +148,14 @@ def gather(value) -> list:
 
 
 def check(config: Mapping, workdir: Path) -> None:
-    """Check that all processes run one job in one work directory, on as many devices each.
+    """Check that all processes run one job in one work directory, with equally many devices each.
 
     Args:
-      config: the job's, JSON values; the same in all of them but for `distributed`.
-      workdir: of the job, on a file system that they share.
+      config: the job's config, JSON values; all of it but `distributed` has to be equal everywhere.
+      workdir: the job's work directory, on a file system that all processes share.
 
     Raises:
-      UserError: one does not; in every process.
+      UserError: a process differs. Every process raises it.
     """
     if count() == 1:
         return
@@ -188,7 +188,7 @@ def check(config: Mapping, workdir: Path) -> None:
                 f"{where} does not see process 0's {workdir.absolute()}; give a --workdir on a "
                 "file system that all hosts share"
             )
-    # Last: to count the devices starts them.
+    # The devices come last, since counting them starts them.
     found = gather(jax.local_device_count())
     for process, devices in enumerate(found):
         if devices != found[0]:
@@ -200,10 +200,10 @@ def check(config: Mapping, workdir: Path) -> None:
 
 
 def post(key: str, value: str = "1") -> None:
-    """Write a value where every process can read it; one that is there already stays.
+    """Write a value that every process can read; an existing value stays as it is.
 
     Raises:
-      RuntimeError: there is no coordinator any more.
+      RuntimeError: the coordinator is gone.
     """
     try:
         jax_distributed.global_state.client.key_value_set(f"autollm/{key}", value)
@@ -213,17 +213,17 @@ def post(key: str, value: str = "1") -> None:
 
 
 def posted(key: str) -> bool:
-    """Whether a value has been written."""
+    """Whether a process has written a value under the key."""
     return awaited(key, seconds=0.001) is not None
 
 
 def awaited(key: str, seconds: float | None = None) -> str | None:
-    """Wait for a value; None where it has not come after `seconds`."""
+    """Wait for the value of a key; return None where nobody has written it after `seconds`."""
     began = time.monotonic()
     while True:
         left = POLL_SECONDS if seconds is None else seconds - (time.monotonic() - began)
         try:
-            # In short waits, between which Python hears of signals.
+            # Wait in short intervals: Python handles signals between them.
             milliseconds = max(int(1000 * min(left, POLL_SECONDS)), 1)
             client = jax_distributed.global_state.client
             return client.blocking_key_value_get(f"autollm/{key}", milliseconds)
@@ -235,7 +235,7 @@ def awaited(key: str, seconds: float | None = None) -> str | None:
 
 
 def _scheduler() -> tuple[int | None, int | None, int | None]:
-    """Return this process's number, the processes and the hosts, as far as a scheduler says."""
+    """Return the scheduler's number of this process, of processes and of hosts; None if unknown."""
 
     def number(name):
         return int(os.environ[name]) if name and os.environ.get(name, "").isdecimal() else None
@@ -247,10 +247,10 @@ def _scheduler() -> tuple[int | None, int | None, int | None]:
 
 
 def _connect_by_scheduler(settings: Settings, processes: int | None) -> None:
-    """Start as the scheduler says; where there is none it is a single process."""
+    """Connect through the scheduler's coordinator; without a scheduler do nothing."""
     try:
         _connect(settings)
-    except ValueError:  # JAX's word for that no scheduler told it a coordinator
+    except ValueError:  # JAX found no scheduler with a coordinator
         if processes is not None:
             raise UserError(
                 f"the scheduler started {processes} processes, but JAX finds no coordinator; give "
@@ -275,7 +275,7 @@ def _check_numbers(index: int | None, processes: int | None) -> None:
 
 def _connect(settings: Settings, address=None, processes=None, index=None) -> None:
     jax.config.update("jax_cpu_collectives_implementation", settings.collectives)
-    if hasattr(jax.config, "jax_enable_preemption_service"):  # SIGTERM is `preemption.py`'s
+    if hasattr(jax.config, "jax_enable_preemption_service"):  # preemption.py handles SIGTERM
         jax.config.update("jax_enable_preemption_service", False)
     timeout = {"initialization_timeout": settings.timeout_seconds}
     try:
@@ -291,7 +291,7 @@ def _connect(settings: Settings, address=None, processes=None, index=None) -> No
 
 
 def _interruptibly(work: Callable[[], None]) -> None:
-    """Do something that does not return to Python for long, while this thread hears of signals."""
+    """Run a long blocking call in another thread, so that this thread can handle signals."""
     raised = []
 
     def catch():

@@ -1,11 +1,14 @@
-"""Pre-emption: SIGTERM ends the job in good order, with a code that schedulers requeue on.
+"""Pre-emption: SIGTERM lets the job save and exit with a code on which schedulers requeue it.
 
-Outside of loops that save checkpoints the job ends at once, as after a kill: files are written
-atomically, and every stage resumes. Inside one (`deferred`) it ends at the boundary of a step, with
-a checkpoint, or, in a single process, at once in a part of it that is `interruptible`. A signal to
-one of several processes is passed on to all, and they agree on the step:
-the one after the furthest that any has reached. A step that nobody stops costs nothing, and nothing
-goes over the devices: on CPUs it would get in the way of a step under way. Ctrl-C stays what it is.
+Outside loops that save checkpoints, the job ends at once, as after a kill: files are written
+atomically, and every stage resumes. Inside such a loop (`deferred`) the job saves a checkpoint at
+the boundary of a step, then ends. A single process may also end inside a part of a step that is
+`interruptible`.
+
+In a job of several processes, the process that gets the signal passes it on. All processes then
+agree on the step to stop at: one after the furthest step that any of them has reached. They agree
+through the coordinator, since a collective of the devices could disturb the running step on CPUs.
+Without a signal, the boundaries cost nothing. Ctrl-C works as usual.
 """
 
 import contextlib
@@ -25,13 +28,13 @@ from autollm_jax.errors import PREEMPTED_EXIT_CODE
 from autollm_jax.sharding import hosts
 
 NOTICE = "preempted"
-AGREEING_SECONDS = 20.0  # for all processes to say which step they have reached
-LEAVING_SECONDS = 10.0  # that process 0, which the others speak through, waits for them at the end
-ENDING_SECONDS = 0.5  # from their last word to their end
+AGREEING_SECONDS = 20.0  # wait for the step that each process has reached
+LEAVING_SECONDS = 10.0  # wait of process 0, the coordinator, for the end of each other process
+ENDING_SECONDS = 0.5  # between a process's last message and its end
 
 
 class Preempted(SystemExit):
-    """The job was asked to stop, and what it has done so far is saved."""
+    """The job was asked to stop, and its progress is saved."""
 
     def __init__(self):
         super().__init__(PREEMPTED_EXIT_CODE)
@@ -42,10 +45,10 @@ _deferring = threading.Event()
 
 
 class _Boundaries:
-    """Counts the boundaries of steps that all processes take, and knows where they stop."""
+    """Counts the step boundaries that this process has passed; holds the boundary to stop at."""
 
     def __init__(self):
-        self.lock = threading.Lock()  # held while the processes agree, so that none goes on
+        self.lock = threading.Lock()  # held while the processes agree, so that no new step starts
         self.reached = 0
         self.last: int | None = None
 
@@ -54,9 +57,9 @@ _boundaries = _Boundaries()
 
 
 def listen() -> None:
-    """Heed SIGTERM from now on; to be called once the processes are connected."""
+    """Handle SIGTERM from now on; call it once the processes are connected."""
     if threading.current_thread() is not threading.main_thread():
-        return  # Python gives signals to the main thread alone
+        return  # Python delivers signals to the main thread only
     signal.signal(signal.SIGTERM, _on_signal)
     if distributed.count() > 1:
         threading.Thread(target=_watch, daemon=True, name="preemption").start()
@@ -69,7 +72,7 @@ def asked() -> bool:
 
 @contextlib.contextmanager
 def deferred(mesh: Mesh) -> Iterator[Callable[[], bool]]:
-    """Put a stop off to a step's boundary, for a loop that saves checkpoints.
+    """Defer a stop to the next step boundary, for a loop that saves checkpoints.
 
     with deferred(mesh) as asked_to_stop:
         for step in ...:
@@ -78,10 +81,10 @@ def deferred(mesh: Mesh) -> Iterator[Callable[[], bool]]:
                 save, wait until it is saved, and raise Preempted
 
     Args:
-      mesh: the loop's; its processes get the same answer at the same step.
+      mesh: the loop's mesh; all of its processes get the same answer at the same step.
 
     Raises:
-      Preempted: at the loop's end, where a stop was asked for after its last boundary.
+      Preempted: at the end of the loop, where the signal came after the last boundary.
     """
     together = len(hosts.processes_of(mesh)) > 1
     before = _deferring.is_set()
@@ -97,19 +100,20 @@ def deferred(mesh: Mesh) -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Let a stop come at once again, for a part of a step that changes nothing that is saved.
+    """Allow a stop inside a step, in a part of the step that changes no saved state.
 
-    Several processes would have to agree on which of them were in it: there it changes nothing.
+    Works in a single process only: several processes would have to agree that all of them are in
+    this part.
 
     Raises:
-      Preempted: anywhere inside; the loop saves what the step began with.
+      Preempted: at any point inside; the loop saves the state from the start of the step.
     """
     if distributed.count() > 1:
         yield
         return
     _deferring.clear()
     try:
-        if asked():  # since the last boundary
+        if asked():  # the signal came after the last boundary
             raise Preempted
         yield
     finally:
@@ -117,7 +121,7 @@ def interruptible() -> Iterator[None]:
 
 
 def _at_boundary() -> bool:
-    """Whether all processes stop here."""
+    """Whether all processes stop at this boundary; counts the boundary."""
     with _boundaries.lock:
         _boundaries.reached += 1
         return _boundaries.last is not None and _boundaries.reached >= _boundaries.last
@@ -125,11 +129,11 @@ def _at_boundary() -> bool:
 
 @contextlib.contextmanager
 def in_good_order() -> Iterator[None]:
-    """Give whatever ends a job that was asked to stop the one exit code.
+    """End a job that was asked to stop with PREEMPTED_EXIT_CODE.
 
-    A process whose neighbour has left already fails in the middle of a collective: that too is
-    the pre-emption's doing. It is shown all the same, since it may be a failure of its own; that of
-    a single process always is, and stays one.
+    In a job of several processes, a collective fails once another process has ended. So after a
+    signal an error counts as pre-emption too. Its traceback is printed, since the error may have
+    another cause. In a single process an error stays an error.
     """
     try:
         yield
@@ -152,17 +156,18 @@ def _on_signal(number, frame) -> None:
 
 
 def _watch() -> None:
-    """Pass a stop on to the other processes, and end this one where nothing defers it.
+    """Pass a signal on to the other processes, and end this process where no loop defers the stop.
 
-    A thread, since the main one may be waiting in a collective for a process that has left.
+    Runs in a thread of its own, since the main thread may wait in a collective for a process that
+    has ended.
     """
     while not _asked.wait(timeout=1.0):
         try:
             if distributed.posted(NOTICE):
                 _asked.set()
-        except RuntimeError:  # there is no coordinator any more: the job is over
+        except RuntimeError:  # the coordinator is gone, so the job is over
             return
-    # Where there is no coordinator any more, the others have left.
+    # Without a coordinator, the other processes have ended.
     with contextlib.suppress(RuntimeError), _boundaries.lock:
         distributed.post(NOTICE)
         distributed.post(f"{NOTICE}/at/{distributed.index()}", str(_boundaries.reached))
@@ -170,16 +175,16 @@ def _watch() -> None:
             distributed.awaited(f"{NOTICE}/at/{process}", AGREEING_SECONDS)
             for process in range(distributed.count())
         ]
-        # One that says nothing is gone, and no further step will come to its end.
+        # A process without an answer has ended, and no further step can finish.
         _boundaries.last = 1 + max(int(reached or 0) for reached in at)
     if not _deferring.is_set():
         _leave()
 
 
 def _leave() -> None:
-    """End this process without the farewells that a process in the middle of work cannot keep.
+    """End this process at once, without the exit handlers, which could wait for other processes.
 
-    Process 0 is the last to go: the others end in an abort where they lose it.
+    Process 0 ends last, since JAX aborts the other processes when they lose it.
     """
     for child in multiprocessing.active_children():
         child.terminate()

@@ -1,7 +1,7 @@
-"""Corpora by name: text in domains, each split into training and validation documents.
+"""Loads a corpus by name: domains of text, each split into training and validation documents.
 
-`stdlib` is the running interpreter's own standard library: six kinds of text on every machine,
-without a download. `tfds:NAME[/CONFIG]` is any text data set of tensorflow-datasets.
+`stdlib` is the standard library of the running interpreter. It gives six domains on every machine,
+without a download. `tfds:NAME[/CONFIG]` is a text data set of tensorflow-datasets.
 """
 
 import ast
@@ -24,16 +24,17 @@ from autollm_jax.data.tfds_corpus import load_tfds
 from autollm_jax.errors import UserError
 
 DEFAULT_MAX_BYTES = 4_000_000
-# Folders that are no part of the library: caches, installed packages, a build's own settings.
+# Folders that are not part of the library: caches and installed packages.
 _FOREIGN = {"__pycache__", "site-packages", "dist-packages"}
 _TEST_FOLDERS = {"test", "tests", "idle_test"}
-# Not text that anyone wrote: the topics are a domain of their own, the codecs are generated tables,
-# and the others name the machine, which would make the content hash differ between machines.
+# Paths that are left out of `library_code`. The topics of pydoc_data are a domain of their own. The
+# codecs of encodings are generated tables. The other files name the machine, so with them the
+# content hash would differ between machines.
 _SKIPPED = ("pydoc_data/", "encodings/", "config-", "_sysconfigdata", "sitecustomize", "usercustom")
-# Of the domains that a program writes, so much: there is no end to them.
+# Most bytes of a generated domain (bytecode, character names), which could be much larger.
 _GENERATED_BYTES = 1_000_000
-_NAME_BLOCK = 256  # code points whose names make a document
-# Distributions that strip the library's tests leave less than this.
+_NAME_BLOCK = 256  # code points per document of character names
+# A library with fewer bytes of tests has had its tests stripped by the distribution.
 _FEW_TEST_BYTES = 1_000_000
 _PACKAGES_WITH_TESTS = ("numpy", "scipy", "pyarrow")
 
@@ -48,15 +49,16 @@ def load_corpus(
 
     Args:
       name: "stdlib", or "tfds:NAME[/CONFIG]" for a text data set of tensorflow-datasets.
-      max_bytes: Most bytes kept of each domain, training and validation together for "stdlib",
-        of the training split for "tfds:...".
-      data_dir: Where prepared TFDS data sets lie (default: TFDS' own); "stdlib" has no use for it.
+      max_bytes: Most bytes kept of each domain. "stdlib" counts training and validation documents
+        together; "tfds:..." counts the training split alone.
+      data_dir: Folder of prepared TFDS data sets; None is the default folder of TFDS. "stdlib"
+        ignores it.
 
     Returns:
       The corpus, with its version and the SHA-256 of its content.
 
     Raises:
-      UserError: The name is unknown, or the data set has no text or cannot be had.
+      UserError: The name is unknown, or the data set has no text or cannot be prepared.
     """
     if name.startswith("tfds:") and name != "tfds:":
         return load_tfds(name, max_bytes=max_bytes, data_dir=data_dir)
@@ -81,13 +83,13 @@ def read_stdlib(
 ) -> Corpus:
     """Read a standard library as six domains.
 
-    A module serves either `library_code`, or `docstrings` and (its code alone) `bytecode`, by a
-    hash of its path, so that the domains share no text.
+    A hash of its path puts each module either in `library_code`, or in `docstrings` and `bytecode`.
+    So no two domains share text: bytecode is compiled without docstrings.
 
     Args:
       root: The folder of the standard library.
-      packages: Folders of installed packages by name; their tests stand in for the library's own
-        where a distribution has stripped those.
+      packages: Folders of installed packages by name. Their tests are used where the distribution
+        has stripped the tests of the library.
       topics: The language reference, by topic.
       max_bytes: Most bytes kept of each domain.
 
@@ -217,9 +219,9 @@ def _instructions(code: types.CodeType) -> Iterator[str]:
         if instruction.opname in ("CACHE", "EXTENDED_ARG"):
             continue
         argument = instruction.argrepr
-        if isinstance(instruction.argval, types.CodeType):  # its address would differ each time
+        if isinstance(instruction.argval, types.CodeType):  # argrepr holds a memory address
             argument = f"code {instruction.argval.co_name}"
-        elif isinstance(instruction.argval, frozenset):  # its order differs between processes
+        elif isinstance(instruction.argval, frozenset):  # its order depends on the process
             argument = f"set of {len(instruction.argval)}"
         yield f"  {instruction.opname} {argument}".rstrip()
     for constant in code.co_consts:
@@ -228,11 +230,11 @@ def _instructions(code: types.CodeType) -> Iterator[str]:
 
 
 def _character_names() -> dict[str, str]:
-    """Return the names of Unicode's characters, a block of code points a document."""
+    """Return the names of the Unicode characters, one document for each block of code points."""
     documents = {}
     for block in range(0, 0x20000, _NAME_BLOCK):
         names = [unicodedata.name(chr(point), "") for point in range(block, block + _NAME_BLOCK)]
-        # Ideographs are named by their number.
+        # An ideograph's name is only its number.
         names = [name for name in names if name and "IDEOGRAPH-" not in name]
         if names:
             documents[f"U+{block:05X}"] = "\n".join(names) + "\n"
@@ -257,12 +259,12 @@ def _docstrings(files: Mapping[str, Path]) -> dict[str, str]:
 def _docstrings_of(node: ast.AST):
     """Yield the docstrings of a module, its classes and its functions, in order of appearance.
 
-    Only bodies of definitions are searched, which is many times faster than `ast.walk`.
+    The search visits only the bodies of definitions, so it is many times faster than `ast.walk`.
     """
     first = node.body[0] if node.body else None
     if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
         if isinstance(first.value.value, str):
-            # A lone surrogate written as an escape cannot be encoded: the document goes without.
+            # Drop lone surrogates (written as escapes): UTF-8 cannot encode them.
             text = first.value.value.encode("utf-8", "ignore").decode("utf-8")
             yield inspect.cleandoc(text)
     for child in node.body:
@@ -271,10 +273,10 @@ def _docstrings_of(node: ast.AST):
 
 
 def _without_repeats(topics: Mapping[str, str]) -> dict[str, str]:
-    """Leave out topics whose text stands in a longer one: they would leak between the splits."""
+    """Drop topics that a longer topic contains, so that no text is in both splits."""
     kept = {}
     for topic in sorted(topics, key=lambda key: (-len(topics[key]), key)):
-        # The heading with its underline differs between the two places, the body does not.
+        # Compare without the heading: only the heading differs between the two copies.
         body = topics[topic].split("\n", 3)[-1].strip()
         if body and not any(body in text for text in kept.values()):
             kept[topic] = topics[topic]

@@ -1,4 +1,4 @@
-"""What a corpus is: domains of documents, split once, with a hash of the whole content."""
+"""The corpus: domains of documents, split into training and validation, with a content hash."""
 
 import dataclasses
 import hashlib
@@ -12,12 +12,12 @@ class Corpus:
     """Text by domain, split into training and validation documents.
 
     Attributes:
-      name: What it was loaded by.
-      version: The version of what it was read from.
-      description: One line: what it is, and where it departs from its usual content.
+      name: The name that `load_corpus` was given.
+      version: The version of its source.
+      description: One line about its content, and about any departure from the usual content.
       content_hash: SHA-256 over every document, its domain and its split.
       documents: Training documents by domain.
-      validation: Validation documents by domain; none of them is a training document.
+      validation: Validation documents by domain. None of them is also a training document.
     """
 
     name: str
@@ -61,15 +61,15 @@ def make_corpus(
       name: The corpus' name.
       version: The version of its source.
       description: One line on its content.
-      domains: Documents by domain and key (a relative path, an index); empty domains are dropped,
-        and so is a text that stands in its domain before.
-      validation: Validation documents, where the source has its own (less those that are training
-        documents too); else about 5 % of each domain's bytes, chosen by the keys' hashes.
+      domains: Documents by domain and key (a relative path, an index). Empty domains are dropped,
+        and so are repeated texts within a domain.
+      validation: Validation documents of the source; those that are also training documents are
+        dropped. None takes about 5 % of each domain's bytes, chosen by the hashes of the keys.
 
     Returns:
-      The corpus; documents are in the order of their keys.
+      The corpus, with the documents in the order of their keys.
     """
-    # One text under two keys could fall into both splits.
+    # Drop repeated texts: a text under two keys could fall into both splits.
     domains = {domain: _distinct(domains[domain]) for domain in sorted(domains) if domains[domain]}
     if validation is None:
         held_out = {domain: _validation_part(texts) for domain, texts in domains.items()}
@@ -99,7 +99,7 @@ def digest(text: str) -> str:
 
 
 def _distinct(texts: Mapping[str, str], taken: Iterable[str] = ()) -> dict[str, str]:
-    """Keep the first key of each text, and no text that is taken."""
+    """Keep each text once, under its first key; drop the texts in `taken`."""
     seen, kept = set(taken), {}
     for key in sorted(texts):
         if texts[key] not in seen:
@@ -109,12 +109,12 @@ def _distinct(texts: Mapping[str, str], taken: Iterable[str] = ()) -> dict[str, 
 
 
 def _validation_part(texts: Mapping[str, str]) -> dict[str, str]:
-    """Take documents in the order of their keys' hashes until they hold the validation share."""
+    """Choose documents in the order of their keys' hashes, up to the validation share of bytes."""
     sizes = {key: len(text.encode("utf-8")) for key, text in texts.items()}
     left = VALIDATION_SHARE * sum(sizes.values())
     part = {}
     for key in sorted(texts, key=digest):
-        # A document larger than what is left would make the share depend on one draw.
+        # Skip a document that exceeds the rest of the share: it alone would set the split's size.
         if sizes[key] <= left:
             part[key] = texts[key]
             left -= sizes[key]

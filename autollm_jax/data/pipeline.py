@@ -1,13 +1,12 @@
-"""The input pipeline: documents to packed rows, rows to batches that are a function of the step.
+"""The input pipeline: documents -> packed rows -> batches, each a pure function of the step.
 
-1. `tokenize` turns documents into one stream per domain; `packed_corpus` keeps it on disk.
-2. `pack` cuts a stream into rows of T + 1 tokens that overlap by one, so that a row gives T inputs
-   and T next-token targets, and every token of the stream is a target once.
+1. `tokenize` turns documents into one stream per domain; `packed_corpus` caches it on disk.
+2. `pack` cuts a stream into rows of T + 1 tokens that overlap by one. A row gives T inputs and T
+   next-token targets, and every token of the stream after the first is a target once.
 3. `Pipeline` orders the rows (grain mixes, batches and prefetches them) and gathers batches. Batch
-   `step` is a pure function of (rows, seed, step): the state of a run is its step count, and to
-   resume is to go on from there.
+   `step` is a pure function of (rows, seed, step), so a run resumes from its step count alone.
 
-Letters: N rows, T tokens a row, B rows a batch (here: of this process), K steps.
+Letters: N rows, T tokens per row, B rows per batch on this process, K steps.
 """
 
 import dataclasses
@@ -28,9 +27,9 @@ from autollm_jax.data.tokenizer import Tokenizer
 from autollm_jax.errors import UserError
 from autollm_jax.files import write_atomic
 
-# Raised when the stream's making changes, so that old caches are not read.
+# Increase this number when the stream's format changes, so that old caches are not read.
 _STREAM_FORMAT = 1
-# The length of a sequence without end; grain multiplies lengths, so not the largest integer.
+# The length of an endless sequence. grain multiplies lengths, so this is far below 2^63.
 _ENDLESS = 1 << 60
 
 
@@ -43,7 +42,7 @@ class Batch:
       tokens_BT: int32 inputs.
       targets_BT: int32, the token after each input.
       loss_mask_BT: bool, False where the target is padding or starts another document.
-      segments_BT: int32, which document of the row a token is of, from 1; 0 is padding.
+      segments_BT: int32, number of the token's document in its row, from 1; 0 is padding.
       positions_BT: int32, position since the document's start in the row.
     """
 
@@ -56,11 +55,11 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stream:
-    """Documents one after another.
+    """M tokens of D concatenated documents.
 
     Attributes:
-      tokens_M: uint16 (int32 for a larger vocabulary); each document is bos, its text, eos.
-      starts_D: int64, where each document starts.
+      tokens_M: uint16 (int32 for a vocabulary above 65536); each document is bos, its text, eos.
+      starts_D: int64, index of each document's first token.
     """
 
     tokens_M: np.ndarray
@@ -74,7 +73,8 @@ class Packed:
     Attributes:
       length: T.
       tokens_NT: [N, T + 1], padded with pad_id in the last row.
-      segments_NT: [N, T + 1] uint16, the row's documents counted from 1; 0 is padding.
+      segments_NT: [N, T + 1] uint16, number of the token's document in its row, from 1; 0 is
+        padding.
       positions_NT: [N, T + 1] uint16, position since the document's start in the row.
     """
 
@@ -88,7 +88,7 @@ class Packed:
 
 
 def tokenize(documents: Sequence[str], tokenizer: Tokenizer) -> Stream:
-    """Encode documents into one stream; a control symbol's spelling is encoded as plain text."""
+    """Encode documents into one stream; the spelling of a control symbol counts as plain text."""
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
     encoded = [np.array(ids, dtype) for ids in tokenizer.encode_documents(documents)]
     lengths = np.array([len(ids) for ids in encoded], np.int64)
@@ -100,15 +100,15 @@ def pack(documents: Sequence[str] | Stream, tokenizer: Tokenizer, length: int) -
     """Concatenate documents and cut them into rows.
 
     Args:
-      documents: Texts, or the stream that `tokenize` made of them.
+      documents: Texts, or the stream that `tokenize` made from them.
       tokenizer: The vocabulary.
-      length: T, the number of inputs and of targets a row gives.
+      length: T, the number of inputs per row, and of targets.
 
     Returns:
-      ceil((tokens - 1) / T) rows; of no documents, none.
+      ceil((tokens - 1) / T) rows; 0 rows without documents.
 
     Raises:
-      UserError: The length is not in 1 ... 65534.
+      UserError: The length is not between 1 and 65534.
     """
     if not 1 <= length < (1 << 16) - 1:
         raise UserError(f"rows of {length} tokens: accepted is 1 to 65534")
@@ -142,15 +142,15 @@ def packed_corpus(
     split: str = "train",
     cache_dir: str | os.PathLike | None = None,
 ) -> dict[str, Packed]:
-    """Pack each domain of a corpus; no row holds text of two domains or of two splits.
+    """Pack each domain of a corpus by itself: a row holds text of one domain and one split.
 
     Args:
       corpus: The corpus.
       tokenizer: The vocabulary.
       length: T.
       split: "train" or "validation".
-      cache_dir: Where token streams are kept, in a file named by the corpus' and the tokenizer's
-        hashes; they serve every length. None keeps none.
+      cache_dir: Folder for cached token streams, in a file named by the hashes of the corpus and
+        the tokenizer. A cached stream serves every length. None caches nothing.
 
     Returns:
       Rows by domain.
@@ -193,8 +193,8 @@ class Pipeline:
 
     Attributes:
       rows: Number of rows in all domains.
-      batch_size: Rows of a batch on this process.
-      steps_per_epoch: Whole global batches in one pass over the rows (without weights).
+      batch_size: Rows per batch on this process.
+      steps_per_epoch: Full global batches in one pass over the rows (without weights).
       dataset: grain.MapDataset whose element `step` is that step's Batch on this process.
     """
 
@@ -209,20 +209,21 @@ class Pipeline:
         process_index: int = 0,
         process_count: int = 1,
     ):
-        """Order rows without end: each epoch is a new permutation, epochs follow without a gap.
+        """Make the endless order of rows: a new permutation per epoch; a batch may span epochs.
 
         Args:
           packed: Rows, or rows by domain, all of one length.
-          batch_size: Rows of a global batch, over all processes.
+          batch_size: Rows per global batch, over all processes.
           seed: Any non-negative integer.
-          weights: Share of each domain in the rows drawn, by name; domains that are not named get
-            none. None: every row once an epoch, so that domains have their natural shares.
-          shuffle: False keeps the rows' order, for evaluation.
-          process_index: This process.
-          process_count: Each process gets its even slice of every global batch, in order.
+          weights: Share of each domain in the drawn rows, by name; a domain without a name here
+            gets 0. None draws every row once per epoch, so domains have their natural shares.
+          shuffle: False keeps the order of the rows, for evaluation.
+          process_index: Number of this process.
+          process_count: Number of processes; each gets an equal slice of every global batch.
 
         Raises:
-          UserError: No rows, a batch that does not divide, or a weight that fits no domain.
+          UserError: There are no rows, the processes do not divide the batch, a weight names no
+            domain, or a weight is not accepted.
         """
         if isinstance(packed, Packed):
             packed = {"all": packed}
@@ -246,7 +247,7 @@ class Pipeline:
         self._global_batch_size = batch_size
         first = process_index * self.batch_size
         self._local = slice(first, first + self.batch_size)
-        # Elements are row numbers: tiny batches then cost index arithmetic and one gather.
+        # The elements are row numbers, so a tiny batch costs index arithmetic and one gather.
         self._order = _row_order(packed, seed, weights, shuffle)
         self.dataset = (
             grain.MapDataset.source(self._order)
@@ -259,24 +260,24 @@ class Pipeline:
         return self.dataset[step]
 
     def batches(self, start: int, count: int) -> Batch:
-        """Return the batches `start` ... `start + count - 1` stacked: a Batch of [K, B, T] arrays.
+        """Return batches `start` to `start + count - 1`, stacked: Batch of [K, B, T] arrays.
 
-        The quick way to feed a scan over steps; equals `batch` step by step.
+        Feeds a scan over steps faster than `batch` does, with the same values.
         """
         size = self._global_batch_size
         rows_I = self._rows_at(start * size, (start + count) * size)
         return self._gather(rows_I.reshape(count, size)[:, self._local])
 
     def _rows_at(self, start: int, stop: int) -> np.ndarray:
-        """Return elements of the order; an unmixed one gives them without a call for each."""
+        """Return the row numbers at `start` to `stop - 1`; vectorised without a mixture."""
         if isinstance(self._order, _Epochs):
             return self._order.take(np.arange(start, stop))
         return np.fromiter(map(self._order.__getitem__, range(start, stop)), np.int64)
 
     def iterate(self, start: int = 0, *, prefetch: int = 8) -> Iterator[Batch]:
-        """Yield the batches from step `start` on, without end, prefetched by a thread.
+        """Yield batches from step `start` on, endlessly; a thread prefetches them.
 
-        A run that consumed n batches goes on with `iterate(n)`: n is all there is to save.
+        A run that consumed n batches resumes with `iterate(n)`: its checkpoint holds only n.
         """
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
         return iter(self.dataset[start:].to_iter_dataset(options))
@@ -296,10 +297,10 @@ class Pipeline:
 
 
 class _Epochs:
-    """Row numbers without end, a new permutation each epoch: a random-access source for grain.
+    """A random-access source of row numbers for grain: endless, a new permutation per epoch.
 
-    grain's own shuffle gives the same guarantee at about 10 us a row, too slow for steps of a tiny
-    model; the rows are in memory anyway, so a permutation of them fits.
+    grain's own shuffle gives the same guarantee at about 10 us per row, too slow for the steps of a
+    tiny model. The rows are in memory already, so a permutation of them fits too.
     """
 
     def __init__(self, first: int, count: int, seed: int, domain: int, shuffle: bool):
@@ -320,7 +321,7 @@ class _Epochs:
         return int(self._permutation(epoch)[place])
 
     def take(self, index_I: np.ndarray) -> np.ndarray:
-        """Return the row numbers at the given places, in one pass for each epoch."""
+        """Return the row numbers at the given indices, in one pass per epoch."""
         epoch_I, place_I = np.divmod(index_I, self._count)
         rows_I = np.empty(len(index_I), np.int64)
         for epoch in np.unique(epoch_I):

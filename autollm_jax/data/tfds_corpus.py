@@ -1,4 +1,4 @@
-"""Any text data set of tensorflow-datasets as a corpus, read without TensorFlow."""
+"""Loads a text data set of tensorflow-datasets (TFDS) as a corpus, without TensorFlow."""
 
 import os
 from collections.abc import Iterator
@@ -13,23 +13,23 @@ _VALIDATION_SPLITS = ("validation", "valid", "test")
 def load_tfds(name: str, *, max_bytes: int, data_dir: str | os.PathLike | None) -> Corpus:
     """Load `tfds:NAME[/CONFIG]` as one domain, named after the data set.
 
-    The first `max_bytes` of the training split are read, lazily (TFDS shuffles a data set once,
-    when it is prepared). Validation documents come from the data set's own validation or test
-    split, else from the training documents by hash.
+    Reads the first `max_bytes` of the training split, lazily; TFDS has shuffled the data set when
+    it was prepared. Validation documents come from the data set's validation or test split. Without
+    such a split they are training documents, chosen by hash.
 
     Args:
-      name: The corpus' name, with the prefix.
+      name: The corpus' name, with the prefix "tfds:".
       max_bytes: Most bytes read of the training split.
-      data_dir: Where prepared data sets lie; None for TFDS' own default.
+      data_dir: Folder of prepared data sets; None is the default folder of TFDS.
 
     Returns:
       The corpus.
 
     Raises:
-      UserError: Unknown, not prepared and not to be had, no training split, no text feature, or
-        prepared in a format that needs TensorFlow.
+      UserError: The data set is unknown, cannot be prepared, lacks a training split or a text
+        feature, or was prepared in a format that needs TensorFlow.
     """
-    # Slow to import, and needed by this corpus alone.
+    # Imported here: the import is slow, and no other corpus needs it.
     import tensorflow_datasets as tfds
 
     builder = _prepared_builder(tfds, name, data_dir)
@@ -56,7 +56,7 @@ def load_tfds(name: str, *, max_bytes: int, data_dir: str | os.PathLike | None) 
 
 
 def _prepared_builder(tfds, name: str, data_dir):
-    """Return the data set's builder, prepared on this machine; prepare it if need be."""
+    """Return the data set's builder; prepare the data set where it is not prepared yet."""
     short = name.removeprefix("tfds:")
     place = data_dir or "TFDS' own folder"
     how = (
@@ -79,7 +79,7 @@ def _prepared_builder(tfds, name: str, data_dir):
         builder = tfds.builder(short, data_dir=data_dir, try_gcs=False, file_format="array_record")
         builder.download_and_prepare()
     except (
-        # What a missing network, folder, package, checksum or permission ends in.
+        # Raised where the network, a folder, a package, a checksum or a permission is missing.
         OSError,
         ImportError,
         RuntimeError,

@@ -1,4 +1,4 @@
-"""A SentencePiece vocabulary: trained deterministically, exact on every text, cached by content."""
+"""SentencePiece vocabularies: deterministic training, exact decoding, a cache by content."""
 
 import hashlib
 import io
@@ -15,10 +15,10 @@ from autollm_jax.errors import UserError
 from autollm_jax.files import write_atomic
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
-# Text is trained on in pieces of at most so many characters: SentencePiece drops longer ones.
+# Most characters of a training sentence: SentencePiece drops longer sentences.
 _CHUNK = 4000
 DEFAULT_SAMPLE_BYTES = 2_000_000
-# SentencePiece writes a space as this character, so the character itself goes as bytes.
+# SentencePiece writes a space as this character, so the character itself is encoded as bytes.
 _SPACE_MARK = "\u2581"
 
 
@@ -27,7 +27,7 @@ class Tokenizer:
 
     Attributes:
       vocab_size: Number of ids.
-      pad_id, bos_id, eos_id: Ids that no text encodes to.
+      pad_id, bos_id, eos_id: Control ids; `encode` never returns them.
       content_hash: SHA-256 of the model file.
       symbols: The user-defined symbols, each one id.
     """
@@ -41,7 +41,7 @@ class Tokenizer:
 
         Raises:
           RuntimeError: Not a SentencePiece model.
-          ValueError: A model of another making, without byte fallback.
+          ValueError: The model has no byte fallback, so `train_tokenizer` did not write it.
         """
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.model = model
@@ -54,11 +54,11 @@ class Tokenizer:
                 self._byte_id[self._bytes_of[id][0]] = id
         if len(self._byte_id) != 256:
             raise ValueError("the model has no id for some bytes")
-        # Training lays the ids out as: four control ids, the symbols, 256 bytes, learned pieces.
+        # The order of ids is: four control ids, the symbols, 256 bytes, learned pieces.
         first_byte = self._byte_id[0]
         self.symbols = tuple(map(self._processor.id_to_piece, range(EOS + 1, first_byte)))
         longest_first = sorted(self.symbols, key=len, reverse=True)
-        # A look-ahead finds overlapping symbols too.
+        # A look-ahead also finds overlapping symbols.
         pattern = "|".join(map(re.escape, longest_first))
         self._inside_symbol = re.compile(f"(?={pattern})") if self.symbols else None
 
@@ -67,7 +67,7 @@ class Tokenizer:
         """Read a model file.
 
         Raises:
-          UserError: The file is missing or no SentencePiece model.
+          UserError: The file is missing, or is not a SentencePiece model.
         """
         try:
             return cls(Path(path).read_bytes())
@@ -80,10 +80,9 @@ class Tokenizer:
         """Encode a text.
 
         Args:
-          text: Any text; a lone surrogate, which is no Unicode text, goes as U+FFFD.
-          allow_symbols: Whether a symbol spelt out in the text becomes its one id. False for
-            text from outside, which must not be able to write control ids: there a symbol's
-            spelling is encoded as ordinary text.
+          text: Any text; a lone surrogate, which is not valid Unicode, is encoded as U+FFFD.
+          allow_symbols: Whether the spelling of a symbol becomes the symbol's id. False encodes it
+            as ordinary text: text from outside must not be able to write symbols.
 
         Returns:
           Token ids, without bos and eos.
@@ -102,7 +101,7 @@ class Tokenizer:
     def _encode(self, text: str, allow_symbols: bool) -> list[int]:
         if allow_symbols or self._inside_symbol is None:
             return self._processor.encode(text)
-        # Cut after the first character of every occurrence: no piece holds a whole symbol.
+        # Cut after the first character of every occurrence, so that no part holds a whole symbol.
         cuts = [match.start() + 1 for match in self._inside_symbol.finditer(text)]
         if not cuts:
             return self._processor.encode(text)
@@ -112,11 +111,11 @@ class Tokenizer:
         return ids
 
     def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encode many texts as ordinary text (no symbols), each with bos before and eos after."""
+        """Encode texts as ordinary text (no symbols), each between bos and eos."""
         return [[BOS, *self.encode(text, allow_symbols=False), EOS] for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Decode token ids; control ids give nothing, invalid UTF-8 gives U+FFFD.
+        """Decode token ids; control ids are dropped, invalid UTF-8 becomes U+FFFD.
 
         `decode(encode(text)) == text` for every text without lone surrogates.
         """
@@ -144,7 +143,7 @@ class Tokenizer:
 
 
 def reserved_ids(symbols: Sequence[str] = ()) -> int:
-    """Count the ids that a vocabulary gives to control tokens, symbols and single bytes."""
+    """Count a vocabulary's ids for control tokens, symbols and single bytes."""
     return EOS + 1 + len(symbols) + 256
 
 
@@ -159,27 +158,27 @@ def train_tokenizer(
     character_coverage: float = 0.9995,
     sample_bytes: int = DEFAULT_SAMPLE_BYTES,
 ) -> Tokenizer:
-    """Train a vocabulary: the same texts and settings give the same bytes.
+    """Train a vocabulary; the same texts and settings give the same model file.
 
-    Every byte has an id, and nothing is normalised, so that every text round-trips. SentencePiece
+    Every byte has an id, and text is not normalised, so every text round-trips. Uses SentencePiece
     (arXiv 1808.06226) with one thread.
 
     Args:
       texts: Training texts.
-      vocab_size: Number of ids: 4 control ids, the symbols, 256 bytes, and what is learned.
-      path: Where to write the model file, atomically; None to write none.
-      user_defined_symbols: Strings that become one id each, of at least two characters.
+      vocab_size: Number of ids: 4 control ids, the symbols, 256 bytes and the learned pieces.
+      path: Path of the model file, written atomically; None writes no file.
+      user_defined_symbols: Strings of at least two characters; each gets one id.
       split_digits: Whether each digit is a piece of its own.
       model_type: "bpe" or "unigram".
-      character_coverage: Share of the characters that get an id of their own; the rest go as
-        bytes. A text of many characters needs a lower one for a small vocabulary.
-      sample_bytes: About how many bytes are trained on, spread evenly over the texts.
+      character_coverage: Share of the characters that get an id of their own; the others are
+        encoded as bytes. A small vocabulary for texts with many characters needs a lower share.
+      sample_bytes: Bytes of the training sample, about, spread evenly over the texts.
 
     Returns:
       The tokenizer.
 
     Raises:
-      UserError: The size does not suit the texts, or a symbol is too short.
+      UserError: The vocabulary size does not suit the texts, or a symbol is too short.
     """
     for symbol in user_defined_symbols:
         if len(symbol) < 2 or _SPACE_MARK in symbol:
@@ -221,18 +220,18 @@ def cached_tokenizer(
     character_coverage: float = 0.9995,
     sample_bytes: int = DEFAULT_SAMPLE_BYTES,
 ) -> Tokenizer:
-    """Return the vocabulary for these texts and settings, trained at most once per folder.
+    """Load the vocabulary for these texts and settings from the cache, or train and cache it.
 
     Args:
-      source: A corpus, of which the training documents are used, or texts.
-      vocab_size: As in `train_tokenizer`, as are the other arguments.
+      source: Texts, or a corpus (its training documents are used).
+      vocab_size: As in `train_tokenizer`, like the other arguments.
       cache_dir: Folder of model files, each named by a hash of settings and content.
 
     Returns:
       The tokenizer.
 
     Raises:
-      UserError: As `train_tokenizer`; or the cached file is damaged.
+      UserError: As in `train_tokenizer`, or the cached file is damaged.
     """
     settings = {
         "vocab_size": vocab_size,
@@ -259,8 +258,8 @@ def cached_tokenizer(
     return train_tokenizer(texts, path=path, **settings)
 
 
-# Everything that determines the model beside the arguments. One thread, and no shuffled
-# subsample: both would make the outcome depend on more than the texts.
+# The fixed settings of training. One thread and no shuffled subsample, so that the model depends on
+# the texts and the arguments alone.
 _FIXED_SETTINGS = {
     "byte_fallback": True,
     "normalization_rule_name": "identity",
@@ -280,7 +279,7 @@ _FIXED_SETTINGS = {
 
 
 def _sample(texts: Iterable[str], sample_bytes: int) -> list[str]:
-    """Cut texts into chunks at line ends and keep evenly spaced ones."""
+    """Cut texts into chunks at line ends, and keep evenly spaced chunks."""
     chunks = [chunk for text in texts for chunk in _chunks(text)]
     total = sum(len(chunk.encode("utf-8")) for chunk in chunks)
     if total <= sample_bytes:

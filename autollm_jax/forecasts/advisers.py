@@ -1,6 +1,6 @@
 """All forecasts by name, and advisers: the forecasts that an agent is shown.
 
-A maker imports the forecast that it makes, so that whoever needs no JAX or LightGBM loads none.
+A maker imports its forecast when it is called, so a forecast loads JAX or LightGBM only if needed.
 """
 
 from collections.abc import Callable, Sequence

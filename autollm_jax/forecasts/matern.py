@@ -13,7 +13,7 @@ def matern(squared, floor: float = 0.0):
     Args:
       squared: squared distances, in units of the length-scale; an array of NumPy or JAX.
       floor: the least squared distance. The slope of the root is infinite at 0, but not that of the
-        kernel: whoever differentiates gives a floor above 0.
+        kernel: a caller that differentiates gives a floor above 0.
 
     Returns:
       Correlations, an array of the same kind and shape.

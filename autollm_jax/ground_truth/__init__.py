@@ -1,1 +1,1 @@
-"""This project's own outcome tables: one module per task turns sweeps into a table."""
+"""Makes the project's own outcome tables: a plan of runs per task, their training, the table."""

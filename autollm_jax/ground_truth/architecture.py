@@ -1,4 +1,4 @@
-"""The task architecture: the best model under a parameter limit, per token budget."""
+"""The task architecture: find the best model under a parameter limit, for each token budget."""
 
 import itertools
 
@@ -31,19 +31,19 @@ UNITS = {
 def plan(
     source: str, setup: LanguageModelSetup, levels: dict, batch_size: int, rate_times_width: float
 ) -> Plan:
-    """Make the plan: all architectures of a level are trained on each of its token budgets.
+    """Make the plan: every architecture of a level is trained on every token budget of the level.
 
-    An experiment is a token budget with a parameter limit; experiments of one budget share their
-    runs.
+    An experiment is a token budget with a parameter limit. The experiments of one budget share
+    their runs.
 
     Args:
       source: the table's source.
       setup: the fields that all runs share.
-      levels: by level: width, layers, heads, kv_heads, mlp_ratio (choices), tokens, limits (all
-        parameters, embedding included), seeds.
+      levels: the grid of each level: width, layers, heads, kv_heads, mlp_ratio (choices), tokens,
+        limits (of all parameters, embedding included), seeds.
       batch_size: sequences per step.
-      rate_times_width: the peak learning rate is this over the width, as muP scales Adam's
-        (arXiv 2203.03466), so that no width is favoured by the rate.
+      rate_times_width: product of peak learning rate and width. The rate falls with the width, as
+        muP scales the rate of Adam (arXiv 2203.03466), so that one value suits every width.
 
     Raises:
       ValueError: an experiment has no default configuration under its limit.
@@ -62,6 +62,7 @@ def plan(
                 ]
                 size = setup.parameters(runs[0])
                 cells += [Cell(name, config, r, {"parameters": size}, size > limit) for r in runs]
+                # Widths ascend, so the last match is the widest under the limit.
                 if size <= limit and _is_conventional(config, choices):
                     default = config
             if default is None:
@@ -83,7 +84,7 @@ def plan(
 def _run(
     config: dict, tokens: int, batch_size: int, learning_rate: float, seed: int
 ) -> LanguageModelRun:
-    """Return the run of an architecture."""
+    """Return the run that trains an architecture."""
     return LanguageModelRun(
         width=config["width"],
         layers=config["layers"],
@@ -118,7 +119,7 @@ def _experiment(
 
 
 def _is_conventional(config, choices) -> bool:
-    """Whether all but the width is conventional; the last such width under the limit is widest."""
+    """Whether every choice but the width is the conventional one (see DEFAULT_ORIGIN)."""
     middle = choices["layers"][(len(choices["layers"]) - 1) // 2]
     return (
         config["mlp_ratio"] == choices["mlp_ratio"][-1]

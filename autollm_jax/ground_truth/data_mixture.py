@@ -1,4 +1,4 @@
-"""The task data_mixture: shares of the domains, one experiment per model, budget and objective."""
+"""The task data_mixture: find the share of each domain, per model, token budget and objective."""
 
 import dataclasses
 import itertools
@@ -18,16 +18,17 @@ DEFAULT_ORIGIN = "the domains' natural shares of the corpus, what no weighting w
 
 
 def mixtures(natural: dict[str, float], count: int, seed: int) -> list[dict[str, float]]:
-    """Draw mixtures in whole percents: the natural one, the uniform one, then random ones.
+    """Draw mixtures in whole percents: the natural mixture, the uniform mixture, then random ones.
 
-    A random one is Dirichlet distributed around a point between the natural and the uniform
-    mixture, with a concentration between 1 and 30 (log-uniform): from nearly one domain to nearly
-    that point, as RegMix draws them (arXiv 2407.01492, section 3.1, with its own constants).
+    A random mixture follows a Dirichlet distribution. Its mean is a random point between the
+    natural and the uniform mixture. Its concentration is log-uniform between 1 and 30: from mostly
+    one domain to close to the mean. RegMix (arXiv 2407.01492, section 3.1) draws alike, with other
+    constants.
 
     Args:
-      natural: share of each domain.
-      count: the number of mixtures.
-      seed: of the draws; a longer list begins with the shorter one of the same seed.
+      natural: natural share of each domain.
+      count: number of mixtures.
+      seed: seed of the draws. Under one seed, a longer list begins with the shorter list.
     """
     rng = np.random.default_rng(seed)
     domains = list(natural)
@@ -42,7 +43,7 @@ def mixtures(natural: dict[str, float], count: int, seed: int) -> list[dict[str,
 
 
 def _whole_percents(weights: np.ndarray) -> list[float]:
-    """Round to percents that sum to 100, by largest remainder."""
+    """Round shares to whole percents with the sum 100, by the largest remainders."""
     percents = np.floor(100 * weights)
     order = np.argsort(percents - 100 * weights, kind="stable")
     percents[order[: 100 - int(percents.sum())]] += 1
@@ -57,19 +58,19 @@ def plan(
     head_dim: int,
     batch_size: int,
 ) -> Plan:
-    """Make the plan: the mixtures of a level are trained on each of its token budgets.
+    """Make the plan: every mixture of a level is trained with every width and token budget.
 
     An experiment is a model, a token budget and an objective (the mean loss over all domains, or
-    one domain's); experiments that differ in the objective alone share their runs.
+    the loss on one domain). Experiments that differ only in the objective share their runs.
 
     Args:
       source: the table's source.
       setup: the fields that all runs share.
-      levels: by level: widths, layers, tokens, mixtures (their number), own (the number of them
-        that no other level has), learning_rate, second_seed_every (every n-th mixture is trained
-        with a second seed).
-      natural: each domain's share of the corpus.
-      head_dim: of the multi-head attention; the MLP is 8/3 as wide as the model.
+      levels: the grid of each level: widths, layers, tokens, mixtures (number of mixtures), own
+        (number of mixtures that no other level has), learning_rate, second_seed_every (every n-th
+        mixture is also trained with a second seed).
+      natural: natural share of each domain in the corpus.
+      head_dim: width of an attention head. The MLP is 8/3 times as wide as the model.
       batch_size: sequences per step.
     """
     space = Space((Dimension("mixture", "simplex", tuple(natural)),))
@@ -104,7 +105,7 @@ def plan(
 def _runs(
     grid: dict, mixed: list[dict], width: int, tokens: int, head_dim: int, batch_size: int
 ) -> list[tuple[dict, LanguageModelRun]]:
-    """Return (mixture, run) for each mixture and seed of a model and token budget."""
+    """Return (mixture, run) for each mixture and seed, given a model and a token budget."""
     heads = max(1, width // head_dim)
     base = LanguageModelRun(
         width=width,
@@ -127,7 +128,7 @@ def _runs(
 def _described(
     setup: LanguageModelSetup, level: str, run: LanguageModelRun, objective: str
 ) -> dict:
-    """Return the context and fidelity of an experiment in its table."""
+    """Return the table's context and fidelity of an experiment."""
     parameters = setup.non_embedding_parameters(run)
     return {
         "context": {

@@ -1,8 +1,8 @@
-"""The task grpo: reinforcement learning of small language models on verifiable problems.
+"""The task grpo: hyperparameters of GRPO for small language models on problems with one answer.
 
-The backbones are pre-trained here, on problems with answers, and stop while they still fail at many
-of them; GRPO (the code that trains the agent, autollm_jax/rl) then tunes them on answers that are
-right or wrong.
+1. Pre-train a backbone on problems with answers; stop it while it still fails at many problems.
+2. Tune the backbone by GRPO (autollm_jax/rl, which also trains the agent): the reward says whether
+   an answer is right.
 """
 
 import dataclasses
@@ -55,15 +55,15 @@ DEFAULT_ORIGIN = (
 
 @dataclasses.dataclass(frozen=True)
 class GRPOSetup:
-    """What all runs of a plan have in common.
+    """The settings that all runs of a plan share.
 
     Attributes:
-      dtype: what matrix products read.
-      backbone_batch: problems of a pre-training batch.
-      backbone_optimizer: of the pre-training.
-      optimizer: of GRPO, all but the peak learning rate.
-      rollout_rows: answers of a rollout; its problems are these over the group size.
-      minibatch_rows: answers an update sees.
+      dtype: type of the inputs of matrix products.
+      backbone_batch: problems per pre-training batch.
+      backbone_optimizer: the optimizer of pre-training.
+      optimizer: the optimizer of GRPO; a run sets its peak learning rate.
+      rollout_rows: answers per rollout; a rollout has rollout_rows / group_size problems.
+      minibatch_rows: answers per update.
       epochs: passes over each rollout.
     """
 
@@ -76,7 +76,7 @@ class GRPOSetup:
     epochs: int
 
     def model(self, run: "ProblemRun") -> TransformerConfig:
-        """Return the policy that a run tunes: multi-head attention, MLP ratio 4."""
+        """Return the shape of the policy of a run: multi-head attention, MLP ratio 4."""
         return TransformerConfig(
             vocab_size=VOCAB_SIZE,
             width=run.width,
@@ -90,7 +90,7 @@ class GRPOSetup:
         )
 
     def sweep(self, run: "ProblemRun") -> GRPOSweepConfig:
-        """Return what the runs of one group share."""
+        """Return the settings that the runs of one group share."""
         return GRPOSweepConfig(
             run.steps, self.rollout_rows, run.group_size, self.minibatch_rows, self.epochs
         )
@@ -104,8 +104,8 @@ class GRPOSetup:
     def flops(self, run: "ProblemRun") -> float:
         """Count a run's FLOPs.
 
-        2 x parameters a token for the rollout and as much for the reference, 6 for each epoch of
-        updates; attention is left out (contexts are shorter than the width).
+        Per token: 2 x parameters for the rollout, 2 x for the reference, 6 x for each epoch of
+        updates. Attention is not counted, since contexts are short.
         """
         parameters = parameter_count(self.model(run))
         return float((4 + 6 * self.epochs) * parameters * self.tokens(run))
@@ -158,11 +158,11 @@ class GRPOTrainer:
 
     @classmethod
     def make(cls, setup: GRPOSetup, cache_dir) -> "GRPOTrainer":
-        """Make the trainer; nothing is trained yet."""
+        """Make the trainer. Backbones are trained at their first use."""
         return cls(setup, Path(cache_dir))
 
     def provenance(self) -> dict:
-        """Return what an outcome depends on besides the plan; the same here: comparable ones."""
+        """Return the facts besides the plan that outcomes depend on, for comparison."""
         content = {
             name: [list(map(dataclasses.astuple, part)) for part in (made.training, made.held_out)]
             for name, made in ((n, problem_set(n)) for n in NAMES)
@@ -172,7 +172,7 @@ class GRPOTrainer:
         return {"problems_hash": problems, "device": device_kind()}
 
     def steps(self, run: ProblemRun) -> int:
-        """Count rollouts."""
+        """Return the number of rollouts of a run."""
         return run.steps
 
     def train(
@@ -184,7 +184,7 @@ class GRPOTrainer:
         checkpoint_seconds: float = 60.0,
         on_steps: Callable[[int], None] = lambda count: None,
     ) -> list[Measurement]:
-        """Train runs of one group together."""
+        """Train the runs of one group in one program; return a measurement per run."""
         first = runs[0]
         model, problems = self.setup.model(first), problem_set(first.problems)
         backbone, before = self.backbone(first, mesh)
@@ -212,7 +212,7 @@ class GRPOTrainer:
         ]
 
     def backbone(self, run: ProblemRun, mesh: Mesh):
-        """Pre-train a run's backbone, or load it; return its parameters and its success rate."""
+        """Load a run's backbone, or pre-train it; return its parameters and its success rate."""
         key = json.dumps([run.backbone, dataclasses.asdict(self.setup)], sort_keys=True)
         name = f"backbone-{run.backbone}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.npz"
         path, model = self.cache_dir / name, self.setup.model(run)
@@ -241,7 +241,7 @@ class GRPOTrainer:
 
 
 def _rows(problems: ProblemSet) -> Packed:
-    """Lay out training problems with their answers, one a row, as the input pipeline reads them."""
+    """Pack the training problems with their answers for the input pipeline, one per row."""
     length = problems.longest_prompt + problems.longest_answer
     tokens_NT = np.zeros((len(problems.training), length + 1), np.uint16)
     segments_NT = np.zeros_like(tokens_NT)
@@ -254,14 +254,15 @@ def _rows(problems: ProblemSet) -> Packed:
 
 
 def plan(source: str, setup: GRPOSetup, levels: dict, choices: dict) -> Plan:
-    """Make the plan: the whole grid of hyperparameters, for each backbone of each level.
+    """Make the plan: the full grid of hyperparameters for each backbone of each level.
 
     Args:
       source: the table's source.
       setup: the fields that all runs share.
-      levels: by level: problems, width, layers, heads, backbone_steps (by problems), steps,
-        learning_rates, second_seed_every (every n-th configuration has a second seed).
-      choices: of the other hyperparameters.
+      levels: the grid of each level: problems, width, layers, heads, backbone_steps (by kind of
+        problem), steps, learning_rates, second_seed_every (every n-th configuration is also
+        trained with a second seed).
+      choices: choices of the other hyperparameters.
     """
     experiments, cells = {}, []
     for level, grid in levels.items():
@@ -300,7 +301,7 @@ def plan(source: str, setup: GRPOSetup, levels: dict, choices: dict) -> Plan:
 
 
 def _default(values: dict[str, tuple]) -> dict:
-    """Return the choices nearest to DEFAULTS, and the middle one of any other dimension."""
+    """Return the choices nearest to DEFAULTS, and the middle choice of any other dimension."""
 
     def choice(name: str):
         if name not in DEFAULTS:
@@ -311,7 +312,7 @@ def _default(values: dict[str, tuple]) -> dict:
 
 
 def _runs(grid: dict, problems: str, values: dict[str, tuple]) -> list[tuple[dict, ProblemRun]]:
-    """Return (configuration, run) for each point of the grid and each of its seeds."""
+    """Return (configuration, run) for each configuration of the grid and each of its seeds."""
     made = []
     for index, combination in enumerate(itertools.product(*values.values())):
         config = dict(zip(KINDS, combination, strict=True))
@@ -331,7 +332,7 @@ def _runs(grid: dict, problems: str, values: dict[str, tuple]) -> list[tuple[dic
 
 
 def _described(setup: GRPOSetup, level: str, run: ProblemRun) -> dict:
-    """Return the context and fidelity of an experiment in its table."""
+    """Return the table's context and fidelity of an experiment."""
     return {
         "context": {
             "problems": run.problems,

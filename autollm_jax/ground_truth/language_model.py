@@ -1,4 +1,4 @@
-"""Language-model runs: what the tasks pretraining, architecture and data_mixture are made of."""
+"""Language-model runs: the runs of the tasks pretraining, architecture and data_mixture."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -21,15 +21,15 @@ from autollm_jax.training.optimizer import OptimizerConfig
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModelSetup:
-    """What all runs of a plan have in common.
+    """The settings that all runs of a plan share.
 
     Attributes:
-      corpus: by name, as `load_corpus` takes it.
-      vocab_size: of the SentencePiece vocabulary trained on it.
-      sequence_length: tokens.
-      dtype: what matrix products read.
-      validation_rows: sequences of each domain.
-      optimizer: all but the peak learning rate.
+      corpus: name of the corpus, as `load_corpus` accepts it.
+      vocab_size: size of the SentencePiece vocabulary, which is trained on the corpus.
+      sequence_length: tokens per sequence.
+      dtype: type of the inputs of matrix products.
+      validation_rows: most validation sequences per domain.
+      optimizer: the optimizer; a run sets its peak learning rate.
     """
 
     corpus: str
@@ -40,7 +40,7 @@ class LanguageModelSetup:
     optimizer: OptimizerConfig
 
     def model(self, run: "LanguageModelRun") -> TransformerConfig:
-        """Return the model that a run trains."""
+        """Return the shape of the model that a run trains."""
         return TransformerConfig(
             vocab_size=self.vocab_size,
             width=run.width,
@@ -55,7 +55,7 @@ class LanguageModelSetup:
         )
 
     def parameters(self, run: "LanguageModelRun") -> int:
-        """Count all parameters, the (tied) embedding among them."""
+        """Count all parameters, including the tied embedding."""
         return parameter_count(self.model(run))
 
     def non_embedding_parameters(self, run: "LanguageModelRun") -> int:
@@ -65,9 +65,8 @@ class LanguageModelSetup:
     def flops(self, run: "LanguageModelRun") -> float:
         """Count a run's training FLOPs.
 
-        6 x (all parameters) x tokens + 12 x layers x width x sequence length x tokens, the count
-        that MFU figures use (PaLM, arXiv 2204.02311, appendix B); the tied embedding counts once,
-        for the logits.
+        6 x (all parameters) x tokens + 12 x layers x width x sequence length x tokens, as for MFU
+        (PaLM, arXiv 2204.02311, appendix B). The tied embedding counts once, for the logits.
         """
         attention = 12 * run.layers * run.width * self.sequence_length
         return float((6 * self.parameters(run) + attention) * run.tokens)
@@ -79,9 +78,9 @@ class LanguageModelRun:
 
     Attributes:
       tokens: training tokens.
-      batch_size: sequences.
-      learning_rate: the peak.
-      mixture: (domain, weight) pairs, whole percents; None for the domains' natural shares.
+      batch_size: sequences per step.
+      learning_rate: the peak learning rate.
+      mixture: (domain, weight) pairs in whole percents; None is the natural share of each domain.
     """
 
     width: int
@@ -97,7 +96,7 @@ class LanguageModelRun:
 
     @property
     def model(self) -> str:
-        """Name the model by its shape."""
+        """Return a name of the model, made from its shape."""
         return f"w{self.width}_l{self.layers}_h{self.heads}_k{self.kv_heads}_f{self.mlp_width}"
 
     @property
@@ -118,7 +117,7 @@ class LanguageModelRun:
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModelTrainer:
-    """Corpus, vocabulary and rows, made once for all runs of a plan."""
+    """Trains the runs of a plan, on a corpus, a vocabulary and rows that all runs share."""
 
     setup: LanguageModelSetup
     corpus: Corpus
@@ -128,10 +127,10 @@ class LanguageModelTrainer:
 
     @classmethod
     def make(cls, setup: LanguageModelSetup, cache_dir) -> "LanguageModelTrainer":
-        """Read the corpus, train or load its vocabulary, pack its rows.
+        """Read the corpus, train or load its vocabulary, and pack its rows.
 
         Raises:
-          UserError: from the corpus, by name.
+          UserError: the corpus cannot be loaded, or the vocabulary size does not suit it.
         """
         corpus = load_corpus(setup.corpus)
         tokenizer = cached_tokenizer(corpus, setup.vocab_size, cache_dir)
@@ -153,7 +152,7 @@ class LanguageModelTrainer:
         return cls(setup, corpus, tokenizer, packed["train"], validation)
 
     def provenance(self) -> dict:
-        """Return what a loss depends on besides the plan; the same here: comparable losses."""
+        """Return the facts besides the plan that losses depend on, for comparison."""
         return {
             "corpus": self.corpus.name,
             "corpus_version": self.corpus.version,
@@ -163,7 +162,7 @@ class LanguageModelTrainer:
         }
 
     def steps(self, run: LanguageModelRun) -> int:
-        """Count updates: the token count over the tokens of a batch."""
+        """Return the number of updates: training tokens over the tokens of a batch."""
         return max(1, run.tokens // (run.batch_size * self.setup.sequence_length))
 
     def train(
@@ -175,7 +174,7 @@ class LanguageModelTrainer:
         checkpoint_seconds: float = 60.0,
         on_steps: Callable[[int], None] = lambda count: None,
     ) -> list[Measurement]:
-        """Train runs of one group together."""
+        """Train the runs of one group in one program; return a measurement per run."""
         pipelines = {
             (run.mixture, run.seed): Pipeline(
                 self.training,
@@ -219,7 +218,7 @@ def language_model_plan(
     cells: Sequence[Cell],
     units: Mapping[str, str],
 ) -> Plan:
-    """Make the plan of a task whose runs are language-model runs; `units` are those of its own."""
+    """Make the plan of a task of language-model runs; `units` are the units of other columns."""
     return Plan(
         source=source,
         task=task,

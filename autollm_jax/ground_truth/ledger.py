@@ -1,4 +1,4 @@
-"""The ledger: every run's outcome in its own file, written once and atomically."""
+"""The ledger: the outcome of every finished run, each in a file of its own."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,10 @@ from autollm_jax.files import write_json_atomic
 
 
 class Ledger:
-    """Outcomes of a sweep under `FOLDER/runs/RUN.json`.
+    """The outcomes of a sweep's runs, as files `FOLDER/runs/RUN.json`, written atomically.
 
-    A sweep that is killed finds here what is done; shares of it trained elsewhere can be copied
-    together, since no two runs write one file.
+    A sweep that was killed resumes from these files. No two runs write one file, so the ledgers of
+    several machines can be copied into one folder.
     """
 
     def __init__(self, folder):
@@ -21,11 +21,11 @@ class Ledger:
         return self.folder / "runs" / f"{run}.json"
 
     def record(self, run: str, entry: dict) -> None:
-        """Write how a run ended."""
+        """Write the outcome of a run."""
         write_json_atomic(self.path(run), entry)
 
     def read(self, run: str) -> dict | None:
-        """Return how a run ended, or None if it has not been done.
+        """Return the outcome of a run, or None where the run is not finished.
 
         Raises:
           UserError: the file is not a JSON object.

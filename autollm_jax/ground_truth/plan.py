@@ -1,8 +1,9 @@
-"""What an outcome table is made of: experiments, their cells, and the runs behind the cells.
+"""The plan of an outcome table: its experiments, their cells, and the runs that measure the cells.
 
-A cell is a configuration of an experiment together with a seed. A run is what is trained for it;
-cells of several experiments may share one (parameter limits, objectives), and runs of one group
-share every shape, so that they are trained together.
+A cell is a configuration of an experiment with a seed: one row of the table. A run is the training
+that measures a cell. Cells of several experiments share a run where the experiments differ only in
+a parameter limit or an objective. The runs of a group have equal shapes, so one program trains them
+together.
 """
 
 import dataclasses
@@ -16,41 +17,41 @@ from jax.sharding import Mesh
 
 from autollm_jax.checkpointing.checkpoints import Checkpoints
 
-# More runs a group would fill the cores no better, and make a row dearer to verify: rounding
-# depends on a program's size, so that a run is repeated to the bit only in a group of its own size.
+# Most runs per group. A larger group uses the cores no better, and makes `verify` slower: rounding
+# depends on the size of the group, so an exact repetition has to train as many runs again.
 RUNS_TOGETHER = 20
 
 
 class Run(Protocol):
-    """A frozen dataclass that says all about one run that its plan's setup does not."""
+    """A frozen dataclass with the fields of one run; the plan's setup has the shared fields."""
 
     @property
     def name(self) -> str:
-        """Return the name of its file in the ledger, unique in its plan."""
+        """Return the run's name, unique in its plan; it names the file in the ledger."""
 
     @property
     def group(self) -> str:
-        """Return the name that the runs of its shapes and length share."""
+        """Return the name of its group: runs of equal shapes and length."""
 
     @property
     def program(self) -> str:
-        """Return the name that runs share whose groups, if equally large, share a program."""
+        """Return the name of its program: groups of one program and one size compile once."""
 
     @property
     def seed(self) -> int:
-        """Return the seed of its initial parameters and its data."""
+        """Return the seed of the run's initial parameters and data order."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One row of a table before it was measured.
+    """One row of a table, before its run is trained.
 
     Attributes:
-      experiment: its name.
+      experiment: name of the experiment.
       config: the configuration.
-      run: what is trained for it.
-      extra: further columns that are known beforehand (parameters, ...).
-      infeasible: over the experiment's limit, whatever the run says.
+      run: the run that measures the cell.
+      extra: further columns that are known before training (parameters, ...).
+      infeasible: whether the configuration exceeds the experiment's limit; its row gets no metrics.
     """
 
     experiment: str
@@ -62,13 +63,13 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """How a run ended.
+    """The outcome of a run.
 
     Attributes:
-      metrics: columns and their values, nan where not finite.
+      metrics: values by column, nan where a value is not finite.
       status: "ok" or "diverged".
       flops: training FLOPs of the run.
-      seconds: the wall-clock seconds of the run's group on this machine, divided by its runs.
+      seconds: wall-clock seconds of the run's group, divided by the number of its runs.
     """
 
     metrics: dict[str, float]
@@ -78,13 +79,13 @@ class Measurement:
 
 
 class Trainer(Protocol):
-    """Trains runs of one plan: what it needs for that, made once."""
+    """Trains the runs of a plan; holds the data that all of them share."""
 
     def provenance(self) -> dict:
-        """Return what an outcome depends on besides the plan; the same here: comparable."""
+        """Return the facts besides the plan that outcomes depend on, for comparison."""
 
     def steps(self, run: Run) -> int:
-        """Count the run's updates, for a progress bar."""
+        """Return the run's number of steps, for a progress bar."""
 
     def train(
         self,
@@ -95,20 +96,32 @@ class Trainer(Protocol):
         checkpoint_seconds: float = 60.0,
         on_steps: Callable[[int], None] = lambda count: None,
     ) -> list[Measurement]:
-        """Train runs of one group together."""
+        """Train the runs of one group in one program.
+
+        Args:
+          runs: runs of one group.
+          mesh: the runs are split over its `data` axis.
+          checkpoints: where the group's progress is saved; None saves nothing.
+          checkpoint_seconds: seconds between two checkpoints.
+          on_steps: called with the number of steps done since the last call.
+
+        Returns:
+          A measurement per run, in order.
+        """
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """A table before it was measured.
+    """A table, before its runs are trained.
 
     Attributes:
-      source, task: where the table lies.
-      setup: a frozen dataclass: what all runs have in common.
-      experiments: as in the table's JSON file.
+      source, task: the table's source and task, which give its path.
+      setup: a frozen dataclass of the settings that all runs share.
+      experiments: descriptions of the experiments by name, as in the table's JSON file.
       cells: the rows, in the table's order.
-      metric: the column that `verify` compares, and `tolerance`, how far off it may be there.
-      units: by column.
+      metric: the column that `verify` compares.
+      tolerance: largest deviation of `metric` that `verify` accepts.
+      units: unit or meaning of each column.
       make_trainer: (setup, cache folder) -> Trainer.
     """
 
@@ -123,7 +136,7 @@ class Plan:
     make_trainer: Callable[..., Trainer]
 
     def digest(self) -> str:
-        """Return a hash that tells whether a table was made by this very plan."""
+        """Return a hash of the whole plan; a table records the hash of its plan."""
         content = {
             "setup": dataclasses.asdict(self.setup),
             "experiments": self.experiments,
@@ -135,18 +148,18 @@ class Plan:
         return _digest(content)
 
     def setup_digest(self) -> str:
-        """Return a hash of what, besides its own fields, a run depends on.
+        """Return a hash of the setup: the settings that a run depends on besides its own fields.
 
-        Runs are kept under it, so that a grid that was moved trains only what it lacks.
+        The hash names the ledger's folder, so a changed grid trains only the runs that it lacks.
         """
         return _digest(dataclasses.asdict(self.setup))
 
     def groups(self) -> list[tuple[Run, ...]]:
-        """Return the distinct runs, those that are trained together side by side."""
+        """Return the distinct runs in groups; the runs of a group are trained together."""
         return group_runs(cell.run for cell in self.cells)
 
     def share(self, index: int, count: int) -> list[tuple[Run, ...]]:
-        """Return the groups of every `count`-th program from the `index`-th on."""
+        """Return one share of the groups: every `count`-th program, from program `index` on."""
         groups = self.groups()
         programs = list(dict.fromkeys(runs[0].program for runs in groups))
         mine = set(programs[index::count])
@@ -154,9 +167,9 @@ class Plan:
 
 
 def group_runs(runs: Iterable[Run]) -> list[tuple[Run, ...]]:
-    """Put together the distinct runs that are trained together.
+    """Split the distinct runs into groups of at most RUNS_TOGETHER.
 
-    Groups of one program follow each other, so that it is compiled once.
+    The groups of one program follow each other, so that it is compiled once.
     """
     programs: dict[str, dict[str, dict[str, Run]]] = {}
     for run in runs:

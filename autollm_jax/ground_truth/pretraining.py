@@ -1,4 +1,4 @@
-"""The task pretraining: learning rate x batch size, for a model size and a token count each."""
+"""The task pretraining: find learning rate and batch size, per model size and token count."""
 
 import itertools
 from collections.abc import Sequence
@@ -25,11 +25,12 @@ def plan(source: str, setup: LanguageModelSetup, levels: dict, head_dim: int) ->
     """Make the plan: a grid for each width and token count of each level.
 
     Args:
-      source: the table's.
-      setup: what all runs have in common.
-      levels: by level: widths, layers, tokens, learning_rates, batch_sizes,
-        second_seed_every (of so many learning rates one is trained with a second seed).
-      head_dim: of the multi-head attention; the MLP is 8/3 as wide as the model, in steps of 8.
+      source: the table's source.
+      setup: the settings that all runs share.
+      levels: the grid of each level: widths, layers, tokens, learning_rates, batch_sizes,
+        second_seed_every (every n-th learning rate is also trained with a second seed).
+      head_dim: width of an attention head. The MLP is 8/3 times as wide as the model, in steps
+        of 8.
     """
     experiments, cells = {}, []
     for level, grid in levels.items():
@@ -39,7 +40,7 @@ def plan(source: str, setup: LanguageModelSetup, levels: dict, head_dim: int) ->
             for (i, rate), (j, batch_size) in itertools.product(
                 enumerate(grid["learning_rates"]), enumerate(grid["batch_sizes"])
             ):
-                # Every n-th rate of a batch size, a step of two further for each next one.
+                # Every n-th rate has a second seed; each batch size shifts the choice by two rates.
                 repeated = (i + 2 * j) % grid["second_seed_every"] == 0
                 for seed in (0, 1) if repeated else (0,):
                     run = LanguageModelRun(

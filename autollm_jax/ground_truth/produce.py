@@ -1,4 +1,4 @@
-"""Train the runs of a plan, and collect them in its table."""
+"""Trains the runs of a plan, and writes the table from their outcomes."""
 
 import dataclasses
 import math
@@ -26,17 +26,17 @@ def produce(
     checkpoint_seconds: float,
     share: tuple[int, int] = (0, 1),
 ) -> None:
-    """Train every run of the plan that the ledger does not have yet, group by group.
+    """Train every run of the plan that the ledger lacks, group by group.
 
     Args:
-      plan: what to train.
-      trainer: the plan's.
-      ledger: what has been trained; every run's outcome is a file of its own.
+      plan: the runs to train.
+      trainer: the plan's trainer.
+      ledger: the finished runs; gets the outcomes of the new ones.
       mesh: the runs of a group are split over its `data` axis.
-      checkpoint_seconds: how often a group under way is saved.
-      share: (i, n) trains the groups of every n-th program from the i-th on, so that n processes
-        without any coordination make one table; their ledgers may be one folder, or be copied
-        together.
+      checkpoint_seconds: seconds between two checkpoints of a group.
+      share: (i, n) trains only the groups of every n-th program, from program i on. So n processes
+        make one table without any coordination, in one ledger folder or in n folders that are
+        copied together later.
     """
     groups = plan.share(*share)
     total = sum(trainer.steps(runs[0]) for runs in groups)
@@ -76,10 +76,10 @@ def missing_runs(plan: Plan, ledger: Ledger) -> list[Run]:
 
 
 def table_rows(plan: Plan, ledger: Ledger) -> list[dict]:
-    """Collect the plan's rows from the ledger, in the plan's order.
+    """Make the table's rows from the ledger, in the plan's order.
 
     Raises:
-      UserError: a run is missing.
+      UserError: the ledger lacks a run.
     """
     return [_row(cell, ledger) for cell in plan.cells]
 
@@ -115,7 +115,7 @@ def _row(cell: Cell, ledger: Ledger) -> dict:
 
 
 def table_meta(plan: Plan, trainer: Trainer, command: str) -> dict:
-    """Describe the table in JSON: what the experiments are, and what made them."""
+    """Return the table's JSON file: its experiments, units and provenance."""
     return {
         "format": FORMAT,
         "source": plan.source,
@@ -137,11 +137,11 @@ def table_meta(plan: Plan, trainer: Trainer, command: str) -> dict:
 
 
 def write_own_table(root, meta: dict, rows: list[dict]) -> Path:
-    """Write a table, with each experiment's noise floor in its description."""
+    """Write a table, with the noise floor of each experiment; return the table's path."""
     table = read_table(write_table(root, meta, rows))
     experiments = dict(meta["experiments"])
     for experiment in table_experiments(table):
-        # The standard deviation over repeated seeds, pooled over the configurations.
+        # The noise floor is the standard deviation over seeds, pooled over the configurations.
         floor = experiment.outcomes.noise if math.isfinite(experiment.outcomes.noise) else None
         experiments[experiment.name] = experiments[experiment.name] | {"noise_floor": floor}
     return write_table(root, meta | {"experiments": experiments}, table.rows)

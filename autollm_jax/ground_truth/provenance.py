@@ -1,4 +1,4 @@
-"""What made a row: the code's commit, the packages, the device."""
+"""Provenance of a row: the commit of the code, the package versions, the device."""
 
 import functools
 import importlib.metadata
@@ -13,9 +13,9 @@ _PACKAGES = ("jax", "flax", "optax")
 
 @functools.cache
 def code_commit() -> str:
-    """Return the checkout's commit, with `+changes` where files differ from it.
+    """Return the checkout's commit, followed by `+changes` where tracked files differ from it.
 
-    "unknown" where the code is not a git checkout.
+    Returns "unknown" where the code is not a git checkout.
     """
     here = Path(__file__).parent
 
@@ -34,12 +34,12 @@ def code_commit() -> str:
 
 @functools.cache
 def device_kind() -> str:
-    """Return the accelerator's name; of a CPU the architecture, whose losses agree."""
+    """Return the accelerator's name; for a CPU the architecture, since losses agree within it."""
     device = jax.devices()[0]
     return platform.machine() if device.platform == "cpu" else device.device_kind
 
 
 @functools.cache
 def package_versions() -> str:
-    """Name the packages that a loss depends on."""
+    """Return names and versions of the packages that a loss depends on."""
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)

@@ -1,4 +1,4 @@
-"""The tasks by name: what `config.ground_truth` says of each, as a plan."""
+"""The tasks by name, and their plans, made from `config.ground_truth`."""
 
 from collections.abc import Mapping
 
@@ -18,7 +18,7 @@ def make_plan(config: Mapping, task: str) -> Plan:
 
     Args:
       config: `config.ground_truth` as a plain dict.
-      task: which.
+      task: the task's name.
 
     Raises:
       UserError: there is no such task.
@@ -26,7 +26,7 @@ def make_plan(config: Mapping, task: str) -> Plan:
     if task not in TASKS:
         raise UserError(f"config.gym.tasks: no task {task!r}; accepted are {', '.join(TASKS)}")
     fields = dict(config[task])
-    # A task without a setup of its own is made of language-model runs.
+    # A task without a setup of its own has language-model runs.
     setup = fields.pop("setup", config["language_model"])
     setup_class = GRPOSetup if task == grpo.TASK else LanguageModelSetup
     optimizers = {

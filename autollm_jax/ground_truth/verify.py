@@ -1,4 +1,4 @@
-"""Train rows of an own table again and compare."""
+"""Trains rows of an own table again, and compares the outcomes."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from autollm_jax.gym.tables import Table
 
 @dataclasses.dataclass(frozen=True)
 class Deviation:
-    """A run trained again: what the table says of `metric`, and what came out."""
+    """The metric of a run: the table's value, and the value of a repetition."""
 
     run: str
     metric: str
@@ -23,7 +23,7 @@ class Deviation:
 
     @property
     def size(self) -> float:
-        """How far apart they are; two that both have no number are the same."""
+        """Return the absolute difference; 0 where both values are nan."""
         if math.isnan(self.recorded) and math.isnan(self.repeated):
             return 0.0
         gap = abs(self.repeated - self.recorded)
@@ -37,7 +37,7 @@ class Deviation:
 
 
 def incomparable(table: Table, trainer: Trainer) -> str | None:
-    """Say why outcomes made here cannot equal the table's, or return None if they can."""
+    """Return the reason why outcomes on this machine may differ from the table's, or None."""
     recorded, here = table.meta["provenance"], trainer.provenance()
     for field, value in here.items():
         if recorded.get(field) != value:
@@ -48,15 +48,18 @@ def incomparable(table: Table, trainer: Trainer) -> str | None:
 def verify(
     table: Table, plan: Plan, trainer: Trainer, mesh: Mesh, *, rows: int, seed: int
 ) -> list[Deviation]:
-    """Train random rows again, one after another.
+    """Train random rows of a table again, one after another.
 
     Args:
-      table: the project's own.
-      plan: what it was made by.
-      trainer: the plan's.
-      mesh: as for a sweep.
-      rows: how many; all of the measured ones at most.
-      seed: which.
+      table: a table of the project's own.
+      plan: the plan that made the table.
+      trainer: the plan's trainer.
+      mesh: the mesh, as for `produce`.
+      rows: number of rows; at most all measured rows.
+      seed: seed of the choice of rows.
+
+    Returns:
+      A deviation per row.
 
     Raises:
       UserError: the table was made by another plan.
@@ -74,8 +77,8 @@ def verify(
         row = measured[number]
         group = group_of[row["run"]]
         (run,) = (member for member in group if member.name == row["run"])
-        # As many copies as its group had runs: in a program of another size it would round
-        # differently, and training at too high a rate makes much of that.
+        # Train as many copies as the group had runs. A program of another size rounds differently,
+        # and training at a high learning rate amplifies the difference.
         outcome = trainer.train([run] * len(group), mesh)[0]
         recorded = row[plan.metric]
         deviations.append(

@@ -23,7 +23,7 @@ INVALID_PENALTY = 0.05
 
 
 class EpisodeOver(RuntimeError):
-    """The budget is spent, or the episode was ended: a bug in whoever asks for another trial."""
+    """The budget is spent or the episode has ended: the caller has a bug if it asks for a trial."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -198,7 +198,7 @@ class Episode:
         ]
 
     def score_rows(self) -> list[dict]:
-        """Return one row per trial for `results.parquet`, without who played and with which seed.
+        """Return one row per trial for `results.parquet`, without the columns of method and seed.
 
         `regret` and `regret_minmax` are those of the trial itself; an invalid one scores 1.
         """

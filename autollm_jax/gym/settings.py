@@ -1,7 +1,7 @@
 """Settings: the question a method answers. A setting holds no outcome.
 
 An `Experiment` (experiments.py) is a setting with its outcomes. A setting can also be made for a
-run that nobody has done: `make_setting` lays out configurations to choose from.
+run without measured outcomes: `make_setting` lays out configurations to choose from.
 
     >>> from autollm_jax.gym.spaces import Dimension, Space
     >>> space = Space((Dimension("learning_rate", "log-ordinal", (1e-4, 2e-4, 4e-4)),))
@@ -26,7 +26,7 @@ from autollm_jax.gym.cells import Cells, Match
 from autollm_jax.gym.outcomes import Objective
 from autollm_jax.gym.spaces import Space
 
-MOST_DESIGNED = 512  # configurations of a setting that nobody has run
+MOST_DESIGNED = 512  # most configurations of a setting without measured runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +143,7 @@ def make_setting(
     parameters: Sequence[float] | None = None,
     limit: Mapping | None = None,
 ) -> Setting:
-    """Make a setting for a run that nobody has done.
+    """Make a setting for a run without measured outcomes.
 
     Args:
       source, task, name: together the `id`.

@@ -1,8 +1,9 @@
-"""Comparing methods without a look at what is held out: on changed copies of training experiments.
+"""Cross-validation: compares methods on changed copies of the training experiments.
 
-Every choice is made here. The pairs are those that policies learn from, drawn by another seed and
-without the synthetic prior (`curriculum.pairs`): sub-grids, shifted axes, noise, other names, and
-cheaper copies where a table has no cheaper one.
+The held-out experiments are not used, so the comparison may guide the choice of methods and
+settings. The pairs are drawn as for the training of policies (`curriculum.pairs`), with another
+seed and without the synthetic prior: sub-grids, shifted axes, noise, other names, and cheaper
+copies where a table has no cheaper experiment.
 """
 
 import collections
@@ -16,13 +17,13 @@ from autollm_jax.evaluation.runner import Game, Player
 from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.experiments import Experiment
 
-SEED = 777_000  # far from those that training pairs are drawn with
+SEED = 777_000  # far from the seeds of the training pairs
 PAIRS_PER_FAMILY = 3
 TRIALS = (1, 3, 5)
 
 
 def pairs_of(training: Sequence[Experiment], pairs: int, seed: int) -> list[Pair]:
-    """Draw pairs of changed copies, of every task and source alike."""
+    """Draw pairs of changed copies; every task and source has the same share."""
     config = CurationConfig(
         seed=SEED + seed,
         pairs=pairs,
@@ -41,8 +42,9 @@ def cross_validate(
     """Play every method on the pairs.
 
     Returns:
-      By method, then by `task/source` and `all` (the mean over tasks of the mean over sources): the
-      mean regret after each trial [budget], followed by the shares of invalid and matched calls.
+      Arrays [budget + 2] by method, then by `task/source` and `all` (the mean over tasks of the
+      mean over sources). An array holds the mean regret after each trial, then the share of invalid
+      calls and the share of matched calls.
     """
     found = {}
     bar = tqdm(players.items(), "cross-validate", unit="method", dynamic_ncols=True)
@@ -67,7 +69,7 @@ def cross_validate(
 
 
 def table(found: Mapping[str, Mapping[str, np.ndarray]], budget: int) -> str:
-    """Lay out what `cross_validate` found, a line for each method and group."""
+    """Format the result of `cross_validate` as text, one line per method and group."""
     shown = [k for k in TRIALS if k <= budget]
     lines = [f"{'method':20}{'experiments':28}" + "".join(f"{k:>8}" for k in shown)]
     lines[0] += f"{'invalid':>10}{'matched':>9}"

@@ -1,4 +1,4 @@
-"""A job: its config, work directory and mesh, and the files and objects that stages read."""
+"""The job: its config, work directory and mesh, and the files and objects that stages share."""
 
 import dataclasses
 import functools
@@ -46,16 +46,16 @@ class Job:
 
     @classmethod
     def start(cls, config: ConfigDict, workdir: str) -> "Job":
-        """Connect the processes, find the devices and lay the mesh over them.
+        """Connect the processes, find the devices and make the mesh.
 
         Args:
-          config: as `fields.checked` returns it.
-          workdir: the folder of everything that the job writes.
+          config: the config, as `fields.checked` returns it.
+          workdir: the folder that holds everything the job writes.
 
         Raises:
-          UserError: the mesh does not fit the devices, or the processes do not come together.
+          UserError: the mesh does not fit the devices, or the processes do not all connect.
         """
-        # Also under JAX_ENABLE_X64: with other types the same job would give other numbers.
+        # JAX_ENABLE_X64 is overruled: other types would change the results of a job.
         jax.config.update("jax_enable_x64", False)
         settings = distributed.Settings(**config.distributed)
         _split_cpu(config.mesh.cpu_devices)
@@ -66,10 +66,10 @@ class Job:
         return cls(config, Path(workdir), make_mesh(shape))
 
     def check_weights(self) -> None:
-        """Open published weights and their vocabulary, before any stage works.
+        """Open the published weights and their vocabulary, before any stage runs.
 
         Raises:
-          UserError: they are missing or damaged, or do not fit each other.
+          UserError: weights or vocabulary are missing or damaged, or do not fit each other.
         """
         if self.weights:
             try:
@@ -79,28 +79,28 @@ class Job:
 
     @property
     def alone(self) -> "Job":
-        """The same job over this process's own devices, for a stage that one process runs."""
+        """The same job on the devices of this process, for a stage that one process runs."""
         if distributed.count() == 1:
             return self
         return dataclasses.replace(self, mesh=make_mesh(MeshShape(), jax.local_devices()))
 
     @property
     def cache(self) -> Path:
-        """Vocabularies and token streams of corpora."""
+        """The folder of vocabularies and token streams of corpora."""
         return self.workdir / "cache"
 
     def under_workdir(self, folder: str) -> str:
-        """Replace `{workdir}` in a folder of the config."""
+        """Replace `{workdir}` in a config field that names a folder."""
         return folder.replace("{workdir}", str(self.workdir))
 
     @property
     def roots(self) -> list[str]:
-        """Folders of outcome tables."""
+        """The folders of outcome tables."""
         return [self.under_workdir(root) for root in self.config.gym.roots.split(",")]
 
     @property
     def tables_root(self) -> str:
-        """Where the project's own tables are written."""
+        """The folder that the project's own tables are written to."""
         return self.under_workdir(self.config.ground_truth.root)
 
     @property
@@ -109,17 +109,17 @@ class Job:
 
     @property
     def tokenizer_path(self) -> Path:
-        """The policy's vocabulary."""
+        """The file of the policy's vocabulary."""
         return self.workdir / "trajectories" / "tokenizer.model"
 
     @property
     def stress(self) -> Stress:
-        """The change made to the evidence of every game."""
+        """The stress test: a change of the evidence in every game."""
         return Stress(**self.config.stress)
 
     @property
     def results_path(self) -> Path:
-        """The results; those under stress have a folder each."""
+        """The file of results; the results of each stress test have a folder of their own."""
         folder = self.workdir / "evaluation"
         if self.stress.label:
             folder = folder / f"{STRESS_PREFIX}{self.stress.label}"
@@ -131,7 +131,7 @@ class Job:
         return folder / f"{STRESS_PREFIX}{self.stress.label}" if self.stress.label else folder
 
     def stress_results(self) -> dict[str, Path]:
-        """Return the results of every stress that has been evaluated, by its label."""
+        """Return the results files of all evaluated stress tests, by label."""
         found = (self.workdir / "evaluation").glob(f"{STRESS_PREFIX}*/results.parquet")
         return {p.parent.name.removeprefix(STRESS_PREFIX): p for p in sorted(found)}
 
@@ -140,16 +140,16 @@ class Job:
 
     @functools.cached_property
     def split(self) -> Split:
-        """Training experiments, and held-out ones, sealed."""
+        """The training experiments and the held-out experiments, as `config.protocol` says."""
         experiments = load_experiments(self.roots, self.config.gym.tasks)
         return split(experiments, self.config.protocol)
 
     @property
     def training(self) -> tuple[Experiment, ...]:
-        """The training experiments of `gym.trained_tasks`.
+        """The training experiments of the tasks in `gym.trained_tasks`.
 
         Raises:
-          UserError: there are none.
+          UserError: these tasks have no training experiment.
         """
         named = self.config.gym.trained_tasks
         tasks = named.split(",") if named else list(self.config.gym.tasks)
@@ -162,19 +162,19 @@ class Job:
         return found
 
     def pairs(self, name: str) -> list[Recipe]:
-        """Read curation's pairs for distillation ("distill") or GRPO ("grpo")."""
+        """Read the curated pairs for distillation ("distill") or GRPO ("grpo")."""
         path = needed(self.pairs_path(name), "curate")
         return read_json_lines(path, Recipe.from_json, remedy="give --restart=curate")
 
     def trajectories(self) -> list[Trajectory]:
-        """Read the simulated episodes that hindsight kept."""
+        """Read the simulated episodes that are kept for distillation."""
         path = needed(self.trajectories_path, "simulate")
         found = read_json_lines(path, Trajectory.from_json, remedy="give --restart=simulate")
         return [trajectory for trajectory in found if trajectory.kept]
 
     @functools.cached_property
     def weights(self) -> Path | None:
-        """The path of the published weights that the policy starts from; None without any."""
+        """The path of the published weights that the policy starts from, or None."""
         return pretrained.find(self.config.policy.weights) if self.config.policy.weights else None
 
     @functools.cached_property
@@ -185,7 +185,7 @@ class Job:
         return PolicyTokenizer.load(needed(self.tokenizer_path, "simulate"))
 
     def tokenizer_with_examples(self, shots: int) -> ChatTokenizer:
-        """Return a published vocabulary whose instructions show simulated first turns."""
+        """Return the published vocabulary; its instructions show `shots` simulated first turns."""
         shown = dialogue.examples(self.trajectories(), shots) if shots else ""
         return ChatTokenizer(self._published_vocabulary, shown)
 
@@ -209,7 +209,7 @@ class Job:
         return policy_shape(self.config)
 
     def optimizer(self, stage: ConfigDict):
-        """The optimizer of a stage."""
+        """Make the optimizer of a stage, given the stage's config."""
         return make_optimizer(OptimizerConfig(**stage.optimizer), updates_of(stage))
 
     def checkpoints(self, stage: str) -> Checkpoints:
@@ -220,7 +220,7 @@ class Job:
         return GRPOHyperparameters(**{n: self.config.grpo[n] for n in names})
 
     def play(self, temperature: float, **changes) -> PlayConfig:
-        """Return the settings of the policy's play."""
+        """Return the settings by which the policy plays."""
         policy, rollout = self.config.policy, self.config.rollout
         sizes = SamplerConfig(
             context=policy.context,
@@ -230,9 +230,9 @@ class Job:
         return PlayConfig(sizes, policy.turn_tokens, temperature, **changes)
 
     def first_parameters(self):
-        """Make the parameters that training starts from: published ones, or random ones.
+        """Make the parameters that training starts from: published or random parameters.
 
-        They are read anew each time: a kept copy would take memory in every later stage.
+        Each call reads published weights again: a cached copy would take memory in later stages.
         """
         model, key = self.model, jax.random.key(self.config.seed)
         if not self.weights:
@@ -245,15 +245,15 @@ class Job:
         return lora.join(published, init_state(init, axes, optax.identity(), key, self.mesh).params)
 
     def parameters(self, stage: str, first: Callable | None = None):
-        """Restore the policy that a stage trained; the first parameters where it has no steps.
+        """Restore the parameters that a stage trained; a stage of 0 steps has the first parameters.
 
         Args:
           stage: distill or grpo.
-          first: returns the first parameters, where the caller holds them already; their frozen
-            part is shared. By default they are made.
+          first: returns the first parameters, where the caller has them in memory already. The
+            result shares their frozen part. None calls `first_parameters`.
 
         Raises:
-          UserError: the stage has not been run to its end, or its last checkpoint is damaged.
+          UserError: the stage is not finished, or its last checkpoint is damaged.
         """
         first = first or self.first_parameters
         if not self.config[stage].steps:
@@ -275,15 +275,15 @@ class Job:
 def of_one_process(config: ConfigDict) -> ConfigDict:
     """Return a copy of a config for a job of this process alone."""
     config = config.copy_and_resolve_references()
-    config.distributed.processes = 1  # also where a scheduler started several
+    config.distributed.processes = 1  # overrules a scheduler
     return config
 
 
 def needed(path: Path, stage: str) -> Path:
-    """Return a path that an earlier stage writes.
+    """Return the path of a file that an earlier stage writes.
 
     Raises:
-      UserError: it is missing.
+      UserError: the file is missing.
     """
     if not path.exists():
         raise UserError(f"{path}: missing; run --stage={stage} first")
@@ -291,6 +291,6 @@ def needed(path: Path, stage: str) -> Path:
 
 
 def _split_cpu(devices: int) -> None:
-    """Show the CPU as several devices, unless XLA_FLAGS does; accelerators are unaffected."""
+    """Split the CPU into JAX devices, unless XLA_FLAGS does; accelerators are unaffected."""
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", devices)

@@ -1,14 +1,14 @@
-"""Plans a job's memory and FLOPs for devices that are not here: compiles each step from shapes.
+"""Plans a job's memory and FLOPs without its devices: compiles each step from shapes alone.
 
-1. show the CPU as many devices as the config's mesh has
-2. describe the state of each step by shapes and shardings; no weight is read or made
-3. trace each step for its FLOPs and compile it for its memory, by the makers that the job uses
-4. print a table, and write it as `plan.json`
+1. split the CPU into as many JAX devices as the config's mesh has
+2. describe the state of each step by shapes and shardings, without any weights
+3. trace each step for its FLOPs and compile it for its memory, with the job's own functions
+4. print a table, and write it to `plan.json`
 
-Parameters, optimizer state and caches are the same on any device. Activations are the temporary
-memory that XLA lays out for CPU devices, an estimate of an accelerator's. A CPU keeps what it
-scatters into in f32, so the sampler's programs, which scatter into the whole cache, are compiled in
-f32, and the cache is counted in its own type.
+Parameters, optimizer state and caches take the same memory on any device. Activations are the
+temporary memory of XLA's CPU program, an estimate for an accelerator. XLA scatters in f32 on a CPU,
+and the sampler's programs scatter into the whole cache. So these programs are compiled in f32, and
+the cache is counted in its own type.
 """
 
 import dataclasses
@@ -41,17 +41,17 @@ COLUMNS = ("parameters", "optimizer", "other", "cache", "activations")
 
 @dataclasses.dataclass(frozen=True)
 class StepPlan:
-    """Memory and FLOPs of one step; memory is in bytes of the fullest device.
+    """Memory and FLOPs of one step; memory is in bytes on the fullest device.
 
     name: stage and step.
-    rows, tokens: of its batch; tokens a row.
-    parameters: all of the model's.
+    rows: rows of the batch.
+    tokens: tokens per row.
+    parameters: all parameters of the model.
     optimizer: the optimizer's state.
-    other: further parameters: those that training started from, the reference's, the layers laid
-      out for decoding.
+    other: further parameters: the initial ones, those of the reference, the layers for decoding.
     cache: keys and values.
     activations: temporary arrays of the program, and its batch.
-    flops: of all devices together; of a decoding step, for one token of each row.
+    flops: FLOPs of all devices together; a decoding step counts one token per row.
     """
 
     name: str
@@ -66,18 +66,18 @@ class StepPlan:
 
     @property
     def total(self) -> int:
-        """Bytes that a device needs for the step."""
+        """Bytes of the step on the fullest device."""
         return sum(getattr(self, name) for name in COLUMNS)
 
 
 def on_fake_devices(config: ConfigDict) -> ConfigDict:
-    """Show the CPU as the devices of a config's mesh; call it before JAX looks for devices.
+    """Split the CPU into the devices of a config's mesh; call it before JAX looks for devices.
 
     Returns:
-      A copy of the config for those devices.
+      A copy of the config for these devices.
 
     Raises:
-      UserError: the mesh does not tell their number.
+      UserError: neither the mesh nor config.plan.devices gives the number of devices.
     """
     sizes = [config.mesh[axis] for axis in AXES]
     devices = config.plan.devices if -1 in sizes else math.prod(sizes)
@@ -93,10 +93,10 @@ def on_fake_devices(config: ConfigDict) -> ConfigDict:
 
 
 def plan(job: Job) -> None:
-    """Compile every step of a job; print each one's memory and FLOPs, and write `plan.json`.
+    """Compile every step of a job; print the memory and FLOPs of each, and write `plan.json`.
 
     Args:
-      job: on fake devices.
+      job: the job, started with the config of `on_fake_devices`.
 
     Raises:
       UserError: a step needs more than `config.plan.device_memory_gib`.
@@ -137,7 +137,7 @@ def _row(name: str, *cells) -> str:
 
 
 def _uneven(job: Job) -> Iterator[str]:
-    """Name the batches whose rows the devices do not share evenly."""
+    """Yield a line for each batch whose rows do not divide evenly among the devices."""
     grpo, shards = job.config.grpo, even_rows(1, job.mesh)
     for stage, field in (("distill", "batch_rows"), ("grpo", "minibatch_rows")):
         config = job.config[stage]
@@ -156,7 +156,10 @@ def _uneven(job: Job) -> Iterator[str]:
 
 
 def _undivided(job: Job) -> Iterator[str]:
-    """Name the dimensions that stay whole on every device since the mesh does not divide them."""
+    """Yield a line for each model dimension that a mesh axis does not divide.
+
+    Arrays with such a dimension are replicated over the axis.
+    """
     model = job.model
     for axis, fields in (
         ("fsdp", ("width",)),
@@ -177,11 +180,11 @@ def _played(job: Job) -> int:
 
 
 def _steps(job: Job, evaluated_rows: int) -> Iterator[StepPlan]:
-    """Plan the steps in order."""
+    """Yield the plan of each step, in the order of the stages."""
     config, model = job.config, job.model
     params = _abstract_parameters(job)
     trained = lora.split(model, params)[1]
-    # Trained parameters are held a second time: the published ones, or the reference's.
+    # A second copy of the trained parameters is in memory: the published ones, or the reference.
     published = {"other": _bytes(trained) if config.policy.weights else 0}
     if config.distill.steps:
         shape = dataclasses.replace(model, dtype=config.distill.dtype)
@@ -213,7 +216,7 @@ def _steps(job: Job, evaluated_rows: int) -> Iterator[StepPlan]:
 
 
 def _update(job: Job, stage: str, step, optimizer, params, batch, **held) -> StepPlan:
-    """Plan a stage's optimizer step: the program that the stage's own maker returned."""
+    """Plan the optimizer step of a stage; `step` is the stage's own jitted function."""
     init, axes = functools.partial(lora.init, job.model), lora.logical_axes(job.model)
     state = abstract_state(init, axes, optimizer, job.mesh)
     compiled = _compile(job.mesh, step, state, batch, lora.split(job.model, params)[0])
@@ -222,7 +225,7 @@ def _update(job: Job, stage: str, step, optimizer, params, batch, **held) -> Ste
 
 
 def _sampling(job: Job, stage: str, rows: int, temperature, params, **held) -> Iterator[StepPlan]:
-    """Plan the programs of a turn at a full context: append, decode, and the cache's growth.
+    """Plan the programs of a turn at full context: append, decode, and growth of the cache.
 
     Memory of constrained-decoding grammars is not counted: it depends on the tables.
     """
@@ -250,16 +253,19 @@ def _sampling(job: Job, stage: str, rows: int, temperature, params, **held) -> I
     if sizes.context > sizes.cache_block:
         shorter = conversation(job.model, sizes.context - sizes.cache_block)
         compiled = _compile(mesh, sampler.jit_grow, shorter, sizes.context)
-        read = {"read": cache - _bytes(params)}  # the cache is made; parameters are not read
+        read = {"read": cache - _bytes(params)}  # grow makes the cache and reads no parameters
         yield _planned(f"{stage} grow", chunk_BC[:, :0], compiled, params, **read, **held)
 
 
 def _laid_out(model, wide, params, mesh: Mesh) -> tuple[dict, int]:
-    """Lay parameters out for decoding, as shapes.
+    """Lay the parameters out for decoding, as shapes.
+
+    Args:
+      model: the policy's shape.
+      wide: the same shape in f32, which is compiled.
 
     Returns:
-      Those of the type that is compiled, and the bytes a device holds besides of the type that
-      plays.
+      The layout of `wide`, and the bytes per device of the layers in the layout of `model`.
     """
     with jax.set_mesh(mesh):
         shardings = transformer.for_decoding.lower(wide, params).compile().output_shardings
@@ -274,7 +280,10 @@ def _laid_out(model, wide, params, mesh: Mesh) -> tuple[dict, int]:
 
 
 def _planned(name: str, batch, compiled: tuple[int, int], params, *, read: int = 0, **held):
-    """Make a step's plan: bytes of its program beyond parameters and `read` are activations."""
+    """Make the plan of a step.
+
+    Activations are the bytes of the program, less the parameters and the `read` bytes.
+    """
     rows, tokens = jax.tree.leaves(batch)[0].shape
     size, flop = compiled
     parameters = _bytes(params)
@@ -284,7 +293,7 @@ def _planned(name: str, batch, compiled: tuple[int, int], params, *, read: int =
 
 
 def _compile(mesh, jitted, *arguments, **static) -> tuple[int, int]:
-    """Compile a step; return its bytes a device, arguments included, and its FLOPs."""
+    """Compile a step; return its bytes per device, including the arguments, and its FLOPs."""
     with jax.set_mesh(mesh):
         traced = jitted.trace(*arguments, **static)
         memory = traced.lower().compile().memory_analysis()
@@ -303,7 +312,7 @@ def _abstract_parameters(job: Job) -> dict:
     )
 
 
-# Types of a batch's columns; the others (token ids, segments, positions) are i32.
+# Types of a batch's fields; all other fields (token ids, segments, positions) are i32.
 _DTYPES = {"mask": np.bool_, "loss_mask": np.bool_} | dict.fromkeys(
     ("behaviour", "reference", "advantages"), np.float32
 )
@@ -322,7 +331,7 @@ def _batch(kind, rows: int, tokens: int):
 
 
 def _bytes(tree) -> int:
-    """Return the bytes of a tree of shapes with shardings on one device."""
+    """Return the bytes on one device of a tree of shapes with shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)

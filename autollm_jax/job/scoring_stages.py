@@ -1,7 +1,7 @@
 """The stages that score the agent: evaluation, cross-validation, report, pooling.
 
 Evaluation writes `evaluated.json` beside its results: the fields and tables that the results depend
-on, and the results' hash. The report refuses to read results that were evaluated otherwise.
+on, and a hash of the results. The report raises an error where any of them has changed.
 """
 
 import functools
@@ -28,8 +28,8 @@ from autollm_jax.report.page import write_report
 from autollm_jax.sharding.rules import even_rows
 
 RECORD = "evaluated.json"
-# Fields that decide which games are played, beside the tables (their roots may move) and the stress
-# (its results have a folder each).
+# The fields that the games depend on. Tables are compared by hash, since their folder may move.
+# Each stress test has a results folder of its own, so its fields are not listed.
 GAME_FIELDS = ("gym.tasks", "gym.evidence", "gym.budget", "gym.matching", "protocol")
 
 
@@ -53,11 +53,11 @@ def evaluate_methods(job: Job) -> None:
 
 
 def write_record(job: Job, tables: dict[str, str]) -> None:
-    """Write what the results of `job.results_path` were evaluated with.
+    """Write the fields, tables and versions that `job.results_path` was evaluated with.
 
     Args:
-      job: as it was evaluated.
-      tables: `table_hashes` of its roots.
+      job: the evaluated job.
+      tables: `table_hashes` of the job's roots.
     """
     record = {
         "fields": _game_fields(job),
@@ -71,14 +71,14 @@ def write_record(job: Job, tables: dict[str, str]) -> None:
 
 
 def read_record(job: Job, results: Path) -> dict:
-    """Read what results were evaluated with, and check that the job's config says the same.
+    """Read the record of an evaluation, and check that its fields and tables equal the job's.
 
     Args:
-      job: the one that reads them.
-      results: a `results.parquet`.
+      job: the job that reads the results.
+      results: path of a `results.parquet`.
 
     Raises:
-      UserError: there is no record, or a field or a table differs; the line names the first.
+      UserError: the record is missing, or a field or table differs; the message names the first.
     """
     path, again = results.with_name(RECORD), "run --stage=evaluate again"
     if not path.exists() or not results.exists():
@@ -118,7 +118,7 @@ def _sha256(path: Path) -> str:
 
 
 def _players(job: Job) -> dict[str, Player]:
-    """Make a player of each method that the config names; all there are where it names none."""
+    """Make a player for each method in `config.evaluation.methods`; "" means every method."""
     config, settings = job.config, job.config.evaluation
     games = max(len(job.split.held_out) * len(settings.seeds), 1)
 
@@ -171,7 +171,7 @@ def report(job: Job) -> None:
     """Write report/summary.json and report/index.html, and print the headline.
 
     Raises:
-      UserError: there are no results, or they were evaluated with other fields or tables.
+      UserError: the results are missing, or were evaluated with other fields or tables.
     """
     record = read_record(job, job.results_path)
     stressed = {} if job.stress.label else job.stress_results()
@@ -200,7 +200,7 @@ def report(job: Job) -> None:
 
 
 def pool(job: Job) -> None:
-    """Pool the evaluations of several trainings, and write the report of all of them.
+    """Pool the evaluations of several trainings, and write one report.
 
     Raises:
       UserError: the config names no work directories, or their evaluations differ.
@@ -210,7 +210,7 @@ def pool(job: Job) -> None:
     records = [read_record(job, path / folder / job.results_path.name) for path in workdirs]
     pool_trainings([path / folder for path in workdirs], job.results_path.parent)
     write_record(job, records[0]["tables"])
-    # The cost of one training: the first one's.
+    # The report shows the cost of one training: that of the first work directory.
     for name in ("stages.jsonl", "metrics.jsonl"):
         if (workdirs[0] / name).exists():
             shutil.copyfile(workdirs[0] / name, job.workdir / name)

@@ -1,16 +1,16 @@
-"""The stages of a job, in order; each resumes where the work directory stands.
+"""The stages of a job, in order; each stage resumes from the files in the work directory.
 
 ground_truth    train the runs of the project's own outcome tables
-curate          choose pairs of a target and cheaper evidence to learn from
-simulate        play the researcher on them
+curate          choose training pairs: a target experiment and its cheaper evidence
+simulate        play the scripted researcher on the pairs
 distill         train the policy on the researcher's turns
 grpo            train the policy further by reinforcement learning
 evaluate        play the policy and every baseline on the held-out experiments
-report          summarise, draw, and print the headline
-verify          (on demand) train random rows of the own tables again and compare
+report          write summary and figures, print the mean regrets
+verify          (on demand) train random rows of the own tables again, compare the outcomes
 cross_validate  (on demand) compare methods on changed copies of the training experiments
 pool            (on demand) pool the evaluations of several trainings into one report
-plan            (on demand) compile every step for the mesh from shapes alone: memory and FLOPs
+plan            (on demand) compile every step from shapes alone, print memory and FLOPs
 """
 
 import contextlib
@@ -28,11 +28,11 @@ from autollm_jax.job.scoring_stages import cross_validate, evaluate_methods, poo
 from autollm_jax.job.table_stages import ground_truth, share_of, verify
 from autollm_jax.job.training_stages import curate, distill_policy, grpo, simulate
 
-# These compute on the devices of all processes; process 0 runs the others alone.
+# Stages that compute on the devices of all processes. Process 0 alone runs the other stages.
 TOGETHER = ("distill", "grpo", "evaluate", "cross_validate")
-# These read a trained policy, and may score it on other tables than it was trained on.
+# Stages that score a trained policy. Their tables may differ from the tables of the training.
 SCORING = ("evaluate", "report", "verify", "cross_validate")
-# `all` runs these; the others run when they are named.
+# Stages of `--stage=all`; the others run on demand.
 PIPELINE = tuple(work_directory.OUTPUTS)
 STAGES = {
     "ground_truth": ground_truth,
@@ -54,24 +54,24 @@ def run(config: ConfigDict, workdir: str, stage: str, restart: str = "") -> None
 
     1. check every field of the config
     2. connect the processes, find the devices, open published weights
-    3. lock the work directory and compare its config; set files aside for a restart
+    3. lock the work directory, compare its config with this one; for a restart, set files aside
     4. run the stages
 
-    Every process of a job calls this; all but process 0 are silent.
+    Every process of a job calls this function; only process 0 prints.
 
     Args:
-      config: of the job.
-      workdir: the folder of everything that the job writes.
+      config: the job's config.
+      workdir: the folder that holds everything the job writes.
       stage: one of `STAGES`, or "all".
       restart: a stage of `PIPELINE`; its files and those of later stages are set aside first.
 
     Raises:
-      UserError: the user can mend it.
-      Preempted: the job was asked to stop; the same call goes on.
+      UserError: an error that the user can fix.
+      Preempted: the job was asked to stop; the same call resumes it.
     """
     config = fields.checked(config)
     constraints.check(config)
-    if stage == "plan":  # reads nothing of a job, and writes one file beside a job's
+    if stage == "plan":  # reads no files of a job, writes plan.json only
         if restart:
             raise UserError("--restart has no meaning with --stage=plan; accepted is one of them")
         writable_folder(workdir)

@@ -1,4 +1,4 @@
-"""The stages of the project's own tables: train their runs, and verify rows of them."""
+"""The stages of the project's own tables: train the runs, verify rows."""
 
 from autollm_jax.errors import UserError
 from autollm_jax.ground_truth.ledger import Ledger
@@ -19,8 +19,8 @@ from autollm_jax.job.job import Job
 def ground_truth(job: Job) -> None:
     """Train the runs that the own tables lack, then write the tables.
 
-    A table that this config made is left alone. A process that trains a share of the runs writes
-    the table only where the other shares are done.
+    A complete table of this config stays as it is. A process that trains a share of the runs writes
+    the table only once the other shares are done.
 
     Raises:
       UserError: a table was made by another config.
@@ -60,10 +60,10 @@ def share_of(text: str) -> tuple[int, int]:
 
 
 def verify(job: Job) -> None:
-    """Train random rows of the own tables again and print each deviation.
+    """Train random rows of the own tables again, and print each deviation.
 
     Raises:
-      UserError: a row came out differently.
+      UserError: a deviation exceeds the plan's tolerance.
     """
     config, failures = job.config.ground_truth.to_dict(), []
     for task in job.config.gym.tasks:

@@ -27,15 +27,15 @@ from autollm_jax.rl.loop import GRPOLoopConfig, train_grpo
 from autollm_jax.text import prompts
 from autollm_jax.training.loop import LoopConfig, Site
 
-MOST_CUT = 0.1  # largest share of the episodes that distillation may cut short
+MOST_CUT = 0.1  # largest accepted share of episodes that are longer than a training row
 
 
 def curate(job: Job) -> None:
-    """Write the pairs of experiments that distillation and GRPO learn from."""
+    """Write the training pairs of distillation and of GRPO."""
     config, families = job.config, Families(job.training)
     steps = config.grpo.steps * config.grpo.groups
-    # A family is costly to make, and its pairs are alike. Distillation sees them in random order,
-    # so it takes many of a family; a step of GRPO takes neighbours, so it takes few.
+    # A family is costly to make, and its pairs resemble each other. Distillation shuffles its
+    # pairs, so it takes many per family. A step of GRPO takes consecutive pairs, so it takes few.
     for name, pairs, per_family, synthetic, seed in (
         ("distill", config.curate.distill_pairs, 16, config.curate.synthetic, 2 * config.seed),
         ("grpo", steps, 2, config.grpo.synthetic, 2 * config.seed + 1),
@@ -58,7 +58,7 @@ def curate(job: Job) -> None:
 
 
 def simulate(job: Job) -> None:
-    """Play the script on every pair, and train the policy's vocabulary on the episodes."""
+    """Play the scripted researcher on every pair; train the policy's vocabulary on the episodes."""
     config = job.config.simulate
     if not job.trajectories_path.exists():
         settings = SimulationConfig(
@@ -83,7 +83,7 @@ def simulate(job: Job) -> None:
 
 
 def distill_policy(job: Job) -> None:
-    """Supervised fine-tuning on the scripted researcher's turns."""
+    """Train the policy on the scripted researcher's turns, by supervised fine-tuning."""
     config, checkpoints = job.config.distill, job.checkpoints("distill")
     if config.steps == 0 or checkpoints.latest() == config.steps:
         print(f"distill: done, {config.steps} steps")
@@ -120,7 +120,7 @@ def distill_policy(job: Job) -> None:
 
 
 def grpo(job: Job) -> None:
-    """Multi-turn GRPO on the training pairs, from the distilled policy."""
+    """Train the distilled policy on the training pairs, by multi-turn GRPO."""
     config, checkpoints = job.config.grpo, job.checkpoints("grpo")
     if config.steps == 0 or checkpoints.latest() == config.steps:
         print(f"grpo: done, {config.steps} steps")

@@ -1,4 +1,4 @@
-"""Reads single fields of a config.json or a GGUF header, and refuses fields that nobody computes.
+"""Reads single fields of a config.json or a GGUF header, and refuses unsupported fields.
 
 A model file states its shape in named fields. Some of them change the model's outputs, so every
 field is read, compared with the only value that this model computes, listed as harmless, or refused
