@@ -16,12 +16,33 @@ EVIDENCE_ROWS = 400
 
 
 class OptunaTPE(ProposesPoints):
-    """Ask Optuna's TPE, told of all evidence beforehand, and try the cell nearest to its answer.
+    """Ask Optuna's TPE for a point, then try the cell nearest to the point.
 
-    As a practised user would: the evidence enters the study as finished trials, in the target's
-    scale, each experiment's outcomes standardised (0 its best, 1 its median), the nearest
-    experiment last, since TPE weighs late trials most. (Bergstra et al., NeurIPS 2011; Watanabe,
-    arXiv 2304.11127.)
+    The evidence enters the study before the first trial, as finished trials: points on the target's
+    scale, outcomes standardised per experiment (0 for the best, 1 for the median). The nearest
+    experiment enters last, because TPE gives the latest trials the most weight. Until a study has
+    10 finished trials, Optuna draws at random. TPE: Bergstra et al., NeurIPS 2011; Watanabe, arXiv
+    2304.11127.
+
+    >>> from autollm_jax.baselines import BASELINES, Problem
+    >>> from autollm_jax.gym.experiments import Fidelity, make_experiment
+    >>> from autollm_jax.gym.spaces import Dimension, Space
+    >>> space = Space((Dimension("rate", "log-ordinal", (1e-4, 1e-3, 1e-2)),))
+    >>> rates = [{"rate": 1e-4}, {"rate": 1e-3}, {"rate": 1e-2}]
+    >>> def made(name, parameters, losses):
+    ...     return make_experiment(
+    ...         source="mine", task="pretraining", name=name, space=space,
+    ...         fidelity=Fidelity("low", parameters, 1e9, 6e9 * parameters),
+    ...         configurations=rates, outcomes=losses, default=rates[0],
+    ...         default_origin="the first")
+    >>> cheap, dear = made("1M", 1e6, [3, 2, 4]), made("2M", 2e6, [2, 1, 3])
+    >>> method = BASELINES["optuna_tpe"](Problem(dear.setting, (cheap,), budget=3), seed=0)
+    >>> sorted(method.ask()["rate"] for _ in range(3))
+    [0.0001, 0.001, 0.01]
+
+    Args:
+      problem: the setting, its evidence and the budget.
+      seed: of the draws.
     """
 
     def __init__(self, problem: Problem, seed: int):

@@ -23,14 +23,41 @@ KEEP = 2  # ... yet at least so many a trial of the budget
 
 
 class SuccessiveHalving:
-    """Race configurations up the ladder of the evidence; try the survivors, best first.
+    """Race configurations from rung to rung of the evidence; try the survivors, best first.
 
-    It looks at the runs that it pays for and at nothing else: no regret, no optimum of a table.
-    What they cost is `evidence_flops`, as other methods are charged for all evidence. Not weakened:
-    the first rung races as many configurations as help, the ladder leads up to the target (see
-    `rungs`), configurations that a cheaper rung's limit excludes join where there is room for them,
-    a survivor whose nearest cell was tried gives its place to the next, and those that dropped out
-    follow when the survivors are through. Without evidence the default comes first, then draws.
+    Each rung is one experiment (see `rungs`). The best configurations of a rung go on to the next
+    dearer rung. A configuration that the limit of a cheaper rung excludes joins at the first rung
+    whose limit admits it. If the cell nearest to a survivor was tried already, the next survivor is
+    tried. After all survivors come the configurations that dropped out, those of the dearest rung
+    first. Without evidence the default configuration is tried first; random draws follow.
+
+    The race reads the outcomes of the runs that it pays for and nothing else: no regret and no
+    optimum of a table.
+
+    >>> from autollm_jax.baselines import BASELINES, Problem
+    >>> from autollm_jax.gym.experiments import Fidelity, make_experiment
+    >>> from autollm_jax.gym.spaces import Dimension, Space
+    >>> space = Space((Dimension("rate", "log-ordinal", (1e-4, 1e-3, 1e-2)),))
+    >>> rates = [{"rate": 1e-4}, {"rate": 1e-3}, {"rate": 1e-2}]
+    >>> def made(name, parameters, losses):
+    ...     return make_experiment(
+    ...         source="mine", task="pretraining", name=name, space=space,
+    ...         fidelity=Fidelity("low", parameters, 1e9, 6e9 * parameters),
+    ...         configurations=rates, outcomes=losses, default=rates[0],
+    ...         default_origin="the first")
+    >>> cheap, dear = made("1M", 1e6, [3, 2, 4]), made("2M", 2e6, [2, 1, 3])
+    >>> method = BASELINES["successive_halving"](Problem(dear.setting, (cheap,), budget=1), seed=0)
+    >>> method.ask()
+    {'rate': 0.001}
+    >>> method.evidence_flops == 3 * cheap.fidelity.flops
+    True
+
+    Args:
+      problem: the setting, its evidence and the budget.
+      seed: of the draws.
+
+    Attributes:
+      evidence_flops: FLOPs of the runs that the race read.
     """
 
     def __init__(self, problem: Problem, seed: int):

@@ -68,11 +68,14 @@ class Settings:
 class FSBO(Forecast):
     """The search space's meta-learned surrogate, adapted to a setting's evidence and trials.
 
-    Each trial adapts the parameters once more, starting from those that the trials before it left:
-    the result depends on setting, evidence and trials alone.
+    Each trial adapts the parameters once more, starting from the parameters after the trial before
+    it. The result depends on setting, evidence, trials and seed alone.
 
     Args:
-      setting, evidence, seed: as for every forecast; the seed is that of the adapted rows.
+      setting: the question.
+      evidence: cheaper experiments, with their outcomes.
+      seed: of the choice of the evidence rows to adapt on; in an unknown search space also of the
+        first parameters.
       learned: the result of `learn`.
       settings: how to adapt.
     """
