@@ -9,13 +9,14 @@ from autollm_jax.forecasts import coordinates
 from autollm_jax.forecasts.base import draw_seed
 
 EVIDENCE_ROWS = 4000
-# Chosen on cheap experiments: share of the rows that the distribution is fitted to (0.02 beats
-# the paper's 0.1), the deviation added to theirs in units of the search range (0.1 in the paper),
-# and the trials of a generation (4 + 3 log D' by default, more than there are trials).
+# The next three values were chosen on cheap experiments.
+# Share of the evidence rows that the first Gaussian is fitted to: 0.02 beats the paper's 0.1.
 GAMMA = 0.02
+# Deviation added to that of the rows, in units of the search range: 0.1 in the paper.
 ALPHA = 0.05
+# Trials per generation. The package's default, 4 + 3 log D', is more than an episode has.
 POPULATION = 4
-COLD_SIGMA = 1 / 6  # without evidence, in units of the search range, as Optuna has it
+COLD_SIGMA = 1 / 6  # deviation without evidence, in units of the search range: Optuna's value
 
 
 class CmaEs(ProposesPoints):
@@ -57,7 +58,7 @@ class CmaEs(ProposesPoints):
         self._width_D = np.where(self._high_D > self._low_D, self._high_D - self._low_D, 1.0)
         if self._warm:
             rows = [*zip(self._to_unit(self._points_ND), self._scores_N, strict=True)]
-            # A floor of the product is taken, which must not be 0.
+            # `cmaes` rounds share x rows down; the result must be at least 1.
             share = min(max(GAMMA, 1.5 / len(rows)), 1.0)
             mean_D, sigma, covariance_DD = cmaes.get_warm_start_mgd(rows, share, ALPHA)
         else:

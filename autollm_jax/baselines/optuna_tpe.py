@@ -10,8 +10,8 @@ from autollm_jax.baselines.proposals import ProposesPoints
 from autollm_jax.forecasts import coordinates
 from autollm_jax.forecasts.base import draw_seed
 
-# TPE models a tenth of its trials as good, yet never more than 25: with more evidence than this
-# the good ones would be but the very best cell or two of each experiment.
+# TPE models a tenth of its trials as good, at most 25. With more evidence rows than this the good
+# trials would be only the best one or two cells of each experiment.
 EVIDENCE_ROWS = 400
 
 
@@ -48,7 +48,7 @@ class OptunaTPE(ProposesPoints):
     def __init__(self, problem: Problem, seed: int):
         super().__init__(problem, EVIDENCE_ROWS)
         self._space = _distributions(problem.setting.space, self._low_D, self._high_D)
-        # Optuna logs every trial to stderr; a library's user did not ask for that.
+        # Optuna logs every new study and trial to stderr; a library must stay silent.
         level = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         sampler = optuna.samplers.TPESampler(
@@ -61,7 +61,7 @@ class OptunaTPE(ProposesPoints):
 
     def _propose(self) -> np.ndarray:
         proposal = self._study.ask(self._space)
-        # The study hears of the cell that was run (see _learn), so the proposal itself is closed.
+        # `_learn` tells the study the cell that was run, so the proposal itself is closed here.
         self._study.tell(proposal, state=TrialState.FAIL)
         point_D = np.zeros(len(self._low_D))
         for name, value in proposal.params.items():
@@ -87,7 +87,7 @@ class OptunaTPE(ProposesPoints):
 
 
 def _distributions(space, low_D: np.ndarray, high_D: np.ndarray) -> dict:
-    """Return one distribution a number and one a category, named START:STOP by their columns."""
+    """Return a distribution per number and per category, named START:STOP after its columns."""
     distributions = {}
     spans = coordinates.columns(space)
     for dimension in space.dimensions:

@@ -1,4 +1,4 @@
-"""Successive halving over fidelities: many cheap runs, fewer dearer ones, the survivors last.
+"""Successive halving over fidelities: many cheap runs, then fewer and dearer runs.
 
 (Jamieson and Talwalkar, arXiv 1502.07943; Li et al., Hyperband, arXiv 1603.06560.)
 """
@@ -16,10 +16,10 @@ from autollm_jax.forecasts.relevance import named_differences, relevant_evidence
 from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.runs import flops_of_runs
 
-# Chosen on cheap experiments: more configurations or a slower halving cost more and gain nothing.
+# Chosen on cheap experiments: more configurations, or a slower halving, cost more and gain nothing.
 CONFIGURATIONS = 256  # at the first rung
-ETA = 2  # one in ETA goes on to the next rung ...
-KEEP = 2  # ... yet at least so many a trial of the budget
+ETA = 2  # one configuration in ETA goes on to the next rung
+KEEP = 2  # at least KEEP x budget configurations go on to the next rung
 
 
 class SuccessiveHalving:
@@ -92,10 +92,11 @@ class SuccessiveHalving:
 
 
 def rungs(problem: Problem) -> list[Experiment]:
-    """Return the ladder of the evidence that leads up to the target, cheapest first.
+    """Return the experiments of the evidence that lead up to the target, cheapest first.
 
-    Its top is the experiment nearest to the target; below each rung is the dearest one that is
-    cheaper and has no more parameters (or a lower limit) and no more tokens.
+    The last rung is the experiment nearest to the target. Below each rung is the dearest experiment
+    that costs fewer FLOPs per run and has no more parameters (or no higher limit) and no more
+    tokens than the rung.
     """
     evidence = relevant_evidence(problem.evidence, problem.setting)
     least = min((named_differences(e, problem.setting) for e in evidence), default=0)
@@ -114,14 +115,14 @@ def rungs(problem: Problem) -> list[Experiment]:
 
 
 def _losses(experiment: Experiment, rows: np.ndarray) -> np.ndarray:
-    """Return what each run brought, lower is better, inf where it failed; nothing else is read."""
+    """Return the loss of each row, lower is better, inf for a failed run; read nothing else."""
     sign = experiment.objective.sign
     ok = experiment.outcomes.status_R[rows] == "ok"
     return np.where(ok, sign * experiment.outcomes.values_R[rows], np.inf)
 
 
 def _carry(configs: Sequence[dict], lower: Experiment | None, upper: Experiment) -> list[int]:
-    """Return the next rung's feasible rows nearest to configurations, in their order, each once."""
+    """Return the next rung's feasible row nearest to each configuration, each row once."""
     if not configs:
         return []
     cells = Candidates(upper)
@@ -130,7 +131,7 @@ def _carry(configs: Sequence[dict], lower: Experiment | None, upper: Experiment)
 
 
 def _newcomers(lower: Experiment | None, upper: Experiment) -> np.ndarray:
-    """Return a rung's feasible rows that the limit below left out; all of the first rung's."""
+    """Return the feasible rows that the rung below excludes; without a rung below, all of them."""
     rows = np.flatnonzero(upper.feasible_R)
     if lower is None:
         return rows
