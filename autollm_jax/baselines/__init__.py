@@ -1,4 +1,4 @@
-"""The methods that an agent is compared with, by name.
+"""The baselines that an agent is compared with, by name.
 
 method = BASELINES["gaussian_process"](Problem(setting, evidence, budget), seed)
 trial = episode.exec_config(method.ask())
@@ -28,7 +28,7 @@ BASELINES: dict[str, Callable[[Problem, int], Method]] = {
     "gaussian_process": greedy("gaussian_process"),
 }
 
-# Those that learn from the training experiments first (see learned.py).
+# Baselines that learn from the training experiments before they play (see learned.py).
 META_LEARNED: dict[str, type[MetaLearned]] = {
     "fsbo": GreedyFSBO,
     "neural_acquisition": NeuralAcquisition,

@@ -1,7 +1,10 @@
-"""The network of the neural acquisition process: what it is told of a problem, and what it says.
+"""The network of the neural acquisition process: its inputs, parameters, state and decision.
 
-A cell's token starts as its inputs, attends to the evidence's rows once, and to the trials at every
-step. Beside it stand the cell's mean and deviation by a Gaussian process (see deep_kernel.py).
+Each cell of the target has a token, made of the cell's inputs. The token attends to the evidence's
+rows once, and to the trials at every step. The network also reads the cell's mean and deviation
+under a Gaussian process (see deep_kernel.py).
+
+Letters: C cells, N evidence rows, T trials, Z inputs, D token width.
 """
 
 from collections.abc import Sequence
@@ -16,40 +19,44 @@ from autollm_jax.forecasts import deep_kernel as kernels
 from autollm_jax.forecasts.deep_kernel import TARGET, Points
 from autollm_jax.forecasts.problem_arrays import INPUTS
 
-TRIED = -1e9  # the acquisition value of a cell that cannot be taken
+TRIED = -1e9  # the acquisition value of a cell that was tried or is padding
 STATE = 6  # numbers that describe a cell at a step
-OWN = ("embed", "scale")  # parameters that a search space has of its own; index 0 is any other's
+# Parameters that each search space has of its own; index 0 is for spaces that were not learned.
+OWN = ("embed", "scale")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How the network is built and trained (see the module's docstring on the choice)."""
+    """Sizes of the network and of its training; neural_acquisition.py says how they were chosen."""
 
     steps: int = 90
-    problems: int = 12  # a step
-    rollouts: int = 4  # a problem
-    trials: int = 5
-    rows: int = 96  # of evidence
-    cells: int = 96  # of the target, in training
+    problems: int = 12  # per step
+    rollouts: int = 4  # episodes per problem
+    trials: int = 5  # per episode
+    rows: int = 96  # evidence rows
+    cells: int = 96  # target cells in training
     width: int = 32
     heads: int = 4
-    layers: int = 1  # of attention to the evidence
+    layers: int = 1  # attention layers over the evidence; one more reads the trials
     learning_rate: float = 3e-3
-    auxiliary: float = 0.3
-    entropy: float = 0.003
+    auxiliary: float = 0.3  # weight of the score prediction's negative log likelihood
+    entropy: float = 0.003  # weight of the policy's entropy
     unnamed: float = 0.1  # share of problems played as if their search space were unknown
 
 
 class State(NamedTuple):
-    """An episode so far; C cells, T trials at most.
+    """The state of an episode after some trials.
 
     Attributes:
-      mean_C, variance_C: the surrogate's view.
+      mean_C: the surrogate's posterior mean of each cell's score.
+      variance_C: the surrogate's posterior variance.
       half_TC: whitened covariances of the trials with the cells.
-      tokens_TD, z_TZ, done_T: the trials as tokens, where they lie, and which have been made.
-      untried_C: cells left to try.
-      best: the least score so far; inf before the first trial.
-      count: trials made.
+      tokens_TD: tokens of the trials.
+      z_TZ: scaled inputs of the trials.
+      done_T: whether each trial has been made.
+      untried_C: whether each cell is left to try.
+      best: the lowest score so far; inf before the first trial.
+      count: number of trials made.
     """
 
     mean_C: jax.Array
@@ -64,7 +71,7 @@ class State(NamedTuple):
 
 
 class View(NamedTuple):
-    """What the evidence says of the cells: points, whitened covariances [N, C], tokens [C, D]."""
+    """The cells after the evidence was read: points, whitened covariances [N, C], tokens [C, D]."""
 
     cells: Points
     half_NC: jax.Array
@@ -72,7 +79,7 @@ class View(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """A problem, padded: evidence inputs, scores, experiments and mask; cells and their mask."""
+    """A padded problem: evidence inputs, scores, experiments and mask; cell inputs and mask."""
 
     z_NZ: jax.Array
     y_N: jax.Array
@@ -83,7 +90,14 @@ class Inputs(NamedTuple):
 
 
 def init_params(rng: np.random.Generator, s: Settings, active_S: Sequence[int]) -> dict:
-    """Draw the parameters; the policy starts as the surrogate's mean with a little noise."""
+    """Draw the parameters. The first policy prefers cells whose surrogate mean is low.
+
+    Args:
+      rng: source of the draws.
+      s: sizes of the network.
+      active_S: for each search space, the number of inputs that vary; entry 0 is for spaces that
+        were not learned.
+    """
     d = s.width
 
     def draw(*shape, scale=1.0):
@@ -124,7 +138,15 @@ def _points(params: dict, inputs: Inputs) -> tuple[Points, Points]:
 def look(
     params: dict, inputs: Inputs, regarded: tuple, trials: int, s: Settings
 ) -> tuple[View, State]:
-    """Read the evidence; `params` are those of one search space, `regarded` comes of `regard`."""
+    """Read the evidence once; return the cells after that, and the state before any trial.
+
+    Args:
+      params: the parameters of one search space (`of_space`).
+      inputs: the padded problem.
+      regarded: the result of `regard`.
+      trials: the greatest number of trials that the state holds.
+      s: sizes of the network.
+    """
     mean_C, variance_C, half_NC = regarded
     (rows_NZ, _, _), cells = _points(params, inputs)
     cells_CZ = cells.z_NZ
@@ -178,7 +200,7 @@ def decide(params: dict, view: View, state: State, s: Settings) -> tuple:
 
 
 def advance(params: dict, view: View, state: State, cell: jax.Array, score: jax.Array) -> State:
-    """Take in the score of a cell."""
+    """Return the state after a trial of `cell` that had `score`."""
     point = Points(*(a[cell][None] for a in view.cells))
     k_C = kernels.kernel(params, point, view.cells)[0] - view.half_NC[:, cell] @ view.half_NC
     k_C = k_C - state.half_TC[:, cell] @ state.half_TC
@@ -201,7 +223,7 @@ def advance(params: dict, view: View, state: State, cell: jax.Array, score: jax.
 
 
 def _block(params, layer: int, query_QD, key_KD, squared_QK, mask_K, s: Settings) -> jax.Array:
-    """Attend to keys, of which there may be none, then transform; both residual."""
+    """Attend to the keys (possibly none), then apply an MLP; both have a residual connection."""
     heads, size = s.heads, s.width // s.heads
 
     def split(x_ND, name):
@@ -213,7 +235,7 @@ def _block(params, layer: int, query_QD, key_KD, squared_QK, mask_K, s: Settings
     logits_HQK = q_HQS @ k_HKS.transpose(0, 2, 1) / np.sqrt(size)
     logits_HQK = logits_HQK - near_H[:, None, None] * squared_QK[None]
     logits_HQK = jnp.where(mask_K[None, None, :], logits_HQK, -1e9)
-    # A key of nothing, so that no evidence and no trial are histories too.
+    # A null key with a fixed logit: the softmax is defined without evidence and without trials.
     logits_HQK = jnp.pad(logits_HQK, ((0, 0), (0, 0), (1, 0)), constant_values=-4.0)
     mixed_HQS = jax.nn.softmax(logits_HQK)[:, :, 1:] @ v_HKS
     mixed_QD = mixed_HQS.transpose(1, 0, 2).reshape(-1, s.width)

@@ -32,11 +32,18 @@ from autollm_jax.forecasts.problem_arrays import (
 )
 from autollm_jax.gym.experiments import Experiment
 
-PARAMETER = "parameter "  # what names of learned parameters start with
+PARAMETER = "parameter "  # prefix of the names of learned parameters
 
 
 class Batch(NamedTuple):
-    """Problems to train on [B, ...]: inputs, regrets of the cells, how they are seen, the space."""
+    """Problems to train on, each array [B, ...].
+
+    Attributes:
+      inputs: the padded problem.
+      regrets_C: true regrets of the cells.
+      level, spread: the network sees level + spread x regret as a cell's score.
+      space: index of the search space's own parameters; 0 hides the search space.
+    """
 
     inputs: Inputs
     regrets_C: jax.Array
@@ -48,8 +55,8 @@ class Batch(NamedTuple):
 def loss(params: dict, batch: Batch, key: jax.Array, s: Settings) -> tuple[jax.Array, jax.Array]:
     """Return the loss of a batch and the mean regret after the last trial."""
     keys = jax.random.split(key, (len(batch.space), s.rollouts))
-    # One problem after the other: batched LAPACK calls wait for each other's threads in jaxlib,
-    # for ever where there are few cores.
+    # One problem after another: with few cores, jaxlib's batched LAPACK calls wait for each other's
+    # threads for ever.
     regarded_B = jax.lax.map(lambda b: regard(of_space(params, b.space), b.inputs), batch)
     one = functools.partial(_problem_loss, params, s=s)
     losses_B, regrets_B = jax.vmap(one)(batch, regarded_B, keys)
@@ -80,7 +87,7 @@ def _problem_loss(params: dict, batch: Batch, regarded, keys, s: Settings) -> tu
 
     chances_GT, best_GT, likelihood_GT, entropy_GT = jax.vmap(play)(keys)
     cost_GT = jnp.cumsum(best_GT[:, ::-1], axis=1)[:, ::-1]
-    # The other episodes of the problem are the baseline.
+    # The baseline of an episode is the mean cost of the problem's other episodes.
     away_GT = (cost_GT - cost_GT.mean(0, keepdims=True)) * s.rollouts / (s.rollouts - 1)
     policy = (jax.lax.stop_gradient(away_GT) * chances_GT).mean()
     total = policy + s.auxiliary * likelihood_GT.mean() - s.entropy * entropy_GT.mean()
@@ -102,7 +109,20 @@ def _step(params: dict, moments, batch: Batch, key: jax.Array, s: Settings) -> t
 def learn(
     training: Sequence[Experiment], seed: int, progress: bool, s: Settings
 ) -> dict[str, np.ndarray]:
-    """Meta-train the network on all search spaces together."""
+    """Meta-train the network on all search spaces together.
+
+    Args:
+      training: the training experiments.
+      seed: of all draws.
+      progress: whether to show a progress bar.
+      s: sizes and steps.
+
+    Returns:
+      The parameters, the description of the search spaces, and `regrets`, one mean per step.
+
+    Raises:
+      FloatingPointError: a parameter is not finite.
+    """
     rng = np.random.default_rng(seed)
     spaces = training_spaces(training, 4 * s.rows)
     actives = [space.standard.active for space in spaces]
@@ -125,7 +145,7 @@ def learn(
 
 
 def draw_problem(spaces: Sequence[TrainingSpace], s: Settings, rng: np.random.Generator) -> Batch:
-    """Draw a problem from the training experiments, and vary it."""
+    """Draw a training experiment as a problem, with varied evidence."""
     index = int(rng.integers(len(spaces)))
     space = spaces[index]
     task = space.tasks[rng.integers(len(space.tasks))]
@@ -140,7 +160,7 @@ def draw_problem(spaces: Sequence[TrainingSpace], s: Settings, rng: np.random.Ge
         pad(task.context.cells_RZ[cells], s.cells),
         pad(np.ones(len(cells), bool), s.cells),
     )
-    # The target's level and spread are only extrapolated (see evidence.TargetScale).
+    # At play the target's level and spread are extrapolated (`gathering.TargetScale`), not known.
     level, spread = 0.2 * rng.normal(), np.exp(0.2 * rng.normal())
     return Batch(
         inputs,
@@ -152,12 +172,12 @@ def draw_problem(spaces: Sequence[TrainingSpace], s: Settings, rng: np.random.Ge
 
 
 def _draw_evidence(space, task: TrainingTask, s: Settings, rng) -> tuple:
-    """Draw the evidence's inputs, scores and experiments, at most `s.rows` of them."""
+    """Draw and vary evidence: inputs, scores and experiment indices of at most `s.rows` rows."""
     context = task.context
     if rng.random() < 0.05:
         return context.rows_NZ[:0], context.scores_N[:0], context.experiments_N[:0]
     made_up = not len(task.cheaper_X)
-    if made_up:  # a cheaper run of the experiment itself
+    if made_up:  # no other experiment is evidence for the target: a copy of the target is
         z_NZ, y_N = context.cells_RZ, task.scores_R
         e_N = np.zeros(len(y_N), int)
     else:

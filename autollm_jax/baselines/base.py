@@ -1,4 +1,4 @@
-"""The problem that every method is given, and the interface that it answers through."""
+"""The problem that every method is given, and the interface of a method."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from autollm_jax.gym.settings import Setting
 
 @dataclass(frozen=True)
 class Problem:
-    """One expensive run to configure, and all that a method may know before its first trial.
+    """One expensive run to configure, with all that a method may know before its first trial.
 
     Attributes:
-      setting: the question. An experiment, which has the answers too, is refused.
+      setting: the question. An experiment is refused, because it holds the answers too.
       evidence: cheaper experiments of the same task and source.
       budget: number of trials.
     """
@@ -35,15 +35,15 @@ class Problem:
 class Method(Protocol):
     """A way of choosing configurations: built as `METHOD(problem, seed)`.
 
-    A method that looks at a part of the evidence may have an attribute `evidence_flops`: the FLOPs
-    of that part (see the function of that name).
+    A method that reads only a part of the evidence may have an attribute `evidence_flops`, the
+    FLOPs of that part (see the function `evidence_flops`).
     """
 
     def ask(self) -> dict:
-        """Return the next configuration to try: a measured one, untried while any is left."""
+        """Return the next measured configuration to try, an untried one while any is left."""
 
     def tell(self, trial: Trial) -> None:
-        """Take in the trial of the last configuration."""
+        """Learn from the trial of the last configuration."""
 
 
 class MetaLearned(Method, Protocol):
@@ -62,25 +62,28 @@ class MetaLearned(Method, Protocol):
           training: the experiments.
           seed: of learning.
           progress: whether to show a progress bar.
-          share: the share of its steps to take; less than 1 tries the code out.
+          share: the share of the training steps to take; less than 1 gives a quick trial run.
+
+        Returns:
+          The learned arrays by name.
         """
 
 
 def evidence_flops(method: Method, problem: Problem) -> float:
     """Return the FLOPs of the cheap runs behind a method's choices.
 
-    They are the method's attribute `evidence_flops`, and without one the FLOPs of all runs of the
-    problem's evidence, whether the method used them or not.
+    The number is the method's attribute `evidence_flops`. Without the attribute it is the FLOPs of
+    all runs of the problem's evidence, whether the method used them or not.
     """
     everything = ((e, np.arange(len(e.configurations))) for e in problem.evidence)
     return float(getattr(method, "evidence_flops", None) or flops_of_runs(everything))
 
 
 class Candidates:
-    """A setting's feasible rows, which of them were tried, and where they lie.
+    """Tracks a setting's feasible rows: their coordinates, and the rows that were tried.
 
-    Whether a configuration is within the limit is known before any run: no method is offered one
-    that is not.
+    A configuration over the limit is known to be infeasible before any run, so no method is offered
+    such a row.
 
     Attributes:
       units_RD: coordinates of all rows on the setting's own scale (see coordinates.py).
@@ -94,17 +97,17 @@ class Candidates:
 
     @property
     def untried(self) -> np.ndarray:
-        """Return the feasible rows that were not tried; all of them again once none is left."""
+        """Return the untried feasible rows; all feasible rows once every one was tried."""
         rows = self._feasible[~self._tried_R[self._feasible]]
         return rows if len(rows) else self._feasible
 
     def lowest(self, scores_R: np.ndarray) -> int:
-        """Return the untried row of the lowest score."""
+        """Return the untried row with the lowest score."""
         rows = self.untried
         return int(rows[np.argmin(scores_R[rows])])
 
     def in_turn(self, points_ND: np.ndarray) -> Iterator[int]:
-        """Yield the row nearest to each point, in order; tried rows are passed over."""
+        """Yield the feasible row nearest to each point, in order; skip rows that were tried."""
         for point_D in points_ND:
             row = self.nearest(point_D)
             if row in self.untried:
@@ -116,7 +119,7 @@ class Candidates:
         return dict(self.setting.configurations[row])
 
     def mark(self, trial: Trial) -> int | None:
-        """Mark the row that answered a trial as tried; return it, None for an invalid trial."""
+        """Mark the row of a trial as tried and return the row; None for an invalid trial."""
         if trial.row is not None:
             self._tried_R[trial.row] = True
         return trial.row
@@ -126,6 +129,6 @@ class Candidates:
         return self.nearest(coordinates.project([config], *[self.setting.space] * 2)[0])
 
     def nearest(self, unit_D: np.ndarray, untried: bool = False) -> int:
-        """Return the row nearest to a point, of the feasible ones or of the untried ones."""
+        """Return the feasible row, or the untried row, nearest to a point [D']."""
         rows = self.untried if untried else self._feasible
         return int(rows[np.argmin(((self.units_RD[rows] - unit_D) ** 2).sum(-1))])

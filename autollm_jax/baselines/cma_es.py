@@ -9,24 +9,48 @@ from autollm_jax.forecasts import coordinates
 from autollm_jax.forecasts.base import draw_seed
 
 EVIDENCE_ROWS = 4000
-# Chosen on cheap experiments: share of the rows that the distribution is fitted to (0.02 beats
-# the paper's 0.1), the deviation added to theirs in units of the search range (0.1 in the paper),
-# and the trials of a generation (4 + 3 log D' by default, more than there are trials).
+# The next three values were chosen on cheap experiments.
+# Share of the evidence rows that the first Gaussian is fitted to: 0.02 beats the paper's 0.1.
 GAMMA = 0.02
+# Deviation added to that of the rows, in units of the search range: 0.1 in the paper.
 ALPHA = 0.05
+# Trials per generation. The package's default, 4 + 3 log D', is more than an episode has.
 POPULATION = 4
-COLD_SIGMA = 1 / 6  # without evidence, in units of the search range, as Optuna has it
+COLD_SIGMA = 1 / 6  # deviation without evidence, in units of the search range: Optuna's value
 
 
 class CmaEs(ProposesPoints):
-    """Ask CMA-ES (the package `cmaes`, which is Optuna's) and try the cell nearest to its answer.
+    """Ask CMA-ES (the package `cmaes`) for a point, then try the cell nearest to the point.
 
-    Its first distribution is the Gaussian that is nearest to the evidence's best cells (warm
-    starting, arXiv 2012.06932), after each experiment's cells were moved along the law that their
-    optima follow. Not weakened by the short budget: the first trial is that Gaussian's mean and no
-    draw, generations are small enough for the distribution to follow the trials, and it hears of
-    the cells that were run. Optuna's own sampler offers none of this and takes no categories: here
-    they are one column a choice, as a mixture's components are.
+    The search distribution starts as the Gaussian nearest to the evidence's best cells (warm
+    starting, arXiv 2012.06932). Before that, the cells of each experiment are moved to the target's
+    fidelity (`gathering.move_along_law`).
+
+    Three choices suit CMA-ES to a short budget: the first trial is the mean of the first Gaussian,
+    not a draw; a generation has 4 trials, so that the distribution follows the trials; and CMA-ES
+    is told the cell that was run, not the point that it proposed. Optuna's own CMA-ES sampler has
+    none of the three and accepts no categories. Here a category has one column per choice, as a
+    mixture has one column per component.
+
+    >>> from autollm_jax.baselines import BASELINES, Problem
+    >>> from autollm_jax.gym.experiments import Fidelity, make_experiment
+    >>> from autollm_jax.gym.spaces import Dimension, Space
+    >>> space = Space((Dimension("rate", "log-ordinal", (1e-4, 1e-3, 1e-2)),))
+    >>> rates = [{"rate": 1e-4}, {"rate": 1e-3}, {"rate": 1e-2}]
+    >>> def made(name, parameters, losses):
+    ...     return make_experiment(
+    ...         source="mine", task="pretraining", name=name, space=space,
+    ...         fidelity=Fidelity("low", parameters, 1e9, 6e9 * parameters),
+    ...         configurations=rates, outcomes=losses, default=rates[0],
+    ...         default_origin="the first")
+    >>> cheap, dear = made("1M", 1e6, [3, 2, 4]), made("2M", 2e6, [2, 1, 3])
+    >>> method = BASELINES["cma_es"](Problem(dear.setting, (cheap,), budget=1), seed=0)
+    >>> method.ask()
+    {'rate': 0.001}
+
+    Args:
+      problem: the setting, its evidence and the budget.
+      seed: of the draws.
     """
 
     def __init__(self, problem: Problem, seed: int):
@@ -34,7 +58,7 @@ class CmaEs(ProposesPoints):
         self._width_D = np.where(self._high_D > self._low_D, self._high_D - self._low_D, 1.0)
         if self._warm:
             rows = [*zip(self._to_unit(self._points_ND), self._scores_N, strict=True)]
-            # A floor of the product is taken, which must not be 0.
+            # `cmaes` rounds share x rows down; the result must be at least 1.
             share = min(max(GAMMA, 1.5 / len(rows)), 1.0)
             mean_D, sigma, covariance_DD = cmaes.get_warm_start_mgd(rows, share, ALPHA)
         else:

@@ -14,8 +14,8 @@ from autollm_jax.gym.experiments import Experiment
 class Greedy:
     """Try the untried row of the lowest `Forecast.ranking`.
 
-    Where there is neither evidence nor a trial, the forecast's `start_row` comes first: the default
-    configuration.
+    Without evidence the first trial is the forecast's `start_row`: the default configuration,
+    unless the forecast learned a better one.
 
     >>> from autollm_jax.baselines import BASELINES, Problem
     >>> from autollm_jax.gym.experiments import Fidelity, make_experiment
@@ -51,7 +51,7 @@ class Greedy:
         return self._candidates.take(self._candidates.lowest(self.forecast.ranking(self._trials)))
 
     def tell(self, trial: Trial) -> None:
-        """Take in the trial of the last configuration."""
+        """Learn from the trial of the last configuration."""
         if self._candidates.mark(trial) is not None:
             self._trials.append(trial)
 

@@ -1,4 +1,4 @@
-"""What a meta-learned baseline learned, kept in a file: nothing is learned twice."""
+"""Keeps the learned arrays of a meta-learned baseline in a file: nothing is learned twice."""
 
 import functools
 import hashlib
@@ -15,7 +15,7 @@ from autollm_jax.baselines.base import MetaLearned, Problem
 from autollm_jax.files import package_digest, write_atomic
 from autollm_jax.gym.experiments import Experiment
 
-# The entry of a file that says what the others were learned from.
+# The file's entry that holds the digest of everything the arrays were learned from.
 DIGEST = "digest"
 
 
@@ -33,17 +33,17 @@ def experiments_digest(experiments: Sequence[Experiment]) -> str:
 
 @dataclass(frozen=True)
 class Learned:
-    """A meta-learned baseline as any other is: built by calling it with a problem and a seed.
+    """A meta-learned baseline that is called like any other: with a problem and a seed.
 
-    It learns when it is first called, unless its file holds what was learned from the same
-    experiments, by the same code, with the same seed.
+    The first call learns, unless the file holds arrays that were learned from the same experiments,
+    by the same code, with the same seed.
 
     Attributes:
       method: the baseline's class.
-      training: the split's training experiments, all that it may learn from.
+      training: the split's training experiments, the only ones that the baseline may learn from.
       seed: of learning.
       path: its file, `.npz`.
-      share: of the method's own steps of learning; less than 1 only tries it out.
+      share: share of the method's training steps to take; less than 1 gives a quick trial run.
       progress: whether to show a progress bar.
     """
 
@@ -56,7 +56,7 @@ class Learned:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Hash what is learned from, the code, the seed and the share."""
+        """Hash the method, the code, the experiments, the seed and the share."""
         parts = [
             self.method.__qualname__,
             package_digest(),
@@ -66,7 +66,7 @@ class Learned:
 
     @functools.cached_property
     def arrays(self) -> dict[str, np.ndarray]:
-        """Read what was learned, or learn it and write it."""
+        """Read the learned arrays from the file, or learn them and write the file."""
         found = self._read()
         if found is None:
             found = self.method.learn(self.training, self.seed, self.progress, self.share)

@@ -1,21 +1,22 @@
 """A neural acquisition process: a transformer decides, meta-trained by reinforcement learning.
 
 After NAP (Maraval et al., NeurIPS 2023, arXiv 2305.15930) and MetaBO (Volpp et al., ICLR 2020,
-arXiv 1904.02642). One network for all search spaces, each with an embedding of its own:
+arXiv 1904.02642). One network serves all search spaces; each space has its own embedding.
 
-1. Surrogate. A Gaussian process with learned scales says what the evidence, and then the trials,
-   make of every cell: its mean and deviation are part of the state, as in MetaBO.
-2. History. Cells attend to the evidence's rows, once, and to the trials, at every step; attention
-   is biased towards what is near (a learned length per head).
-3. Heads. One gives the acquisition value of each cell, one predicts its score.
+1. Surrogate. A Gaussian process with learned scales predicts every cell from the evidence and the
+   trials. The cell's mean and deviation are part of the state, as in MetaBO.
+2. History. Cells attend to the evidence's rows once, and to the trials at every step. Attention is
+   biased towards near rows, with one learned length per head.
+3. Heads. One head gives each cell's acquisition value, one predicts each cell's score.
 
-Meta-training plays episodes on the training experiments, several at once on each problem:
-REINFORCE on the sum of the best regret so far over the trials left, the other episodes of the
-problem as its baseline, plus the auxiliary loss of NAP, the negative log likelihood of the cells'
-scores. Problems are varied: evidence thinned, noisy, tilted, or drifting with fidelity. Where an
-experiment has none, its evidence is a made-up cheaper run: itself, tilted and noisy.
+Meta-training plays episodes on the training experiments, several episodes per problem. The loss is
+REINFORCE plus NAP's auxiliary loss. REINFORCE minimises the best regret so far, summed over the
+trials left; its baseline is the mean of the problem's other episodes. The auxiliary loss is the
+negative log likelihood of the cells' scores. Each problem's evidence is varied: thinned, noisy,
+tilted, or drifting with fidelity. An experiment without evidence gets a tilted and noisy copy of
+itself as evidence.
 
-At play the untried cell with the greatest acquisition value is taken.
+At play the untried cell with the greatest acquisition value is tried.
 
 Settings were chosen on the low experiments alone (docs/experiments.md).
 """
@@ -44,7 +45,7 @@ from autollm_jax.forecasts.gathering import TargetScale
 from autollm_jax.forecasts.problem_arrays import bucket, pad, read_target
 from autollm_jax.gym.experiments import Experiment
 
-TRIALS = 16  # that play remembers
+TRIALS = 16  # the latest trials that the network reads at play
 DEFAULT = Settings()
 
 
@@ -64,7 +65,14 @@ def _values(params, view, state, cells_T, scores_T, made: jax.Array, s: Settings
 
 
 class NeuralAcquisition:
-    """Try the untried cell with the greatest acquisition value."""
+    """Try the untried cell with the greatest acquisition value.
+
+    Args:
+      problem: the setting, its evidence and the budget.
+      seed: not used, since nothing is drawn at play.
+      learned: the result of `learn`.
+      settings: sizes of the network that `learned` belongs to.
+    """
 
     @classmethod
     def learn(

@@ -10,24 +10,45 @@ from autollm_jax.baselines.proposals import ProposesPoints
 from autollm_jax.forecasts import coordinates
 from autollm_jax.forecasts.base import draw_seed
 
-# TPE models a tenth of its trials as good, yet never more than 25: with more evidence than this
-# the good ones would be but the very best cell or two of each experiment.
+# TPE models a tenth of its trials as good, at most 25. With more evidence rows than this the good
+# trials would be only the best one or two cells of each experiment.
 EVIDENCE_ROWS = 400
 
 
 class OptunaTPE(ProposesPoints):
-    """Ask Optuna's TPE, told of all evidence beforehand, and try the cell nearest to its answer.
+    """Ask Optuna's TPE for a point, then try the cell nearest to the point.
 
-    As a practised user would: the evidence enters the study as finished trials, in the target's
-    scale, each experiment's outcomes standardised (0 its best, 1 its median), the nearest
-    experiment last, since TPE weighs late trials most. (Bergstra et al., NeurIPS 2011; Watanabe,
-    arXiv 2304.11127.)
+    The evidence enters the study before the first trial, as finished trials: points on the target's
+    scale, outcomes standardised per experiment (0 for the best, 1 for the median). The nearest
+    experiment enters last, because TPE gives the latest trials the most weight. Until a study has
+    10 finished trials, Optuna draws at random. TPE: Bergstra et al., NeurIPS 2011; Watanabe, arXiv
+    2304.11127.
+
+    >>> from autollm_jax.baselines import BASELINES, Problem
+    >>> from autollm_jax.gym.experiments import Fidelity, make_experiment
+    >>> from autollm_jax.gym.spaces import Dimension, Space
+    >>> space = Space((Dimension("rate", "log-ordinal", (1e-4, 1e-3, 1e-2)),))
+    >>> rates = [{"rate": 1e-4}, {"rate": 1e-3}, {"rate": 1e-2}]
+    >>> def made(name, parameters, losses):
+    ...     return make_experiment(
+    ...         source="mine", task="pretraining", name=name, space=space,
+    ...         fidelity=Fidelity("low", parameters, 1e9, 6e9 * parameters),
+    ...         configurations=rates, outcomes=losses, default=rates[0],
+    ...         default_origin="the first")
+    >>> cheap, dear = made("1M", 1e6, [3, 2, 4]), made("2M", 2e6, [2, 1, 3])
+    >>> method = BASELINES["optuna_tpe"](Problem(dear.setting, (cheap,), budget=3), seed=0)
+    >>> sorted(method.ask()["rate"] for _ in range(3))
+    [0.0001, 0.001, 0.01]
+
+    Args:
+      problem: the setting, its evidence and the budget.
+      seed: of the draws.
     """
 
     def __init__(self, problem: Problem, seed: int):
         super().__init__(problem, EVIDENCE_ROWS)
         self._space = _distributions(problem.setting.space, self._low_D, self._high_D)
-        # Optuna logs every trial to stderr; a library's user did not ask for that.
+        # Optuna logs every new study and trial to stderr; a library must stay silent.
         level = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         sampler = optuna.samplers.TPESampler(
@@ -40,7 +61,7 @@ class OptunaTPE(ProposesPoints):
 
     def _propose(self) -> np.ndarray:
         proposal = self._study.ask(self._space)
-        # The study hears of the cell that was run (see _learn), so the proposal itself is closed.
+        # `_learn` tells the study the cell that was run, so the proposal itself is closed here.
         self._study.tell(proposal, state=TrialState.FAIL)
         point_D = np.zeros(len(self._low_D))
         for name, value in proposal.params.items():
@@ -66,7 +87,7 @@ class OptunaTPE(ProposesPoints):
 
 
 def _distributions(space, low_D: np.ndarray, high_D: np.ndarray) -> dict:
-    """Return one distribution a number and one a category, named START:STOP by their columns."""
+    """Return a distribution per number and per category, named START:STOP after its columns."""
     distributions = {}
     spans = coordinates.columns(space)
     for dimension in space.dimensions:

@@ -1,4 +1,4 @@
-"""The base of methods that propose points of a continuous space, of which only rows are tried."""
+"""The base of methods that propose points of a continuous space; the nearest row is tried."""
 
 import abc
 
@@ -8,16 +8,17 @@ from autollm_jax.baselines.base import Candidates, Problem
 from autollm_jax.forecasts import coordinates
 from autollm_jax.forecasts.gathering import TargetScale, gather, move_along_law
 
-# A proposal whose nearest cell was tried is drawn again this often before the next cell is taken.
+# Greatest number of draws per trial. A proposal is drawn again while the cell nearest to it was
+# tried already; after the last draw the nearest untried cell is taken.
 REDRAWS = 20
 
 
 class ProposesPoints(abc.ABC):
-    """Tries the row nearest to each proposed point, and tells the proposer of that row.
+    """Tries the row nearest to each proposed point, and tells the proposer the row and its score.
 
-    The default configuration comes first where there is no evidence, and else not: with evidence it
-    would spend a trial of five on less than is known. The proposer is told of the row that was run,
-    not of its proposal.
+    Without evidence the default configuration comes first. With evidence it does not, because the
+    evidence says more than a default and a trial is dear. The proposer learns from the row that was
+    run, not from the point that it proposed.
 
     Args:
       problem: the target and its evidence.
@@ -33,7 +34,8 @@ class ProposesPoints(abc.ABC):
         self._warm = len(gathered) > 0
         self._points_ND = move_along_law(problem.setting, problem.evidence, gathered)
         self._scores_N = gathered.scores_N
-        # The search range covers evidence and target: a window that slid cuts nothing off.
+        # The search range covers evidence and target: if the target's choices are other ones than
+        # the evidence's, no evidence is cut off.
         points_ND = np.concatenate([self._candidates.units_RD, self._points_ND])
         self._low_D, self._high_D = points_ND.min(0), points_ND.max(0)
         space = problem.setting.space
@@ -46,7 +48,7 @@ class ProposesPoints(abc.ABC):
 
     @abc.abstractmethod
     def _learn(self, point_D: np.ndarray, score: float) -> None:
-        """Take in the score of the last trial's row, on the scale of regret."""
+        """Learn the score of the last trial's row [D'], on the scale of regret."""
 
     def ask(self) -> dict:
         if not self._warm and not self._losses:
@@ -56,7 +58,7 @@ class ProposesPoints(abc.ABC):
         for _ in range(REDRAWS):
             point_D = self._propose()
             for columns in self._mixtures:
-                # Weights are drawn one by one; only their shares mean anything.
+                # The proposer draws each weight by itself; weights must sum to 1.
                 point_D[columns] /= max(point_D[columns].sum(), 1e-12)
             row = self._candidates.nearest(point_D)
             if row in untried:

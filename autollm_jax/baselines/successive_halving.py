@@ -1,4 +1,4 @@
-"""Successive halving over fidelities: many cheap runs, fewer dearer ones, the survivors last.
+"""Successive halving over fidelities: many cheap runs, then fewer and dearer runs.
 
 (Jamieson and Talwalkar, arXiv 1502.07943; Li et al., Hyperband, arXiv 1603.06560.)
 """
@@ -16,21 +16,48 @@ from autollm_jax.forecasts.relevance import named_differences, relevant_evidence
 from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.runs import flops_of_runs
 
-# Chosen on cheap experiments: more configurations or a slower halving cost more and gain nothing.
+# Chosen on cheap experiments: more configurations, or a slower halving, cost more and gain nothing.
 CONFIGURATIONS = 256  # at the first rung
-ETA = 2  # one in ETA goes on to the next rung ...
-KEEP = 2  # ... yet at least so many a trial of the budget
+ETA = 2  # one configuration in ETA goes on to the next rung
+KEEP = 2  # at least KEEP x budget configurations go on to the next rung
 
 
 class SuccessiveHalving:
-    """Race configurations up the ladder of the evidence; try the survivors, best first.
+    """Race configurations from rung to rung of the evidence; try the survivors, best first.
 
-    It looks at the runs that it pays for and at nothing else: no regret, no optimum of a table.
-    What they cost is `evidence_flops`, as other methods are charged for all evidence. Not weakened:
-    the first rung races as many configurations as help, the ladder leads up to the target (see
-    `rungs`), configurations that a cheaper rung's limit excludes join where there is room for them,
-    a survivor whose nearest cell was tried gives its place to the next, and those that dropped out
-    follow when the survivors are through. Without evidence the default comes first, then draws.
+    Each rung is one experiment (see `rungs`). The best configurations of a rung go on to the next
+    dearer rung. A configuration that the limit of a cheaper rung excludes joins at the first rung
+    whose limit admits it. If the cell nearest to a survivor was tried already, the next survivor is
+    tried. After all survivors come the configurations that dropped out, those of the dearest rung
+    first. Without evidence the default configuration is tried first; random draws follow.
+
+    The race reads the outcomes of the runs that it pays for and nothing else: no regret and no
+    optimum of a table.
+
+    >>> from autollm_jax.baselines import BASELINES, Problem
+    >>> from autollm_jax.gym.experiments import Fidelity, make_experiment
+    >>> from autollm_jax.gym.spaces import Dimension, Space
+    >>> space = Space((Dimension("rate", "log-ordinal", (1e-4, 1e-3, 1e-2)),))
+    >>> rates = [{"rate": 1e-4}, {"rate": 1e-3}, {"rate": 1e-2}]
+    >>> def made(name, parameters, losses):
+    ...     return make_experiment(
+    ...         source="mine", task="pretraining", name=name, space=space,
+    ...         fidelity=Fidelity("low", parameters, 1e9, 6e9 * parameters),
+    ...         configurations=rates, outcomes=losses, default=rates[0],
+    ...         default_origin="the first")
+    >>> cheap, dear = made("1M", 1e6, [3, 2, 4]), made("2M", 2e6, [2, 1, 3])
+    >>> method = BASELINES["successive_halving"](Problem(dear.setting, (cheap,), budget=1), seed=0)
+    >>> method.ask()
+    {'rate': 0.001}
+    >>> method.evidence_flops == 3 * cheap.fidelity.flops
+    True
+
+    Args:
+      problem: the setting, its evidence and the budget.
+      seed: of the draws.
+
+    Attributes:
+      evidence_flops: FLOPs of the runs that the race read.
     """
 
     def __init__(self, problem: Problem, seed: int):
@@ -65,10 +92,11 @@ class SuccessiveHalving:
 
 
 def rungs(problem: Problem) -> list[Experiment]:
-    """Return the ladder of the evidence that leads up to the target, cheapest first.
+    """Return the experiments of the evidence that lead up to the target, cheapest first.
 
-    Its top is the experiment nearest to the target; below each rung is the dearest one that is
-    cheaper and has no more parameters (or a lower limit) and no more tokens.
+    The last rung is the experiment nearest to the target. Below each rung is the dearest experiment
+    that costs fewer FLOPs per run and has no more parameters (or no higher limit) and no more
+    tokens than the rung.
     """
     evidence = relevant_evidence(problem.evidence, problem.setting)
     least = min((named_differences(e, problem.setting) for e in evidence), default=0)
@@ -87,14 +115,14 @@ def rungs(problem: Problem) -> list[Experiment]:
 
 
 def _losses(experiment: Experiment, rows: np.ndarray) -> np.ndarray:
-    """Return what each run brought, lower is better, inf where it failed; nothing else is read."""
+    """Return the loss of each row, lower is better, inf for a failed run; read nothing else."""
     sign = experiment.objective.sign
     ok = experiment.outcomes.status_R[rows] == "ok"
     return np.where(ok, sign * experiment.outcomes.values_R[rows], np.inf)
 
 
 def _carry(configs: Sequence[dict], lower: Experiment | None, upper: Experiment) -> list[int]:
-    """Return the next rung's feasible rows nearest to configurations, in their order, each once."""
+    """Return the next rung's feasible row nearest to each configuration, each row once."""
     if not configs:
         return []
     cells = Candidates(upper)
@@ -103,7 +131,7 @@ def _carry(configs: Sequence[dict], lower: Experiment | None, upper: Experiment)
 
 
 def _newcomers(lower: Experiment | None, upper: Experiment) -> np.ndarray:
-    """Return a rung's feasible rows that the limit below left out; all of the first rung's."""
+    """Return the feasible rows that the rung below excludes; without a rung below, all of them."""
     rows = np.flatnonzero(upper.feasible_R)
     if lower is None:
         return rows

@@ -1,11 +1,13 @@
-"""A Gaussian process with a learned kernel, in JAX: the part that both meta-learned methods share.
+"""A Gaussian process with a learned kernel, in JAX, shared by both meta-learned methods.
 
-Prior of a score at inputs z, of which the kernel reads features f:
+The prior of a score at inputs z with features f is the sum of
 
-  a quadratic trend in z: its cross terms let the bowl move with fidelity, as scaling laws say
-  + a Matern-5/2 process over f
-  + a constant of the experiment's own, since its level is only extrapolated
-  + noise
+  a quadratic trend in z, whose cross terms let the optimum move with fidelity as scaling laws do,
+  a Matern-5/2 process over f,
+  a constant per experiment, because a target's level is only extrapolated,
+  noise.
+
+Letters: N and M points, R cells, Z inputs, F features.
 """
 
 from typing import NamedTuple
@@ -16,14 +18,14 @@ import numpy as np
 
 from autollm_jax.forecasts.matern import matern
 
-TARGET = -1  # index of the target among the experiments
+TARGET = -1  # experiment index of the target
 NOISE_FLOOR = 1e-4
-# Logarithms of the variances, and the mean, that learning starts from.
+# Start values of learning: the mean, and the logarithms of the variances.
 HYPERPARAMETERS = {"mean": 0.6, "trend": -1.0, "process": -1.0, "offset": -3.0, "noise": -4.0}
 
 
 class Points(NamedTuple):
-    """Where the kernel is evaluated: inputs [N, Z], features [N, F], experiments [N]."""
+    """Points of the process: inputs [N, Z], features [N, F], experiment indices [N]."""
 
     z_NZ: jax.Array
     f_NF: jax.Array
@@ -31,7 +33,7 @@ class Points(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """A process conditioned on rows: those, their Cholesky factor [N, N], whitened scores [N]."""
+    """A process conditioned on rows, with mask [N], Cholesky factor [N, N], whitened scores [N]."""
 
     rows: Points
     mask_N: jax.Array
@@ -40,8 +42,13 @@ class Fit(NamedTuple):
 
 
 def start(active: int, inputs: int) -> dict[str, np.ndarray]:
-    """Return the hyperparameters to learn from, for inputs of which `active` ever vary."""
-    # More inputs spread points further apart: smaller scales keep neighbours neighbours.
+    """Return the start values of the hyperparameters.
+
+    Args:
+      active: number of inputs that vary.
+      inputs: Z.
+    """
+    # Distances grow with the number of inputs; smaller scales keep near points correlated.
     scale_Z = np.full(inputs, -0.25 * np.log(active))
     return {k: np.asarray(v, np.float32) for k, v in (HYPERPARAMETERS | {"scale": scale_Z}).items()}
 
@@ -71,7 +78,7 @@ def noise(params: dict) -> jax.Array:
 
 
 def condition(params: dict, rows: Points, y_N: jax.Array, mask_N: jax.Array) -> Fit:
-    """Condition the process on the scores of rows; a row that is masked out counts for nothing."""
+    """Condition the process on the scores of rows; rows that are masked out have no effect."""
     both_NN = mask_N[:, None] & mask_N[None, :]
     k_NN = jnp.where(both_NN, kernel(params, rows, rows), 0.0)
     factor_NN = jnp.linalg.cholesky(k_NN + jnp.diag(jnp.where(mask_N, noise(params), 1.0)))
@@ -81,13 +88,13 @@ def condition(params: dict, rows: Points, y_N: jax.Array, mask_N: jax.Array) -> 
 
 
 def negative_log_likelihood(fit: Fit) -> jax.Array:
-    """Return the negative log marginal likelihood a row, in nats less a constant."""
+    """Return the negative log marginal likelihood per row, in nats, without its constant."""
     total = 0.5 * (fit.white_N**2).sum() + jnp.log(jnp.diagonal(fit.factor_NN)).sum()
     return total / fit.mask_N.sum()
 
 
 def predict(params: dict, fit: Fit, cells: Points) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return posterior mean [R], variance [R] and the whitened covariances [N, R] behind them."""
+    """Return posterior mean [R], variance [R] and whitened covariances with the rows [N, R]."""
     k_NR = jnp.where(fit.mask_N[:, None], kernel(params, fit.rows, cells), 0.0)
     half_NR = jax.scipy.linalg.solve_triangular(fit.factor_NN, k_NR, lower=True)
     variance_R = diagonal(params, cells) - (half_NR**2).sum(0)

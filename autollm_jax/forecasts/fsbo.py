@@ -2,19 +2,19 @@
 
 One surrogate per search space, after Wistuba and Grabocka (ICLR 2021, arXiv 2101.07667):
 
-1. Meta-learning. A Gaussian process whose kernel reads a small network's features is trained on the
-   training experiments: each step takes rows of a few of them, scales their scores at random (the
-   paper's task augmentation, since a new experiment's scale is unknown) and descends the negative
-   log marginal likelihood.
-2. Few-shot adaptation. On a target all parameters, the network's too, are tuned on for a few steps
-   on its evidence, and again with every trial.
-3. The greatest expected improvement is tried. The first trial is the lowest posterior mean given
-   the evidence; without evidence it is the configuration whose mean regret over the training
-   experiments is least (the paper's warm start, for one trial).
+1. Meta-learning. A small network computes the features of a Gaussian process's kernel. Network and
+   process are trained on the training experiments by the negative log marginal likelihood. Each
+   step takes rows of a few experiments and scales the scores at random (the paper's task
+   augmentation, since the scale of a new experiment is unknown).
+2. Few-shot adaptation. On a target, all parameters are trained for a few more steps on the evidence
+   before the first trial, and for a few steps after each trial.
+3. Choice. The cell with the greatest expected improvement is tried. The first trial is the cell
+   with the lowest posterior mean given the evidence; without evidence, the configuration with the
+   least mean regret over the training experiments (the paper's warm start, for one trial).
 
-Beyond the paper, since here cheap runs of other fidelities are known when the target is met: inputs
-carry log fidelity relative to the target's, an experiment has a constant of its own, and the kernel
-has a quadratic trend beside the network's part (see deep_kernel.py).
+Three additions to the paper, because cheap runs at other fidelities are known before the first
+trial: inputs include the log fidelity relative to the target, each experiment has its own constant,
+and the kernel has a quadratic trend (see deep_kernel.py).
 
 Settings were chosen on the low experiments alone (docs/experiments.md).
 """
@@ -44,15 +44,15 @@ from autollm_jax.forecasts.problem_arrays import (
 from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.settings import Setting
 
-ROWS = 256  # of the evidence that the posterior is conditioned on
-TRIALS = 16  # latest trials that it is conditioned on
-TRAINING_ROWS = 1024  # of the evidence of a training experiment
-PARAMETER = "parameter "  # what names of learned parameters start with
+ROWS = 256  # evidence rows that the posterior is conditioned on
+TRIALS = 16  # latest trials that the posterior is conditioned on
+TRAINING_ROWS = 1024  # evidence rows of a training experiment
+PARAMETER = "parameter "  # prefix of the names of learned parameters
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How FSBO learns and adapts (see the module's docstring for how they were chosen)."""
+    """Sizes of the network, and steps of learning and adaptation (chosen on low experiments)."""
 
     steps: int = 800
     batch_rows: int = 96
@@ -68,11 +68,14 @@ class Settings:
 class FSBO(Forecast):
     """The search space's meta-learned surrogate, adapted to a setting's evidence and trials.
 
-    Each trial adapts the parameters once more, starting from those that the trials before it left:
-    the result depends on setting, evidence and trials alone.
+    Each trial adapts the parameters once more, starting from the parameters after the trial before
+    it. The result depends on setting, evidence, trials and seed alone.
 
     Args:
-      setting, evidence, seed: as for every forecast; the seed is that of the adapted rows.
+      setting: the question.
+      evidence: cheaper experiments, with their outcomes.
+      seed: of the choice of the evidence rows to adapt on; in an unknown search space also of the
+        first parameters.
       learned: the result of `learn`.
       settings: how to adapt.
     """
@@ -103,7 +106,7 @@ class FSBO(Forecast):
         self._learned, self._settings = learned, settings
         rng = np.random.default_rng(draw_seed(setting, seed))
         index, self._context, standard = read_target(setting, evidence, learned, ROWS)
-        if index is None:  # Nothing was learned of this space: the evidence has to do.
+        if index is None:  # the search space was not learned: adapt random parameters
             params, self._start_Z = init_params(rng, settings, standard.active), None
         else:
             named = {k: v[index] for k, v in learned.items() if k.startswith(PARAMETER)}
@@ -130,14 +133,14 @@ class FSBO(Forecast):
         return np.asarray(mean_R, float)[:cells], deviation_R, self._scores(seen)
 
     def start_row(self) -> int:
-        """Return the row nearest to the search space's warm start; to the default without one."""
+        """Return the row nearest to the search space's warm start, or else to the default."""
         if self._start_Z is None:
             return super().start_row()
         rows = np.flatnonzero(self.setting.feasible_R)
         return int(rows[nearest(self._start_Z[None], self._context.cells_RZ[rows])[0]])
 
     def _parameters(self, seen: Seen) -> dict:
-        """Return the parameters as adapted to each trial in turn."""
+        """Return the parameters after adaptation to each trial in turn."""
         if seen not in self._adapted:
             before = self._parameters(seen[:-1])
             self._adapted[seen] = self._adapt(before, seen, self._settings.trial_steps)
@@ -151,7 +154,7 @@ class FSBO(Forecast):
         return self.scale.scores(np.array([loss for _, loss in seen]))
 
     def _data(self, chosen: np.ndarray, seen: Seen, rows: int) -> tuple:
-        """Return inputs, scores, experiments and mask of chosen evidence and the trials, padded."""
+        """Return padded inputs, scores, experiments and mask of chosen evidence and the trials."""
         c, t = self._context, [row for row, _ in seen][-TRIALS:]
         z_NZ = np.concatenate([c.rows_NZ[chosen], c.cells_RZ[t]])
         y_N = np.concatenate([c.scores_N[chosen], self._scores(seen)[-TRIALS:]])
@@ -161,7 +164,7 @@ class FSBO(Forecast):
 
 
 def init_params(rng: np.random.Generator, settings: Settings, active: int) -> dict:
-    """Draw the weights of a network of which `active` inputs ever vary."""
+    """Draw the weights of a network; `active` is the number of inputs that vary."""
     h, f = settings.hidden, settings.features
     shapes = {"w1": (INPUTS, h), "w2": (h, h), "w3": (h, f)}
     fans = {"w1": active, "w2": h, "w3": h}
@@ -172,7 +175,7 @@ def init_params(rng: np.random.Generator, settings: Settings, active: int) -> di
 
 
 def points(params: dict, z_NZ: jax.Array, e_N: jax.Array) -> Points:
-    """Return scaled inputs, and the network's features of them, which the kernel reads."""
+    """Return the points of the process: scaled inputs, and the network's features of them."""
     z_NZ = z_NZ * jnp.exp(params["scale"])[None, :]
     h_NH = jax.nn.gelu(z_NZ @ params["w1"] + params["b1"][None, :])
     h_NH = h_NH + jax.nn.gelu(h_NH @ params["w2"] + params["b2"][None, :])
@@ -180,7 +183,7 @@ def points(params: dict, z_NZ: jax.Array, e_N: jax.Array) -> Points:
 
 
 def loss(params: dict, z_NZ, y_N, e_N, mask_N) -> jax.Array:
-    """Return the negative log marginal likelihood per row, in nats less a constant."""
+    """Return the negative log marginal likelihood per row, in nats, without its constant."""
     fit = kernels.condition(params, points(params, z_NZ, e_N), y_N, mask_N)
     return kernels.negative_log_likelihood(fit)
 
@@ -195,7 +198,7 @@ def posterior(params: dict, z_NZ, y_N, e_N, mask_N, cells_RZ) -> tuple[jax.Array
 
 @functools.partial(jax.jit, static_argnums=(5, 6))
 def adapt(params: dict, z_NZ, y_N, e_N, mask_N, steps: int, rate: float) -> dict:
-    """Descend the loss on one target's data by a few steps of Adam."""
+    """Return the parameters after `steps` steps of Adam on one target's data."""
     optimizer = optax.adam(rate)
 
     def step(_, state):
@@ -216,8 +219,8 @@ def _optimizer(settings: Settings) -> optax.GradientTransformation:
 @functools.partial(jax.jit, static_argnums=(3,))
 def _step(params: dict, moments, batch: tuple, settings: Settings) -> tuple:
     def total(params):
-        # One space after the other: batched LAPACK calls wait for each other's threads in jaxlib,
-        # for ever where there are few cores.
+        # One space after another: with few cores, jaxlib's batched LAPACK calls wait for each
+        # other's threads for ever.
         return jax.lax.map(lambda one: loss(*one), (params, *batch)).sum()
 
     value, gradient = jax.value_and_grad(total)(params)
@@ -228,7 +231,21 @@ def _step(params: dict, moments, batch: tuple, settings: Settings) -> tuple:
 def learn(
     training: Sequence[Experiment], seed: int, progress: bool, settings: Settings
 ) -> dict[str, np.ndarray]:
-    """Meta-learn the surrogates of all search spaces side by side."""
+    """Meta-learn one surrogate per search space, all in one batch.
+
+    Args:
+      training: the training experiments.
+      seed: of all draws.
+      progress: whether to show a progress bar.
+      settings: sizes and steps.
+
+    Returns:
+      Parameters and warm starts with a leading axis of search spaces, the description of the search
+      spaces, and `losses`, one per step.
+
+    Raises:
+      FloatingPointError: a parameter is not finite.
+    """
     rng = np.random.default_rng(seed)
     spaces = training_spaces(training, TRAINING_ROWS)
     drawn = [init_params(rng, settings, space.standard.active) for space in spaces]
@@ -255,7 +272,7 @@ def learn(
 
 
 def _batch(tasks: Sequence[TrainingTask], rows: int, rng: np.random.Generator) -> tuple:
-    """Draw a target, rows of it and of some of its evidence, and a scale of their scores."""
+    """Draw a target, rows of the target and of some of its evidence, and a scale of the scores."""
     task = tasks[int(rng.integers(len(tasks)))]
     context = task.context
     others = np.arange(len(task.cheaper_X))
@@ -273,7 +290,7 @@ def _batch(tasks: Sequence[TrainingTask], rows: int, rng: np.random.Generator) -
 
 
 def _warm_start(tasks: Sequence[TrainingTask]) -> np.ndarray:
-    """Return the inputs [Z], of the experiments' good cells, with the least mean regret."""
+    """Return the inputs [Z] of the good cell with the least mean regret over the experiments."""
     good = [t.context.cells_RZ[np.argsort(t.scores_R, kind="stable")[:8]] for t in tasks]
     pool_CZ = np.concatenate(good)
     regrets_CX = np.stack([t.scores_R[nearest(pool_CZ, t.context.cells_RZ)] for t in tasks], axis=1)
@@ -281,5 +298,5 @@ def _warm_start(tasks: Sequence[TrainingTask]) -> np.ndarray:
 
 
 def nearest(points_CZ: np.ndarray, cells_RZ: np.ndarray) -> np.ndarray:
-    """Return the row [C] of the cell nearest to each point."""
+    """Return the index [C] of the cell nearest to each point."""
     return ((points_CZ[:, None] - cells_RZ[None]) ** 2).sum(-1).argmin(1)

@@ -1,4 +1,4 @@
-"""Evidence as one data set: points on the setting's scale, outcomes brought to one scale."""
+"""Evidence as one data set: points on the setting's scale, outcomes on the scale of regret."""
 
 import math
 from collections.abc import Sequence
@@ -11,25 +11,26 @@ from autollm_jax.forecasts.relevance import relevant_evidence
 from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.settings import Setting
 
-# The share of each experiment's rows, the best ones, that the moving law is fitted to: chosen on
+# Share of each experiment's rows, the best ones, that `move_along_law` fits the law to. Chosen on
 # cheap experiments.
 BEST_SHARE = 0.02
-# Directions in which the evidence's fidelities spread by less than this share of their widest
-# spread carry no slope: two tables give a slope along the line through them and none across it.
+# A direction in which the fidelities vary by less than this share of their greatest variation gets
+# slope 0. Two tables, say, determine the slope along the line through their fidelities only.
 RANK_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of the evidence, those of the most relevant experiment first.
+    """Rows of the evidence, the rows of the most relevant experiment first.
 
     Attributes:
       points_ND: coordinates on the setting's scale.
-      sizes_NS: relative sizes (S = 1), where the setting's are known too; else S = 0.
-      fidelities_NF: log parameters and log tokens, relative to the setting's; 0 where missing.
-      scores_N: the regret, 0 the experiment's best and 1 its median, cut there, so that the bowl
-        around the optimum is resolved and not the cliffs; 1 where a run failed.
-      experiments_N: the place of the row's experiment among the relevant ones.
+      sizes_NS: relative sizes (S = 1) if the setting and all relevant experiments have sizes; else
+        S = 0.
+      fidelities_NF: log parameters and log tokens, relative to the setting; 0 where missing.
+      scores_N: the regret, 0 at the experiment's best and 1 at its median and above. The cut at 1
+        keeps detail near the optimum. A failed run scores 1.
+      experiments_N: index of the row's experiment, in order of relevance.
     """
 
     points_ND: np.ndarray
@@ -48,8 +49,8 @@ def gather(setting: Setting, evidence: Sequence[Experiment], limit: int) -> Rows
     Args:
       setting: the question.
       evidence: experiments over any spaces.
-      limit: the greatest number of rows. An experiment with more than its share gives every second,
-        third, ... of its feasible rows in order of outcome, so that its best is among them.
+      limit: the greatest number of rows. An experiment with more than its share gives every second
+        (third, ...) feasible row in order of outcome, the best row included.
     """
     relevant = relevant_evidence(evidence, setting)
     sized = all(e.parameters_R is not None for e in (setting, *relevant))
@@ -59,7 +60,7 @@ def gather(setting: Setting, evidence: Sequence[Experiment], limit: int) -> Rows
     points, sizes, fidelities, scores, experiments = [], [], [], [], []
     for index, experiment in enumerate(relevant):
         regrets_R = np.asarray(experiment.outcomes.regrets_R, float)
-        # A row over the limit was not run: it is no bad outcome.
+        # A row over the limit was not run, so it has no outcome and is left out.
         order = np.argsort(regrets_R, kind="stable")
         order = order[np.asarray(experiment.feasible_R)[order]]
         rows = order[:: -(-len(order) // max(limit // len(relevant), 1))]
@@ -76,7 +77,7 @@ def gather(setting: Setting, evidence: Sequence[Experiment], limit: int) -> Rows
 
 
 def extrapolate(features_EF: np.ndarray, values_ED: np.ndarray, at_F: np.ndarray) -> np.ndarray:
-    """Fit a linear function by least squares and evaluate it; least norm around the mean.
+    """Fit a linear function by least squares, with the slope of least norm, and evaluate it.
 
     >>> extrapolate(np.array([[0.0], [1.0]]), np.array([[0.0], [2.0]]), np.array([3.0]))
     array([6.])
@@ -99,19 +100,20 @@ def extrapolate(features_EF: np.ndarray, values_ED: np.ndarray, at_F: np.ndarray
 def move_along_law(
     setting: Setting, evidence: Sequence[Experiment], rows: Rows, share: float = BEST_SHARE
 ) -> np.ndarray:
-    """Move each experiment's points to the setting's fidelity, along a law of the best ones.
+    """Shift each experiment's points to the setting's fidelity, along a law of the best points.
 
-    For each numeric coordinate, the mean of an experiment's best points is a linear function of
-    log parameters and log tokens (`extrapolate`). An experiment's points are shifted by the law's
-    difference between it and the setting. Choices and mixtures have no scale: they stay.
+    The law: for each numeric coordinate, the mean of an experiment's best points is a linear
+    function of log parameters and log tokens (`extrapolate`). All points of an experiment are
+    shifted by the law's value at the setting less the law's value at the experiment. Categories and
+    mixtures are not shifted.
 
     Args:
-      setting, evidence: those that `rows` was gathered from.
+      setting, evidence: the arguments that `rows` was gathered with.
       rows: the result of `gather`.
       share: the share of each experiment's rows, at least one row, that counts as its best.
 
     Returns:
-      [N, D'] points on the setting's scale, none beyond the range of evidence and setting.
+      [N, D'] points on the setting's scale, within the range of the evidence and the setting.
     """
     relevant = relevant_evidence(evidence, setting)
     if not relevant:
@@ -136,14 +138,14 @@ def move_along_law(
 
 
 class TargetScale:
-    """Brings a setting's losses to the scale of regret, without its best and median.
+    """Brings a setting's losses to the scale of regret without reading the setting's outcomes.
 
-    Both are extrapolated from the relevant evidence over log parameters and log tokens, as a
-    scaling law does: the best loss, and the logarithm of the distance from the best to the median.
-    A loss may then score below 0; trust differences of scores more than their level.
+    The best loss, and the logarithm of the distance from the best to the median loss, are
+    extrapolated from the relevant evidence over log parameters and log tokens, as a scaling law
+    does. A loss may therefore score below 0: differences of scores are more reliable than scores.
 
     Attributes:
-      known: whether any evidence tells the scale.
+      known: whether there is relevant evidence to extrapolate from.
       best: the loss that scores 0.
       unit: the difference in loss that scores 1.
     """
@@ -157,15 +159,15 @@ class TargetScale:
             levels = [(sign * e.outcomes.optimum, np.log(e.outcomes.unit)) for e in relevant]
             fidelities_EF = np.stack([e.fidelity.log for e in relevant])
             best, log_unit = extrapolate(fidelities_EF, np.array(levels), setting.fidelity.log)
-            # The unit is the less certain of the two: never beyond the evidence's own units.
+            # The unit is less certain than the best loss, so it stays in the range of the evidence.
             units = [level[1] for level in levels]
             self.best = float(best)
             self.unit = float(np.exp(np.clip(log_unit, min(units), max(units))))
 
     def anchored(self, losses_T: np.ndarray) -> tuple[float, float]:
-        """Return the loss of score 0 and the unit; without evidence, those of the trials.
+        """Return the loss that scores 0, and the unit; estimated from the trials without evidence.
 
-        The loss is nan where there is neither evidence nor a trial that is ok.
+        The loss is nan if there is neither evidence nor an ok trial.
         """
         if self.known:
             return self.best, self.unit
@@ -178,8 +180,11 @@ class TargetScale:
         """Return a score for each trial [T].
 
         Args:
-          losses_T: lower is better, inf where a trial failed. A failed one, and any that is worse,
-            scores 1 above the best trial's score, and at least 1.
+          losses_T: lower is better, inf for a failed trial.
+
+        Returns:
+          [T] scores, cut at the best trial's score + 1, or at 1 if that is higher. A failed trial
+          scores the cut.
         """
         losses_T = np.asarray(losses_T, float)
         best, unit = self.anchored(losses_T)

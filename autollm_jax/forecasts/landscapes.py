@@ -1,9 +1,11 @@
 """Smoothed landscapes of cheap experiments, and a law for their optima.
 
-1. `landscape(experiment)`: one cheap table, smoothed; its centre is the middle of its good cells.
-2. `fit_law(...)`: the centres as powers of parameters and tokens, by Bayesian linear regression.
+1. `landscape(experiment)` smooths one cheap table. The centre is the mean of the good cells.
+2. `fit_law(...)` fits the centres as powers of parameters and tokens, by Bayesian regression.
 
-`shifted.py` puts the two together.
+`shifted.py` moves the landscapes along the law to a target.
+
+Letters: R rows (cells), D dimensions, X points, E experiments, S shifts.
 """
 
 import dataclasses
@@ -19,21 +21,21 @@ from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.settings import Setting
 from autollm_jax.gym.spaces import Space
 
-# Prior exponents (mean, deviation) of parameters and tokens in the law of an optimum, before any
-# evidence. Learning rate falls with size and batch size grows with compute: DeepSeek LLM (arXiv
+# Prior exponents (mean, deviation) of parameters, then of tokens, in the law of an optimum. The
+# best learning rate falls with size and the best batch size grows with compute: DeepSeek LLM (arXiv
 # 2401.02954) has lr ~ C^-0.125 and batch ~ C^0.327; muP (arXiv 2203.03466) has lr ~ 1 / width.
 LAW_PRIORS = {
     "learning_rate": ((-0.45, 0.2), (0.25, 0.2)),
     "batch_size": ((0.05, 0.5), (0.25, 0.2)),
 }
 UNKNOWN_PRIOR = ((0.0, 0.3), (0.0, 0.3))
-CENTRE_ERROR = 0.35  # octaves, of one table's centre around any law
-LAW_ERROR = 0.15  # octaves, of the law at a new place
-SCALE_PRIOR = ((-0.2, 0.3), (-0.3, 0.3))  # likewise for log2(median - optimum)
+CENTRE_ERROR = 0.35  # octaves: deviation of one table's centre from the law
+LAW_ERROR = 0.15  # octaves: error of the law at a fidelity that was not fitted
+SCALE_PRIOR = ((-0.2, 0.3), (-0.3, 0.3))  # prior exponents of median - optimum
 SCALE_ERROR = 0.15
 
-CAP = 2.5  # regrets are cut here before smoothing: far away, only "bad" matters
-GOOD = 0.5  # cells of less regret count towards the centre
+CAP = 2.5  # regrets are cut here before smoothing: a higher regret says only "bad"
+GOOD = 0.5  # cells with a lower regret count towards the centre
 SMOOTHING_OCTAVES = 1.2
 SMOOTHING_NOISE = 0.06
 MOST_ROWS = 400
@@ -43,13 +45,13 @@ MOST_SHIFTED_DIMENSIONS = 3
 
 @functools.lru_cache(maxsize=4096)
 def is_shiftable(space: Space) -> bool:
-    """Tell whether landscapes over this space can be moved: it has few dimensions, all numeric."""
+    """Return whether a landscape over the space can be moved: few dimensions, all numeric."""
     numeric = all(dimension.is_numeric for dimension in space.dimensions)
     return numeric and len(space.dimensions) <= MOST_SHIFTED_DIMENSIONS
 
 
 def coordinate(dimension, value: float) -> float:
-    """Return a numeric value's coordinate: octaves where ratios matter, else its fourfold unit."""
+    """Return a value's coordinate: log2 on a log scale, else four times the unit coordinate."""
     if dimension.is_log:
         return math.log2(value)
     return 4.0 * float(dimension.to_unit(value)[0])
@@ -74,7 +76,7 @@ def coordinates_RD(setting: Setting) -> np.ndarray:
 
 
 def octaves(a: Setting, b: Setting) -> np.ndarray:
-    """Return log2 of a's parameters and tokens over b's [2]; 0 where either number is missing."""
+    """Return log2(a / b) of parameters and of tokens [2]; 0 where either number is missing."""
     return np.nan_to_num(a.fidelity.log - b.fidelity.log) / math.log(2)
 
 
@@ -90,12 +92,12 @@ class Landscape:
     """One table, smoothed: a capped quadratic plus a Gaussian-process residual around the centre.
 
     Attributes:
-      centre_D: the middle of the good cells, in coordinates.
-      scale: median - optimum, in the objective's units: one unit of regret.
-      rows_RD: the cells' coordinates around the centre.
-      quadratic: coefficients of the mean.
-      weights_R: of the cells' kernels.
-      length: of the kernel.
+      centre_D: weighted mean of the good cells, in coordinates.
+      scale: one unit of regret, median - optimum, in the objective's units.
+      rows_RD: the cells' coordinates relative to the centre.
+      quadratic: coefficients of the quadratic mean (see `_quadratic`).
+      weights_R: weight of each cell's kernel in the residual.
+      length: length-scale of the kernel, in coordinates.
     """
 
     centre_D: np.ndarray
@@ -106,7 +108,7 @@ class Landscape:
     length: float
 
     def __call__(self, x_XD: np.ndarray) -> np.ndarray:
-        """Return the smoothed regrets [X] at coordinates around the centre [X, D]."""
+        """Return the smoothed regrets [X] at coordinates [X, D] relative to the centre."""
         kernel_XR = np.ones((len(x_XD), len(self.rows_RD)))
         for x_X, row_R in zip(x_XD.T, self.rows_RD.T, strict=True):
             kernel_XR *= _kernel(x_X, row_R, self.length)
@@ -137,8 +139,8 @@ class Landscape:
     def shifted(self, axes: Sequence[np.ndarray]) -> np.ndarray:
         """Return the smoothed regrets of X cells for every combination of S shifts [S, ..., X].
 
-        It evaluates each cell by itself, where `on_grid` needs the product grid of all the cells'
-        coordinates: that is too large where the values are not choices of a few.
+        Each cell is evaluated by itself. `on_grid` would need the product grid of all the cells'
+        coordinates, which is too large on continuous dimensions.
 
         Args:
           axes: for each dimension, the cells' coordinates after each shift [S, X].
@@ -163,7 +165,7 @@ class Landscape:
 
 
 def _polynomial(coefficients: np.ndarray, columns_D: Sequence[np.ndarray]) -> np.ndarray:
-    """Evaluate what `_quadratic`'s coefficients stand for, on columns that broadcast."""
+    """Evaluate the polynomial with the coefficients of `_quadratic`, on columns that broadcast."""
     dimensions = len(columns_D)
     value = coefficients[0]
     for d in range(dimensions):
@@ -184,7 +186,7 @@ _LANDSCAPES: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def landscape(experiment: Experiment) -> Landscape:
-    """Smooth one experiment; the result is kept as long as the experiment lives."""
+    """Smooth one experiment; the result is cached as long as the experiment exists."""
     if experiment not in _LANDSCAPES:
         _LANDSCAPES[experiment] = _fit_landscape(experiment)
     return _LANDSCAPES[experiment]
@@ -217,13 +219,13 @@ def _fit_landscape(experiment: Experiment) -> Landscape:
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-    """Where the optimum should lie at a fidelity.
+    """The law's prediction of a landscape's centre and scale at one fidelity.
 
     Attributes:
-      centre_D: its coordinates there.
-      deviation_D: standard error of that, in coordinates.
+      centre_D: coordinates of the centre.
+      deviation_D: standard error of the centre, in coordinates.
       slopes_D2: exponents of parameters and of tokens, per dimension.
-      scale: one unit of regret there, in the objective's units.
+      scale: one unit of regret, in the objective's units.
     """
 
     centre_D: np.ndarray
@@ -233,7 +235,7 @@ class Law:
 
 
 def _regress(x_E2, y_E, prior, error):
-    """Fit y = a + b x by Bayesian regression, flat in a; return coefficients, their covariance."""
+    """Fit y = a + b x, with a flat prior on a; return the coefficients and their covariance."""
     (mean_p, sd_p), (mean_t, sd_t) = prior
     precision = np.diag([1e-6, sd_p**-2, sd_t**-2])
     x_E3 = np.concatenate([np.ones((len(x_E2), 1)), x_E2], axis=1)
@@ -243,7 +245,7 @@ def _regress(x_E2, y_E, prior, error):
 
 
 def fit_law(evidence: Sequence[Experiment], setting: Setting) -> Law:
-    """Fit the law on the evidence's centres and read it at a setting's fidelity.
+    """Fit the law to the centres of the evidence and evaluate the law at a setting's fidelity.
 
     Args:
       evidence: at least one experiment, each over a space of the setting's dimensions (`usable`).
@@ -271,5 +273,5 @@ def usable(evidence: Sequence[Experiment], setting: Setting) -> tuple[Experiment
 
 
 def _scales(space: Space) -> list[tuple]:
-    """Name each dimension's scale: choices and bounds may differ, and so may listing them."""
+    """Return each dimension's name and scale; choices and bounds of the dimensions are ignored."""
     return [(d.name, d.is_log if d.is_numeric else d.kind) for d in space.dimensions]

@@ -1,8 +1,10 @@
-"""A problem as arrays of one width, whatever its space: what meta-learned methods read.
+"""A problem as arrays of one width for every space: the input of the meta-learned methods.
 
-Column P of the inputs is the same coordinate in every problem of a search space (a task of a
-source): columns are found by the names of their dimensions and choices, so that a choice which only
-dearer experiments have does not move the others.
+A search space is a task of a source. A column of the inputs is the same coordinate in every problem
+of a search space: the names of dimensions and choices decide the column, so that a choice that only
+dearer experiments have does not shift the other columns.
+
+Letters: R target cells, N evidence rows, D coordinates, Z input columns, X evidence experiments.
 """
 
 import dataclasses
@@ -18,8 +20,8 @@ from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.settings import Setting
 from autollm_jax.gym.spaces import Space
 
-WIDTH = 32  # columns of coordinates; a space with more has some columns share a place
-FIDELITIES = 2  # log parameters and log tokens, relative to the target's
+WIDTH = 32  # columns for coordinates; coordinates 32 apart share a column in a wider space
+FIDELITIES = 2  # log parameters and log tokens, relative to the target
 INPUTS = WIDTH + 1 + FIDELITIES  # coordinates, the cell's relative size, fidelities
 SPACES = "spaces"  # the learned array of the search spaces' names
 FIDELITY_SCALE = 3.0  # natural-log units that count as 1: a factor of 20
@@ -32,8 +34,8 @@ class Context:
     Attributes:
       rows_NZ: inputs of the evidence's rows, nearest experiment first.
       scores_N: their scores (see gathering.py).
-      experiments_N: index of the experiment that a row is from.
-      cells_RZ: inputs of the target's cells, whose relative fidelity is 0.
+      experiments_N: index of each row's experiment.
+      cells_RZ: inputs of the target's cells; their relative fidelity is 0.
     """
 
     rows_NZ: np.ndarray
@@ -43,12 +45,12 @@ class Context:
 
 
 def search_space(setting: Setting) -> str:
-    """Name the search space that a setting belongs to."""
+    """Return the name of a setting's search space."""
     return f"{setting.source}/{setting.task}"
 
 
 def column_names(space: Space) -> list[str]:
-    """Name each coordinate of a space (see coordinates.py)."""
+    """Return the name of each coordinate of a space (see coordinates.py)."""
     names: list[str] = []
     for dimension in space.dimensions:
         if dimension.is_numeric:
@@ -71,8 +73,8 @@ def read_problem(
     Args:
       target: the question.
       experiments: its evidence.
-      known: the search space's layout; empty where it was never met.
-      rows: greatest number of the evidence's rows.
+      known: the search space's layout; empty for a search space that was not learned.
+      rows: greatest number of evidence rows.
     """
     own = column_names(target.space)
     places = {name: i % WIDTH for i, name in enumerate(dict.fromkeys([*known, *own]))}
@@ -100,7 +102,7 @@ def _inputs(points_ND, sizes_NS, fidelities_NF, place_D) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Standard:
-    """Brings inputs [N, Z] to mean 0 and deviation 1 over those that it was made from."""
+    """Standardises inputs [N, Z]: mean 0 and deviation 1 over the inputs given to `of`."""
 
     centre_Z: np.ndarray
     unit_Z: np.ndarray
@@ -114,8 +116,9 @@ class Standard:
     def of(cls, z_NZ: np.ndarray) -> "Standard":
         deviation_Z = z_NZ.std(0)
         varies_Z = deviation_Z > 1e-6
-        # A coordinate that did not vary may matter yet. Of a fidelity that did not, nothing can be
-        # learned: it is dropped, or the evidence would lie far from all that was learned from.
+        # A constant coordinate keeps its scale, because it may vary in a later problem. A constant
+        # fidelity is set to 0: nothing was learned about it, and a later problem's evidence would
+        # lie far from everything learned.
         still_Z = np.where(np.arange(INPUTS) > WIDTH, 0.0, 1.0)
         unit_Z = np.where(varies_Z, 1 / np.maximum(deviation_Z, 1e-6), still_Z)
         centre_Z = np.where(varies_Z, z_NZ.mean(0), 0.0)
@@ -135,10 +138,11 @@ class TrainingTask:
     """A training experiment as a target: its feasible cells, their scores, and its evidence.
 
     Attributes:
-      context: inputs standardised; the evidence is every other experiment of the search space with
-        the same objective, dearer ones too: what they have in common goes both ways.
+      context: the problem with standardised inputs. The evidence is every other experiment of the
+        search space with the same objective, dearer experiments included, since two experiments say
+        as much about each other in either order.
       scores_R: the cells' scores.
-      cheaper_X: of each experiment of the evidence, whether it is cheaper.
+      cheaper_X: for each experiment of the evidence, whether it is cheaper than the target.
     """
 
     context: Context
@@ -157,7 +161,7 @@ class TrainingSpace:
 
 
 def training_spaces(training: Sequence[Experiment], rows: int) -> list[TrainingSpace]:
-    """Write the training experiments as arrays; at most `rows` of evidence."""
+    """Write the training experiments as arrays, with at most `rows` evidence rows each."""
     groups: dict[str, list[Experiment]] = {}
     for experiment in training:
         groups.setdefault(search_space(experiment), []).append(experiment)
@@ -173,7 +177,7 @@ def training_spaces(training: Sequence[Experiment], rows: int) -> list[TrainingS
 
 
 def describe_spaces(spaces: Sequence[TrainingSpace]) -> dict[str, np.ndarray]:
-    """Return the arrays of the learned spaces that `read_target` needs."""
+    """Return the arrays that describe the search spaces to `read_target`."""
     described = {SPACES: np.array([space.name for space in spaces])}
     for index, space in enumerate(spaces):
         described[f"layout {index}"] = np.array(space.layout)
@@ -188,11 +192,17 @@ def read_target(
     learned: Mapping[str, np.ndarray],
     rows: int,
 ) -> tuple[int | None, Context, Standard]:
-    """Write a problem as arrays, standardised as its search space was when it was learned.
+    """Write a problem as arrays, standardised like the learned problems of its search space.
+
+    Args:
+      target: the question.
+      evidence: cheaper experiments, with their outcomes.
+      learned: arrays that include the result of `describe_spaces`.
+      rows: greatest number of evidence rows.
 
     Returns:
-      The index of the search space, None where nothing was learned of it (it is standardised by
-      its own inputs then), the problem, and its standard.
+      The index of the search space, the problem and the standard. For a search space that was not
+      learned the index is None, and the problem's own inputs give the standard.
     """
     names, name = learned[SPACES].tolist(), search_space(target)
     index = names.index(name) if name in names else None
@@ -219,10 +229,10 @@ def _training_task(target: Experiment, group, known, rows: int) -> TrainingTask:
 
 
 def bucket(rows: int) -> int:
-    """Round a number of rows up, so that few shapes are ever compiled."""
+    """Round a number of rows up to a power of 2, at least 64, so that few shapes are compiled."""
     return max(64, 1 << (rows - 1).bit_length())
 
 
 def pad(array: np.ndarray, rows: int) -> np.ndarray:
-    """Fill an array with zeros up to a number of rows."""
+    """Append rows of zeros until an array has `rows` rows."""
     return np.pad(array, [(0, rows - len(array))] + [(0, 0)] * (array.ndim - 1))

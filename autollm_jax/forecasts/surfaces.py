@@ -1,8 +1,11 @@
-"""Cheap tables over spaces that no law moves: mixtures, architectures, many or mixed dimensions.
+"""Smoothed cheap tables of mixtures, architectures, and spaces of many or mixed dimensions.
 
-`surfaces(evidence, setting)`: experiments that differ in nothing but their limit are one table;
-each table is smoothed by a Gaussian process whose few settings maximise its likelihood.
-`surface.py` carries the surfaces over to a setting.
+`landscapes.py` handles the other spaces: those with few dimensions, all numeric. Here,
+`surfaces(evidence, setting)` joins experiments that differ only in their limit into one table, and
+smooths each table by a Gaussian process whose length-scale, noise and variance maximise the
+likelihood. `surface.py` makes a setting's forecast from the surfaces.
+
+Letters: R cells, N fitted rows, X and Y points, D' coordinates.
 """
 
 import dataclasses
@@ -21,22 +24,23 @@ from autollm_jax.gym.settings import Setting
 
 # Chosen by predicting held-out rows of low tables (RegMix 1M, ADMIRE 0.5B).
 LENGTHS = (0.8, 1.6, 3.2)  # of the kernel, where the mean coordinate has deviation 1
-NOISES = (3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)  # variance that no smooth landscape explains
+NOISES = (3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)  # variance that the smooth landscape leaves unexplained
 LINEAR = 0.5  # variance of the linear trend
 RELEVANCE = 0.75  # exponent from a coordinate's share of the variance to its squared scale
-# Share of the unexplained variance that is the configuration's own and not the run's noise: it is
-# found again where the same configuration is run at another fidelity.
+# Share of the unexplained variance that belongs to the configuration, not to the run: the same
+# configuration shows the same deviation at another fidelity.
 PERSISTENT = 0.5
-CAP = 2.5  # regrets above this say only "bad"
+CAP = 2.5  # regrets are cut here: a higher regret says only "bad"
 MOST_ROWS = 300
 SAME = 1e-3  # coordinates this close are the same configuration
 
 
 @functools.lru_cache(maxsize=128)
 def _projected(cells: Cells, onto: Cells, default: tuple) -> np.ndarray:
-    """Place cells on another space's scale [R, D']; weights as their roots.
+    """Return cells' coordinates on another space's scale [R, D'], square roots for mixture weights.
 
-    A weight's first percent matters more than its last, so mixtures lie apart as their roots do.
+    The first percent of a component changes the loss more than the last one; square roots spread
+    small weights out.
     """
     known = onto.space.from_unit(np.array(default)) if default else None
     x_RD = coordinates.project(cells.configurations, cells.space, onto.space, known)
@@ -49,13 +53,14 @@ def _projected(cells: Cells, onto: Cells, default: tuple) -> np.ndarray:
 
 
 def place(experiment: Setting, onto: Setting) -> np.ndarray:
-    """Return an experiment's cells in the coordinates of another's surface [R, D']."""
+    """Return an experiment's cells in the coordinates of another experiment's surface [R, D']."""
     size_R1 = coordinates.relative_sizes(experiment)
     if onto.parameters_R is None:
         size_R1 = size_R1[:, :0]
     elif not size_R1.shape[1]:
         size_R1 = np.zeros((len(size_R1), 1))
-    # Only where it is needed: experiments that share cells may have other defaults.
+    # The default is part of the cache key only where it is read, so that experiments with the same
+    # cells and different defaults share one projection.
     lacks = coordinates.lacks_dimensions(experiment.space, onto.space)
     default = tuple(onto.space.to_unit(onto.default).tolist()) if lacks else ()
     return np.concatenate([_projected(experiment.cells, onto.cells, default), size_R1], axis=1)
@@ -66,15 +71,17 @@ class Surface:
     """A table smoothed by a Gaussian process: a Matern-5/2 kernel, a linear trend and noise.
 
     Attributes:
-      members: the experiments whose table it is; the first lends its coordinates.
-      centre_D, scale_D: what standardises coordinates, relevant ones having more scale.
-      x_ND: the rows' scaled coordinates.
-      inverse_NN: of the rows' covariance matrix, in units of `variance`.
-      weights_N: of the rows' kernels.
+      members: the experiments of the table; coordinates are those of the first member's space.
+      centre_D: mean of the rows' coordinates.
+      scale_D: factor per coordinate; a coordinate that explains more variance has a larger factor.
+      x_ND: the rows' coordinates, centred and scaled.
+      inverse_NN: inverse of the rows' covariance matrix, in units of `variance`.
+      weights_N: weight of each row's kernel in the mean.
       level: mean of the losses (lower is better, in the objective's units).
-      deviation: of the losses.
-      variance: of the process, in squared deviations.
-      length, noise: of the kernel; variance of what no smooth landscape explains.
+      deviation: standard deviation of the losses.
+      variance: variance of the process, in squared deviations.
+      length: length-scale of the kernel.
+      noise: variance that the smooth landscape leaves unexplained, in units of `variance`.
     """
 
     members: tuple[Experiment, ...]
@@ -98,11 +105,11 @@ class Surface:
         return _smooth(a_XD, b_YD, self.length)
 
     def correlation(self, x_XD: np.ndarray) -> np.ndarray:
-        """Return the correlations [X, X] of a landscape as rough as this one, without a trend."""
+        """Return the correlations [X, X] of a process with the surface's length-scale, no trend."""
         return _matern(x_XD, x_XD, self.length)
 
     def known(self, x_XD: np.ndarray) -> np.ndarray:
-        """Return the covariances [X, N] with the rows, a configuration's own part included."""
+        """Return the covariances [X, N] with the rows, configurations' own parts included."""
         return self._prior(x_XD, self.x_ND)
 
     def mean(self, x_XD: np.ndarray) -> np.ndarray:
@@ -110,16 +117,16 @@ class Surface:
         return self.level + self.deviation * (self.known(x_XD) @ self.weights_N)
 
     def covariance(self, x_XD: np.ndarray) -> np.ndarray:
-        """Return the covariances [X, X] of what is still unknown, in squared deviations."""
+        """Return the posterior covariances [X, X], in squared deviations."""
         known_XN = self.known(x_XD)
         prior_XX = self._prior(x_XD, x_XD)
         return self.variance * (prior_XX - known_XN @ self.inverse_NN @ known_XN.T)
 
     def _prior(self, a_XD: np.ndarray, b_YD: np.ndarray) -> np.ndarray:
-        """Return the covariances [X, Y] of the smooth landscape and each configuration's own part.
+        """Return the prior covariances [X, Y]: smooth landscape and each configuration's own part.
 
-        Configurations share their own part if they are the same here: two that differ only in a
-        dimension that this table lacks are one.
+        Two configurations with the same coordinates share their own part. So do two configurations
+        that differ only in a dimension that the table lacks.
         """
         same_XY = _squared(a_XD, b_YD) < (SAME * self.scale_D.max()) ** 2
         return self.smooth(a_XD, b_YD) + PERSISTENT * self.noise * same_XY
@@ -140,7 +147,7 @@ def _matern(a_XD: np.ndarray, b_YD: np.ndarray, length: float) -> np.ndarray:
 
 
 def surfaces(evidence: Sequence[Experiment], setting: Setting) -> tuple[Surface, ...]:
-    """Smooth the evidence, the table that is most relevant to the setting first."""
+    """Return a surface for each table of the evidence, the most relevant table first."""
     groups: list[list[Experiment]] = []
     for experiment in by_relevance(evidence, setting):
         group = next((g for g in groups if _same_table(g[0], experiment)), None)
@@ -152,9 +159,9 @@ def surfaces(evidence: Sequence[Experiment], setting: Setting) -> tuple[Surface,
 
 
 def _same_table(a: Experiment, b: Experiment) -> bool:
-    """Tell whether two experiments are one table: the same runs under another limit.
+    """Return whether two experiments are one table: the same runs under different limits.
 
-    Their outcomes must agree too: each may hold the mean of other repeated seeds.
+    The outcomes must agree too, because each experiment may hold the mean over different seeds.
     """
     if a is b:
         return True
@@ -200,7 +207,7 @@ def _fit(group: tuple[Experiment, ...]) -> Surface:
 def _fitted_rows(group: tuple[Experiment, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows [N] that a surface is fitted to, and their losses [N], cut at CAP."""
     loss_R = np.min([e.outcomes.losses_R for e in group], axis=0)
-    # A limit's excluded cells say nothing; a diverged one is as bad as can be told.
+    # A cell over the limit was not run and is left out. A diverged cell gets the loss at CAP.
     kept = np.flatnonzero(np.any([e.feasible_R for e in group], axis=0))
     best = loss_R[kept].min()
     unit = max(_middling(loss_R[kept]) - best, 1e-12)
@@ -210,11 +217,14 @@ def _fitted_rows(group: tuple[Experiment, ...]) -> tuple[np.ndarray, np.ndarray]
 
 
 def left_out_means(experiment: Experiment) -> np.ndarray:
-    """Predict each cell of an experiment from all its other cells [R].
+    """Predict each cell of an experiment from all the other cells [R].
 
-    Losses, lower being better, inf over the limit. A row's own outcome is left out of the fitted
-    process in closed form (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006,
-    eq. 5.12); its few settings are those of all rows.
+    A row's outcome is left out of the fitted process in closed form (Rasmussen and Williams,
+    Gaussian Processes for Machine Learning, 2006, eq. 5.12). Length-scale, noise and variance are
+    fitted to all rows.
+
+    Returns:
+      [R] expected losses, lower is better; inf for a cell over the limit.
     """
     surface = _fit((experiment,))
     mean_R = surface.mean(surface.scaled(experiment))
@@ -240,9 +250,10 @@ def _thinned(loss_R: np.ndarray) -> np.ndarray:
 
 
 def _shares(x_ND: np.ndarray, y_N: np.ndarray) -> np.ndarray:
-    """Return how much of the variance each standardised coordinate explains [D'].
+    """Return the share of the variance that each standardised coordinate explains [D'].
 
-    By ridge regression on coordinates and their squares; never nothing, so that none is ignored.
+    A ridge regression on the coordinates and their squares gives the shares. No share is 0, so that
+    no coordinate is ignored.
     """
     squares_ND = x_ND**2 - (x_ND**2).mean(0)
     features = np.concatenate([x_ND, squares_ND], axis=1)

@@ -96,6 +96,23 @@ class Observation:
 class Episode:
     """Up to `budget` trials on one experiment.
 
+    >>> from autollm_jax.gym.experiments import Fidelity, make_experiment
+    >>> from autollm_jax.gym.spaces import Dimension, Space
+    >>> experiment = make_experiment(
+    ...     source="mine", task="pretraining", name="1M",
+    ...     space=Space((Dimension("rate", "log-ordinal", (1e-4, 1e-3, 1e-2)),)),
+    ...     fidelity=Fidelity("low", parameters=1e6, tokens=1e9, flops=6e15),
+    ...     configurations=[{"rate": 1e-4}, {"rate": 1e-3}, {"rate": 1e-2}],
+    ...     outcomes=[3.0, 2.0, 4.0], default={"rate": 1e-4}, default_origin="the first")
+    >>> episode = Episode(experiment, evidence=(), budget=2)
+    >>> trial = episode.exec_config({"rate": 1e-4})
+    >>> trial.outcome, trial.status, episode.best_regret()
+    (3.0, 'ok', 1.0)
+    >>> episode.exec_config({"rate": 1.1e-3}).message
+    'not in the table; the nearest measured is rate 0.001'
+    >>> episode.best_regret(), episode.done
+    (0.0, True)
+
     Args:
       experiment: the target; players get its setting.
       evidence: experiments that may be looked at.

@@ -97,6 +97,16 @@ def make_experiment(
 ) -> Experiment:
     """Make an experiment from runs, one entry per run; repeated ones are pooled (`pooling.py`).
 
+    >>> from autollm_jax.gym.spaces import Dimension, Space
+    >>> experiment = make_experiment(
+    ...     source="mine", task="pretraining", name="1M",
+    ...     space=Space((Dimension("rate", "log-ordinal", (1e-4, 1e-3, 1e-2)),)),
+    ...     fidelity=Fidelity("low", parameters=1e6, tokens=1e9, flops=6e15),
+    ...     configurations=[{"rate": 1e-4}, {"rate": 1e-3}, {"rate": 1e-2}],
+    ...     outcomes=[3.0, 2.0, 4.0], default={"rate": 1e-4}, default_origin="the first")
+    >>> experiment.id, experiment.lookup({"rate": 1e-3}), experiment.outcomes.optimum
+    ('mine/pretraining/1M', 2.0, 2.0)
+
     Raises:
       InvalidConfiguration: a configuration or the default is not in the space.
       UserError: no run is ok, so that nothing can be scored, or the parameters do not fit.
@@ -209,6 +219,21 @@ def _validated(table, space: Space, written: Sequence[tuple], places: Sequence[s
 
 def load_experiments(roots: tables.Roots, tasks: Sequence[str] | None = None) -> list[Experiment]:
     """Read every experiment under the roots, sorted by id.
+
+    >>> import tempfile
+    >>> from autollm_jax.gym.spaces import Dimension
+    >>> space = Space((Dimension("rate", "log-ordinal", (1e-3, 2e-3)),))
+    >>> meta = {"format": 1, "source": "mine", "task": "pretraining", "experiments": {"small": {
+    ...     "context": {}, "space": space.to_json(),
+    ...     "fidelity": {"level": "low", "parameters": 1e6, "tokens": 2e7, "flops": 1.2e14},
+    ...     "objective": {"metric": "loss", "goal": "minimize"},
+    ...     "default": {"rate": 1e-3}, "default_origin": "habit"}}}
+    >>> run = {"experiment": "small", "config.rate": 2e-3, "loss": 3.1, "flops": 1.2e14,
+    ...     "seconds": None, "seed": 0, "status": "ok"}
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     path = tables.write_table(root, meta, [run])
+    ...     [experiment.id for experiment in load_experiments(root)]
+    ['mine/pretraining/small']
 
     Args:
       roots: folders of outcome tables, or one such folder.

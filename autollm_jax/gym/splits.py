@@ -25,7 +25,26 @@ class Split:
 def split(experiments: Sequence[Experiment], protocol: str) -> Split:
     """Split experiments by their fidelity level; levels that the protocol lacks are left out.
 
-    Either part may be empty, for a source need not have tables of every level.
+    >>> from autollm_jax.gym.experiments import Fidelity, make_experiment
+    >>> from autollm_jax.gym.spaces import Dimension, Space
+    >>> def made(name, level, parameters):
+    ...     return make_experiment(
+    ...         source="mine", task="pretraining", name=name,
+    ...         space=Space((Dimension("rate", "log-ordinal", (1e-4, 1e-3)),)),
+    ...         fidelity=Fidelity(level, parameters, 1e9, 6e9 * parameters),
+    ...         configurations=[{"rate": 1e-4}, {"rate": 1e-3}], outcomes=[3.0, 2.0],
+    ...         default={"rate": 1e-4}, default_origin="the first")
+    >>> parts = split([made("1M", "low", 1e6), made("2M", "mid", 2e6)], "dev")
+    >>> [e.name for e in parts.training], [e.name for e in parts.held_out]
+    (['1M'], ['2M'])
+
+    Args:
+      experiments: of any levels.
+      protocol: a key of `PROTOCOLS`.
+
+    Returns:
+      The training and the held-out experiments, in the order given. Either part may be empty,
+      because a source need not have tables of every level.
 
     Raises:
       UserError: no such protocol.
@@ -41,6 +60,21 @@ def split(experiments: Sequence[Experiment], protocol: str) -> Split:
 
 def evidence_for(target: Setting, experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
     """Return the experiments that a method may look at when it configures `target`.
+
+    >>> from autollm_jax.gym.experiments import Fidelity, make_experiment
+    >>> from autollm_jax.gym.spaces import Dimension, Space
+    >>> def made(name, level, parameters):
+    ...     return make_experiment(
+    ...         source="mine", task="pretraining", name=name,
+    ...         space=Space((Dimension("rate", "log-ordinal", (1e-4, 1e-3)),)),
+    ...         fidelity=Fidelity(level, parameters, 1e9, 6e9 * parameters),
+    ...         configurations=[{"rate": 1e-4}, {"rate": 1e-3}], outcomes=[3.0, 2.0],
+    ...         default={"rate": 1e-4}, default_origin="the first")
+    >>> training = [made("1M", "low", 1e6), made("2M", "low", 2e6)]
+    >>> [e.name for e in evidence_for(made("4M", "mid", 4e6).setting, training)]
+    ['1M', '2M']
+    >>> [e.name for e in evidence_for(training[1], training)]
+    ['1M']
 
     Args:
       target: a held-out setting, or one of the training experiments.

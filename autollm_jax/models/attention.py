@@ -1,7 +1,7 @@
-"""Attention, over whole sequences and over a KV cache, and what is done to queries and keys.
+"""Attention over whole sequences and over a KV cache; rotations and convolutions before it.
 
 Letters: B batch, T query tokens, S key slots, H query heads, K key-value heads, G = H / K query
-heads that share one, A head width.
+heads per key-value head, A head width.
 """
 
 import jax
@@ -12,7 +12,7 @@ from autollm_jax.sharding import rows
 
 
 def rotated_width(head_dim: int, fraction: float) -> int:
-    """How many of a head's coordinates carry its position."""
+    """Return the number of a head's coordinates that are rotated by the position."""
     return 2 * round(fraction * head_dim / 2)
 
 
@@ -20,14 +20,24 @@ def rotate(x_BTHA, positions_BT, theta: float, fraction: float = 1.0, factors=()
     """Apply rotary position embeddings to queries or keys.
 
     Pairs are (i, i + R/2) of the first R = fraction x A coordinates, the layout of the Llama
-    family's published weights; the other coordinates compare contents at any distance (partial
+    family's published weights. The other coordinates compare contents at any distance (partial
     rotary embedding, as in GPT-NeoX, arXiv 2204.06745).
+
+    Args:
+      x_BTHA: queries or keys.
+      positions_BT: position of each token in its own sequence.
+      theta: base of the frequencies.
+      fraction: share of the head's coordinates that is rotated.
+      factors: divisor of each of the R/2 frequencies; empty for none.
+
+    Returns:
+      The rotated queries or keys, of the same shape.
     """
     rotated = rotated_width(x_BTHA.shape[-1], fraction)
     x_BTHA, rest_BTHA = x_BTHA[..., :rotated], x_BTHA[..., rotated:]
     half = rotated // 2
     frequency_111h = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)[None, None, None]
-    if factors:  # stretched to longer contexts than the model was first trained on
+    if factors:  # lower frequencies, for longer contexts than the first training had
         frequency_111h = frequency_111h / jnp.array(factors, jnp.float32)[None, None, None]
     angle_BT1h = positions_BT[..., None, None].astype(jnp.float32) * frequency_111h
     cos, sin = jnp.cos(angle_BT1h), jnp.sin(angle_BT1h)
@@ -37,9 +47,9 @@ def rotate(x_BTHA, positions_BT, theta: float, fraction: float = 1.0, factors=()
 
 
 def _attend(q_BTKGA, keys, v_BKSA, visible, dtype, layout="BKSA"):
-    """Score, mask, normalise (in f32) and mix the values; `layout` is that of the keys.
+    """Compute masked attention with an f32 softmax; `layout` is the einsum layout of the keys.
 
-    The query heads that share a key head are laid beside its queries, so that both products are
+    The G query heads of a key-value head are joined with the T axis, so that both products are
     plain matrix products per (B, K), without a change of layout between them.
     """
     B, T, K, G, A = q_BTKGA.shape
@@ -52,8 +62,8 @@ def _attend(q_BTKGA, keys, v_BKSA, visible, dtype, layout="BKSA"):
         weights_BKRS = jax.nn.softmax(scores_BKGTS, axis=-1).reshape(B, K, G * T, S)
         mixed_BKRA = product("BKRS,BKSA->BKRA", weights_BKRS, v_BKSA, dtype)
     else:
-        # A column of ones beside the values sums the weights in the same matrix product: summed by
-        # itself, and differentiated, a row costs as much again on a CPU.
+        # A column of ones beside the values sums the weights in the same matrix product. On a CPU a
+        # separate sum and its gradient would double the cost.
         top_BKGT1 = jax.lax.stop_gradient(scores_BKGTS.max(-1, keepdims=True))
         weights_BKRS = jnp.exp(scores_BKGTS - top_BKGT1).reshape(B, K, G * T, S)
         v_BKSA = jnp.concatenate([v_BKSA, jnp.ones_like(v_BKSA[..., :1])], axis=-1)
@@ -63,18 +73,23 @@ def _attend(q_BTKGA, keys, v_BKSA, visible, dtype, layout="BKSA"):
 
 
 def short_convolution(x_BTNA, past_BPNA, positions_BT, taps_WNA):
-    """Mix each query or key with those just before it in its sequence, coordinate by coordinate.
+    """Convolve queries or keys with W taps along the sequence, each coordinate by itself.
 
-    A query can then look for what follows not a token but a run of tokens, so that one layer copies
-    what follows a phrase: without this it takes two, the first of which learns to hand each token
-    its predecessors. A depthwise causal convolution, as in Hyena (arXiv 2302.10866) and Gated
-    DeltaNet (2412.06464), but without an activation, behind norm and rotation, and not of values.
+    With the convolution a query matches a run of tokens instead of one token, so that one layer can
+    copy the token after a phrase. Without it two layers are needed: the first learns to pass each
+    token's predecessors on. The convolution is depthwise and causal, as in Hyena (arXiv 2302.10866)
+    and Gated DeltaNet (2412.06464), but has no activation, follows norm and rotation, and leaves
+    the values alone.
 
     Args:
       x_BTNA: queries or keys of N heads.
-      past_BPNA: the P = W - 1 before the first of them; not read where that begins a sequence.
-      positions_BT: position of each in its own sequence.
-      taps_WNA: weights, the tap of the token itself first, then of the one before, and so on.
+      past_BPNA: the P = W - 1 queries or keys before the first of x_BTNA; not read for tokens that
+        precede the start of a sequence.
+      positions_BT: position of each token in its own sequence.
+      taps_WNA: weights; tap w belongs to the token w places back.
+
+    Returns:
+      The convolved queries or keys, of the shape of x_BTNA.
     """
     T, P = x_BTNA.shape[1], past_BPNA.shape[1]
     taps_W11NA = taps_WNA[:, None, None]
@@ -88,7 +103,7 @@ def short_convolution(x_BTNA, past_BPNA, positions_BT, taps_WNA):
 
 
 def shift_past(past_BPNA, x_BTNA, valid_BT):
-    """Return each row's last P queries or keys, its valid ones (which come first) included."""
+    """Return each row's last P queries or keys: of past_BPNA, then the valid ones of x_BTNA."""
     P = past_BPNA.shape[1]
     whole_BSNA = jnp.concatenate([past_BPNA, x_BTNA.astype(past_BPNA.dtype)], axis=1)
     last_BP = valid_BT.sum(axis=1)[:, None] + jnp.arange(P)[None, :]
@@ -98,16 +113,16 @@ def shift_past(past_BPNA, x_BTNA, valid_BT):
 def causal_attention(q_BTHA, k_BTKA, v_BTKA, segments_BT=None, *, block: int, dtype: str):
     """Attend causally within each row.
 
-    Queries are taken in static blocks of rows, each against the keys up to its own end, so that
-    the masked half of the square is mostly never computed.
+    Queries are processed in static blocks; each block reads the keys up to the block's end. Most of
+    the masked half of the score matrix is therefore never computed.
 
     Args:
       q_BTHA: queries, rotated.
       k_BTKA: keys, rotated.
       v_BTKA: values.
-      segments_BT: tokens see only their own segment; None is one segment a row.
-      block: query rows a block.
-      dtype: what matrix products read.
+      segments_BT: a token attends only within its segment; None for one segment per row.
+      block: queries per block.
+      dtype: type of the matrix products' operands.
 
     Returns:
       mixed_BTHA, f32.
@@ -139,9 +154,10 @@ def cached_attention(q_BTHA, k_BTKA, v_BTKA, positions_BT, valid_BT, cache):
       k_BTKA: keys, rotated.
       v_BTKA: values.
       positions_BT: the slot of each token.
-      valid_BT: which tokens are real; the others are not written.
-      cache: {"key": [B, K, A, S], "value": [B, K, S, A]}, as the two products read them: any other
-        order is copied at every token; what else is in it stays. Products read its dtype.
+      valid_BT: whether each token is real; padding is not written.
+      cache: {"key": [B, K, A, S], "value": [B, K, S, A]}; other entries are passed on. Both layouts
+        are those of the two products, since any other would be copied at every token. Operands of
+        the products have the cache's dtype.
 
     Returns:
       mixed_BTHA (f32; meaningless for tokens that are not valid), and the updated cache.

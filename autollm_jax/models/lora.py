@@ -1,8 +1,8 @@
 """Low-rank adaptation (LoRA, arXiv 2106.09685): a frozen base and small factors that are trained.
 
-A model with `lora_rank` has, beside each matrix of `lora_targets`, two factors whose product is
-added to it, `lora_scale` times. `split` takes its parameters apart, `join` puts them together;
-the frozen part is shared by all that read it, policy and reference alike.
+A model with `lora_rank` has two factors beside each matrix of `lora_targets`. `lora_scale` times
+the product of the factors is added to the matrix. `split` separates the parameters into frozen and
+trained ones, `join` puts both together. Policy and reference share the frozen parameters.
 """
 
 import dataclasses
@@ -15,9 +15,9 @@ from autollm_jax.models.transformer import LORA_IN, LORA_OUT, TransformerConfig
 
 
 def split(config: TransformerConfig, params: dict) -> tuple[dict, dict]:
-    """Split a parameter tree (or one of axes or shardings) into what is frozen and what is trained.
+    """Split a tree of parameters, axes or shardings into its frozen and its trained part.
 
-    Without `lora_rank` nothing is frozen.
+    Without `lora_rank` the frozen part is empty.
     """
     if not config.lora_rank:
         return {}, params
@@ -28,24 +28,24 @@ def split(config: TransformerConfig, params: dict) -> tuple[dict, dict]:
 
 
 def join(frozen: dict, trained: dict) -> dict:
-    """Put together what `split` took apart; what is trained alone stays as it is."""
+    """Put the two parts of `split` together; with an empty frozen part, return the trained part."""
     if not frozen:
         return trained
     return {**frozen, "layers": {**frozen["layers"], **trained["layers"]}}
 
 
 def init(config: TransformerConfig, key: jax.Array) -> dict:
-    """Make the parameters that are trained."""
+    """Draw the trained parameters."""
     return split(config, transformer.init(config, key))[1]
 
 
 def logical_axes(config: TransformerConfig) -> dict:
-    """The trained parameters' tree with a tuple of logical axis names in place of each array."""
+    """Return the trained parameters' tree with a tuple of logical axis names per array."""
     return split(config, transformer.logical_axes(config))[1]
 
 
 def merge(config: TransformerConfig, params: dict) -> tuple[TransformerConfig, dict]:
-    """Add the factors' products to their matrices, to export a model without factors."""
+    """Add the factors' products to the matrices; return a model without factors, for export."""
     if not config.lora_rank:
         return config, params
     layers = dict(params["layers"])

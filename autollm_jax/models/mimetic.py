@@ -1,4 +1,4 @@
-"""Where attention starts, so that it copies from the first update on.
+"""Initial attention weights with which a model copies after few updates.
 
 Letters: L layers, D model width, H query heads, A head width, W taps of a short convolution.
 """
@@ -8,26 +8,27 @@ import jax.numpy as jnp
 
 from autollm_jax.models.attention import rotated_width
 
-OUTPUT = 0.5  # of its value transposed, in a head's output
+OUTPUT = 0.5  # factor from a head's transposed value matrix to its output matrix
 
 
 def mimic(config, params):
-    """Start attention heads where training would first have to find them.
+    """Return parameters whose attention heads copy, instead of random heads.
 
-    Keys start equal to the queries of their group's first head, so that a token looks for its like,
-    and a head's output starts as its value transposed, so that what it finds is written as it was
-    read. After Trockman and Kolter, Mimetic Initialization of Self-Attention Layers (arXiv
-    2305.09828).
+    A key matrix starts equal to the query matrix of the group's first head, so that a token attends
+    to equal tokens. A head's output matrix starts as the transposed value matrix, so that the
+    residual stream receives the attended token as it was read. After Trockman and Kolter, Mimetic
+    Initialization of Self-Attention Layers (arXiv 2305.09828).
 
-    With a short convolution of W taps a token looks for what followed the like of the run of W - 1
-    tokens that it ends: the coordinates without a position are shared out, and the j-th share
-    compares the token j back with the one j + 1 back of the key (an induction head, Olsson et al.,
-    In-context Learning and Induction Heads, 2022). The first share is the largest, so that of two
-    runs the one that agrees in the latest tokens is the more alike.
+    With a short convolution of W taps the heads are induction heads (Olsson et al., In-context
+    Learning and Induction Heads, 2022): a token looks for an earlier run equal to the W - 1 tokens
+    that end at the token, and attends to the token after the run. To that end the coordinates
+    without rotation are divided into W - 1 shares; share j compares the query's token j places back
+    with the key's token j + 1 places back. Share 0 is the largest, so that among several runs the
+    one that agrees in the latest tokens scores highest.
 
     Args:
       config: a `TransformerConfig`.
-      params: fresh ones, as `transformer.init` makes them.
+      params: new parameters from `transformer.init`.
     """
     layers = params["layers"]
     queries_per_key = config.heads // config.kv_heads

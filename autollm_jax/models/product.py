@@ -1,4 +1,4 @@
-"""The one matrix product of the model: low-precision operands, f32 accumulation, both ways."""
+"""The model's matrix product: operands of low precision, f32 sums, forward and backward."""
 
 import functools
 
@@ -10,11 +10,12 @@ import jax.numpy as jnp
 def product(spec: str, a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
     """Contract two arrays, reading them in `dtype` and accumulating in f32.
 
-    The gradients are the same kind of product: JAX's own rule would multiply f32 cotangents with
-    operands of `dtype`, for which no backend has a fast kernel, and round the result to `dtype`.
+    The gradients are products of the same kind. JAX's own gradient would multiply f32 cotangents
+    with operands of `dtype`, for which no backend has a fast kernel, and round the result to
+    `dtype`.
 
     Args:
-      spec: einsum, "AB,BC->AC"; every letter stands in two of the three terms, or in all.
+      spec: einsum, such as "AB,BC->AC"; every letter is in two or three of the three terms.
       a: left operand, f32.
       b: right operand, f32.
       dtype: "float32" or "bfloat16".

@@ -1,4 +1,4 @@
-"""Models of a multiple of another's size."""
+"""Scaling a model's width to a wanted number of parameters."""
 
 import dataclasses
 
@@ -11,7 +11,8 @@ _STEP = 16  # widths are multiples of this
 def scaled(config: TransformerConfig, factor: float) -> TransformerConfig:
     """Return the model of the same depth and heads that has about `factor` times the parameters.
 
-    Width, head width and MLP width grow alike; the width is the multiple of 16 that comes nearest.
+    Width, head width and MLP width are scaled by the same factor. The width is the multiple of 16
+    whose parameter count is nearest to the wanted one.
 
     Raises:
       UserError: the factor is not positive.

@@ -1,12 +1,12 @@
-"""A decoder-only transformer: one model for the ground-truth runs and for the agent's policy.
+"""A decoder-only transformer, used for the ground-truth runs and for the agent's policy.
 
 RMSNorm (arXiv 1910.07467), rotary positions (2104.09864), grouped-query attention (2305.13245) with
 optional QK norm (2302.05442) and short convolutions over queries and keys (2412.06464), SwiGLU
-(2002.05202), tied or untied embeddings. Parameters are f32; `dtype` is what matrix products read,
-and they always accumulate in f32.
+(2002.05202), tied or untied embeddings. Parameters are f32; the operands of matrix products have
+type `dtype`, and the products accumulate in f32.
 
-Outside this package the model is the functions at the end of this file: `init`, `apply` (which is
-`hidden`, then `unembed`), `init_cache` and `extend`, over a plain tree of parameters.
+Other packages call the functions at the end of this file, over a plain tree of parameters: `init`,
+`apply` (`hidden`, then `unembed`), `init_cache` and `extend`.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from autollm_jax.models.mimetic import mimic
 from autollm_jax.models.product import product
 from autollm_jax.sharding.rules import constrain
 
-# A layer's matrices, and how many of their first axes are contracted.
+# A layer's matrices, and the number of first axes that are contracted.
 MATRICES = {"query": 1, "key": 1, "value": 1, "output": 2, "gate": 1, "up": 1, "down": 1}
 LORA_IN, LORA_OUT = "_lora_in", "_lora_out"
 
@@ -52,19 +52,19 @@ class TransformerConfig:
     tied_embeddings: bool = True
     scaled_embedding: bool = True  # tokens enter as unit variance: rows times sqrt(width)
     rope_theta: float = 10_000.0
-    rope_factors: tuple[float, ...] = ()  # what each rotary frequency is divided by; () is 1
+    rope_factors: tuple[float, ...] = ()  # divisor of each rotary frequency; () for none
     rope_fraction: float = 1.0  # share of a head's coordinates that carry its position
-    lora_rank: int = 0  # of the factors beside each of `lora_targets` (`models.lora`); 0 is none
+    lora_rank: int = 0  # rank of the factors (`models.lora`); 0 for no factors
     lora_targets: tuple[str, ...] = ()  # of query, key, value, output, gate, up, down
-    lora_scale: float = 1.0  # what the factors' product is multiplied by
-    mimetic: bool = False  # start attention as a copier (`models.mimetic`)
+    lora_scale: float = 1.0  # multiplier of the factors' product
+    mimetic: bool = False  # attention heads start as heads that copy (`models.mimetic`)
     norm_epsilon: float = 1e-6
-    dtype: str = "float32"  # or "bfloat16"; what matrix products read
-    cache_dtype: str = ""  # of the KV cache, and what attention over it reads; "" is `dtype`
-    remat: str = "none"  # what the backward pass computes again: none, attention or layer
-    scan_unroll: int = 1  # layers a step of the layer scan holds; `layers` unrolls it whole
-    attention_block: int = 128  # query rows a causal block; each sees only the keys up to its end
-    row_logits: int = 2**24  # of a training row, that exist at once (`rl.logprobs`)
+    dtype: str = "float32"  # or "bfloat16"; type of the matrix products' operands
+    cache_dtype: str = ""  # type of the KV cache and of operands read from it; "" is `dtype`
+    remat: str = "none"  # recomputed in the backward pass: none, attention or layer
+    scan_unroll: int = 1  # layers per step of the layer scan; `layers` unrolls the whole scan
+    attention_block: int = 128  # queries per block of causal attention (`models.attention`)
+    row_logits: int = 2**24  # logits of a training row in memory at once (`rl.logprobs`)
 
     def __post_init__(self):
         if self.heads % self.kv_heads:
@@ -85,7 +85,7 @@ class TransformerConfig:
             raise ValueError(f"dtype={self.dtype!r} must be 'float32' or 'bfloat16'")
 
 
-# The logical axes of every parameter; a scanned layer's have "layers" before them.
+# The logical axes of every parameter; a layer's parameters have "layers" as their first axis.
 PARAMETER_AXES = {
     "embedding": ("vocab", "width"),
     "unembedding": ("vocab", "width"),
@@ -122,7 +122,7 @@ def _fan_in(in_axis, out_axis):
 
 
 def _identity_taps(_, shape):
-    """Start a short convolution as none: all weight on the token itself."""
+    """Return the taps of an identity convolution: weight 1 on the token itself, 0 elsewhere."""
     return jnp.zeros(shape, jnp.float32).at[0].set(1.0)
 
 
@@ -132,10 +132,10 @@ class Block(nn.Module):
     config: TransformerConfig
 
     def _project(self, name, x_BTX, shape):
-        """Multiply with the parameter `name` of `shape`, over its first axes (`MATRICES`).
+        """Multiply x_BTX with the parameter `name` of `shape` over its first axes (`MATRICES`).
 
-        X are those axes in one and Y the others, since an einsum over two axes may copy a matrix
-        into another order in front of every product.
+        The contracted axes are joined into X and the others into Y, because an einsum over two axes
+        may copy the matrix into another layout before every product.
         """
         c, contract = self.config, MATRICES[name]
         first, rest = shape[:contract], shape[contract:]
@@ -147,7 +147,7 @@ class Block(nn.Module):
         weight_XY = parameter(name, shape, _fan_in).reshape(X, Y)
         out_BTY = product("BTX,XY->BTY", x_BTX, weight_XY, c.dtype)
         if name in c.lora_targets:
-            # One factor starts at zero, so that nothing changes before training.
+            # The second factor starts at zero, so that the model is unchanged before training.
             low = parameter(name + LORA_IN, (*first, c.lora_rank), _fan_in)
             high = self.param(name + LORA_OUT, nn.initializers.zeros, (c.lora_rank, *rest))
             x_BTr = product("BTX,Xr->BTr", x_BTX, low.reshape(X, -1), c.dtype)
@@ -156,7 +156,7 @@ class Block(nn.Module):
         return out_BTY.reshape(*x_BTX.shape[:2], *rest)
 
     def _convolve(self, name, x_BTNA, positions_BT, cache, valid_BT):
-        """Convolve queries or keys with their own past; returns them, and the updated cache."""
+        """Convolve queries or keys (`short_convolution`); return them and the updated cache."""
         B, _, *shape = x_BTNA.shape
         taps_WNA = self.param(f"{name}_taps", _identity_taps, (self.config.short_conv, *shape))
         if cache is None:
@@ -173,12 +173,12 @@ class Block(nn.Module):
         Args:
           x_BTD: residual stream, f32.
           positions_BT: position of each token in its own sequence, from 0.
-          segments_BT: tokens attend only within their segment; None is one segment a row.
-          cache: None, or this layer's entry (see `init_cache`); the tokens are written at the slots
-            named by their positions and attend to all slots up to their own.
-            With a short convolution also {"past_query"} [B, W - 1, H, A] and {"past_key"}
-            [B, W - 1, K, A], the last of them as they were before it.
-          valid_BT: with a cache, which tokens are real; the others are not written.
+          segments_BT: a token attends only within its segment; None for one segment per row.
+          cache: None, or this layer's entry (see `init_cache`). A token is written at the slot of
+            its position and attends to all slots up to its own. With a short convolution the entry
+            also has "past_query" [B, W - 1, H, A] and "past_key" [B, W - 1, K, A]: the last queries
+            and keys before the convolution.
+          valid_BT: with a cache, whether each token is real; padding is not written.
 
         Returns:
           The residual stream, and the updated cache (None without one).
@@ -251,8 +251,8 @@ class Transformer(nn.Module):
         )(c)
 
     def embed(self, tokens_BT):
-        """Look tokens up; scaled, the rows have unit variance, whatever the width."""
-        # The table's fsdp shards are gathered first, as every parameter's are where it is used.
+        """Look up the tokens' embeddings; with `scaled_embedding` they have unit variance."""
+        # The table's fsdp shards are gathered before use, like those of every parameter.
         table = constrain(self.embedding, "vocab", "activation")
         x_BTD = jnp.take(table, tokens_BT, axis=0)
         if self.config.scaled_embedding:
@@ -265,13 +265,13 @@ class Transformer(nn.Module):
         return self.final_norm(x_BTD)
 
     def unembed(self, x_BTD):
-        """Multiply what the final norm returned with the (tied or own) output embedding, in f32."""
+        """Multiply the final norm's output with the tied or untied output embedding; return f32."""
         table = self.embedding if self.config.tied_embeddings else self.unembedding
         logits_BTV = product("BTD,VD->BTV", x_BTD, table, self.config.dtype)
         return constrain(logits_BTV, "batch", "length", "vocab")
 
     def logits(self, x_BTD):
-        """Return the logits of a residual stream that has passed the layers."""
+        """Return the logits of the residual stream after the last layer."""
         return self.unembed(self.final_norm(x_BTD))
 
     def __call__(self, tokens_BT, positions_BT, segments_BT=None):
@@ -279,14 +279,14 @@ class Transformer(nn.Module):
 
 
 def init(config: TransformerConfig, key: jax.Array):
-    """Make the parameters, f32; the tree's logical axes are `logical_axes(config)`."""
+    """Draw the f32 parameters; `logical_axes(config)` names the axes of the tree."""
     tokens = jnp.zeros((1, 2), jnp.int32)
     params = Transformer(config).init(key, tokens, tokens)["params"]
     return mimic(config, params) if config.mimetic else params
 
 
 def logical_axes(config: TransformerConfig):
-    """The parameter tree with a tuple of logical axis names in place of each array."""
+    """Return the parameter tree with a tuple of logical axis names in place of each array."""
 
     def axes(path, leaf):
         names = _axes_of(path[-1].key)
@@ -305,12 +305,12 @@ def _axes_of(name: str) -> tuple[str | None, ...]:
 
 
 def parameter_shapes(config: TransformerConfig):
-    """The parameter tree as `ShapeDtypeStruct`s: nothing is computed."""
+    """Return the parameter tree as `ShapeDtypeStruct`s; nothing is computed."""
     return jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
 
 def parameter_count(config: TransformerConfig) -> int:
-    """Count the parameters, embeddings included; a formula, since plans ask for thousands."""
+    """Count the parameters by a formula, embeddings included (memory plans count thousands)."""
     c = config
     attention = 2 * c.width * c.head_dim * (c.heads + c.kv_heads)
     attention += c.short_conv * c.head_dim * (c.heads + c.kv_heads)
@@ -328,10 +328,10 @@ def apply(config: TransformerConfig, params, tokens_BT, positions_BT=None, segme
 
     Args:
       config: the model.
-      params: as from `init`.
+      params: from `init`.
       tokens_BT: token ids.
-      positions_BT: default 0..T-1 in each row.
-      segments_BT: default one segment a row.
+      positions_BT: None for 0..T-1 in each row.
+      segments_BT: None for one segment per row.
 
     Returns:
       logits_BTV, f32.
@@ -340,7 +340,7 @@ def apply(config: TransformerConfig, params, tokens_BT, positions_BT=None, segme
 
 
 def hidden(config: TransformerConfig, params, tokens_BT, positions_BT=None, segments_BT=None):
-    """Compute x_BTD, f32, of which `unembed` makes the logits; arguments as `apply`'s."""
+    """Compute x_BTD, f32, the input of `unembed`; the arguments are those of `apply`."""
     if positions_BT is None:
         positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
     model, variables = Transformer(config), {"params": params}
@@ -348,20 +348,20 @@ def hidden(config: TransformerConfig, params, tokens_BT, positions_BT=None, segm
 
 
 def unembed(config: TransformerConfig, params, x_BTD):
-    """Compute logits_BTV, f32, of tokens' hidden states."""
+    """Compute logits_BTV, f32, from the result of `hidden`."""
     return Transformer(config).apply({"params": params}, x_BTD, method=Transformer.unembed)
 
 
 def output_embedding(config: TransformerConfig, params) -> jax.Array:
-    """Return table_VD, which `unembed` multiplies with."""
+    """Return the output embedding table_VD of `unembed`."""
     return params["embedding" if config.tied_embeddings else "unembedding"]
 
 
 def init_cache(config: TransformerConfig, batch: int, length: int):
     """Make an empty KV cache for `batch` rows of at most `length` tokens.
 
-    One entry per layer, so that each is updated in place in a decoding loop: "key" [B, K, A, S] and
-    "value" [B, K, S, A], S being the length.
+    There is one entry per layer, so that a decoding loop updates each in place. An entry has "key"
+    [B, K, A, S] and "value" [B, K, S, A], where S is the length.
     """
     heads, dtype = (batch, config.kv_heads), jnp.dtype(config.cache_dtype or config.dtype)
     shapes = {"key": (*heads, config.head_dim, length), "value": (*heads, length, config.head_dim)}
@@ -376,10 +376,10 @@ def init_cache(config: TransformerConfig, batch: int, length: int):
 
 @functools.partial(jax.jit, static_argnames="config")
 def for_decoding(config: TransformerConfig, params):
-    """Lay parameters out for many calls of `extend`: layer by layer, matrices in `dtype`.
+    """Return parameters for many calls of `extend`: a tuple of layers, matrices in `dtype`.
 
-    Each call would cut the layers out of their stacks again. What is laid out so already stays as
-    it is.
+    Otherwise each call would slice the layers out of the stacked arrays again. Parameters that are
+    in this form already are returned unchanged.
     """
     if isinstance(params["layers"], tuple):
         return params
@@ -398,17 +398,18 @@ def for_decoding(config: TransformerConfig, params):
 def extend(config: TransformerConfig, params, tokens_BC, lengths_B, start_B, cache, last=False):
     """Append tokens to each row of a batch and return their logits.
 
-    Row b's first `lengths_B[b]` tokens are real and stand at positions start_B[b], start_B[b]+1 ...
-    in its own sequence; the rest is padding: never written and, causally, never seen.
+    The first `lengths_B[b]` tokens of row b are real and have positions start_B[b], start_B[b] + 1,
+    ... in the row's sequence. The rest is padding: it is not written, and no real token attends to
+    it.
 
     Args:
       config: the model.
-      params: as from `init` or `for_decoding`.
+      params: from `init` or `for_decoding`.
       tokens_BC: the new tokens.
-      lengths_B: how many of them are real, per row (0 is allowed).
-      start_B: how many tokens the row's cache holds already.
-      cache: as from `init_cache`; a position is a slot.
-      last: return only each row's last real position's logits, [B, V].
+      lengths_B: number of real tokens per row (0 is allowed).
+      start_B: number of tokens in each row's cache before the call.
+      cache: from `init_cache`; a position is a slot.
+      last: return only the logits of each row's last real token, [B, V].
 
     Returns:
       logits_BCV (f32), and the updated cache.
@@ -421,7 +422,7 @@ def extend(config: TransformerConfig, params, tokens_BC, lengths_B, start_B, cac
     variables = {"params": params}
     x_BCD = model.apply(variables, tokens_BC, method=Transformer.embed)
     updated = []
-    # Unrolled, since a scan over layers would copy every layer's cache at every token.
+    # The loop is unrolled because a scan over layers would copy every layer's cache at every token.
     for weights, entry in zip(params["layers"], cache, strict=True):
         x_BCD, entry = block.apply({"params": weights}, x_BCD, positions_BC, None, entry, valid_BC)
         updated.append(entry)

@@ -1,1 +1,1 @@
-"""The device mesh, and the one table that maps logical axes to mesh axes."""
+"""The device mesh, and the table that maps logical axes to mesh axes."""

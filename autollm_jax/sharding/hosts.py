@@ -1,7 +1,7 @@
 """Arrays between a process's host memory and a mesh that may span several processes.
 
-Every process calls these alike: where an array is spread over them, a process that left a call out
-would leave the others waiting.
+All processes must make the same calls in the same order. If an array is spread over several
+processes and one of them leaves out a call, the others wait for ever.
 """
 
 import jax
@@ -11,10 +11,10 @@ from jax.sharding import Mesh, NamedSharding
 
 
 def to_host(tree):
-    """Copy arrays to this process's memory, whole; what other processes hold is gathered.
+    """Copy whole arrays to this process's memory; shards of other processes are gathered.
 
     Args:
-      tree: device arrays, or numpy's.
+      tree: device arrays or numpy arrays.
 
     Returns:
       The same tree of numpy arrays; copies, so that the device's buffers may be donated.
@@ -29,11 +29,11 @@ def _to_host(x) -> np.ndarray:
 
 
 def to_devices(tree, sharding):
-    """Lay host arrays, the same in every process, over a mesh's devices.
+    """Copy host arrays to a mesh's devices.
 
     Args:
-      tree: host arrays.
-      sharding: of all of them, or a tree of shardings.
+      tree: host arrays, the same ones in every process.
+      sharding: one sharding for all arrays, or a tree with one sharding per array.
     """
     shardings = sharding if not isinstance(sharding, jax.sharding.Sharding) else None
     if shardings is None:
@@ -45,20 +45,20 @@ def _to_devices(x, sharding: NamedSharding) -> jax.Array:
     if sharding.is_fully_addressable:
         return jax.device_put(x, sharding)
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
-        return jax.device_put(x, sharding)  # from another layout of the same devices
+        return jax.device_put(x, sharding)  # from another sharding over the same devices
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
 def as_arguments(tree, sharding: NamedSharding):
-    """Prepare host arrays for a compiled function whose in_sharding this is.
+    """Prepare host arrays as arguments of a compiled function with this `in_shardings`.
 
-    `jit` lays host arrays over the devices of one process by itself, and refuses to where they are
-    several processes'.
+    `jit` copies host arrays to the devices of one process by itself. It refuses host arrays if the
+    devices belong to several processes; then `to_devices` copies them here.
     """
     return tree if sharding.is_fully_addressable else to_devices(tree, sharding)
 
 
 def processes_of(mesh: Mesh) -> list[int]:
-    """Return the processes whose devices a mesh has."""
+    """Return the sorted indices of the processes that own a mesh's devices."""
     return sorted({device.process_index for device in mesh.devices.flat})

@@ -13,11 +13,12 @@ AXES = ("data", "fsdp", "tensor")
 
 @dataclasses.dataclass(frozen=True)
 class MeshShape:
-    """Devices along each mesh axis; one of them may be -1, "all that are left".
+    """Number of devices along each mesh axis; one number may be -1, for all remaining devices.
 
-    data: replicas of the parameters; the batch, or the configurations of a sweep, is split over it.
-    fsdp: parameters, optimizer state and the batch are split over it.
-    tensor: heads, MLP columns and the vocabulary are split over it.
+    Attributes:
+      data: splits the batch, or the configurations of a sweep; parameters are replicated.
+      fsdp: splits parameters, optimizer state and the batch.
+      tensor: splits heads, MLP columns and the vocabulary.
     """
 
     data: int = -1
@@ -25,7 +26,7 @@ class MeshShape:
     tensor: int = 1
 
     def resolve(self, device_count: int) -> tuple[int, int, int]:
-        """Replace -1 by the devices that the other axes leave.
+        """Return the sizes of the axes, with -1 replaced by the number of remaining devices.
 
         Raises:
           UserError: if the axes do not multiply to `device_count`.
@@ -47,7 +48,7 @@ class MeshShape:
 
 
 def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Make the mesh over `devices` (all of the job's by default).
+    """Make the mesh over `devices`; None for all devices of the job.
 
     Raises:
       UserError: if the shape does not fit the devices.

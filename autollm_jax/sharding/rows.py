@@ -1,7 +1,8 @@
-"""Reading and writing places of a batch's rows.
+"""Reading and writing slots of a batch's rows, each row by itself.
 
-Row by row: where rows are split over devices, indices that name the row as well
-(`x_BS[jnp.arange(B), slot_B]`) make the compiler gather them over all devices, at every token.
+If rows are split over devices, an index that names the row too (`x_BS[jnp.arange(B), slot_B]`)
+makes the compiler gather the rows over all devices at every token. The functions here avoid the
+gather.
 """
 
 import jax
@@ -9,15 +10,22 @@ import jax.numpy as jnp
 
 
 def read(x_BS: jax.Array, slot_B: jax.Array) -> jax.Array:
-    """Take one place of each row: x[b, slot[b]]."""
+    """Return one slot of each row, x[b, slot[b]]."""
     places_B1 = slot_B[:, None]
     return jnp.take_along_axis(x_BS, places_B1, axis=1, mode="promise_in_bounds")[:, 0]
 
 
 def write(x_BS: jax.Array, slots_BC: jax.Array, values_BC: jax.Array, axis: int = 1) -> jax.Array:
-    """Set places of each row, x[b, slots[b, c]] = values[b, c]; what is beyond the end is dropped.
+    """Set slots of each row, x[b, slots[b, c]] = values[b, c]; ignore slots beyond the end.
 
-    Both may have further dimensions beside S and C, or no C; `axis` is where S and C stand.
+    Args:
+      x_BS: the rows; more dimensions than S are allowed.
+      slots_BC: the slots; C may be missing.
+      values_BC: the values, with the further dimensions of x_BS.
+      axis: the index of S in x_BS and of C in values_BC.
+
+    Returns:
+      The updated rows.
     """
 
     def one_row(x_S, slots_C, values_C):

@@ -1,11 +1,11 @@
-"""The one table that maps logical axes to mesh axes, and what applies it."""
+"""The table that maps logical axes to mesh axes, and the functions that apply it."""
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-# A parameter names its axes `width`, `mlp`, ...; an activation's `width` is called `activation`,
-# since fsdp splits parameters over it but the batch over the activations.
+# A parameter's axis of model width is `width`, an activation's is `activation`: fsdp splits the
+# width of parameters, but the batch of activations.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "sweep": ("data",),
@@ -26,13 +26,13 @@ def partition_spec(axes, shape, mesh) -> PartitionSpec:
 
     Args:
       axes: one logical axis name, or None, per dimension.
-      shape: the array's shape. A dimension that its mesh axes do not divide stays whole (two
+      shape: the array's shape. A dimension that is not divisible by its mesh axes is not split (two
         key-value heads on four tensor devices, say).
-      mesh: a concrete or abstract mesh; axes that are not Auto in it (inside `shard_map`) are left
-        to the surrounding code.
+      mesh: a concrete or abstract mesh. Only axes of type Auto are used; inside `shard_map` the
+        surrounding code splits over the others.
 
     Raises:
-      KeyError: for a logical axis that `RULES` does not have.
+      KeyError: a logical axis is not in `RULES`.
     """
     automatic = {
         name
@@ -48,7 +48,7 @@ def partition_spec(axes, shape, mesh) -> PartitionSpec:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Pin an activation's layout by its logical axes; without a mesh in scope, do nothing."""
+    """Constrain an activation's sharding by its logical axes; without a mesh, return x as it is."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
@@ -57,7 +57,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def pieces(axis: str, size: int) -> int:
-    """Return into how many pieces the mesh in scope splits a dimension; without a mesh, 1."""
+    """Return into how many parts the current mesh splits a dimension; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return 1
@@ -66,7 +66,7 @@ def pieces(axis: str, size: int) -> int:
 
 
 def tree_shardings(logical_axes, shapes, mesh: Mesh):
-    """Give every leaf of a tree its `NamedSharding`.
+    """Return a tree with the `NamedSharding` of every leaf.
 
     Args:
       logical_axes: a tree whose leaves are tuples of logical axis names.
@@ -81,16 +81,16 @@ def tree_shardings(logical_axes, shapes, mesh: Mesh):
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of a batch array: the first dimension is split over data and fsdp."""
+    """Return the sharding of a batch array: the first dimension is split over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
 def even_rows(rows: int, mesh: Mesh, pieces: int = 1) -> int:
-    """Round a batch's rows up so that each device gets as many of each piece as any other."""
+    """Round a batch's rows up so that each of `pieces` parts splits evenly over the devices."""
     multiple = pieces * mesh.shape["data"] * mesh.shape["fsdp"]
     return -(-rows // multiple) * multiple
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Sharding of a value that every device holds whole."""
+    """Return the sharding of a value that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())

@@ -1,0 +1,62 @@
+"""Runs the examples of the docstrings, and checks that the functions users call have one."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+from autollm_jax import baselines, evaluation, forecasts, gym, sources
+
+PACKAGES = (gym, sources, forecasts, baselines, evaluation)
+MODULES = [package.__name__ for package in PACKAGES] + [
+    f"{package.__name__}.{module.name}"
+    for package in PACKAGES
+    for module in pkgutil.iter_modules(package.__path__)
+]
+# The modules, functions and classes that a user meets first.
+CALLED = [
+    "baselines.cma_es.CmaEs",
+    "baselines.default.DefaultFirst",
+    "baselines.greedy.Greedy",
+    "baselines.optuna_tpe.OptunaTPE",
+    "baselines.random.RandomSearch",
+    "baselines.successive_halving.SuccessiveHalving",
+    "evaluation.statistics.Bootstrap",
+    "forecasts.advisers.forecast",
+    "forecasts.boosted_trees.BoostedTrees",
+    "forecasts.gaussian_process.GaussianProcess",
+    "forecasts.nearest.NearestExperiment",
+    "forecasts.scaling_law.ScalingLaw",
+    "gym.cells.Cells",
+    "gym.environment.Episode",
+    "gym.experiments.load_experiments",
+    "gym.experiments.make_experiment",
+    "gym.pooling.pool_outcomes",
+    "gym.settings",
+    "gym.spaces.Dimension",
+    "gym.spaces.Space",
+    "gym.splits.evidence_for",
+    "gym.splits.split",
+    "gym.tables.as_roots",
+    "gym.tables.config_columns",
+    "gym.tables.write_table",
+    "sources",
+    "sources.csv_file.read_csv",
+    "sources.hwgpt.scale_space",
+    "sources.hwgpt.untuned_default",
+    "sources.steplaw.divergence_threshold",
+    "sources.steplaw.read",
+    "sources.steplaw.snap_learning_rate",
+]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_examples_of_a_module_are_right(module):
+    assert doctest.testmod(importlib.import_module(module)).failed == 0
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_a_name_that_users_meet_first_has_an_example(name):
+    documented = pkgutil.resolve_name(f"autollm_jax.{name}")
+    assert doctest.DocTestParser().get_examples(documented.__doc__)
