@@ -59,9 +59,8 @@ def tokenizer(own):
 
 
 def play(model, params, tokenizer, episodes, config=CONFIG, mesh=None):
-    return rollout.play(
-        model, params, tokenizer, config, episodes, range(len(episodes)), KEY, mesh=mesh
-    )
+    policy, layout = rollout.Policy(model, params, tokenizer), rollout.Layout(mesh=mesh)
+    return rollout.play(policy, config, episodes, range(len(episodes)), KEY, layout)
 
 
 def assert_own_untried(episodes):

@@ -90,7 +90,9 @@ def test_a_policy_of_a_published_vocabulary_plays(published, family, constrained
     episodes = [Episode(family[3], family[:3], BUDGET) for _ in range(2)]
     sizes = SamplerConfig(context=4096, cache_block=4096, chunk_sizes=(1024,))
     config = rollout.PlayConfig(sizes, 120, 1.0, constrained=constrained)
-    played = rollout.play(model, params, chat, config, episodes, [0, 1], jax.random.key(1))
+    played = rollout.play(
+        rollout.Policy(model, params, chat), config, episodes, [0, 1], jax.random.key(1)
+    )
     trials = [trial for episode in episodes for trial in episode.trials]
     if constrained:
         assert all(trial.valid and not trial.matched for trial in trials)
