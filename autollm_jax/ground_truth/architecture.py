@@ -57,9 +57,8 @@ def plan(
             default = None
             for values in itertools.product(*choices.values()):
                 config = dict(zip(NAMES, values, strict=True))
-                runs = [
-                    _run(config, tokens, batch_size, rate_times_width, s) for s in grid["seeds"]
-                ]
+                rate = rate_times_width / config["width"]
+                runs = [_run(config, tokens, batch_size, rate, seed) for seed in grid["seeds"]]
                 size = setup.parameters(runs[0])
                 cells += [Cell(name, config, r, {"parameters": size}, size > limit) for r in runs]
                 # Widths ascend, so the last match is the widest under the limit.

@@ -17,7 +17,7 @@ import pytest
 
 import autollm_jax
 from autollm_jax.errors import UserError
-from autollm_jax.evaluation.runner import evaluate, table_hashes
+from autollm_jax.evaluation.runner import Terms, evaluate, table_hashes
 from autollm_jax.gym.experiments import load_experiments
 from autollm_jax.job import fields, scoring_stages, stages
 from autollm_jax.job.job import Job
@@ -118,10 +118,10 @@ def evaluated(tmp_path, **changes):
                 game.episode.exec_config(game.episode.setting.configurations[0])
 
     tables = table_hashes(job.roots)
+    terms = Terms(job.config.gym.budget, (0,), stress=job.stress)
     evaluate(
-        {"random": first_cell}, job.split, None, job.config.gym.budget, (0,), job.results_path,
-        tables=tables, stress=job.stress, progress=False,
-    )  # fmt: skip
+        {"random": first_cell}, job.split, terms, job.results_path, tables=tables, progress=False
+    )
     scoring_stages.write_record(job, tables)
     return job
 
