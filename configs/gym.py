@@ -11,7 +11,7 @@ or matched, all of its claims true.
 
 The same job with every part small: two to three minutes. Its figures mean nothing.
 
-Flags select ablations and stress tests; README lists them.
+Flags select ablations and stress tests; docs/policies.md lists them.
 """
 
 import runpy

@@ -7,10 +7,10 @@ Half as many simulated episodes again, more updates of distillation, more steps 
 is for own and public tables together: their names and numbers are more varied, so the policy needs
 more training to copy all of them well.
 
-With own and public tables all stages up to GRPO take 14 minutes on one of 2 CPU cores, 5.6 GB
-(evaluating every baseline comes on top, and was not timed). Expect the agent at a mean regret of
-.242 / .110 / .083 after 1 / 3 / 5 trials on the 64 held-out experiments (five trainings, all
-alike to three digits).
+Measured at d4989bb, before HW-GPT's table was cut to architectures with like layers: with own and
+public tables all stages up to GRPO take 14 minutes on one of 2 CPU cores, 5.6 GB. The agent's mean
+regret was .242 / .110 / .083 after 1 / 3 / 5 trials on the 64 held-out experiments (five trainings,
+all alike to three digits). It was not measured again since.
 The variant `:smoke` is the same as that of the main job.
 """
 
