@@ -18,7 +18,7 @@ from tokenizers import AddedToken, models
 
 import autollm_jax
 from autollm_jax.files import write_json_atomic
-from autollm_jax.job import stages
+from autollm_jax.job import scoring_stages
 from autollm_jax.job.job import Job
 from autollm_jax.models import lora, transformer
 from autollm_jax.published import config_json, families, pretrained, safetensors_files
@@ -125,11 +125,11 @@ def test_players_share_what_lora_froze(trained, monkeypatch):
     job.config.gym.roots = "gym_data"
     job.config.evaluation.update({"methods": "agent,zero_shot,hybrid", "shots": 0})
     monkeypatch.setattr(pretrained, "load", lambda *given: loads.append(given) or load(*given))
-    given, player = [], stages.policy_player
+    given, player = [], scoring_stages.policy_player
     monkeypatch.setattr(
-        stages, "policy_player", lambda *a, **k: given.append(a[1]) or player(*a, **k)
+        scoring_stages, "policy_player", lambda *a, **k: given.append(a[1]) or player(*a, **k)
     )
-    assert set(stages._players(job)) == {"agent", "zero_shot", "hybrid"}
+    assert set(scoring_stages._players(job)) == {"agent", "zero_shot", "hybrid"}
     agent, zero_shot, hybrid = given
     assert len(loads) == 1 and agent["embedding"] is zero_shot["embedding"]
     name = "query" + transformer.LORA_OUT
