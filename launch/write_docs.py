@@ -41,7 +41,7 @@ def results_page(workdir: Path) -> str:
     parts = [
         "# Results\n\n",
         "Written by `python launch/write_docs.py --workdir=DIR` from a work directory of "
-        "`launch/main.py`. The stages that ran there, and the methods that were scored, are below.\n\n",
+        "`launch/main.py`. Below are the stages that ran and the methods that were scored.\n\n",
         f"Commit {record['code']}; {record['versions']}; protocol {fields['protocol']}; tables "
         f"{record['roots']}; {counts['all']['experiments']} held-out experiments "
         f"({', '.join(numbers)}).\n\n",
