@@ -1,12 +1,15 @@
 """Import public tables as outcome tables.
 
     python launch/import_data.py --source=steplaw --out=ROOT
-    python launch/import_data.py --source=steplaw --path=FILE_OR_DIR --out=ROOT
+    python launch/import_data.py --source=steplaw --path=PATH --out=ROOT
     python launch/import_data.py --source=all [--path=DIR] --out=ROOT
 
 Without --path the upstream files are downloaded at a pinned commit and their SHA-256 is checked.
-With --path they are read from a file or a folder, as published; other rows, or fewer, are fine.
-`all` imports every source, with --path from DIR/SOURCE; if one fails, the others still are.
+With --path they are read as published; other rows, or fewer, are fine. PATH is a file, a folder
+with the files, the upstream repository as a folder or a git checkout (whose objects are read at the
+pinned commit where its working tree lacks the files), or GitHub's archive of it (.zip, .tar.gz).
+`all` imports every source, with --path from DIR/SOURCE, DIR/SOURCE.zip or DIR/SOURCE.tar.gz; if
+one fails, the others still are.
 Writes ROOT/SOURCE/TASK.parquet and ROOT/SOURCE/TASK.json.
 """
 
@@ -21,15 +24,16 @@ from autollm_jax import command_line
 from autollm_jax.errors import UserError
 from autollm_jax.gym import tables
 from autollm_jax.sources import SOURCES
-from autollm_jax.sources.download import DownloadError, download
+from autollm_jax.sources.download import MOST_LISTED, DownloadError, download, hand_placed
 from autollm_jax.sources.source import Source, Tables
+from autollm_jax.sources.upstream import ARCHIVE_ENDS, upstream_folder
 
 # The folder that messages propose for files that could not be downloaded.
 BY_HAND = "downloads"
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("source", None, f"Table to import: {', '.join(SOURCES)}, or all.")
-command_line.define_path("path", None, "File or folder as published; downloaded if not given.")
+command_line.define_path("path", None, "Files as published, see above; downloaded if not given.")
 command_line.define_path("out", None, "Folder of outcome tables to write into.")
 
 
@@ -41,7 +45,8 @@ def import_source(source: Source, path: str | None, out: str) -> None:
             download(source, pathlib.Path(folder))
             imported = source.read(pathlib.Path(folder))
     else:
-        imported = source.read(pathlib.Path(path))
+        with upstream_folder(path, source) as folder:
+            imported = source.read(folder)
     for meta, rows in imported:
         try:
             written = tables.write_table(out, meta, rows)
@@ -52,7 +57,7 @@ def import_source(source: Source, path: str | None, out: str) -> None:
 
 
 def import_all(path: str | None, out: str) -> None:
-    """Import every source, from `path`/SOURCE if a path is given.
+    """Import every source, from `path`/SOURCE or an archive of that name if a path is given.
 
     A source that fails is reported, and the next one is imported.
 
@@ -62,16 +67,16 @@ def import_all(path: str | None, out: str) -> None:
     failed = []
     for source in SOURCES.values():
         try:
-            import_source(source, None if path is None else f"{path}/{source.name}", out)
+            import_source(source, None if path is None else _path_of(source, path), out)
         except DownloadError as error:
             failed.append(source.name)
             folder = f"{BY_HAND}/{source.name}"
-            command = f"python launch/import_data.py --source={source.name} --path={folder}"
-            for file in source.files:
+            for address, place in hand_placed(source, folder).items():
+                given = folder if place.startswith(f"{folder}/") else place
                 print(
-                    f"error: {source.name}: cannot be downloaded ({error.reason}); place "
-                    f"{source.file_address(file)} as {folder}/{pathlib.Path(file).name}, then: "
-                    f"{command} --out={out}",
+                    f"error: {source.name}: cannot be downloaded ({error.reason}); place {address} "
+                    f"as {place}, then: python launch/import_data.py --source={source.name} "
+                    f"--path={given} --out={out}",
                     file=sys.stderr,
                 )
         except UserError as error:
@@ -81,12 +86,22 @@ def import_all(path: str | None, out: str) -> None:
         raise UserError(f"--source=all: not imported: {', '.join(failed)}; the reasons are above")
 
 
+def _path_of(source: Source, folder: str) -> str:
+    path = f"{folder}/{source.name}"
+    archives = [f"{path}{end}" for end in ARCHIVE_ENDS if pathlib.Path(f"{path}{end}").is_file()]
+    return archives[0] if archives and not pathlib.Path(path).exists() else path
+
+
 def _summarise(source: Source, imported: Tables) -> None:
     pinned = set(source.files.values())
     for meta, rows in imported:
-        for name, found in meta["upstream"]["files"].items():
+        files = meta["upstream"]["files"]
+        for name, found in files.items() if len(files) <= MOST_LISTED else ():
             kind = "the pinned file" if found in pinned else "not the pinned file: a part, or other"
             print(f"read {name}, SHA-256 {found} ({kind})")
+        if len(files) > MOST_LISTED:
+            whole = sum(found in pinned for found in files.values())
+            print(f"read {len(files)} files: {whole} pinned ones, the others a part, or other")
         levels = collections.Counter(e["fidelity"]["level"] for e in meta["experiments"].values())
         shown = ", ".join(f"{levels[level]} {level}" for level in tables.LEVELS if levels[level])
         status = collections.Counter(row["status"] for row in rows)

@@ -13,6 +13,8 @@ from autollm_jax.sources.source import Source
 
 TIMEOUT_SECONDS = 20
 CHUNK_BYTES = 1 << 16
+# A user is asked for so many single files by hand; for more, for the repository's archive.
+MOST_LISTED = 10
 
 
 class DownloadError(UserError):
@@ -41,17 +43,15 @@ def download(source: Source, folder: Path) -> None:
       UserError: a file's SHA-256 is not the pinned one.
     """
     for file, expected in source.files.items():
-        address, path = source.file_address(file), folder / Path(file).name
+        address, path = source.file_address(file), folder / source.place(file)
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             _fetch(address, path)
         # Only these exceptions of http.client and urllib mean that the connection failed.
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-            wanted = " and ".join(source.file_address(name) for name in source.files)
             reason = " ".join(str(error).split())
             raise DownloadError(
-                f"{address}: cannot be downloaded ({reason}); fetch {wanted} "
-                "by hand into a folder and give it as --path=FOLDER",
-                reason,
+                f"{address}: cannot be downloaded ({reason}); fetch {_by_hand(source)}", reason
             ) from error
         found = sha256_of(path)
         if found != expected:
@@ -59,6 +59,28 @@ def download(source: Source, folder: Path) -> None:
                 f"{address}: SHA-256 is {found}, expected {expected}; the download is not the "
                 "pinned file, nothing was imported"
             )
+
+
+def _by_hand(source: Source) -> str:
+    placed = hand_placed(source, "FOLDER")
+    wanted = " and ".join(placed)
+    if len(source.files) > MOST_LISTED:
+        return f"{wanted} by hand and give it as --path=FILE"
+    return f"{wanted} by hand into a folder and give it as --path=FOLDER"
+
+
+def hand_placed(source: Source, folder: str) -> dict[str, str]:
+    """Return the addresses that a user without a connection here fetches, and where to place each.
+
+    Those are the source's files, or the archive of its whole repository where they are many.
+
+    Args:
+      source: the source.
+      folder: the folder for the files; an archive is placed beside it.
+    """
+    if len(source.files) > MOST_LISTED:
+        return {source.archive_address: f"{folder}.zip"}
+    return {source.file_address(file): f"{folder}/{source.place(file)}" for file in source.files}
 
 
 def _fetch(address: str, path: Path) -> None:

@@ -41,6 +41,19 @@ class Source:
         """Return the address of one of `files` at the pinned commit."""
         return f"{self.raw_address}/{self.commit}/{file}"
 
+    @property
+    def archive_address(self) -> str:
+        """The address of GitHub's archive of the whole repository at the pinned commit."""
+        return f"{self.address}/archive/{self.commit}.zip"
+
+    def place(self, file: str) -> str:
+        """Return where one of `files` lies in a folder of downloads, as `read` finds it.
+
+        It is the file's name, or its whole path where several of the files have one name.
+        """
+        names = {Path(other).name for other in self.files}
+        return Path(file).name if len(names) == len(self.files) else file
+
     def meta(self, task: str, hashes: Mapping[str, str], **described) -> dict:
         """Return the JSON file's content.
 
