@@ -13,7 +13,8 @@ def read_runs(roots: Roots, experiments: Sequence[Experiment]) -> dict[str, dict
 
     Args:
       roots: folders of tables, or one such folder.
-      experiments: the experiments to read. Rows over an experiment's limit are left out.
+      experiments: the experiments to read. Infeasible rows are left out: they were not run, or ran
+        out of memory at their start.
 
     Returns:
       {experiment id: {run key: FLOPs}}. A run that several experiments share has the same key in

@@ -39,15 +39,17 @@ def flops_of_runs(looks: Iterable[tuple[Experiment, Sequence[int]]]) -> float:
     """Sum the FLOPs of runs, each shared run counted once.
 
     Args:
-      looks: experiments, and the rows of each that were looked at. A row over the limit was not
-        run. A diverged run counts whole, because tables do not say when it diverged. Under a limit
-        a run costs in proportion to its own parameters.
+      looks: experiments, and the rows of each that were looked at. An infeasible row counts
+        nothing: it was over the limit and not run, or it ran out of memory at its start. A diverged
+        run counts whole, because tables do not say when it diverged. Under a limit a run costs in
+        proportion to its own parameters.
     """
     runs: dict[tuple, float] = {}
     for experiment, rows in looks:
         shared, fidelity = runs_key(experiment), experiment.fidelity
         names = experiment.space.names
-        for row in np.asarray(rows, int)[experiment.feasible_R[rows]].tolist():
+        rows = np.asarray(rows, int)
+        for row in rows[experiment.outcomes.status_R[rows] != "infeasible"].tolist():
             flops = fidelity.flops
             if experiment.limit is not None and experiment.parameters_R is not None:
                 flops *= float(experiment.parameters_R[row]) / fidelity.parameters
