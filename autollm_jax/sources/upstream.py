@@ -21,7 +21,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from autollm_jax.errors import UserError
 from autollm_jax.sources.source import Source
@@ -197,7 +197,7 @@ def _untar(path: Path, source: Source, folder: Path) -> bool:
 class _Counted:
     """A stream that is refused beyond MOST_TAR_BYTES."""
 
-    def __init__(self, stream: IO[bytes], path: Path):
+    def __init__(self, stream: gzip.GzipFile, path: Path):
         self._stream, self._path, self._count = stream, path, 0
 
     def read(self, size: int) -> bytes:

@@ -1,7 +1,10 @@
+import io
+import json
 import os
 import pathlib
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import pytest
@@ -9,6 +12,8 @@ import pytest
 import autollm_jax
 from autollm_jax.gym.experiments import load_experiments
 from autollm_jax.sources import SOURCES
+from autollm_jax.sources.download import MOST_LISTED
+from tests.sources.autoresearch_files import trial
 
 ROOT = pathlib.Path(autollm_jax.__file__).parents[1]
 PUBLISHED = pathlib.Path(os.environ.get("AUTOLLM_PUBLISHED_TABLES", ROOT.parent / "shared/data"))
@@ -90,10 +95,26 @@ def test_all_reads_each_source_from_its_folder_and_passes_over_what_fails(tmp_pa
     assert "steplaw/pretraining: 2 experiments (1 low, 1 mid), 4 rows" in done.stdout
     assert all(f"licence: {source.licence}" in done.stdout for source in SOURCES.values())
     lines = done.stderr.splitlines()
-    assert [line.split(": ")[1] for line in lines] == ["hwgpt", "regmix", "admire", "--source=all"]
-    assert "test_pile_loss_60M.csv is not beside it" in lines[1]
-    assert lines[3].endswith("not imported: hwgpt, regmix, admire; the reasons are above")
+    others = [name for name in SOURCES if name != "steplaw"]
+    assert [line.split(": ")[1] for line in lines] == [*others, "--source=all"]
+    assert "test_pile_loss_60M.csv is not beside it" in lines[others.index("regmix")]
+    assert lines[-1].endswith(f"not imported: {', '.join(others)}; the reasons are above")
     assert [p.name for p in (tmp_path / "roots").iterdir()] == ["steplaw"]
+
+
+def test_all_reads_archives_of_the_sources_names(tmp_path):
+    with zipfile.ZipFile(tmp_path / "steplaw.zip", "w") as archive:
+        archive.writestr("steplaw-32a8f4c/data/dense_lr_bs_loss.csv", CSV)
+    lines = "".join(json.dumps(trial(1.0 + n, DEPTH=4 + n)) + "\n" for n in range(3)).encode()
+    with tarfile.open(tmp_path / "autoresearch.tar.gz", "w:gz") as archive:
+        info = tarfile.TarInfo("repo-2959c3c/results/random/seed_0/trials.jsonl")
+        info.size = len(lines)
+        archive.addfile(info, io.BytesIO(lines))
+    done = import_data("--source=all", f"--path={tmp_path}", f"--out={tmp_path / 'roots'}")
+    assert "steplaw/pretraining: 2 experiments (1 low, 1 mid), 4 rows" in done.stdout
+    assert "autoresearch/pretraining: 3 experiments (3 low), 3 rows: 3 ok" in done.stdout
+    written = sorted(p.name for p in (tmp_path / "roots").iterdir())
+    assert written == ["autoresearch", "steplaw"]
 
 
 def test_all_published_tables_beside_this_clone_are_imported(tmp_path):
@@ -103,7 +124,9 @@ def test_all_published_tables_beside_this_clone_are_imported(tmp_path):
     assert done.returncode == 0, done.stderr
     experiments = load_experiments(tmp_path)
     assert {e.source for e in experiments} == set(SOURCES)
-    assert all(e.match(e.default).matched is False for e in experiments)
+    # Of autoresearch the default is upstream's own recipe, which was run at DEPTH 8 alone.
+    unmeasured = [e.name for e in experiments if e.match(e.default).matched]
+    assert unmeasured == [f"depth-{depth}" for depth in (4, 5, 6, 7, 9)]
 
 
 def test_all_without_a_connection_names_every_file_to_place_by_hand(tmp_path):
@@ -111,13 +134,22 @@ def test_all_without_a_connection_names_every_file_to_place_by_hand(tmp_path):
     done = import_data("--source=all", f"--out={out}")
     assert done.returncode == 1 and not out.exists()
     *lines, last = done.stderr.splitlines()
-    wanted = [(source, file) for source in SOURCES.values() for file in source.files]
-    assert len(lines) == len(wanted) == 14 and "not imported: " in last
-    for line, (source, file) in zip(lines, wanted, strict=True):
+    wanted = [
+        (s, file) for s in SOURCES.values() for file in s.files if len(s.files) <= MOST_LISTED
+    ]
+    archives = [source for source in SOURCES.values() if len(source.files) > MOST_LISTED]
+    assert [source.name for source in archives] == ["autoresearch"]
+    assert len(lines) == len(wanted) + len(archives) and "not imported: " in last
+    for source, file in wanted:
         place = f"downloads/{source.name}/{file.rpartition('/')[2]}"
-        assert f"place {source.file_address(file)} as {place}, then: " in line
+        (line,) = [line for line in lines if f"place {source.file_address(file)} as" in line]
+        assert f"as {place}, then: " in line
         command = f"--source={source.name} --path=downloads/{source.name} --out={out}"
         assert line.endswith(f"python launch/import_data.py {command}")
+    for source in archives:
+        place = f"downloads/{source.name}.zip"
+        (line,) = [line for line in lines if f"place {source.archive_address} as {place}" in line]
+        assert line.endswith(f"--source={source.name} --path={place} --out={out}")
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -125,8 +157,8 @@ def test_a_hostile_or_damaged_file_executes_and_writes_nothing(tmp_path, source)
     trace = tmp_path / "executed"
     hostile = f"cposix\nsystem\n(S'touch {trace}'\ntR.".encode()
     for file in SOURCES[source].files:
-        path = tmp_path / "files" / pathlib.Path(file).name
-        path.parent.mkdir(exist_ok=True)
+        path = tmp_path / "files" / SOURCES[source].place(file)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("perplexity/data.pkl", hostile)
     out = tmp_path / "roots"

@@ -17,6 +17,7 @@ from . import autoresearch_files
 from .autoresearch_files import trial
 
 CSV = "lr,bs,smooth loss,N,D\n0.00276,64,2.5,214663680,4e9\n0.00391,64,2.4,214663680,4e9\n"
+CSV_BYTES = CSV.encode()
 
 
 def steplaw_repository(folder):
@@ -168,7 +169,7 @@ def test_a_checkout_executes_nothing_that_its_settings_name(repository, tmp_path
     assert not trace.exists()
 
 
-def member(name, data=CSV.encode(), kind=tarfile.REGTYPE, link=""):
+def member(name, data=CSV_BYTES, kind=tarfile.REGTYPE, link=""):
     info = tarfile.TarInfo(name)
     info.size, info.type, info.linkname = len(data), kind, link
     return info, data
