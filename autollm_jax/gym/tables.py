@@ -7,7 +7,8 @@ a run whose seed is not known is a run of its own.
 
 The JSON file describes the experiments: context, fidelity, space, objective, default, and where
 there is one a limit, `{"quantity": "parameters", "at_most": NUMBER}`; the rows then have a column
-`parameters`, and those over it are `infeasible` and have no outcome. Nothing is ever unpickled.
+`parameters`, and those over it are `infeasible`. Without a limit, `infeasible` rows are runs out of
+memory, which nobody knows beforehand. Neither has an outcome. Nothing is ever unpickled.
 """
 
 import dataclasses
@@ -382,14 +383,17 @@ def _check_outcomes(meta: Mapping, rows: pa.Table, where: str) -> None:
                 f"{where}: `{metric_of[name]}` is {outcome} in row {row + 1} (experiment {name}), "
                 "whose status is ok; accepted is a finite number, or another status"
             )
-        if name in limit_of and (
-            problem := _infeasibility_problem(sizes[row], limit_of[name], status, outcome)
-        ):
+        problem = None
+        if name in limit_of:
+            problem = _limit_problem(sizes[row], limit_of[name], status)
+        if status == "infeasible" and outcome is not None and not math.isnan(outcome):
+            problem = problem or f"is infeasible and has the outcome {outcome}; accepted is none"
+        if problem:
             raise UserError(f"{where}: row {row + 1} (experiment {name}): {problem}")
 
 
-def _infeasibility_problem(size, at_most: float, status: str, outcome) -> str | None:
-    """Return how a row's status or outcome contradicts its experiment's limit; None if it fits."""
+def _limit_problem(size, at_most: float, status: str) -> str | None:
+    """Return how a row's status contradicts its experiment's limit; None if it fits."""
     if size is None or not 0 <= size < math.inf:
         return f"`parameters` is {size}; accepted is a number, 0 or more"
     over = size > at_most
@@ -398,6 +402,4 @@ def _infeasibility_problem(size, at_most: float, status: str, outcome) -> str | 
             f"status is {status}, but its {size:.12g} parameters are "
             f"{'over' if over else 'within'} the limit of {at_most:.12g}"
         )
-    if over and outcome is not None and not math.isnan(outcome):
-        return f"is infeasible and has the outcome {outcome}; accepted is none"
     return None

@@ -73,13 +73,14 @@ def full_rows(experiment):
 @pytest.mark.parametrize("method", BASELINES)
 def test_every_method_plays_and_none_knows_beforehand(method, evidence, target):
     assert len(full_rows(target)) == 12 and target.setting.feasible_R.all()
-    for known in (evidence, ()):
-        episode = Episode(target, known, 64)
-        player = BASELINES[method](Problem(target.setting, known, 64), 0)
+    for known, budget in ((evidence, 64), ((), 4)):
+        episode = Episode(target, known, budget)
+        player = BASELINES[method](Problem(target.setting, known, budget), 0)
         while not episode.done:
             player.tell(episode.exec_config(player.ask()))
-        assert {trial.row for trial in episode.trials} == set(range(64))
-        assert sum(trial.status == "infeasible" for trial in episode.trials) == 12
+        assert len({trial.row for trial in episode.trials}) == budget
+        failed = sum(trial.status == "infeasible" for trial in episode.trials)
+        assert budget == 4 or failed == 12
 
 
 @pytest.mark.parametrize("name", [name for name in FORECASTS if name != "scaling_law"])

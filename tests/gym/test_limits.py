@@ -87,6 +87,7 @@ def test_an_infeasible_trial_is_valid_measures_nothing_and_scores_one(experiment
         (700, {"status": "ok", "loss": 2.0}, "status is ok, but its 1280 parameters are over"),
         (1280, {"status": "infeasible"}, "status is infeasible, but its 1280 .* are within the"),
         (700, {"loss": 2.0}, "is infeasible and has the outcome 2.0"),
+        (0, {"status": "infeasible", "loss": 2.0}, "is infeasible and has the outcome 2.0"),
         (700, {"parameters": None}, "`parameters` is None"),
         (700, {"parameters": math.nan}, "`parameters` is nan"),
         (700, {"parameters": "many"}, "column `parameters`"),
