@@ -101,7 +101,7 @@ def _summarise(source: Source, imported: Tables) -> None:
             print(f"read {name}, SHA-256 {found} ({kind})")
         if len(files) > MOST_LISTED:
             whole = sum(found in pinned for found in files.values())
-            print(f"read {len(files)} files: {whole} pinned ones, the others a part, or other")
+            print(f"read {len(files)} files: {whole} as pinned, the others a part, or other")
         levels = collections.Counter(e["fidelity"]["level"] for e in meta["experiments"].values())
         shown = ", ".join(f"{levels[level]} {level}" for level in tables.LEVELS if levels[level])
         status = collections.Counter(row["status"] for row in rows)

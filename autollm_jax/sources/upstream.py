@@ -29,7 +29,7 @@ from autollm_jax.sources.source import Source
 _log = logging.getLogger(__name__)
 
 ARCHIVE_ENDS = (".zip", ".tar.gz", ".tgz")
-# The largest upstream file has 1.5 MB; the archives hold other files too, of some 100 MB.
+# Upstream files have about 1 MB at most; the archives hold other files too.
 MOST_FILE_BYTES = 64 << 20
 MOST_BYTES = 256 << 20  # of all files that are taken out
 MOST_TAR_BYTES = 2 << 30  # a .tar.gz is unpacked to its end, wherever the wanted files lie

@@ -11,6 +11,7 @@ from autollm_jax.baselines import BASELINES, Problem
 from autollm_jax.curriculum.teacher import respond
 from autollm_jax.evaluation.cost import expected_trials
 from autollm_jax.forecasts.advisers import FORECASTS, forecast
+from autollm_jax.forecasts.surface import SurfaceTransfer
 from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.experiments import Fidelity, make_experiment
 from autollm_jax.gym.gymnasium_env import ConfigureEnv
@@ -26,6 +27,7 @@ from autollm_jax.text.spelling import exec_part
 
 WIDTHS, BATCHES = (32, 64, 128, 256), (16, 32, 64, 128)
 MOST = 64 * 128
+MAKERS = {**FORECASTS, "surface_transfer": SurfaceTransfer}
 
 
 def memory(name, level, size):
@@ -83,9 +85,9 @@ def test_every_method_plays_and_none_knows_beforehand(method, evidence, target):
         assert budget == 4 or failed == 12
 
 
-@pytest.mark.parametrize("name", [name for name in FORECASTS if name != "scaling_law"])
+@pytest.mark.parametrize("name", [name for name in MAKERS if name != "scaling_law"])
 def test_a_forecast_learns_from_the_evidence_what_does_not_fit(name, evidence, target):
-    made = FORECASTS[name](target.setting, evidence)
+    made = MAKERS[name](target.setting, evidence)
     mean_R = made.predict().mean_R
     near_R = np.isin([c["width"] * c["batch_size"] for c in target.configurations], [MOST])
     rate_R = np.array([abs(math.log10(c["rate"]) + 3) < 0.7 for c in target.configurations])
@@ -94,11 +96,11 @@ def test_a_forecast_learns_from_the_evidence_what_does_not_fit(name, evidence, t
     assert mean_R[full_R & rate_R].mean() > mean_R[near_R & rate_R].mean()
 
 
-@pytest.mark.parametrize("name", FORECASTS)
+@pytest.mark.parametrize("name", MAKERS)
 def test_a_forecast_takes_a_trial_out_of_memory(name, evidence, target):
     row = int(full_rows(target)[0])
     for known in (evidence, ()):
-        made = FORECASTS[name](target.setting, known)
+        made = MAKERS[name](target.setting, known)
         episode = Episode(target, known, 3)
         assert episode.exec_config(target.configurations[row]).status == "infeasible"
         assert np.isfinite(made.predict(episode.trials).mean_R).all()
