@@ -31,28 +31,28 @@ def ground_truth() -> ConfigDict:
     g.natural.test_code = 0.35
     g.head_dim = 8
     g.batch_size = 8  # sequences
-    g.low = level(widths=(16,), tokens=(32_768, 65_536), learning_rate=2.0**-5)
-    g.mid = level(widths=(24,), tokens=(65_536, 98_304), learning_rate=2.0**-5)
-    g.high = level(widths=(32,), tokens=(98_304, 131_072), learning_rate=2.0**-5.5)
+    g.low = level(models=("16x2",), tokens=(32_768, 65_536), rate_times_width=0.5)
+    g.mid = level(models=("24x2",), tokens=(65_536, 98_304), rate_times_width=0.75)
+    g.high = level(models=("32x2",), tokens=(98_304, 131_072), rate_times_width=32 * 2.0**-5.5)
     return g
 
 
-def level(widths, tokens, learning_rate) -> ConfigDict:
+def level(models, tokens, rate_times_width) -> ConfigDict:
     """Return the grid of a level: 50 mixtures, half of them shared with the other levels."""
     c = ConfigDict()
-    c.widths = widths
-    c.layers = 2
+    c.models = models  # WIDTHxLAYERS
     c.tokens = tokens
     c.mixtures = 50
     c.own = 25  # mixtures that no other level has
-    c.learning_rate = learning_rate
-    c.second_seed_every = 5  # one mixture in so many has a second seed
+    c.rate_times_width = rate_times_width  # peak learning rate x width
+    c.seeds = 2
+    c.repeated_every = 5  # one mixture in so many has all seeds
     return c
 
 
 def shrink(g: ConfigDict) -> None:
     """Make the grids small, for the smoke test."""
     for name, tokens in (("low", 16_384), ("mid", 32_768)):
-        g[name].update({"widths": (16,), "tokens": (tokens,), "layers": 1})
+        g[name].update({"models": ("16x1",), "tokens": (tokens,)})
         g[name].update({"mixtures": 6, "own": 3})
     del g.high

@@ -52,7 +52,8 @@ def level(width, heads, steps, **backbone_steps) -> ConfigDict:
     c.backbone_steps = ConfigDict(backbone_steps)  # of pre-training
     c.steps = steps  # rollouts
     c.learning_rates = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
-    c.second_seed_every = 5  # one configuration in so many has a second seed
+    c.seeds = 2
+    c.repeated_every = 5  # one configuration in so many has all seeds
     return c
 
 

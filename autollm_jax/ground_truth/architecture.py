@@ -7,7 +7,7 @@ from autollm_jax.ground_truth.language_model import (
     LanguageModelSetup,
     language_model_plan,
 )
-from autollm_jax.ground_truth.plan import Cell, Plan
+from autollm_jax.ground_truth.plan import Cell, Plan, seeds_of
 from autollm_jax.gym.spaces import Dimension, Space
 
 TASK = "architecture"
@@ -31,7 +31,7 @@ UNITS = {
 def plan(
     source: str, setup: LanguageModelSetup, levels: dict, batch_size: int, rate_times_width: float
 ) -> Plan:
-    """Make the plan: every architecture of a level is trained on every token budget of the level.
+    """Make the plan: the architectures of a level are trained on every token budget of the level.
 
     An experiment is a token budget with a parameter limit. The experiments of one budget share
     their runs.
@@ -40,7 +40,8 @@ def plan(
       source: the table's source.
       setup: the fields that all runs share.
       levels: the grid of each level: width, layers, heads, kv_heads, mlp_ratio (choices), tokens,
-        limits (of all parameters, embedding included), seeds.
+        limits (of all parameters, embedding included), seeds, repeated_every (one architecture in
+        so many has all seeds, the others have the first).
       batch_size: sequences per step.
       rate_times_width: product of peak learning rate and width. The rate falls with the width, as
         muP scales the rate of Adam (arXiv 2203.03466), so that one value suits every width.
@@ -55,10 +56,12 @@ def plan(
         for tokens, limit in itertools.product(grid["tokens"], grid["limits"]):
             name = f"d{tokens // 1024}k_p{limit // 1000}k"
             default = None
-            for values in itertools.product(*choices.values()):
+            for number, values in enumerate(itertools.product(*choices.values())):
                 config = dict(zip(NAMES, values, strict=True))
                 rate = rate_times_width / config["width"]
-                runs = [_run(config, tokens, batch_size, rate, seed) for seed in grid["seeds"]]
+                runs = [
+                    _run(config, tokens, batch_size, rate, seed) for seed in seeds_of(number, grid)
+                ]
                 size = setup.parameters(runs[0])
                 cells += [Cell(name, config, r, {"parameters": size}, size > limit) for r in runs]
                 # Widths ascend, so the last match is the widest under the limit.

@@ -10,7 +10,7 @@ from autollm_jax.ground_truth.language_model import (
     LanguageModelSetup,
     language_model_plan,
 )
-from autollm_jax.ground_truth.plan import Cell, Plan
+from autollm_jax.ground_truth.plan import Cell, Plan, seeds_of
 from autollm_jax.gym.spaces import Dimension, Space
 
 TASK = "data_mixture"
@@ -66,9 +66,10 @@ def plan(
     Args:
       source: the table's source.
       setup: the fields that all runs share.
-      levels: the grid of each level: widths, layers, tokens, mixtures (number of mixtures), own
-        (number of mixtures that no other level has), learning_rate, second_seed_every (every n-th
-        mixture is also trained with a second seed).
+      levels: the grid of each level: models (WIDTHxLAYERS each), tokens, mixtures (number of
+        mixtures), own (number of mixtures that no other level has), rate_times_width (peak learning
+        rate x width), seeds, repeated_every (one mixture in so many has all seeds, the others have
+        the first).
       natural: natural share of each domain in the corpus.
       head_dim: width of an attention head. The MLP is 8/3 times as wide as the model.
       batch_size: sequences per step.
@@ -79,9 +80,10 @@ def plan(
     for number, (level, grid) in enumerate(levels.items()):
         shared = mixtures(natural, grid["mixtures"] - grid["own"], seed=0)
         own = mixtures(natural, grid["own"] + 2, seed=1 + number)[2:]
-        for width, tokens in itertools.product(grid["widths"], grid["tokens"]):
-            stem = f"w{width}_l{grid['layers']}_d{tokens // 1024}k"
-            runs = _runs(grid, shared + own, width, tokens, head_dim, batch_size)
+        for model, tokens in itertools.product(grid["models"], grid["tokens"]):
+            runs = _runs(grid, shared + own, model, tokens, head_dim, batch_size)
+            run = runs[0][1]
+            stem = f"w{run.width}_l{run.layers}_d{tokens // 1024}k"
             for objective, metric in objectives.items():
                 name = f"{stem}_{objective}"
                 cells += [Cell(name, {"mixture": mixture}, run) for mixture, run in runs]
@@ -103,25 +105,31 @@ def plan(
 
 
 def _runs(
-    grid: dict, mixed: list[dict], width: int, tokens: int, head_dim: int, batch_size: int
+    grid: dict,
+    mixed: list[dict],
+    model: str,
+    tokens: int,
+    head_dim: int,
+    batch_size: int,
 ) -> list[tuple[dict, LanguageModelRun]]:
     """Return (mixture, run) for each mixture and seed, given a model and a token budget."""
+    width, layers = map(int, model.split("x"))
     heads = max(1, width // head_dim)
     base = LanguageModelRun(
         width=width,
-        layers=grid["layers"],
+        layers=layers,
         heads=heads,
         kv_heads=heads,
         mlp_width=8 * round(width / 3),
         tokens=tokens,
         batch_size=batch_size,
-        learning_rate=grid["learning_rate"],
+        learning_rate=grid["rate_times_width"] / width,
         seed=0,
     )
     return [
         (mixture, dataclasses.replace(base, seed=seed, mixture=tuple(mixture.items())))
-        for index, mixture in enumerate(mixed)
-        for seed in ((0, 1) if index % grid["second_seed_every"] == 0 else (0,))
+        for number, mixture in enumerate(mixed)
+        for seed in seeds_of(number, grid)
     ]
 
 

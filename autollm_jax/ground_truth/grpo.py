@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from autollm_jax.checkpointing.checkpoints import Checkpoints
 from autollm_jax.data.pipeline import Packed, Pipeline
 from autollm_jax.files import write_atomic
-from autollm_jax.ground_truth.plan import Cell, Measurement, Plan
+from autollm_jax.ground_truth.plan import Cell, Measurement, Plan, seeds_of
 from autollm_jax.ground_truth.provenance import device_kind
 from autollm_jax.gym.spaces import Dimension, Space
 from autollm_jax.models.transformer import TransformerConfig, parameter_count, parameter_shapes
@@ -260,8 +260,8 @@ def plan(source: str, setup: GRPOSetup, levels: dict, choices: dict) -> Plan:
       source: the table's source.
       setup: the fields that all runs share.
       levels: the grid of each level: problems, width, layers, heads, backbone_steps (by kind of
-        problem), steps, learning_rates, second_seed_every (every n-th configuration is also
-        trained with a second seed).
+        problem), steps, learning_rates, seeds, repeated_every (one configuration in so many has all
+        seeds, the others have the first).
       choices: choices of the other hyperparameters.
     """
     experiments, cells = {}, []
@@ -316,7 +316,7 @@ def _runs(grid: dict, problems: str, values: dict[str, tuple]) -> list[tuple[dic
     made = []
     for index, combination in enumerate(itertools.product(*values.values())):
         config = dict(zip(KINDS, combination, strict=True))
-        for seed in (0, 1) if index % grid["second_seed_every"] == 0 else (0,):
+        for seed in seeds_of(index, grid):
             run = ProblemRun(
                 problems=problems,
                 width=grid["width"],

@@ -1,44 +1,74 @@
-"""The ledger: the outcome of every finished run, each in a file of its own."""
+"""The ledger: the outcomes of the finished runs of a table that is being made."""
 
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
-from autollm_jax.errors import UserError
-from autollm_jax.files import write_json_atomic
+from autollm_jax.files import read_json_lines
 
 
 class Ledger:
-    """The outcomes of a sweep's runs, as files `FOLDER/runs/RUN.json`, written atomically.
+    """The outcomes of a table's runs, as lines of `ROOT/SOURCE/TASK.runs.jsonl`.
 
-    A sweep that was killed resumes from these files. No two runs write one file, so the ledgers of
-    several machines can be copied into one folder.
+    The file lies beside the table, so that the finished part of a long sweep can be kept in version
+    control and another machine goes on from it. Each of several shares appends to a file of its
+    own, and reads the files of all. Lines of another setup stay, and count for nothing.
+
+    Attributes:
+      path: the file that this ledger appends to.
     """
 
-    def __init__(self, folder):
-        self.folder = Path(folder)
+    def __init__(self, table: Path, setup: str, share: tuple[int, int] = (0, 1)):
+        """Read the finished runs.
 
-    def path(self, run: str) -> Path:
-        return self.folder / "runs" / f"{run}.json"
-
-    def record(self, run: str, entry: dict) -> None:
-        """Write the outcome of a run."""
-        write_json_atomic(self.path(run), entry)
-
-    def read(self, run: str) -> dict | None:
-        """Return the outcome of a run, or None where the run is not finished.
+        Args:
+          table: path of the table's Parquet file.
+          setup: the plan's `setup_digest`; a run's outcome depends on the setup besides its name.
+          share: (i, n), as for `produce`.
 
         Raises:
-          UserError: the file is not a JSON object.
+          UserError: a line is damaged; half a last line is dropped.
         """
-        path = self.path(run)
-        if not path.exists():
-            return None
-        try:
-            entry = json.loads(path.read_text())
-        except ValueError as error:
-            raise UserError(
-                f"{path}: not JSON ({error}); delete it to train that run again"
-            ) from error
-        if not isinstance(entry, dict):
-            raise UserError(f"{path}: not a JSON object; delete it to train that run again")
-        return entry
+        index, count = share
+        part = "" if count == 1 else f"-{index}-of-{count}"
+        self.path = table.with_name(f"{table.stem}.runs{part}.jsonl")
+        self._table, self._setup = table, setup
+        self._entries: dict[str, dict] = {}
+        for path in self._paths():
+            for line in read_json_lines(path, log=True, remedy="delete the line to train it again"):
+                if line["setup"] == setup:
+                    self._entries[line["run"]] = line["outcome"]
+
+    def _paths(self) -> list[Path]:
+        return sorted(self._table.parent.glob(f"{self._table.stem}.runs*.jsonl"))
+
+    def record(self, entries: Mapping[str, dict]) -> None:
+        """Append the outcomes of a group's runs, by name."""
+        text = "".join(
+            json.dumps({"run": run, "setup": self._setup, "outcome": entry}, sort_keys=True) + "\n"
+            for run, entry in entries.items()
+        )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a+b") as file:
+            _drop_half_a_line(file)
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self._entries.update(entries)
+
+    def read(self, run: str) -> dict | None:
+        """Return the outcome of a run, or None where the run is not finished."""
+        return self._entries.get(run)
+
+    def remove(self) -> None:
+        """Delete the files of all shares; the finished table holds what they hold."""
+        for path in self._paths():
+            path.unlink()
+
+
+def _drop_half_a_line(file) -> None:
+    """Cut the file after its last line end; a kill may have left half a line behind it."""
+    file.seek(0)
+    whole = file.read().rfind(b"\n") + 1
+    file.truncate(whole)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from jax.sharding import Mesh
 
 from autollm_jax.checkpointing.checkpoints import Checkpoints
+from autollm_jax.gym.tables import LEVELS
 
 # Most runs per group. A larger group uses the cores no better, and makes `verify` slower: rounding
 # depends on the size of the group, so an exact repetition has to train as many runs again.
@@ -27,7 +28,7 @@ class Run(Protocol):
 
     @property
     def name(self) -> str:
-        """Return the run's name, unique in its plan; it names the file in the ledger."""
+        """Return the run's name, unique in its plan and in its ledger."""
 
     @property
     def group(self) -> str:
@@ -150,13 +151,28 @@ class Plan:
     def setup_digest(self) -> str:
         """Return a hash of the setup: the settings that a run depends on besides its own fields.
 
-        The hash names the ledger's folder, so a changed grid trains only the runs that it lacks.
+        The ledger keeps it with each run, so a changed grid trains only the runs that it lacks.
         """
         return _digest(dataclasses.asdict(self.setup))
 
     def groups(self) -> list[tuple[Run, ...]]:
-        """Return the distinct runs in groups; the runs of a group are trained together."""
-        return group_runs(cell.run for cell in self.cells)
+        """Return the distinct runs in groups; the runs of a group are trained together.
+
+        The levels follow each other, so that the cheap experiments are finished first. A
+        configuration that no experiment's limit allows is not trained.
+        """
+        groups, known = [], set()
+        for level in LEVELS:
+            runs = {
+                cell.run.name: cell.run
+                for cell in self.cells
+                if self.experiments[cell.experiment]["fidelity"]["level"] == level
+                and not cell.infeasible
+                and cell.run.name not in known
+            }
+            groups += group_runs(runs.values())
+            known |= runs.keys()
+        return groups
 
     def share(self, index: int, count: int) -> list[tuple[Run, ...]]:
         """Return one share of the groups: every `count`-th program, from program `index` on."""
@@ -164,6 +180,11 @@ class Plan:
         programs = list(dict.fromkeys(runs[0].program for runs in groups))
         mine = set(programs[index::count])
         return [runs for runs in groups if runs[0].program in mine]
+
+
+def seeds_of(number: int, grid: Mapping) -> range:
+    """Return the seeds of a grid's configuration: all of `seeds` for one in `repeated_every`."""
+    return range(grid["seeds"] if number % grid["repeated_every"] == 0 else 1)
 
 
 def group_runs(runs: Iterable[Run]) -> list[tuple[Run, ...]]:

@@ -10,7 +10,7 @@ from autollm_jax.ground_truth.language_model import (
     LanguageModelSetup,
     language_model_plan,
 )
-from autollm_jax.ground_truth.plan import Cell, Plan
+from autollm_jax.ground_truth.plan import Cell, Plan, seeds_of
 from autollm_jax.gym.spaces import Dimension, Space
 
 TASK = "pretraining"
@@ -27,25 +27,25 @@ def plan(source: str, setup: LanguageModelSetup, levels: dict, head_dim: int) ->
     Args:
       source: the table's source.
       setup: the settings that all runs share.
-      levels: the grid of each level: widths, layers, tokens, learning_rates, batch_sizes,
-        second_seed_every (every n-th learning rate is also trained with a second seed).
+      levels: the grid of each level: models (WIDTHxLAYERS each), tokens, learning_rates,
+        batch_sizes, seeds, repeated_every (one configuration in so many has all seeds, the others
+        have the first).
       head_dim: width of an attention head. The MLP is 8/3 times as wide as the model, in steps
         of 8.
     """
     experiments, cells = {}, []
     for level, grid in levels.items():
-        for width, tokens in itertools.product(grid["widths"], grid["tokens"]):
-            name = f"w{width}_l{grid['layers']}_d{tokens // 1024}k"
+        rates, sizes = tuple(grid["learning_rates"]), tuple(grid["batch_sizes"])
+        for model, tokens in itertools.product(grid["models"], grid["tokens"]):
+            width, layers = map(int, model.split("x"))
+            name = f"w{width}_l{layers}_d{tokens // 1024}k"
             heads = max(1, width // head_dim)
-            for (i, rate), (j, batch_size) in itertools.product(
-                enumerate(grid["learning_rates"]), enumerate(grid["batch_sizes"])
-            ):
-                # Every n-th rate has a second seed; each batch size shifts the choice by two rates.
-                repeated = (i + 2 * j) % grid["second_seed_every"] == 0
-                for seed in (0, 1) if repeated else (0,):
+            for (i, rate), (j, batch_size) in itertools.product(enumerate(rates), enumerate(sizes)):
+                # Each batch size shifts the choice of the repeated rates by two.
+                for seed in seeds_of(i + 2 * j, grid):
                     run = LanguageModelRun(
-                        width, grid["layers"], heads, heads, 8 * round(width / 3), tokens,
-                        batch_size, rate, seed,
+                        width, layers, heads, heads, 8 * round(width / 3), tokens, batch_size,
+                        rate, seed,
                     )  # fmt: skip
                     config = {"learning_rate": rate, "batch_size": batch_size}
                     cells.append(Cell(name, config, run))

@@ -3,13 +3,13 @@
 import dataclasses
 import math
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from autollm_jax.checkpointing.checkpoints import Checkpoints
-from autollm_jax.errors import UserError
 from autollm_jax.ground_truth.ledger import Ledger
 from autollm_jax.ground_truth.plan import Cell, Measurement, Plan, Run, Trainer
 from autollm_jax.ground_truth.provenance import code_commit, device_kind, package_versions
@@ -22,9 +22,11 @@ def produce(
     trainer: Trainer,
     ledger: Ledger,
     mesh: Mesh,
+    checkpoints_root: Path,
     *,
     checkpoint_seconds: float,
     share: tuple[int, int] = (0, 1),
+    on_group: Callable[[], None] = lambda: None,
 ) -> None:
     """Train every run of the plan that the ledger lacks, group by group.
 
@@ -33,10 +35,11 @@ def produce(
       trainer: the plan's trainer.
       ledger: the finished runs; gets the outcomes of the new ones.
       mesh: the runs of a group are split over its `data` axis.
+      checkpoints_root: folder of the groups' checkpoints.
       checkpoint_seconds: seconds between two checkpoints of a group.
       share: (i, n) trains only the groups of every n-th program, from program i on. So n processes
-        make one table without any coordination, in one ledger folder or in n folders that are
-        copied together later.
+        make one table without any coordination; each has a ledger file of its own.
+      on_group: called after each group that was trained.
     """
     groups = plan.share(*share)
     total = sum(trainer.steps(runs[0]) for runs in groups)
@@ -46,7 +49,7 @@ def produce(
             if all(ledger.read(run.name) is not None for run in runs):
                 bar.update(trainer.steps(runs[0]))
                 continue
-            folder = ledger.folder / "checkpoints" / runs[0].name
+            folder = checkpoints_root / runs[0].name
             checkpoints = Checkpoints(folder, alone=True)
             measured = trainer.train(
                 runs,
@@ -55,10 +58,11 @@ def produce(
                 checkpoint_seconds=checkpoint_seconds,
                 on_steps=bar.update,
             )
-            for run, measurement in zip(runs, measured, strict=True):
-                ledger.record(run.name, _entry(measurement))
+            pairs = zip(runs, measured, strict=True)
+            ledger.record({run.name: _entry(measurement) for run, measurement in pairs})
             checkpoints.close()
             shutil.rmtree(folder)
+            on_group()
 
 
 def _entry(measurement: Measurement) -> dict:
@@ -75,47 +79,67 @@ def missing_runs(plan: Plan, ledger: Ledger) -> list[Run]:
     return [run for runs in plan.groups() for run in runs if ledger.read(run.name) is None]
 
 
+def finished_part(plan: Plan, ledger: Ledger) -> Plan:
+    """Return the part of the plan whose experiments have all of their runs."""
+    missing = {run.name for run in missing_runs(plan, ledger)}
+    unfinished = {c.experiment for c in plan.cells if not c.infeasible and c.run.name in missing}
+    return dataclasses.replace(
+        plan,
+        experiments={n: e for n, e in plan.experiments.items() if n not in unfinished},
+        cells=tuple(cell for cell in plan.cells if cell.experiment not in unfinished),
+    )
+
+
 def table_rows(plan: Plan, ledger: Ledger) -> list[dict]:
     """Make the table's rows from the ledger, in the plan's order.
 
+    An infeasible configuration has one row, whatever its seeds, without a run or a cost.
+
     Raises:
-      UserError: the ledger lacks a run.
+      KeyError: the ledger lacks a run.
     """
-    return [_row(cell, ledger) for cell in plan.cells]
+    entries = {c.run.name: ledger.read(c.run.name) for c in plan.cells if not c.infeasible}
+    lacking = [name for name, entry in entries.items() if entry is None]
+    if lacking:
+        raise KeyError(f"the ledger lacks {lacking[0]}")
+    metrics = next(iter(entries.values()))["metrics"]
+    nothing = {
+        "metrics": dict.fromkeys(metrics),
+        "status": "infeasible",
+        **dict.fromkeys(("flops", "seconds", "commit", "versions", "device")),
+    }
+    return [
+        _row(cell, nothing if cell.infeasible else entries[cell.run.name])
+        for cell in plan.cells
+        if not (cell.infeasible and cell.run.seed)
+    ]
 
 
-def _row(cell: Cell, ledger: Ledger) -> dict:
-    entry = ledger.read(cell.run.name)
-    if entry is None:
-        raise UserError(
-            f"{ledger.path(cell.run.name)}: this run has not been trained; run "
-            "--stage=ground_truth again"
-        )
+def _row(cell: Cell, entry: Mapping) -> dict:
     config = {}
     for name, value in cell.config.items():
         if isinstance(value, dict):
             config |= {f"config.{name}.{component}": weight for component, weight in value.items()}
         else:
             config[f"config.{name}"] = value
-    nothing = dict.fromkeys(entry["metrics"])
     return {
         "experiment": cell.experiment,
         **config,
-        **(nothing if cell.infeasible else entry["metrics"]),
+        **entry["metrics"],
         **cell.extra,
-        "flops": entry["flops"],
-        "seconds": entry["seconds"],
         "seed": cell.run.seed,
-        "status": "infeasible" if cell.infeasible else entry["status"],
         "run": cell.run.name,
-        "commit": entry["commit"],
-        "versions": entry["versions"],
-        "device": entry["device"],
+        **{name: entry[name] for name in ("flops", "seconds", "status")},
+        **{name: entry[name] for name in ("commit", "versions", "device")},
     }
 
 
-def table_meta(plan: Plan, trainer: Trainer, command: str) -> dict:
-    """Return the table's JSON file: its experiments, units and provenance."""
+def table_meta(plan: Plan, part: Plan, trainer: Trainer, command: str) -> dict:
+    """Return the JSON file of a part of a plan: its experiments, units and provenance.
+
+    Where the part is not the whole, `unfinished` names the experiments that it lacks.
+    """
+    unfinished = [name for name in plan.experiments if name not in part.experiments]
     return {
         "format": FORMAT,
         "source": plan.source,
@@ -132,7 +156,8 @@ def table_meta(plan: Plan, trainer: Trainer, command: str) -> dict:
             "seconds": "wall-clock seconds of the run's group divided by its runs",
             "run": "the run behind the row; rows of several experiments may share one",
         },
-        "experiments": dict(plan.experiments),
+        "experiments": dict(part.experiments),
+        **({"unfinished": unfinished} if unfinished else {}),
     }
 
 

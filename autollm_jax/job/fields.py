@@ -266,6 +266,7 @@ TRAINING_RULES = {
 }
 
 _WHOLE_LIST, _RATE_LIST = several(COUNT), several(number(0, open="low"))
+_MODELS = several(text_like(r"[1-9]\d*x[1-9]\d*", "WIDTHxLAYERS such as 64x2"))
 GROUND_TRUTH_RULES = {
     "root": PATH,
     "source": text_like(r"[^./][^/]*", "a name without / and leading dot"),
@@ -283,17 +284,14 @@ GROUND_TRUTH_RULES = {
     **{f"architecture.*.{name}": _WHOLE_LIST for name in ("width", "layers", "heads")},
     **{f"architecture.*.{name}": _WHOLE_LIST for name in ("kv_heads", "mlp_ratio", "tokens")},
     "architecture.*.limits": _WHOLE_LIST,
-    "architecture.*.seeds": SEEDS,
     "data_mixture.natural.*": number(0, 1, open="low"),
     "data_mixture.head_dim": whole(2),
     "data_mixture.batch_size": COUNT,
-    "data_mixture.*.widths": _WHOLE_LIST,
-    "data_mixture.*.layers": COUNT,
+    "data_mixture.*.models": _MODELS,
     "data_mixture.*.tokens": _WHOLE_LIST,
     "data_mixture.*.mixtures": whole(2),
     "data_mixture.*.own": whole(0),
-    "data_mixture.*.learning_rate": number(0, open="low"),
-    "data_mixture.*.second_seed_every": COUNT,
+    "data_mixture.*.rate_times_width": number(0, open="low"),
     "grpo.setup.dtype": one_of(*FLOATS),
     **{f"grpo.setup.{name}": COUNT for name in ("backbone_batch", "rollout_rows", "epochs")},
     "grpo.setup.minibatch_rows": COUNT,
@@ -304,15 +302,13 @@ GROUND_TRUTH_RULES = {
     "grpo.*.problems": names(problems.NAMES, form=tuple),
     "grpo.*.backbone_steps.*": COUNT,
     **{f"grpo.*.{name}": COUNT for name in ("width", "layers", "heads", "steps")},
-    "grpo.*.second_seed_every": COUNT,
     "grpo.*.learning_rates": _RATE_LIST,
     "pretraining.head_dim": whole(2),
-    "pretraining.*.widths": _WHOLE_LIST,
-    "pretraining.*.layers": COUNT,
+    "pretraining.*.models": _MODELS,
     "pretraining.*.tokens": _WHOLE_LIST,
     "pretraining.*.learning_rates": _RATE_LIST,
     "pretraining.*.batch_sizes": _WHOLE_LIST,
-    "pretraining.*.second_seed_every": COUNT,
+    **{f"{task}.*.{name}": COUNT for task in TASKS for name in ("seeds", "repeated_every")},
 }
 
 OPTIMIZERS = (

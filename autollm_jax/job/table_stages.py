@@ -1,8 +1,12 @@
 """The stages of the project's own tables: train the runs, verify rows."""
 
+from pathlib import Path
+
 from autollm_jax.errors import UserError
 from autollm_jax.ground_truth.ledger import Ledger
+from autollm_jax.ground_truth.plan import Plan
 from autollm_jax.ground_truth.produce import (
+    finished_part,
     missing_runs,
     produce,
     table_meta,
@@ -17,10 +21,10 @@ from autollm_jax.job.job import Job
 
 
 def ground_truth(job: Job) -> None:
-    """Train the runs that the own tables lack, then write the tables.
+    """Train the runs that the own tables lack, and write the tables.
 
-    A complete table of this config stays as it is. A process that trains a share of the runs writes
-    the table only once the other shares are done.
+    A complete table of this config stays as it is. Until then the table holds the experiments whose
+    runs are all done, and the ledger beside it all finished runs.
 
     Raises:
       UserError: a table was made by another config.
@@ -30,27 +34,55 @@ def ground_truth(job: Job) -> None:
         plan = make_plan(config, task)
         path, _ = table_paths(job.tables_root, plan.source, task)
         if path.exists():
-            table = read_table(path)
-            if table.meta.get("plan_digest") == plan.digest():
-                print(f"ground_truth: {path} is complete, {table.rows.num_rows} rows")
+            meta = read_table(path).meta
+            complete = not meta.get("unfinished")
+            if complete and meta.get("plan_digest") == plan.digest():
+                print(f"ground_truth: {path} is complete, {len(meta['experiments'])} experiments")
                 continue
-            raise UserError(
-                f"{path}: made by another config.ground_truth.{task}; give "
-                "--config.ground_truth.root=DIR or --config.ground_truth.source=NAME for a new "
-                "table, or move this one away"
-            )
-        trainer = plan.make_trainer(plan.setup, job.cache)
-        ledger = Ledger(job.workdir / "ground_truth" / plan.setup_digest()[:12])
-        seconds, share = config["checkpoint_seconds"], share_of(config["share"])
-        produce(plan, trainer, ledger, job.mesh, checkpoint_seconds=seconds, share=share)
-        missing = missing_runs(plan, ledger)
-        if missing:
-            print(f"ground_truth: {task}: {len(missing)} runs are left to the other shares")
-            continue
-        command = f"python launch/main.py --config=configs/{task}.py --stage=ground_truth"
-        meta = table_meta(plan, trainer, command)
-        written = write_own_table(job.tables_root, meta, table_rows(plan, ledger))
-        print(f"ground_truth: wrote {written}")
+            if complete:
+                raise UserError(
+                    f"{path}: made by another config.ground_truth.{task}; give "
+                    "--config.ground_truth.root=DIR or --config.ground_truth.source=NAME for a new "
+                    "table, or move this one away"
+                )
+        _make_table(job, plan, path)
+
+
+def _make_table(job: Job, plan: Plan, path: Path) -> None:
+    """Train what the plan's table lacks; write it whenever another experiment is finished."""
+    config = job.config.ground_truth
+    trainer, share = plan.make_trainer(plan.setup, job.cache), share_of(config.share)
+    setup = plan.setup_digest()[:12]
+    ledger = Ledger(path, setup, share)
+    command = f"python launch/main.py --config=configs/{plan.task}.py --stage=ground_truth"
+    written: set[str] = set()
+
+    def write_finished() -> None:
+        part = finished_part(plan, ledger)
+        if part.experiments.keys() - written:
+            written.update(part.experiments)
+            meta = table_meta(plan, part, trainer, command)
+            write_own_table(job.tables_root, meta, table_rows(part, ledger))
+
+    produce(
+        plan,
+        trainer,
+        ledger,
+        job.mesh,
+        job.workdir / "ground_truth" / setup,
+        checkpoint_seconds=config.checkpoint_seconds,
+        share=share,
+        on_group=write_finished,
+    )
+    # Other shares may have finished meanwhile.
+    ledger = Ledger(path, setup, share)
+    write_finished()
+    missing = missing_runs(plan, ledger)
+    if missing:
+        print(f"ground_truth: {plan.task}: {len(missing)} runs are left to the other shares")
+        return
+    ledger.remove()
+    print(f"ground_truth: wrote {path}")
 
 
 def share_of(text: str) -> tuple[int, int]:

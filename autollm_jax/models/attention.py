@@ -16,34 +16,47 @@ def rotated_width(head_dim: int, fraction: float) -> int:
     return 2 * round(fraction * head_dim / 2)
 
 
-def rotate(x_BTHA, positions_BT, theta: float, fraction: float = 1.0, factors=()):
-    """Apply rotary position embeddings to queries or keys.
+def rotations(positions_BT, head_dim: int, theta: float, fraction: float = 1.0, factors=()):
+    """Return cosine and sine of the angles by which `rotate` turns each pair of coordinates.
 
-    Pairs are (i, i + R/2) of the first R = fraction x A coordinates, the layout of the Llama
-    family's published weights. The other coordinates compare contents at any distance (partial
-    rotary embedding, as in GPT-NeoX, arXiv 2204.06745).
+    All layers share them, so that a step computes them once.
 
     Args:
-      x_BTHA: queries or keys.
-      positions_BT: position of each token in its own sequence.
+      positions_BT: position of each token in its own sequence; one row may stand for all.
+      head_dim: coordinates of a head, A.
       theta: base of the frequencies.
-      fraction: share of the head's coordinates that is rotated.
+      fraction: share of the head's coordinates that is rotated. The others compare contents at any
+        distance (partial rotary embedding, as in GPT-NeoX, arXiv 2204.06745).
       factors: divisor of each of the R/2 frequencies; empty for none.
 
     Returns:
-      The rotated queries or keys, of the same shape.
+      cos_BT1h and sin_BT1h, f32, where h = R/2 counts the rotated pairs.
     """
-    rotated = rotated_width(x_BTHA.shape[-1], fraction)
-    x_BTHA, rest_BTHA = x_BTHA[..., :rotated], x_BTHA[..., rotated:]
-    half = rotated // 2
+    half = rotated_width(head_dim, fraction) // 2
     frequency_111h = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)[None, None, None]
     if factors:  # lower frequencies, for longer contexts than the first training had
         frequency_111h = frequency_111h / jnp.array(factors, jnp.float32)[None, None, None]
     angle_BT1h = positions_BT[..., None, None].astype(jnp.float32) * frequency_111h
-    cos, sin = jnp.cos(angle_BT1h), jnp.sin(angle_BT1h)
-    first, second = x_BTHA[..., :half], x_BTHA[..., half:]
-    parts = [first * cos - second * sin, second * cos + first * sin, rest_BTHA]
-    return jnp.concatenate(parts, axis=-1)
+    return jnp.cos(angle_BT1h), jnp.sin(angle_BT1h)
+
+
+def rotate(x_BTHA, cos_BT1h, sin_BT1h):
+    """Apply rotary position embeddings (arXiv 2104.09864) to queries or keys.
+
+    Pairs are (i, i + R/2) of the first R coordinates, the layout of the Llama family's published
+    weights.
+
+    Args:
+      x_BTHA: queries or keys.
+      cos_BT1h, sin_BT1h: from `rotations`.
+
+    Returns:
+      The rotated queries or keys, of the same shape.
+    """
+    half = cos_BT1h.shape[-1]
+    first, second, rest_BTHA = jnp.split(x_BTHA, [half, 2 * half], axis=-1)
+    turned = [first * cos_BT1h - second * sin_BT1h, second * cos_BT1h + first * sin_BT1h]
+    return jnp.concatenate([*turned, rest_BTHA], axis=-1)
 
 
 def _attend(q_BTKGA, keys, v_BKSA, visible, dtype, layout="BKSA"):

@@ -37,10 +37,23 @@ def _backward(spec, dtype, residuals, cotangent):
     left, right = inputs.split(",")
     cotangent = cotangent.astype(dtype)
     einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    return (
-        einsum(f"{output},{right}->{left}", cotangent, b),
-        einsum(f"{left},{output}->{right}", a, cotangent),
-    )
+    to_left = einsum(f"{output},{right}->{left}", cotangent, b)
+
+    def straight(a, cotangent):
+        return einsum(f"{left},{output}->{right}", a, cotangent)
+
+    if b.ndim > 2:
+        return to_left, straight(a, cotangent)
+    sizes = dict(zip(right, b.shape, strict=True))
+    narrow_first = "".join(sorted(right, key=sizes.__getitem__))
+
+    def turned(a, cotangent):
+        # The CPU's kernel wants its left operand transposed, which is cheap for the narrow one. The
+        # barrier keeps the compiler from turning the product around again.
+        made = einsum(f"{left},{output}->{narrow_first}", a, cotangent)
+        return jnp.einsum(f"{narrow_first}->{right}", jax.lax.optimization_barrier(made))
+
+    return to_left, jax.lax.platform_dependent(a, cotangent, cpu=turned, default=straight)
 
 
 product.defvjp(_forward, _backward)

@@ -21,6 +21,7 @@ from autollm_jax.models.attention import (
     cached_attention,
     causal_attention,
     rotate,
+    rotations,
     shift_past,
     short_convolution,
 )
@@ -83,6 +84,12 @@ class TransformerConfig:
             raise ValueError(f"remat={self.remat!r} must be 'none', 'attention' or 'layer'")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype={self.dtype!r} must be 'float32' or 'bfloat16'")
+
+    def rotations(self, positions_BT):
+        """Return cosine and sine of the rotations at these positions."""
+        return rotations(
+            positions_BT, self.head_dim, self.rope_theta, self.rope_fraction, self.rope_factors
+        )
 
 
 # The logical axes of every parameter; a layer's parameters have "layers" as their first axis.
@@ -167,12 +174,13 @@ class Block(nn.Module):
         return short_convolution(x_BTNA, past_BPNA, positions_BT, taps_WNA), cache
 
     @nn.compact
-    def __call__(self, x_BTD, positions_BT, segments_BT=None, cache=None, valid_BT=None):
+    def __call__(self, x_BTD, positions_BT, turns, segments_BT=None, cache=None, valid_BT=None):
         """Run the layer.
 
         Args:
           x_BTD: residual stream, f32.
           positions_BT: position of each token in its own sequence, from 0.
+          turns: cosine and sine of the rotations at these positions (`attention.rotations`).
           segments_BT: a token attends only within its segment; None for one segment per row.
           cache: None, or this layer's entry (see `init_cache`). A token is written at the slot of
             its position and attends to all slots up to its own. With a short convolution the entry
@@ -192,15 +200,8 @@ class Block(nn.Module):
         if c.qk_norm:
             q_BTHA = RMSNorm(c.norm_epsilon, name="query_norm")(q_BTHA)
             k_BTKA = RMSNorm(c.norm_epsilon, name="key_norm")(k_BTKA)
-        place = functools.partial(
-            rotate,
-            positions_BT=positions_BT,
-            theta=c.rope_theta,
-            fraction=c.rope_fraction,
-            factors=c.rope_factors,
-        )
-        q_BTHA = constrain(place(q_BTHA), "batch", None, "heads", None)
-        k_BTKA = constrain(place(k_BTKA), "batch", None, "kv_heads", None)
+        q_BTHA = constrain(rotate(q_BTHA, *turns), "batch", None, "heads", None)
+        k_BTKA = constrain(rotate(k_BTKA, *turns), "batch", None, "kv_heads", None)
         if c.short_conv:
             q_BTHA, cache = self._convolve("query", q_BTHA, positions_BT, cache, valid_BT)
             k_BTKA, cache = self._convolve("key", k_BTKA, positions_BT, cache, valid_BT)
@@ -245,7 +246,7 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast),
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
             length=c.layers,
             unroll=c.scan_unroll,
         )(c)
@@ -261,7 +262,8 @@ class Transformer(nn.Module):
 
     def hidden(self, tokens_BT, positions_BT, segments_BT=None):
         """Embed tokens and run the layers and the final norm."""
-        x_BTD, _ = self.layers(self.embed(tokens_BT), positions_BT, segments_BT)
+        turns = self.config.rotations(positions_BT)
+        x_BTD, _ = self.layers(self.embed(tokens_BT), positions_BT, turns, segments_BT)
         return self.final_norm(x_BTD)
 
     def unembed(self, x_BTD):
@@ -342,7 +344,7 @@ def apply(config: TransformerConfig, params, tokens_BT, positions_BT=None, segme
 def hidden(config: TransformerConfig, params, tokens_BT, positions_BT=None, segments_BT=None):
     """Compute x_BTD, f32, the input of `unembed`; the arguments are those of `apply`."""
     if positions_BT is None:
-        positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+        positions_BT = jnp.arange(tokens_BT.shape[1])[None]
     model, variables = Transformer(config), {"params": params}
     return model.apply(variables, tokens_BT, positions_BT, segments_BT, method=Transformer.hidden)
 
@@ -419,12 +421,14 @@ def extend(config: TransformerConfig, params, tokens_BC, lengths_B, start_B, cac
     valid_BC = offsets_C[None, :] < lengths_B[:, None]
     model, block = Transformer(config), Block(config)
     params = for_decoding(config, params)
-    variables = {"params": params}
+    variables, turns = {"params": params}, config.rotations(positions_BC)
     x_BCD = model.apply(variables, tokens_BC, method=Transformer.embed)
     updated = []
     # The loop is unrolled because a scan over layers would copy every layer's cache at every token.
     for weights, entry in zip(params["layers"], cache, strict=True):
-        x_BCD, entry = block.apply({"params": weights}, x_BCD, positions_BC, None, entry, valid_BC)
+        x_BCD, entry = block.apply(
+            {"params": weights}, x_BCD, positions_BC, turns, None, entry, valid_BC
+        )
         updated.append(entry)
     if last:
         index = jnp.maximum(lengths_B - 1, 0)[:, None, None]

@@ -9,6 +9,7 @@ from autollm_jax.models import transformer
 from autollm_jax.models.product import product
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.sharding.rules import constrain, pieces
+from autollm_jax.training.likelihood import chosen
 
 
 def token_logprobs(
@@ -54,10 +55,9 @@ def _score(logits_V, next_, temperature):
     """Return the log-probability of the tokens `next_`, and the entropy; any leading axes."""
     logits_V = logits_V / jnp.where(temperature > 0, temperature, 1.0)
     log_total = jax.nn.logsumexp(logits_V, axis=-1)
-    chosen = jnp.take_along_axis(logits_V, next_[..., None], axis=-1)[..., 0]
     probs_V = jnp.exp(logits_V - log_total[..., None])
     entropy = log_total - jnp.sum(probs_V * logits_V, axis=-1)
-    return chosen - log_total, entropy
+    return chosen(logits_V, next_) - log_total, entropy
 
 
 def _score_in_blocks(blocks: int, table_VD, x_BTD, next_BT, temperature, dtype: str):

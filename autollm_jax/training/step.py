@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from autollm_jax.models import lora
 from autollm_jax.sharding.hosts import as_arguments
 from autollm_jax.sharding.rules import batch_sharding, even_rows
+from autollm_jax.training.likelihood import chosen
 from autollm_jax.training.masked import divide
 from autollm_jax.training.state import TrainState
 
@@ -21,7 +22,7 @@ def next_token_loss(logits_BTV, targets_BT, mask_BT):
     Returns:
       (sum, count), f32 scalars.
     """
-    losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, targets_BT)
+    losses_BT = jax.nn.logsumexp(logits_BTV, axis=-1) - chosen(logits_BTV, targets_BT)
     return (losses_BT * mask_BT).sum(), mask_BT.sum().astype(jnp.float32)
 
 

@@ -3,9 +3,12 @@
 1. Runs that share every shape (model, batch size, number of steps) form a group; what differs
    between them (learning rate, seed, stream of batches) is an array with one entry per run. Groups
    of one model and batch size share a program, whatever their number of steps.
-2. One step is `update` vmapped over the runs; `shard_map` splits the runs over the mesh's `data`
-   axis, so that devices never speak to each other inside a step.
-3. A chunk of K steps is one `lax.scan`, and its batches are fetched while the last chunk computes.
+2. `shard_map` splits the runs over the mesh's `data` axis, so that devices never speak to each
+   other inside a step. A chunk of K steps is one `lax.scan` of `update`; the next chunk's batches
+   are fetched while it computes.
+3. On an accelerator a device's runs are vmapped. On a CPU an operation holds about
+   `TOKENS_AT_ONCE` tokens, so that its arrays stay in the core's cache: a few runs are vmapped, and
+   a larger batch is cut into microbatches.
 4. State and position of the group are checkpointed; a killed group resumes from there.
 5. A run whose loss is not finite, or ends above a uniform guess's, has the outcome "diverged".
 
@@ -35,6 +38,8 @@ from autollm_jax.training.step import next_token_loss, update
 
 # Tokens of each seed in a chunk: long enough to hide the host, short enough to stop.
 CHUNK_TOKENS = 16_384
+# Tokens of an operation on a CPU; 512 and 2,048 are slower (docs/performance.md).
+TOKENS_AT_ONCE = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +91,19 @@ def column(values: Sequence, dtype, mesh: Mesh) -> jax.Array:
     return jax.device_put(np.array(values, dtype), NamedSharding(mesh, RUNS))
 
 
+def _divisor(number: int, most: int) -> int:
+    """Return the largest divisor of `number` that is at most `most`, and at least 1."""
+    return max(n for n in range(1, number + 1) if number % n == 0 and n <= max(1, most))
+
+
+def _at_once(runs: int, batch: int, length: int) -> tuple[int, int]:
+    """Return how many of a device's runs are vmapped, and how many microbatches a batch has."""
+    if jax.default_backend() != "cpu":
+        return runs, 1
+    together = _divisor(runs, TOKENS_AT_ONCE // (batch * length))
+    return together, batch // _divisor(batch, TOKENS_AT_ONCE // length)
+
+
 # The programs are kept, since groups of one model share two of the three.
 @functools.lru_cache(maxsize=8)
 def make_init(model: TransformerConfig, optimizer: OptimizerConfig, mesh: Mesh):
@@ -115,30 +133,35 @@ def make_advance(model: TransformerConfig, optimizer: OptimizerConfig, mesh: Mes
       mesh: its `data` axis splits the runs; R must be a multiple of it.
 
     Returns:
-      advance(state, rates_R, order_R, steps, batch_KSBT) -> (state, losses_KR), state donated,
+      advance(state, rates_R, order_R, steps, batch_KSBT) -> (state, losses_RK), state donated,
         where run r trains on the batches of stream number order_R[r], and `steps` is the length of
         every run, for the schedule.
     """
 
-    def one_run(state, rate, number, steps, batch_SBT):
-        # Rate and length are traced, so that they are no part of the program.
-        transformation = make_optimizer(optimizer, steps, rate)
-        batch_BT = jax.tree.map(lambda x: x[number], batch_SBT)
-        return update(functools.partial(_loss, model), transformation, state, batch_BT)
-
     def advance(state, rates_R, order_R, steps, batch_KSBT):
-        def one_step(state, batch_SBT):
-            step = jax.vmap(one_run, in_axes=(0, 0, 0, None, None))
-            state, metrics = step(state, rates_R, order_R, steps, batch_SBT)
-            return state, metrics["loss"]
+        runs, (B, T) = len(rates_R), batch_KSBT.tokens_BT.shape[2:]
+        together, microbatches = _at_once(runs, B, T)
 
-        return jax.lax.scan(one_step, state, batch_KSBT)
+        def one_run(arguments):
+            state, rate, number = arguments
+            # Rate and length are traced, so that they are no part of the program.
+            transformation = make_optimizer(optimizer, steps, rate)
+
+            def one_step(state, batch_SBT):
+                batch_BT = jax.tree.map(lambda x: x[number], batch_SBT)
+                loss_fn = functools.partial(_loss, model)
+                state, metrics = update(loss_fn, transformation, state, batch_BT, microbatches)
+                return state, metrics["loss"]
+
+            return jax.lax.scan(one_step, state, batch_KSBT)
+
+        return jax.lax.map(one_run, (state, rates_R, order_R), batch_size=together)
 
     split = jax.shard_map(
         advance,
         mesh=mesh,
         in_specs=(RUNS, RUNS, RUNS, WHOLE, WHOLE),
-        out_specs=(RUNS, PartitionSpec(None, "data")),
+        out_specs=(RUNS, RUNS),
         check_vma=False,
     )
     return jax.jit(split, donate_argnums=0)
@@ -208,11 +231,11 @@ def train_states(
     batch_KSBT = fetch(progress.step) if progress.step < steps else None
     with preemption.deferred(mesh) as asked_to_stop:
         while progress.step < steps:
-            state, losses_KR = advance(state, rates_R, order_R, np.int32(steps), batch_KSBT)
-            after = progress.step + losses_KR.shape[0]
+            state, losses_RK = advance(state, rates_R, order_R, np.int32(steps), batch_KSBT)
+            after = progress.step + losses_RK.shape[1]
             batch_KSBT = fetch(after) if after < steps else None
-            jax.block_until_ready(losses_KR)
-            progress.advance(losses_KR.shape[0], state, asked_to_stop())
+            jax.block_until_ready(losses_RK)
+            progress.advance(losses_RK.shape[1], state, asked_to_stop())
     jax.block_until_ready(state)
     return state, progress.end(state)
 

@@ -28,12 +28,12 @@ def setup():
 @pytest.fixture(scope="session")
 def pretraining_plan():
     grid = {
-        "widths": (16,),
-        "layers": 1,
+        "models": ("16x1",),
         "tokens": (1024,),
         "learning_rates": (0.003, 0.03),
         "batch_sizes": (2, 4),
-        "second_seed_every": 1,
+        "seeds": 2,
+        "repeated_every": 1,
     }
     return pretraining.plan("tiny", SETUP, {"low": grid}, head_dim=8)
 
@@ -48,7 +48,8 @@ def architecture_plan():
         "mlp_ratio": (1, 2),
         "tokens": (512,),
         "limits": (4_000, 9_000),
-        "seeds": (0,),
+        "seeds": 1,
+        "repeated_every": 1,
     }
     return architecture.plan("tiny", SETUP, {"low": grid}, batch_size=4, rate_times_width=0.5)
 
@@ -57,13 +58,13 @@ def architecture_plan():
 def mixture_plan():
     def grid(tokens):
         return {
-            "widths": (16,),
-            "layers": 1,
+            "models": ("16x1",),
             "tokens": (tokens,),
             "mixtures": 6,
             "own": 2,
-            "learning_rate": 0.01,
-            "second_seed_every": 3,
+            "rate_times_width": 0.16,
+            "seeds": 2,
+            "repeated_every": 3,
         }
 
     natural = dict(zip(DOMAINS, (0.4, 0.3, 0.1, 0.1, 0.1), strict=True))

@@ -6,6 +6,7 @@ from autollm_jax.errors import UserError
 from autollm_jax.ground_truth.language_model import LanguageModelTrainer
 from autollm_jax.ground_truth.ledger import Ledger
 from autollm_jax.ground_truth.produce import (
+    finished_part,
     missing_runs,
     produce,
     table_meta,
@@ -17,10 +18,22 @@ from autollm_jax.gym.experiments import load_experiments
 from autollm_jax.gym.tables import read_table
 
 
+def ledger_of(root, plan, share=(0, 1)):
+    path = root / "tables" / plan.source / f"{plan.task}.parquet"
+    return Ledger(path, plan.setup_digest(), share)
+
+
+def make(root, plan, trainer, mesh, share=(0, 1), **options):
+    """Train a share of a plan's runs; return the ledger."""
+    ledger = ledger_of(root, plan, share)
+    options = {"checkpoint_seconds": 1e9, **options}
+    produce(plan, trainer, ledger, mesh, root / "checkpoints", share=share, **options)
+    return ledger
+
+
 def make_table(root, plan, trainer, mesh):
-    ledger = Ledger(root / "ledger")
-    produce(plan, trainer, ledger, mesh, checkpoint_seconds=1e9)
-    meta = table_meta(plan, trainer, "the command")
+    ledger = make(root, plan, trainer, mesh)
+    meta = table_meta(plan, plan, trainer, "the command")
     return write_own_table(root / "tables", meta, table_rows(plan, ledger))
 
 
@@ -60,6 +73,16 @@ def test_over_the_limit_is_infeasible_and_has_no_loss(root):
     for row in table_of(root, "architecture").rows.to_pylist():
         over = row["experiment"] == small.name and row["parameters"] > small.limit["at_most"]
         assert (row["status"] == "infeasible") == over == (row["loss"] is None)
+        assert over == (row["flops"] is None)
+
+
+def test_what_no_limit_allows_is_not_trained(architecture_plan):
+    limits = {name: e["limit"]["at_most"] for name, e in architecture_plan.experiments.items()}
+    widest = max(limits.values())
+    kept = [c for c in architecture_plan.cells if limits[c.experiment] < widest]
+    small = dataclasses.replace(architecture_plan, cells=tuple(kept))
+    trained = {run.name for runs in small.groups() for run in runs}
+    assert trained == {c.run.name for c in kept if not c.infeasible} != {c.run.name for c in kept}
 
 
 def test_experiments_of_one_budget_share_their_runs(root, architecture_plan):
@@ -73,29 +96,74 @@ class Untrainable(LanguageModelTrainer):
         pytest.fail("trained")
 
 
+def untrainable(trainer):
+    return Untrainable(**{f.name: getattr(trainer, f.name) for f in dataclasses.fields(trainer)})
+
+
 def test_what_is_in_the_ledger_is_not_trained_again(root, pretraining_plan, trainer, mesh):
-    fields = {f.name: getattr(trainer, f.name) for f in dataclasses.fields(trainer)}
-    ledger = Ledger(root / "ledger")
-    produce(pretraining_plan, Untrainable(**fields), ledger, mesh, checkpoint_seconds=1e9)
+    make(root, pretraining_plan, untrainable(trainer), mesh)
+
+
+def test_runs_of_another_setup_do_not_count(root, pretraining_plan):
+    assert not missing_runs(pretraining_plan, ledger_of(root, pretraining_plan))
+    setup = dataclasses.replace(pretraining_plan.setup, validation_rows=3)
+    other = dataclasses.replace(pretraining_plan, setup=setup)
+    assert len(missing_runs(other, ledger_of(root, other))) == len(pretraining_plan.cells)
 
 
 def test_shares_together_make_the_table(pretraining_plan, trainer, mesh, tmp_path):
-    ledger = Ledger(tmp_path)
-    produce(pretraining_plan, trainer, ledger, mesh, checkpoint_seconds=1e9, share=(1, 2))
-    missing = missing_runs(pretraining_plan, ledger)
+    first = make(tmp_path, pretraining_plan, trainer, mesh, share=(1, 2))
+    missing = missing_runs(pretraining_plan, first)
     assert {run.batch_size for run in missing} == {2}
-    with pytest.raises(UserError, match="b2_lr3.000e-03_s0.json.*ground_truth"):
-        table_rows(pretraining_plan, ledger)
-    produce(pretraining_plan, trainer, ledger, mesh, checkpoint_seconds=1e9, share=(0, 2))
-    assert len(table_rows(pretraining_plan, ledger)) == len(pretraining_plan.cells)
+    assert not finished_part(pretraining_plan, first).experiments
+    with pytest.raises(KeyError, match="b2_lr3.000e-03_s0"):
+        table_rows(pretraining_plan, first)
+    second = make(tmp_path, pretraining_plan, trainer, mesh, share=(0, 2))
+    assert second.path != first.path and second.path.exists()
+    assert len(table_rows(pretraining_plan, second)) == len(pretraining_plan.cells)
+    second.remove()
+    assert not first.path.exists() and not second.path.exists()
 
 
-def test_a_damaged_ledger_file_is_named(tmp_path):
-    path = Ledger(tmp_path).path("r")
-    path.parent.mkdir()
-    path.write_text('{"loss": 1')
-    with pytest.raises(UserError, match="r.json: not JSON"):
-        Ledger(tmp_path).read("r")
+def test_an_interrupted_sweep_has_a_table_of_its_finished_experiments(
+    mixture_plan, trainer, mesh, tmp_path
+):
+    class Killed(BaseException):
+        pass
+
+    def kill():
+        raise Killed
+
+    low = [name for name, e in mixture_plan.experiments.items() if e["fidelity"]["level"] == "low"]
+    with pytest.raises(Killed):
+        make(tmp_path, mixture_plan, trainer, mesh, on_group=kill)
+    ledger = ledger_of(tmp_path, mixture_plan)
+    part = finished_part(mixture_plan, ledger)
+    assert list(part.experiments) == low and len(low) == 6
+    meta = table_meta(mixture_plan, part, trainer, "the command")
+    assert meta["unfinished"] == [n for n in mixture_plan.experiments if n not in low]
+    write_own_table(tmp_path / "tables", meta, table_rows(part, ledger))
+    assert {e.name for e in load_experiments([tmp_path / "tables"])} == set(low)
+
+
+def test_half_a_last_line_of_the_ledger_is_trained_again(tmp_path, capsys):
+    path = tmp_path / "task.parquet"
+    Ledger(path, "s").record({"a": {"loss": 1}, "b": {"loss": 2}})
+    file = Ledger(path, "s").path
+    file.write_text(file.read_text()[:-5])
+    ledger = Ledger(path, "s")
+    assert ledger.read("a") == {"loss": 1} and ledger.read("b") is None
+    assert "half a last line" in capsys.readouterr().err
+    ledger.record({"c": {"loss": 3}})
+    again = Ledger(path, "s")
+    assert [again.read(run) for run in "abc"] == [{"loss": 1}, None, {"loss": 3}]
+
+
+def test_a_damaged_ledger_line_is_named(tmp_path):
+    ledger = Ledger(tmp_path / "task.parquet", "s")
+    ledger.path.write_text('{"run": "a"\n{}\n')
+    with pytest.raises(UserError, match="runs.jsonl: line 1.*train it again"):
+        Ledger(tmp_path / "task.parquet", "s")
 
 
 def test_verify_repeats_rows_to_the_bit(root, pretraining_plan, trainer, mesh):

@@ -203,7 +203,8 @@ def test_mimetic_attention_copies_what_follows_a_run_of_tokens():
 def test_the_rest_of_a_head_does_not_turn_with_the_position(fraction):
     x_BTHA = jax.random.normal(jax.random.key(0), (1, 5, 2, 16))
     positions_BT = jnp.arange(5)[None] + 3
-    turned = attention.rotate(x_BTHA, positions_BT, 10_000.0, fraction)
+    angles = attention.rotations(positions_BT, 16, 10_000.0, fraction)
+    turned = attention.rotate(x_BTHA, *angles)
     kept = int(16 * fraction)
     np.testing.assert_array_equal(turned[..., kept:], x_BTHA[..., kept:])
     assert (np.abs(turned - x_BTHA)[..., :kept] > 1e-3).any()

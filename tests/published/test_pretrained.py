@@ -262,11 +262,16 @@ def test_llama_3_stretches_long_wavelengths_only(tmp_path):
     assert list(config.rope_factors) == sorted(config.rope_factors)
     x = jax.random.normal(jax.random.key(0), (1, 9, 1, SHAPES["A"]))
     positions = jnp.arange(9)[None]
-    turned = attention.rotate(x, positions, 1e4, factors=config.rope_factors)
-    plain = attention.rotate(x, positions, 1e4)
+
+    def turn(x, positions, factors=()):
+        return attention.rotate(
+            x, *attention.rotations(positions, SHAPES["A"], 1e4, factors=factors)
+        )
+
+    turned, plain = turn(x, positions, config.rope_factors), turn(x, positions)
     # The slowest pair turns an eighth as far: position 8 lies where 1 lies without.
     slow = [SHAPES["A"] // 2 - 1, SHAPES["A"] - 1]
-    moved = attention.rotate(x[:, 8:], jnp.ones((1, 1)), 1e4)
+    moved = turn(x[:, 8:], jnp.ones((1, 1)))
     np.testing.assert_allclose(turned[:, 8:, :, slow], moved[..., slow], atol=1e-6)
     np.testing.assert_allclose(turned[..., [0, 8]], plain[..., [0, 8]], atol=1e-6)
 

@@ -1,0 +1,83 @@
+"""The second ladder of own tables, while its runs are being trained.
+
+    python launch/main.py --config=configs/ladder.py --stage=ground_truth
+
+goes on from `gym_data_next`. A model is WIDTHxLAYERS with 8/3 as wide an MLP; its size is counted
+without the embedding. Low: 6,000 to 25,000 parameters; mid: 55,000 to 98,000; high: 154,000 to
+221,000. The learning rate falls linearly to zero (arXiv 2502.15938), which lowers the noise.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+K = 1024  # tokens
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Return the main job's config with the grids of the second ladder."""
+    module = runpy.run_path(str(Path(__file__).with_name("gym.py")))
+    c = module["get_config"](variant)
+    g = c.ground_truth
+    g.root = "gym_data_next"
+    c.gym.tasks = ("pretraining", "architecture", "data_mixture")
+    g.language_model.validation_rows = 256
+    g.language_model.optimizer = module["optimizer"](
+        decay="linear", warmup_fraction=0.1, final_fraction=0.0
+    )
+    p = g.pretraining
+    p.head_dim = 32
+    p.low.update(pretraining(("16x2", "24x2", "32x2"), (256 * K, 512 * K), -7.5, 1))
+    p.mid.update(pretraining(("48x2", "48x3", "64x2"), (512 * K, 1024 * K), -8.0, 2))
+    p.high.update(pretraining(("80x2", "96x2"), (768 * K, 1536 * K), -8.5, 2))
+    a = g.architecture
+    a.batch_size = 16
+    low, mid, high = ((16, 24, 32), (1, 2, 3)), ((32, 48, 64), (1, 2, 3)), ((48, 64, 96), (2, 3, 4))
+    a.low.update(architecture(*low, (256 * K, 384 * K), (20_000, 28_000, 40_000)))
+    a.mid.update(architecture(*mid, (512 * K, 1024 * K), (60_000, 80_000, 100_000, 130_000)))
+    a.high.update(architecture(*high, (768 * K, 1024 * K), (150_000, 200_000, 260_000)))
+    d = g.data_mixture
+    d.head_dim, d.batch_size = 32, 16
+    d.low.update(data_mixture(("24x2", "32x2"), (256 * K, 512 * K)))
+    d.mid.update(data_mixture(("48x2", "64x2"), (512 * K, 1024 * K)))
+    d.high.update(data_mixture(("80x2", "96x2"), (1024 * K,)))
+    return c
+
+
+def pretraining(models, tokens, first: float, smallest: int) -> dict:
+    """Nine learning rates from 2^first in steps of 2^0.5, five batch sizes from 2^smallest."""
+    return {
+        "models": models,
+        "tokens": tokens,
+        "learning_rates": tuple(2.0 ** (first + k / 2) for k in range(9)),
+        "batch_sizes": tuple(2 ** (smallest + k) for k in range(5)),
+        **REPEATED,
+    }
+
+
+def architecture(width, layers, tokens, limits) -> dict:
+    """72 architectures; those over the largest limit are not trained."""
+    return {
+        "width": width,
+        "layers": layers,
+        "mlp_ratio": (2, 4),
+        "tokens": tokens,
+        "limits": limits,
+        **REPEATED,
+    }
+
+
+def data_mixture(models, tokens) -> dict:
+    """40 mixtures, half of them shared with the other levels."""
+    return {
+        "models": models,
+        "tokens": tokens,
+        "mixtures": 40,
+        "own": 20,
+        "rate_times_width": 0.75,
+        **REPEATED,
+    }
+
+
+REPEATED = {"seeds": 3, "repeated_every": 3}
