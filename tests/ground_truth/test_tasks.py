@@ -60,10 +60,13 @@ def test_groups_hold_each_run_once_and_are_small(config, task):
     assert all(len({run.group for run in runs}) == 1 for runs in groups)
 
 
-def test_groups_of_one_program_are_neighbours(config):
-    programs = [runs[0].program for runs in make_plan(config, "architecture").groups()]
-    changes = sum(a != b for a, b in zip(programs, programs[1:], strict=False))
-    assert changes == len(set(programs)) - 1
+def test_levels_follow_each_other_and_within_one_the_groups_of_a_program(config):
+    plan = make_plan(config, "architecture")
+    level_of = {c.run.name: plan.experiments[c.experiment]["fidelity"]["level"] for c in plan.cells}
+    order = [(level_of[runs[0].name], runs[0].program) for runs in plan.groups()]
+    changes = [a for a, b in zip(order, [*order[1:], ("", "")], strict=True) if a != b]
+    assert len(changes) == len(set(order)) < len(order)
+    assert list(dict.fromkeys(level for level, _ in order)) == ["low", "mid", "high"]
 
 
 def test_the_task_configs_name_their_task():
