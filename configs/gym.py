@@ -59,6 +59,7 @@ def get_config(variant: str = "") -> ConfigDict:
     g.root = "gym_data"  # folder to write the project's own tables to
     g.source = "stdlib_cpu"  # the source's name of these tables
     g.share = "0/1"  # i/n: train the groups of every n-th program, from program i on
+    g.levels = ("low", "mid", "high")  # levels whose runs are trained now
     g.checkpoint_seconds = 60.0  # seconds between two checkpoints of a group of runs
     g.language_model = m = ConfigDict()  # settings that the runs of three tasks share
     m.corpus = "stdlib"  # or tfds:NAME[/CONFIG]

@@ -155,11 +155,14 @@ class Plan:
         """
         return _digest(dataclasses.asdict(self.setup))
 
-    def groups(self) -> list[tuple[Run, ...]]:
+    def groups(self, levels: Sequence[str] = LEVELS) -> list[tuple[Run, ...]]:
         """Return the distinct runs in groups; the runs of a group are trained together.
 
         The levels follow each other, so that the cheap experiments are finished first. A
         configuration that no experiment's limit allows is not trained.
+
+        Args:
+          levels: levels of the experiments whose runs are wanted.
         """
         groups, known = [], set()
         for level in LEVELS:
@@ -170,13 +173,14 @@ class Plan:
                 and not cell.infeasible
                 and cell.run.name not in known
             }
-            groups += group_runs(runs.values())
+            if level in levels:
+                groups += group_runs(runs.values())
             known |= runs.keys()
         return groups
 
-    def share(self, index: int, count: int) -> list[tuple[Run, ...]]:
+    def share(self, index: int, count: int, levels: Sequence[str]) -> list[tuple[Run, ...]]:
         """Return one share of the groups: every `count`-th program, from program `index` on."""
-        groups = self.groups()
+        groups = self.groups(levels)
         programs = list(dict.fromkeys(runs[0].program for runs in groups))
         mine = set(programs[index::count])
         return [runs for runs in groups if runs[0].program in mine]

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -14,7 +14,7 @@ from autollm_jax.ground_truth.ledger import Ledger
 from autollm_jax.ground_truth.plan import Cell, Measurement, Plan, Run, Trainer
 from autollm_jax.ground_truth.provenance import code_commit, device_kind, package_versions
 from autollm_jax.gym.experiments import table_experiments
-from autollm_jax.gym.tables import FORMAT, read_table, write_table
+from autollm_jax.gym.tables import FORMAT, LEVELS, read_table, write_table
 
 
 def produce(
@@ -26,7 +26,8 @@ def produce(
     *,
     checkpoint_seconds: float,
     share: tuple[int, int] = (0, 1),
-    on_group: Callable[[], None] = lambda: None,
+    levels: Sequence[str] = LEVELS,
+    on_group: Callable[[], object] = lambda: None,
 ) -> None:
     """Train every run of the plan that the ledger lacks, group by group.
 
@@ -39,9 +40,10 @@ def produce(
       checkpoint_seconds: seconds between two checkpoints of a group.
       share: (i, n) trains only the groups of every n-th program, from program i on. So n processes
         make one table without any coordination; each has a ledger file of its own.
+      levels: levels of the experiments whose runs are trained.
       on_group: called after each group that was trained.
     """
-    groups = plan.share(*share)
+    groups = plan.share(*share, levels)
     total = sum(trainer.steps(runs[0]) for runs in groups)
     with tqdm(total=total, desc=f"{plan.task} runs", unit="step", dynamic_ncols=True) as bar:
         for runs in groups:

@@ -20,6 +20,7 @@ from autollm_jax.errors import UserError
 from autollm_jax.forecasts.advisers import ADVISERS
 from autollm_jax.gym.splits import PROTOCOLS
 from autollm_jax.gym.stress import KINDS
+from autollm_jax.gym.tables import LEVELS
 from autollm_jax.models.transformer import MATRICES
 from autollm_jax.rl import problems
 from autollm_jax.rl.grpo import CREDITS, NORMALISATIONS
@@ -273,6 +274,7 @@ GROUND_TRUTH_RULES = {
     "share": text_like(
         r"(\d+)/(\d+)", "i/n with 0 <= i < n", lambda match: int(match[1]) < int(match[2])
     ),
+    "levels": names(LEVELS, form=tuple),
     "checkpoint_seconds": number(0),
     "language_model.corpus": text_like(r"stdlib|tfds:.+", "stdlib, or tfds:NAME[/CONFIG]"),
     "language_model.vocab_size": COUNT,

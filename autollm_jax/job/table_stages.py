@@ -53,33 +53,33 @@ def _make_table(job: Job, plan: Plan, path: Path) -> None:
     config = job.config.ground_truth
     trainer, share = plan.make_trainer(plan.setup, job.cache), share_of(config.share)
     setup = plan.setup_digest()[:12]
-    ledger = Ledger(path, setup, share)
     command = f"python launch/main.py --config=configs/{plan.task}.py --stage=ground_truth"
     written: set[str] = set()
 
-    def write_finished() -> None:
+    def write_finished() -> Ledger:
+        ledger = Ledger(path, setup, share)  # other shares add to theirs
         part = finished_part(plan, ledger)
         if part.experiments.keys() - written:
             written.update(part.experiments)
             meta = table_meta(plan, part, trainer, command)
             write_own_table(job.tables_root, meta, table_rows(part, ledger))
+        return ledger
 
     produce(
         plan,
         trainer,
-        ledger,
+        Ledger(path, setup, share),
         job.mesh,
         job.workdir / "ground_truth" / setup,
         checkpoint_seconds=config.checkpoint_seconds,
         share=share,
+        levels=config.levels,
         on_group=write_finished,
     )
-    # Other shares may have finished meanwhile.
-    ledger = Ledger(path, setup, share)
-    write_finished()
+    ledger = write_finished()
     missing = missing_runs(plan, ledger)
     if missing:
-        print(f"ground_truth: {plan.task}: {len(missing)} runs are left to the other shares")
+        print(f"ground_truth: {plan.task}: {len(missing)} runs are left to other shares or levels")
         return
     ledger.remove()
     print(f"ground_truth: wrote {path}")
