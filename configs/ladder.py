@@ -19,6 +19,8 @@ def get_config(variant: str = "") -> ConfigDict:
     """Return the main job's config with the grids of the second ladder."""
     module = runpy.run_path(str(Path(__file__).with_name("gym.py")))
     c = module["get_config"](variant)
+    if variant == "smoke":
+        return c
     g = c.ground_truth
     g.root = "gym_data_next"
     c.gym.tasks = ("pretraining", "architecture", "data_mixture")
