@@ -43,6 +43,7 @@ class Outcomes:
       seconds_R: the run's duration, nan where not recorded.
       squares_R: the sum of squared deviations of repeated seeds from the configuration's mean.
       freedom_R: the degrees of freedom of those squares: the number of seeds less one.
+      runs_R: the number of runs that were pooled.
       objective: the outcome's name and direction.
     """
 
@@ -51,6 +52,7 @@ class Outcomes:
     seconds_R: np.ndarray
     squares_R: np.ndarray
     freedom_R: np.ndarray
+    runs_R: np.ndarray
     objective: Objective
 
     def __post_init__(self):
@@ -158,7 +160,7 @@ class Outcomes:
 
     def take(self, rows: np.ndarray) -> "Outcomes":
         """Return the outcomes of some rows, in their order."""
-        columns = ("values_R", "status_R", "seconds_R", "squares_R", "freedom_R")
+        columns = [f.name for f in dataclasses.fields(self) if f.name.endswith("_R")]
         return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in columns})
 
     def with_values(self, values_R: np.ndarray) -> "Outcomes":
