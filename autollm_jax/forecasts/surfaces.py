@@ -19,6 +19,7 @@ from autollm_jax.forecasts.matern import matern
 from autollm_jax.forecasts.relevance import by_relevance
 from autollm_jax.gym.cells import Cells
 from autollm_jax.gym.experiments import Experiment
+from autollm_jax.gym.outcomes import LEAST_UNIT, middling
 from autollm_jax.gym.runs import runs_key
 from autollm_jax.gym.settings import Setting
 
@@ -210,7 +211,8 @@ def _fitted_rows(group: tuple[Experiment, ...]) -> tuple[np.ndarray, np.ndarray]
     # A cell over the limit was not run and is left out. A diverged cell gets the loss at CAP.
     kept = np.flatnonzero(np.any([e.feasible_R for e in group], axis=0))
     best = loss_R[kept].min()
-    unit = max(_middling(loss_R[kept]) - best, 1e-12)
+    weights_R = group[0].cells.weights_R
+    unit = max(middling(loss_R[kept], weights_R[kept]) - best, LEAST_UNIT)
     loss_K = np.minimum(loss_R[kept], best + CAP * unit)
     chosen = _thinned(loss_K)
     return kept[chosen], loss_K[chosen]
@@ -232,11 +234,6 @@ def left_out_means(experiment: Experiment) -> np.ndarray:
     own_N = surface.weights_N / np.diag(surface.inverse_NN)
     mean_R[rows_N] = loss_N - surface.deviation * own_N
     return np.where(experiment.feasible_R, mean_R, np.inf)
-
-
-def _middling(loss_R: np.ndarray) -> float:
-    middle = np.median(loss_R)
-    return float(middle if np.isfinite(middle) else loss_R[np.isfinite(loss_R)].max())
 
 
 def _thinned(loss_R: np.ndarray) -> np.ndarray:
