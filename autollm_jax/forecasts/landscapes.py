@@ -196,7 +196,9 @@ def _fit_landscape(experiment: Experiment) -> Landscape:
     x_RD = coordinates_RD(experiment)
     regret_R = experiment.uncut_spread_regrets_R
     if len(x_RD) > MOST_ROWS:
-        kept = np.sort(np.argsort(regret_R, kind="stable")[:MOST_ROWS])
+        # The best rows, but of each crowd one before all the others.
+        best_first = experiment.cells.uncrowded_first(np.argsort(regret_R, kind="stable"))
+        kept = np.sort(best_first[:MOST_ROWS])
         x_RD, regret_R = x_RD[kept], regret_R[kept]
     weight_R = np.clip(1.0 - regret_R / GOOD, 0.0, None) ** 4
     centre_D = weight_R @ x_RD / weight_R.sum()

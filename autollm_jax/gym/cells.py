@@ -23,6 +23,7 @@ _CODE_SEED = 2605_11518
 # Two cells are of one crowd where they are nearer to each other than CROWD_SHARE of the distance
 # that separates most cells, this quantile of them, from their nearest neighbours at most.
 CROWD_SHARE, CROWD_QUANTILE = 0.5, 0.9
+LEAST_CROWDED = 32  # of fewer cells the distances do not tell a crowd from chance
 _CHUNK = 512  # cells that are compared with all cells at once
 
 
@@ -89,16 +90,18 @@ class Cells:
         mean over rows is a mean over these. A cell's crowd is the number of cells within a radius,
         itself included; the radius is half of what separates most cells from their nearest
         neighbours. In a grid, also one with gaps, every weight is 1. So it is in a space with a
-        mixture, since there the cells were drawn by a design.
+        mixture, where the cells were drawn by a design, and in a table of few cells.
 
         >>> from autollm_jax.gym.spaces import Dimension
         >>> space = Space((Dimension("rate", "continuous", bounds=(0.0, 1.0)),))
-        >>> places = (0.0, 0.2, 0.4, 0.6, 0.798, 0.8, 0.802)
-        >>> Cells(space, tuple({"rate": place} for place in places)).weights_R.round(2)
-        array([1.  , 1.  , 1.  , 1.  , 0.33, 0.33, 0.33])
+        >>> places = [*np.linspace(0.0, 1.0, 41).tolist(), 0.499, 0.501]
+        >>> cells = Cells(space, tuple({"rate": place} for place in places))
+        >>> cells.weights_R[[0, 19, 20, 41, 42]].round(2)
+        array([1.  , 1.  , 0.33, 0.33, 0.33])
         """
         designed = any(dimension.kind == "simplex" for dimension in self.space.dimensions)
-        weights_R = np.ones(len(self)) if designed else 1.0 / self._crowds()
+        plain = designed or len(self) < LEAST_CROWDED
+        weights_R = np.ones(len(self)) if plain else 1.0 / self._crowds()
         weights_R.setflags(write=False)
         return weights_R
 
@@ -118,6 +121,20 @@ class Cells:
         radius = CROWD_SHARE * np.sqrt(np.quantile(np.concatenate(nearest), CROWD_QUANTILE))
         crowds = [(squares(rows) <= radius**2).sum(1) for rows in chunks]
         return np.maximum(np.concatenate(crowds), 1)
+
+    def uncrowded_first(self, order: np.ndarray) -> np.ndarray:
+        """Bring about one row of each crowd to the front of some rows; the order stays otherwise.
+
+        A row comes to the front where the weights of the rows before it pass a whole number: in a
+        grid that is every row.
+
+        Args:
+          order: rows [N], the most wanted first.
+        """
+        weights_N = self.weights_R[order]
+        passed_N = np.floor(np.cumsum(weights_N) - weights_N + 1e-9)
+        front_N = np.diff(passed_N, prepend=-1.0) > 0
+        return np.concatenate([order[front_N], order[~front_N]])
 
     @functools.cached_property
     def _row_by_key(self) -> dict:
