@@ -5,6 +5,8 @@ import pytest
 from scipy.stats import spearmanr
 
 from autollm_jax.forecasts.advisers import FORECASTS
+from autollm_jax.forecasts.landscapes import landscape
+from autollm_jax.forecasts.surfaces import _fitted_rows
 from autollm_jax.gym.cells import Cells
 from autollm_jax.gym.experiments import Fidelity, load_experiments, make_experiment
 from autollm_jax.gym.spaces import Dimension, Space
@@ -124,3 +126,23 @@ def test_mixtures_and_small_tables_are_not_weighed():
     np.testing.assert_array_equal(cells.weights_R, 1.0)
     space = Space((Dimension("x", "continuous", bounds=(0.0, 1.0)),))
     np.testing.assert_array_equal(Cells(space, ({"x": 0.5},)).weights_R, 1.0)
+
+
+def spread_rows(kept_RD: np.ndarray) -> float:
+    """Return the share of the kept rows that lie outside the optimiser's last steps."""
+    away_RD = kept_RD - np.median(kept_RD, axis=0)
+    return float((np.abs(away_RD).max(1) > 0.1).mean())
+
+
+def test_landscapes_and_surfaces_take_one_row_of_each_crowd_first(monkeypatch):
+    points_ND = trace(np.random.default_rng(0), 2, 1000, 0)
+
+    def shares():
+        table = made(points_ND, 0)
+        rows_N, _ = _fitted_rows((table,))
+        return spread_rows(landscape(table).rows_RD / 4), spread_rows(table.units_RD[rows_N])
+
+    mended = shares()
+    monkeypatch.setattr(Cells, "weights_R", property(lambda cells: np.ones(len(cells))))
+    for spread, plain in zip(mended, shares(), strict=True):
+        assert spread > plain + 0.25
