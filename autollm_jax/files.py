@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -120,15 +120,18 @@ def read_json_lines(
     return values
 
 
-def append_json_line(path: str | os.PathLike, value) -> None:
-    """Append a value to a JSON Lines file; half a last line that a kill left is removed first."""
+def append_json_lines(path: str | os.PathLike, values: Iterable) -> None:
+    """Append values to a JSON Lines file; half a last line that a kill left is removed first."""
+    text = "".join(json.dumps(value) + "\n" for value in values)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as file:
         file.seek(0)
         whole = file.read().rfind(b"\n") + 1
         file.truncate(whole)
-        file.write(json.dumps(value).encode() + b"\n")
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @functools.cache

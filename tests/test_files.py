@@ -3,7 +3,7 @@ import os
 import pytest
 
 from autollm_jax.errors import UserError
-from autollm_jax.files import append_json_line, read_json_lines, write_atomic
+from autollm_jax.files import append_json_lines, read_json_lines, write_atomic
 
 
 def test_a_write_that_dies_before_the_rename_leaves_the_old_file(tmp_path, monkeypatch):
@@ -48,7 +48,7 @@ def test_a_line_that_the_parser_refuses_is_damaged_too(tmp_path):
 
 def test_a_line_is_appended_behind_whole_lines(tmp_path):
     path = tmp_path / "a" / "log.jsonl"
-    append_json_line(path, {"n": 1})
+    append_json_lines(path, [{"n": 1}])
     path.write_text(path.read_text() + '{"n": 2')
-    append_json_line(path, {"n": 3})
+    append_json_lines(path, [{"n": 3}])
     assert read_json_lines(path) == [{"n": 1}, {"n": 3}]

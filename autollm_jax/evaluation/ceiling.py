@@ -34,7 +34,7 @@ def ceilings(
     """
     curves = {
         task: np.mean(
-            [_curve(e, predict, results.budget) for e in experiments if e.task == task], 0
+            [best_regrets(e, predict(e), results.budget) for e in experiments if e.task == task], 0
         )
         for task in results.tasks
     }
@@ -45,8 +45,8 @@ def ceilings(
     }
 
 
-def _curve(experiment: Experiment, predict, budget: int) -> np.ndarray:
-    """Return the best regret after each of `budget` trials in the order of the predictions."""
-    order = np.argsort(predict(experiment), kind="stable")[:budget]
+def best_regrets(experiment: Experiment, predicted_R: np.ndarray, budget: int) -> np.ndarray:
+    """Return the best regret after each of `budget` trials in the order of predictions [budget]."""
+    order = np.argsort(predicted_R, kind="stable")[:budget]
     best = np.minimum.accumulate(experiment.outcomes.regrets_R[order])
     return np.concatenate([best, np.full(budget - len(best), best[-1])])

@@ -255,11 +255,15 @@ def summarise_costs(groups: Sequence[Group], focus: str, spending: Spending) -> 
 
 
 def _evidence(spending: Spending, source: str, task: str) -> float:
-    """Add up the FLOPs of a task's evidence, each run once."""
+    """Add up the FLOPs of a task's evidence, each run once.
+
+    A run that answers several experiments at several points costs as much as the furthest one.
+    """
     runs: dict[tuple, float] = {}
     for e in spending.evidence:
         if (e.source, e.task) == (source, task):
-            runs |= spending.runs.get(e.id, {})
+            for key, flops in spending.runs.get(e.id, {}).items():
+                runs[key] = float(np.maximum(runs.get(key, 0.0), flops))
     return float(sum(runs.values()))
 
 

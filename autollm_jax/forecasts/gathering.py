@@ -28,8 +28,9 @@ class Rows:
       sizes_NS: relative sizes (S = 1) if the setting and all relevant experiments have sizes; else
         S = 0.
       fidelities_NF: log parameters and log tokens, relative to the setting; 0 where missing.
-      scores_N: the regret, 0 at the experiment's best and 1 at its median and above. The cut at 1
-        keeps detail near the optimum. A failed run scores 1.
+      scores_N: the spread regret (`Experiment.spread_regrets_R`), 0 at the experiment's best and 1
+        at its spread median and above. The cut at 1 keeps detail near the optimum. A failed run
+        scores 1.
       experiments_N: index of the row's experiment, in order of relevance.
     """
 
@@ -59,7 +60,7 @@ def gather(setting: Setting, evidence: Sequence[Experiment], limit: int) -> Rows
         return Rows(*empty, np.zeros(0), np.zeros(0, int))
     points, sizes, fidelities, scores, experiments = [], [], [], [], []
     for index, experiment in enumerate(relevant):
-        regrets_R = np.asarray(experiment.outcomes.regrets_R, float)
+        regrets_R = experiment.spread_regrets_R
         # A row over the limit was not run, so it has no outcome and is left out.
         order = np.argsort(regrets_R, kind="stable")
         order = order[np.asarray(experiment.feasible_R)[order]]
@@ -156,7 +157,7 @@ class TargetScale:
         self.known = bool(relevant)
         self.best, self.unit = 0.0, 1.0
         if relevant:
-            levels = [(sign * e.outcomes.optimum, np.log(e.outcomes.unit)) for e in relevant]
+            levels = [(sign * e.outcomes.optimum, np.log(e.spread_unit)) for e in relevant]
             fidelities_EF = np.stack([e.fidelity.log for e in relevant])
             best, log_unit = extrapolate(fidelities_EF, np.array(levels), setting.fidelity.log)
             # The unit is less certain than the best loss, so it stays in the range of the evidence.

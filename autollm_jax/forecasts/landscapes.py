@@ -93,7 +93,7 @@ class Landscape:
 
     Attributes:
       centre_D: weighted mean of the good cells, in coordinates.
-      scale: one unit of regret, median - optimum, in the objective's units.
+      scale: the table's spread unit of regret, in the objective's units.
       rows_RD: the cells' coordinates relative to the centre.
       quadratic: coefficients of the quadratic mean (see `_quadratic`).
       weights_R: weight of each cell's kernel in the residual.
@@ -194,15 +194,17 @@ def landscape(experiment: Experiment) -> Landscape:
 
 def _fit_landscape(experiment: Experiment) -> Landscape:
     x_RD = coordinates_RD(experiment)
-    regret_R = experiment.outcomes.uncut_regrets_R
+    regret_R = experiment.uncut_spread_regrets_R
     if len(x_RD) > MOST_ROWS:
-        kept = np.sort(np.argsort(regret_R, kind="stable")[:MOST_ROWS])
+        # The best rows, but of each crowd one before all the others.
+        best_first = experiment.cells.uncrowded_first(np.argsort(regret_R, kind="stable"))
+        kept = np.sort(best_first[:MOST_ROWS])
         x_RD, regret_R = x_RD[kept], regret_R[kept]
     weight_R = np.clip(1.0 - regret_R / GOOD, 0.0, None) ** 4
     centre_D = weight_R @ x_RD / weight_R.sum()
     x_RD = x_RD - centre_D
     regret_R = np.minimum(regret_R, CAP)
-    scale = experiment.outcomes.unit
+    scale = experiment.spread_unit
     near_R = regret_R < 1.2
     features = _quadratic(x_RD)
     gram = features[near_R].T @ features[near_R] + 0.0025 * np.eye(features.shape[1])

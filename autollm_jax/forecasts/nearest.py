@@ -68,7 +68,7 @@ class NearestExperiment(Forecast):
 
     def _images(self, experiment: Experiment) -> tuple[np.ndarray, np.ndarray]:
         """Return the setting's rows nearest to the experiment's, best first [N]; their regrets."""
-        setting, regrets_R = self.setting, np.asarray(experiment.outcomes.regrets_R)
+        setting, regrets_R = self.setting, experiment.spread_regrets_R
         order = np.argsort(regrets_R, kind="stable")
         order = order[regrets_R[order] < 1]
         points_ND = coordinates.project(

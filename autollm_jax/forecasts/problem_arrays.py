@@ -224,7 +224,7 @@ def _training_task(target: Experiment, group, known, rows: int) -> TrainingTask:
     cheaper_X = [
         e.fidelity.flops < target.fidelity.flops for e in relevant_evidence(others, target)
     ]
-    scores_R = np.asarray(target.outcomes.regrets_R, np.float32)[feasible_R]
+    scores_R = target.spread_regrets_R.astype(np.float32)[feasible_R]
     return TrainingTask(context, scores_R, np.array(cheaper_X, bool))
 
 

@@ -88,7 +88,7 @@ class SurfaceTransfer(Forecast):
     def _unit_of(self, surface: Surface) -> float:
         """Return a unit of regret of the surface's most relevant experiment."""
         lead = next(e for e in self.nearest if e in surface.members)
-        return lead.outcomes.unit
+        return lead.spread_unit
 
     def _without_evidence(self) -> np.ndarray:
         """Expect a plain bowl around the default."""

@@ -19,6 +19,7 @@ from autollm_jax.forecasts.matern import matern
 from autollm_jax.forecasts.relevance import by_relevance
 from autollm_jax.gym.cells import Cells
 from autollm_jax.gym.experiments import Experiment
+from autollm_jax.gym.outcomes import LEAST_UNIT, middling
 from autollm_jax.gym.runs import runs_key
 from autollm_jax.gym.settings import Setting
 
@@ -210,9 +211,10 @@ def _fitted_rows(group: tuple[Experiment, ...]) -> tuple[np.ndarray, np.ndarray]
     # A cell over the limit was not run and is left out. A diverged cell gets the loss at CAP.
     kept = np.flatnonzero(np.any([e.feasible_R for e in group], axis=0))
     best = loss_R[kept].min()
-    unit = max(_middling(loss_R[kept]) - best, 1e-12)
+    weights_R = group[0].cells.weights_R
+    unit = max(middling(loss_R[kept], weights_R[kept]) - best, LEAST_UNIT)
     loss_K = np.minimum(loss_R[kept], best + CAP * unit)
-    chosen = _thinned(loss_K)
+    chosen = _thinned(loss_K, kept, group[0].cells)
     return kept[chosen], loss_K[chosen]
 
 
@@ -234,17 +236,20 @@ def left_out_means(experiment: Experiment) -> np.ndarray:
     return np.where(experiment.feasible_R, mean_R, np.inf)
 
 
-def _middling(loss_R: np.ndarray) -> float:
-    middle = np.median(loss_R)
-    return float(middle if np.isfinite(middle) else loss_R[np.isfinite(loss_R)].max())
+def _thinned(loss_K: np.ndarray, rows_K: np.ndarray, cells: Cells) -> np.ndarray:
+    """Choose at most MOST_ROWS of K rows of a table: the best half, the rest evenly by loss.
 
+    The best half has about one row of each crowd, as long as there are crowds left.
 
-def _thinned(loss_R: np.ndarray) -> np.ndarray:
-    """Choose at most MOST_ROWS rows: the best half of them, the rest evenly by loss."""
-    order = np.argsort(loss_R, kind="stable")
+    Returns:
+      Indices into the K rows, ascending.
+    """
+    order = np.argsort(loss_K, kind="stable")
     if len(order) <= MOST_ROWS:
         return np.sort(order)
-    best, rest = order[: MOST_ROWS // 2], order[MOST_ROWS // 2 :]
+    wanted = cells.uncrowded_first(rows_K[order])
+    best = np.searchsorted(rows_K, wanted[: MOST_ROWS // 2])
+    rest = order[~np.isin(order, best)]
     places = np.linspace(0, len(rest) - 1, MOST_ROWS - len(best)).astype(int)
     return np.sort(np.concatenate([best, rest[places]]))
 

@@ -1,11 +1,9 @@
 """The ledger: the outcomes of the finished runs of a table that is being made."""
 
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from autollm_jax.files import read_json_lines
+from autollm_jax.files import append_json_lines, read_json_lines
 
 
 class Ledger:
@@ -45,16 +43,10 @@ class Ledger:
 
     def record(self, entries: Mapping[str, dict]) -> None:
         """Append the outcomes of a group's runs, by name."""
-        text = "".join(
-            json.dumps({"run": run, "setup": self._setup, "outcome": entry}, sort_keys=True) + "\n"
-            for run, entry in entries.items()
-        )
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a+b") as file:
-            _drop_half_a_line(file)
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        lines = [
+            {"run": run, "setup": self._setup, "outcome": entry} for run, entry in entries.items()
+        ]
+        append_json_lines(self.path, lines)
         self._entries.update(entries)
 
     def read(self, run: str) -> dict | None:
@@ -65,10 +57,3 @@ class Ledger:
         """Delete the files of all shares; the finished table holds what they hold."""
         for path in self._paths():
             path.unlink()
-
-
-def _drop_half_a_line(file) -> None:
-    """Cut the file after its last line end; a kill may have left half a line behind it."""
-    file.seek(0)
-    whole = file.read().rfind(b"\n") + 1
-    file.truncate(whole)

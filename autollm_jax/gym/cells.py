@@ -20,6 +20,11 @@ SAME_CELL = 1e-3
 # Spaces up to this size are looked up in a dense array.
 _MOST_DENSE = 1 << 20
 _CODE_SEED = 2605_11518
+# Two cells are of one crowd where they are nearer to each other than CROWD_SHARE of the distance
+# that separates most cells, this quantile of them, from their nearest neighbours at most.
+CROWD_SHARE, CROWD_QUANTILE = 0.5, 0.9
+LEAST_CROWDED = 32  # of fewer cells the distances do not tell a crowd from chance
+_CHUNK = 512  # cells that are compared with all cells at once
 
 
 class Match(NamedTuple):
@@ -76,6 +81,60 @@ class Cells:
         units_RD = np.stack([self.space.to_unit(config) for config in self.configurations])
         units_RD.setflags(write=False)
         return units_RD
+
+    @functools.cached_property
+    def weights_R(self) -> np.ndarray:
+        """How much each cell counts in a mean over the space [R]: 1 / the size of its crowd.
+
+        Where optimisers chose the configurations, most lie crowded around a few places, and a plain
+        mean over rows is a mean over these. A cell's crowd is the number of cells within a radius,
+        itself included; the radius is half of what separates most cells from their nearest
+        neighbours. In a grid, also one with gaps, every weight is 1. So it is in a space with a
+        mixture, where the cells were drawn by a design, and in a table of few cells.
+
+        >>> from autollm_jax.gym.spaces import Dimension
+        >>> space = Space((Dimension("rate", "continuous", bounds=(0.0, 1.0)),))
+        >>> places = [*np.linspace(0.0, 1.0, 41).tolist(), 0.499, 0.501]
+        >>> cells = Cells(space, tuple({"rate": place} for place in places))
+        >>> cells.weights_R[[0, 19, 20, 41, 42]].round(2)
+        array([1.  , 1.  , 0.33, 0.33, 0.33])
+        """
+        designed = any(dimension.kind == "simplex" for dimension in self.space.dimensions)
+        plain = designed or len(self) < LEAST_CROWDED
+        weights_R = np.ones(len(self)) if plain else 1.0 / self._crowds()
+        weights_R.setflags(write=False)
+        return weights_R
+
+    def _crowds(self) -> np.ndarray:
+        """Count the cells of each cell's crowd [R]."""
+        units_RD = self.units_RD
+        norms_R = (units_RD**2).sum(1)
+
+        def squares(rows: slice) -> np.ndarray:
+            away_CR = norms_R[rows, None] + norms_R - 2 * units_RD[rows] @ units_RD.T
+            return np.maximum(away_CR, 0.0)
+
+        chunks = [slice(start, start + _CHUNK) for start in range(0, len(self), _CHUNK)]
+        # The least but one: the least is the cell itself.
+        second = min(1, len(self) - 1)
+        nearest = [np.partition(squares(rows), second, axis=1)[:, second] for rows in chunks]
+        radius = CROWD_SHARE * np.sqrt(np.quantile(np.concatenate(nearest), CROWD_QUANTILE))
+        crowds = [(squares(rows) <= radius**2).sum(1) for rows in chunks]
+        return np.maximum(np.concatenate(crowds), 1)
+
+    def uncrowded_first(self, order: np.ndarray) -> np.ndarray:
+        """Bring about one row of each crowd to the front of some rows; the order stays otherwise.
+
+        A row comes to the front where the weights of the rows before it pass a whole number: in a
+        grid that is every row.
+
+        Args:
+          order: rows [N], the most wanted first.
+        """
+        weights_N = self.weights_R[order]
+        passed_N = np.floor(np.cumsum(weights_N) - weights_N + 1e-9)
+        front_N = np.diff(passed_N, prepend=-1.0) > 0
+        return np.concatenate([order[front_N], order[~front_N]])
 
     @functools.cached_property
     def _row_by_key(self) -> dict:

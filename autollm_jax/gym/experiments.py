@@ -37,6 +37,25 @@ class Experiment(Setting):
         return Setting(**setting_fields(self))
 
     @functools.cached_property
+    def spread_unit(self) -> float:
+        """One unit of spread regret: |m - y*| with m the median over the space, not over its rows.
+
+        Forecasts learn in this unit, in which crowded rows count as little as they cover
+        (`Cells.weights_R`). In a grid it is one unit of regret, `outcomes.unit`.
+        """
+        return self.outcomes.spread_unit(self.cells.weights_R)
+
+    @functools.cached_property
+    def uncut_spread_regrets_R(self) -> np.ndarray:
+        """(y - y*) / spread unit of each row [R], not cut at 1; +inf where a run is not ok."""
+        return self.outcomes.uncut_regrets_R * (self.outcomes.unit / self.spread_unit)
+
+    @property
+    def spread_regrets_R(self) -> np.ndarray:
+        """The spread regret of each row [R]: cut at 1, which is also that of a failed run."""
+        return np.clip(self.uncut_spread_regrets_R, 0.0, 1.0)
+
+    @functools.cached_property
     def _found_values(self) -> tuple[list[float], np.ndarray]:
         """Outcomes by the result of `Cells.find`, as a list and as an array."""
         array = np.append(self.outcomes.values_R, math.nan)

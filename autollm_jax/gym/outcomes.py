@@ -33,6 +33,26 @@ class Measured(NamedTuple):
     regret_minmax: float
 
 
+def middling(loss_R: np.ndarray, weights_R: np.ndarray) -> float:
+    """Return the weighted median of losses; the worst finite one where the median is infinite.
+
+    >>> middling(np.array([1.0, 2.0, 5.0]), np.ones(3)), middling(np.array([1.0, 2.0, 5.0]),
+    ...     np.array([1.0, 1.0, 4.0]))
+    (2.0, 5.0)
+
+    Args:
+      loss_R: lower is better; inf where a run failed, but not everywhere.
+      weights_R: positive.
+    """
+    if (weights_R == weights_R[0]).all():
+        loss = np.median(loss_R)
+    else:
+        order = np.argsort(loss_R, kind="stable")
+        below_R = np.cumsum(weights_R[order])
+        loss = loss_R[order][np.searchsorted(below_R, below_R[-1] / 2)]
+    return float(loss if np.isfinite(loss) else loss_R[np.isfinite(loss_R)].max())
+
+
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Outcomes:
     """The outcomes of an experiment, one entry per configuration (R rows).
@@ -43,6 +63,7 @@ class Outcomes:
       seconds_R: the run's duration, nan where not recorded.
       squares_R: the sum of squared deviations of repeated seeds from the configuration's mean.
       freedom_R: the degrees of freedom of those squares: the number of seeds less one.
+      runs_R: the number of runs that were pooled.
       objective: the outcome's name and direction.
     """
 
@@ -51,6 +72,7 @@ class Outcomes:
     seconds_R: np.ndarray
     squares_R: np.ndarray
     freedom_R: np.ndarray
+    runs_R: np.ndarray
     objective: Objective
 
     def __post_init__(self):
@@ -86,10 +108,22 @@ class Outcomes:
     def median(self) -> float:
         """The median outcome of what could be run, m; the worst ok one where most runs diverged."""
         losses = self.losses_R[self.status_R != "infeasible"]
-        loss = np.median(losses)
-        if not np.isfinite(loss):
-            loss = losses[np.isfinite(losses)].max()
-        return float(self.sign * loss)
+        return self.sign * middling(losses, np.ones(len(losses)))
+
+    def spread_unit(self, weights_R: np.ndarray) -> float:
+        """Return |m - y*| with m the weighted median of what could be run, at least `LEAST_UNIT`.
+
+        It is for learning from a table, not for scoring on it. Where optimisers chose the rows,
+        the median row is one of a crowd near the optimum. In units of it all the rest of the space
+        is out of scale, and looks alike.
+
+        Args:
+          weights_R: how much each row counts in the space (`Cells.weights_R`); with equal weights
+            the return value is `unit`.
+        """
+        ran_R = self.status_R != "infeasible"
+        middle = middling(self.losses_R[ran_R], weights_R[ran_R])
+        return max(middle - self.sign * self.optimum, LEAST_UNIT)
 
     @property
     def unit(self) -> float:
@@ -158,7 +192,7 @@ class Outcomes:
 
     def take(self, rows: np.ndarray) -> "Outcomes":
         """Return the outcomes of some rows, in their order."""
-        columns = ("values_R", "status_R", "seconds_R", "squares_R", "freedom_R")
+        columns = [f.name for f in dataclasses.fields(self) if f.name.endswith("_R")]
         return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in columns})
 
     def with_values(self, values_R: np.ndarray) -> "Outcomes":

@@ -68,7 +68,8 @@ def pool_outcomes(
     # from all rows in proportion.
     if spent:
         freedom_R *= max(freedom_R.sum() - spent, 0.0) / max(freedom_R.sum(), 1.0)
-    return Outcomes(value_R, np.array(status_R), seconds_R, squares_R, freedom_R, objective)
+    numbers_R = value_R, np.array(status_R), seconds_R, squares_R, freedom_R
+    return Outcomes(*numbers_R, np.bincount(row_N, minlength=rows), objective)
 
 
 def _pool_row(value_N: np.ndarray, time_N: np.ndarray, status_N: np.ndarray) -> tuple:

@@ -18,7 +18,7 @@ from autollm_jax.errors import UserError
 from autollm_jax.evaluation.runner import Player, Terms, evaluate, play_method, table_hashes
 from autollm_jax.evaluation.trainings import pool_trainings
 from autollm_jax.files import read_json, write_json_atomic
-from autollm_jax.forecasts.surfaces import left_out_means
+from autollm_jax.forecasts.left_out import left_out_predictions
 from autollm_jax.ground_truth.provenance import code_commit, package_versions
 from autollm_jax.gym.stress import distort
 from autollm_jax.job import cross_validation, spending
@@ -183,7 +183,7 @@ def report(job: Job) -> None:
         job.report_folder,
         stress_paths=stressed,
         spending=None if job.stress.label else spending.spending(job),
-        predict=None if job.stress.label else left_out_means,
+        predict=None if job.stress.label else left_out_predictions,
         provenance={
             "config": job.config.to_dict(),
             "tables (SHA-256)": record["tables"],

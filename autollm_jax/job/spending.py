@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from autollm_jax.cluster import distributed
 from autollm_jax.evaluation.cost import Spending
 from autollm_jax.evaluation.run_costs import read_runs
-from autollm_jax.files import append_json_line
+from autollm_jax.files import append_json_lines
 from autollm_jax.job.job import Job
 from autollm_jax.models.transformer import parameter_count
 
@@ -34,7 +34,7 @@ def timed(job: Job, stage: str) -> Iterator[None]:
             "seconds": round(time.perf_counter() - began, 3),
             "peak_gib": round(max(peak.ru_maxrss for peak in peaks) / GIB, 2),
         }
-        append_json_line(job.workdir / "stages.jsonl", line)
+        append_json_lines(job.workdir / "stages.jsonl", [line])
 
 
 def training_flops(job: Job) -> float:

@@ -142,12 +142,17 @@ def show_metric(experiment: Experiment) -> str:
 
 
 def show_measured(experiment: Experiment) -> str:
-    """Write how many configurations are measured, of all in a space of choices: 96 of 128."""
-    rows, dimensions = len(experiment.configurations), experiment.space.dimensions
+    """Write how much of a space is measured.
+
+    In a space of choices: 96 of 128 cells. Otherwise there is no grid: 7,500 runs of 5,200
+    configurations, no grid. A configuration over the limit was not run and does not count.
+    """
+    ran_R, dimensions = experiment.feasible_R, experiment.space.dimensions
+    rows, runs = int(ran_R.sum()), int(experiment.outcomes.runs_R[ran_R].sum())
     if not all(d.is_discrete for d in dimensions):
-        return f"{rows:,}"
+        return f"{runs:,} runs of {rows:,} configurations, no grid"
     everything = math.prod(len(d.choices) for d in dimensions)
-    return f"{rows:,} of {everything:,}" if everything < 1e6 else f"{rows:,} of {everything:.1e}"
+    return f"{rows:,} of {f'{everything:,}' if everything < 1e6 else f'{everything:.1e}'} cells"
 
 
 def anchor(experiment: Experiment) -> str:
@@ -169,7 +174,7 @@ def _config(experiment: Experiment, config: Mapping | None) -> str:
 
 
 def _notes(experiment: Experiment, left_out: int) -> list[str]:
-    notes = [f"measured: {show_measured(experiment)}"]
+    notes = [f"measured {show_measured(experiment)}"]
     if left_out:
         notes.append(f"{left_out} axes that explain less are left out")
     return notes

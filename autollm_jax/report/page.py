@@ -37,8 +37,9 @@ GLOSSARY = {
     "alone. The bootstrap resamples them together.",
     "trial": "One configuration that a method asked for. It spends one of the budget.",
     "evidence": "The outcomes of the cheaper experiments. Every method sees the same.",
-    "measured": "The number of configurations with an outcome, of all in the space. A space with a "
-    "mixture or a continuous dimension has no such number.",
+    "measured": "The number of configurations that were run, of all cells of the space's grid. A "
+    "space with a mixture or a continuous dimension has no grid; there the runs are counted beside "
+    "the configurations. Those over a limit were not run.",
     "regret": "clip((y - best) / (median - best), 0, 1) over the experiment's table: 0 is the best "
     "measured configuration, 1 the median one or worse. Diverged runs score 1. After k trials it "
     "is the regret of the best of the first k.",

@@ -21,7 +21,7 @@ from autollm_jax.errors import UserError
 from autollm_jax.gym.spaces import Dimension, InvalidConfiguration, Space
 from autollm_jax.sources.autoresearch_files import FILES
 from autollm_jax.sources.download import sha256_of
-from autollm_jax.sources.json_lines import finite_number, number, read_objects
+from autollm_jax.sources.jsonl_file import number_field, outcome_field, read_jsonl
 from autollm_jax.sources.source import Source, Tables
 
 FILE = "trials.jsonl"
@@ -66,6 +66,7 @@ CONTINUOUS = (
     Dimension("final_lr_frac", "continuous", bounds=(0.0, 0.2)),
 )
 PATTERNS = ("SSSL", "SSLL", "SLSL", "LLLL", "SSSS", "LSSL")
+FIELDS = ("config", "success", "error", "val_bpb")
 NAMES = ("DEPTH", *(name.upper() for name in DEFAULT))
 
 DEPTHS = (4, 24)
@@ -130,7 +131,7 @@ def read(path: Path) -> Tables:
     hashes, left_out = {}, []
     for name, file in _find_files(Path(path)).items():
         hashes[f"{name}/{FILE}"] = sha256_of(file)
-        lines = read_objects(file)
+        lines = read_jsonl(file, FIELDS, "autoresearch", SOURCE.pinned)
         if name.startswith(EDITS_CODE) or (lines and lines[0][1].get("backend") == EDITING_BACKEND):
             left_out.append(f"{name} ({len(lines)} runs of edited code)")
             continue
@@ -188,17 +189,14 @@ def _run(line: Mapping, name: str, where: str) -> _Run:
       UserError: the line is not as published.
       _LeftOut: it is, but the table does not hold such runs.
     """
-    missing = [key for key in ("config", "success", "error", "val_bpb") if key not in line]
-    if missing:
-        raise UserError(f"{where}: `{missing[0]}` is missing; an autoresearch run has it")
     depth, config = _config(line["config"], where)
     if not isinstance(line["success"], bool):
         raise UserError(f"{where}: `success` is {line['success']!r:.40}; accepted is true or false")
-    if finite_number(line.get("budget", SECONDS), "budget", where) != SECONDS:
+    if number_field({"budget": SECONDS, **line}, "budget", where) != SECONDS:
         raise UserError(f"{where}: `budget` is {line['budget']}; accepted is {SECONDS:g} seconds")
     status, val_bpb = "ok", math.nan
     if line["success"]:
-        val_bpb = number(line["val_bpb"], "val_bpb", where)
+        val_bpb = outcome_field(line, "val_bpb", where)
         status = "ok" if math.isfinite(val_bpb) else "diverged"
     else:
         _check_out_of_memory(line["error"], where)
@@ -207,12 +205,12 @@ def _run(line: Mapping, name: str, where: str) -> _Run:
     if not isinstance(measured, Mapping):
         raise UserError(f"{where}: `extra_metrics` is no JSON object; accepted is one, or null")
     parameters, tokens = (
-        1e6 * finite_number(measured[key], key, where, least=0.0) if key in measured else math.nan
+        1e6 * number_field(measured, key, where, least=0.0) if key in measured else math.nan
         for key in ("num_params_M", "total_tokens_M")
     )
-    seconds = line.get("wall_time_seconds")
-    seconds = SECONDS if seconds is None else seconds
-    seconds = finite_number(seconds, "wall_time_seconds", where, least=0.0)
+    seconds = SECONDS
+    if line.get("wall_time_seconds") is not None:
+        seconds = number_field(line, "wall_time_seconds", where, least=0.0)
     if depth > HIGH_UP_TO:
         raise _LeftOut(f"deeper than {HIGH_UP_TO}")
     return _Run(name, depth, config, status, val_bpb, seconds, parameters, tokens)
@@ -235,10 +233,10 @@ def _config(config: object, where: str) -> tuple[int, dict]:
             raise UserError(f"{where}: {name!r:.40} {problem} `config`; accepted are {NAMES}")
     values: dict = {}
     for name, (_, choices) in WHOLE.items():
-        values[name] = _whole(config[name.upper()], name.upper(), choices[0], choices[-1], where)
+        values[name] = _whole(config, name.upper(), choices[0], choices[-1], where)
     for dimension in CONTINUOUS:
         name = dimension.name.upper()
-        value = finite_number(config[name], name, where)
+        value = number_field(config, name, where)
         try:
             values[dimension.name] = dimension.canonical(value)
         except InvalidConfiguration as error:
@@ -248,15 +246,15 @@ def _config(config: object, where: str) -> tuple[int, dict]:
         raise UserError(
             f"{where}: `WINDOW_PATTERN` is {pattern!r:.40}; accepted are {', '.join(PATTERNS)}"
         )
-    depth = _whole(config["DEPTH"], "DEPTH", *DEPTHS, where)
+    depth = _whole(config, "DEPTH", *DEPTHS, where)
     if pattern not in PATTERNS:
         raise _LeftOut("a WINDOW_PATTERN that is none of the six")
     values["window_pattern"] = pattern
     return depth, values
 
 
-def _whole(value: object, name: str, low: int, high: int, where: str) -> int:
-    found = finite_number(value, name, where)
+def _whole(config: Mapping, name: str, low: int, high: int, where: str) -> int:
+    found = number_field(config, name, where)
     if found != round(found) or not low <= found <= high:
         raise UserError(
             f"{where}: `{name}` is {found:g}; accepted is a whole number from {low} to {high}"

@@ -1,7 +1,6 @@
 """Reading upstream CSV files: one clear line for whatever is not as published."""
 
 import csv
-import hashlib
 import io
 import logging
 import math
@@ -9,11 +8,11 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from autollm_jax.errors import UserError
+from autollm_jax.sources.download import sha256_of
+from autollm_jax.sources.text_file import not_utf8, read_bytes
 
 _log = logging.getLogger(__name__)
 
-# The largest upstream CSV file has under one megabyte.
-MOST_BYTES = 64 << 20
 OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
@@ -46,8 +45,11 @@ def read_csv(
     Raises:
       UserError: it is no such file, or a line has more or fewer fields than the header.
     """
-    data = _data(path)
-    text = _text(path, data)
+    data = read_bytes(path, "CSV")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        raise not_utf8(path, "CSV") from None
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     rows = []
     try:
@@ -62,7 +64,7 @@ def read_csv(
             rows.append((where, row))
     except csv.Error as error:
         raise UserError(f"{path}: not a readable CSV file: {error}") from error
-    whole = text.endswith(("\n", "\r")) or hashlib.sha256(data).hexdigest() in pinned
+    whole = text.endswith(("\n", "\r")) or sha256_of(path) in pinned
     if rows and not whole:
         _log.warning(
             "%s: the last line has no line end, so it may be cut off and is left out; add a line "
@@ -70,25 +72,6 @@ def read_csv(
             rows.pop()[0],
         )
     return header, rows
-
-
-def _data(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            raise UserError(f"{path}: has over {MOST_BYTES >> 20} MiB; accepted is a CSV file")
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: not a readable CSV file: {error}") from error
-
-
-def _text(path: Path, data: bytes) -> str:
-    try:
-        # UTF-16 without a mark decodes as UTF-8, with zeros in between.
-        if b"\0" not in data:
-            return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        pass
-    raise UserError(f"{path}: not a readable CSV file: not UTF-8 text; accepted is UTF-8")
 
 
 def _check_header(path: Path, header: list[str], columns: Sequence[str], kind: str) -> None:

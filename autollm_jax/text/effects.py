@@ -36,7 +36,7 @@ def effects(experiment: Experiment) -> tuple[Effect, ...]:
     loss_R = experiment.outcomes.losses_R
     rows = np.flatnonzero(experiment.feasible_R)
     best = loss_R.min()
-    unit = experiment.outcomes.unit
+    unit = experiment.spread_unit
     regret_N = np.minimum((loss_R[rows] - best) / unit, CAP)
     names = effect_names(experiment)
     x_ND = place(experiment, experiment)[rows]

@@ -72,7 +72,7 @@ SYMBOLS = (
 )
 
 TASK_NOTES = {
-    "architecture": "one run evaluates an architecture under a parameter limit",
+    "architecture": "one run evaluates an architecture",
     "pretraining": "one run trains a language model once",
     "grpo": "one run tunes a language model by reinforcement learning",
     "data_mixture": "one run trains on a mixture of data sets",
@@ -196,6 +196,7 @@ def _describe(observation: Observation, lines: int, most: int, shortened: bool) 
     space = target.space
     goal = "minimize" if target.objective.minimize else "maximize"
     note = TASK_NOTES.get(target.task, "one run tries a configuration")
+    note += "" if target.limit is None else " under a parameter limit"
     parts = [
         f"task {target.task}: {note}. {goal} {_metric(target)} "
         f"in {observation.budget_left} trials{LINE}",

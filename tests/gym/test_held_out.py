@@ -30,7 +30,9 @@ def test_an_experiment_adds_outcomes_and_their_lookups_alone():
         members = {name for name, _ in inspect.getmembers_static(kind) if name[0] != "_"}
         return fields | members
 
-    assert public(Experiment) - public(Setting) == {"outcomes", "setting", "lookup", "lookup_many"}
+    added = {"outcomes", "setting", "lookup", "lookup_many"}
+    added |= {"spread_unit", "spread_regrets_R", "uncut_spread_regrets_R"}
+    assert public(Experiment) - public(Setting) == added
 
 
 def test_a_setting_carries_no_outcome_anywhere(secret):

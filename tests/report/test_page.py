@@ -13,6 +13,7 @@ from autollm_jax.evaluation.runner import Terms, evaluate, play_method
 from autollm_jax.gym.spaces import Dimension, Space
 from autollm_jax.gym.splits import Split
 from autollm_jax.gym.stress import Stress, distort
+from autollm_jax.report.details import show_measured
 from autollm_jax.report.page import write_report
 from tests.small import BATCHES, RATES, small
 
@@ -292,7 +293,7 @@ def test_a_continuous_target_is_drawn_on_its_bounds_whatever_the_evidence_has(tm
     assert set(summary["regret"]) == {"random", "default"}
     for bound in ("1e-4", "1e-3", "1e-2", "0.15", "0.3"):
         assert f">{bound}</text>" in page
-    assert "measured: 40<" in page.replace("</p>", "<") and "decay 0." in page
+    assert "measured 40 runs of 40 configurations, no grid" in page and "decay 0." in page
 
 
 def test_a_target_with_dimensions_that_the_evidence_lacks_is_reported(tmp_path):
@@ -304,5 +305,31 @@ def test_a_target_with_dimensions_that_the_evidence_lacks_is_reported(tmp_path):
     cheap, dear = continuous("cheap", "low", low), continuous("dear", "mid", mid, tokens=4e8)
     _, page = write(Split((cheap,), (dear,)), tmp_path, ("random", "default"))
     distinct = len(dear.configurations)
-    assert f"measured: {distinct} of 24" in page
+    assert f"measured {distinct} of 24 cells" in page
     assert all(f">{name}</text>" in page for name in ("embedding", "layers", "heads", "mlp ratio"))
+
+
+def test_what_is_measured_stands_in_the_table_and_beside_the_figure(small_split, tmp_path):
+    _, page = write(small_split, tmp_path, ("random",))
+    assert page.count("measured 11 of 12 cells") == page.count(">11 of 12 cells</td>") == 2
+    rate = Dimension("learning_rate", "log-continuous", bounds=(1e-4, 1e-2))
+    cells = [{"learning_rate": rate} for rate in (1e-3, 2e-3, 2e-3, 4e-3, 4e-3)]
+    fields = {"configurations": cells, "seeds": [0, 0, 1, 0, 1]}
+    dear = small("dear", "mid", tokens=4e8, space=Space((rate,)), **fields)
+    _, page = write(Split((), (dear,)), tmp_path / "continuous", ("random",))
+    said = "5 runs of 3 configurations, no grid"
+    assert page.count(f"measured {said}") == page.count(f">{said}</td>") == 1
+
+
+def test_a_configuration_over_the_limit_counts_as_not_measured():
+    cells = [{"learning_rate": r, "batch_size": 64} for r in RATES]
+    limited = small(
+        "limited",
+        "mid",
+        configurations=cells,
+        outcomes=[1.0, 2.0, 3.0, np.nan],
+        status=["ok", "ok", "ok", "infeasible"],
+        parameters=[1, 2, 3, 4],
+        limit={"quantity": "parameters", "at_most": 3},
+    )
+    assert show_measured(limited) == "3 of 12 cells"

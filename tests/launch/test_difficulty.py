@@ -1,0 +1,62 @@
+import pathlib
+import subprocess
+import sys
+
+import autollm_jax
+from autollm_jax.gym.tables import write_table
+
+ROOT = pathlib.Path(autollm_jax.__file__).parents[1]
+
+
+def run(*arguments):
+    command = [sys.executable, "launch/difficulty.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def table(root, levels=("low", "mid")):
+    rates = [0.001, 0.002, 0.004, 0.008, 0.016]
+    entry = {
+        "context": {},
+        "objective": {"metric": "loss", "goal": "minimize"},
+        "default": {"rate": 0.001},
+        "default_origin": "the least",
+        "space": {"dimensions": [{"name": "rate", "kind": "log-ordinal", "choices": rates}]},
+    }
+    sizes = {"low": 1e6, "mid": 4e6}
+    experiments = {
+        level: entry
+        | {"fidelity": {"level": level, "parameters": n, "tokens": 1e9, "flops": 6e9 * n}}
+        for level, n in sizes.items()
+        if level in levels
+    }
+    meta = {"format": 1, "source": "mine", "task": "pretraining", "experiments": experiments}
+    rows = [
+        {"experiment": level, "config.rate": rate, "loss": abs(place - 2) + 1.0, "flops": None,
+         "seconds": None, "seed": 0, "status": "ok"}
+        for level in experiments
+        for place, rate in enumerate(rates)
+    ]  # fmt: skip
+    write_table(root, meta, rows)
+
+
+def test_the_section_of_a_page_is_replaced(tmp_path):
+    table(tmp_path / "root")
+    page = tmp_path / "tables.md"
+    page.write_text("# Tables\n\n## Difficulty\n\nold figures\n\n## Later\n\nkept\n")
+    done = run(f"--roots={tmp_path / 'root'}", "--seeds=2", f"--page={page}")
+    assert done.returncode == 0, done.stderr
+    text = page.read_text()
+    assert "old figures" not in text and text.endswith("\n## Later\n\nkept\n")
+    [line] = [line for line in text.splitlines() if line.startswith("| pretraining")]
+    assert line.startswith("| pretraining | mine | 1 | ") and line in done.stdout
+    assert ".00 / .00 / .00 (nearest_experiment)" in line
+
+
+def test_a_mistake_is_one_line(tmp_path):
+    table(tmp_path, levels=("low",))
+    for arguments, message in (
+        ((f"--roots={tmp_path}",), "no experiment of level mid"),
+        ((f"--page={tmp_path / 'none.md'}",), "no such page; accepted is a Markdown file"),
+    ):
+        done = run(*arguments)
+        assert done.returncode == 1 and message in done.stderr.splitlines()[-1]
