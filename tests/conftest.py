@@ -6,6 +6,7 @@ devices; those whose mesh does not fit fewer than eight are skipped there.
 
 import os
 import signal
+import tempfile
 
 import pytest
 
@@ -20,6 +21,13 @@ if PLATFORM == "cpu":
         # Most of the suite is compilation, and its models are tiny.
         + " --xla_backend_optimization_level=0"
     )
+# A program that several tests or their child processes compile is compiled once: pytest's workers
+# inherit the folder.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _compiled = tempfile.TemporaryDirectory()
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # The suite shares its cores with XLA; BLAS threads would only wait for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

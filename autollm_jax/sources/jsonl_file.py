@@ -128,14 +128,16 @@ def outcome_field(row: Mapping, field: str, where: str) -> float:
     Raises:
       UserError: the field is missing or no number.
     """
-    if _number(row.get(field), missing=None) is None:
-        raise UserError(f"{where}: `{field}` is {_shown(row.get(field))}; accepted is a number")
-    return _number(row[field])
-
-
-def _number(value, missing=math.nan):
+    value = row.get(field)
     if not isinstance(value, int | float) or isinstance(value, bool):
-        return missing
+        raise UserError(f"{where}: `{field}` is {_shown(value)}; accepted is a number")
+    return _number(value)
+
+
+def _number(value) -> float:
+    """Return a JSON number as a float; nan where the value is no number."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return math.nan
     try:
         return float(value)
     except OverflowError:
