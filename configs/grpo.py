@@ -50,7 +50,7 @@ def level(width, heads, steps, **backbone_steps) -> ConfigDict:
     c.layers = 2
     c.heads = heads
     c.backbone_steps = ConfigDict(backbone_steps)  # of pre-training
-    c.steps = steps  # rollouts
+    c.steps = (steps,)  # rollouts; each number is a budget of its own
     c.learning_rates = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
     c.seeds = 2
     c.repeated_every = 5  # one configuration in so many has all seeds
@@ -63,6 +63,6 @@ def shrink(g: ConfigDict) -> None:
     g.choices.update({"group_size": (4, 8), "clip_range": (0.2,), "temperature": (1.0,)})
     for name, steps in (("low", 2), ("mid", 3)):
         g[name].update({"problems": ("arithmetic",), "width": 16, "heads": 2, "layers": 1})
-        g[name].update({"steps": steps, "learning_rates": (1e-4, 1e-3)})
+        g[name].update({"steps": (steps,), "learning_rates": (1e-4, 1e-3)})
         g[name].backbone_steps.arithmetic = 400
     del g.high

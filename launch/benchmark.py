@@ -178,7 +178,7 @@ def _sweep_groups(cache: Path, mesh) -> list[tuple]:
         dataclasses.replace(problems, group_size=size, learning_rate=rate)
         for size in (4, 8) for rate in (1e-5, 1e-4, 1e-3, 1e-2)
     ]  # fmt: skip
-    grpo = GRPOTrainer(GRPOSetup("float32", 64, OptimizerConfig(5e-3), adamw, 32, 32, 2), cache)
+    grpo = GRPOTrainer(GRPOSetup("float32", 64, OptimizerConfig(5e-3), adamw, 32, 32, 2), cache, ())
     grpo.train([rewarded[0]], mesh)  # pre-trains the backbone, which is not part of a sweep
     language = _random_language_model(adamw)
     groups = [(language, runs) for runs in group_runs(grid)]

@@ -25,8 +25,6 @@ from autollm_jax.ground_truth.provenance import device_kind
 from autollm_jax.gym.spaces import Dimension, Space
 from autollm_jax.models.transformer import TransformerConfig, parameter_count, parameter_shapes
 from autollm_jax.rl.problems import (
-    HELD_OUT,
-    NAMES,
     STOP,
     VOCAB_SIZE,
     ProblemSet,
@@ -151,21 +149,21 @@ class ProblemRun:
 
 @dataclasses.dataclass(frozen=True)
 class GRPOTrainer:
-    """Trains groups of GRPO runs, on backbones that are trained at first use and kept."""
+    """Trains groups of GRPO runs, on backbones that are trained at first use and kept.
+
+    Attributes:
+      problems: names of the sets of problems that the plan's runs are trained on.
+    """
 
     setup: GRPOSetup
     cache_dir: Path
-
-    @classmethod
-    def make(cls, setup: GRPOSetup, cache_dir) -> "GRPOTrainer":
-        """Make the trainer. Backbones are trained at their first use."""
-        return cls(setup, Path(cache_dir))
+    problems: tuple[str, ...]
 
     def provenance(self) -> dict:
         """Return the facts besides the plan that outcomes depend on, for comparison."""
         content = {
             name: [list(map(dataclasses.astuple, part)) for part in (made.training, made.held_out)]
-            for name, made in ((n, problem_set(n)) for n in NAMES)
+            for name, made in ((n, problem_set(n)) for n in self.problems)
         }
         text = json.dumps(content, sort_keys=True)
         problems = hashlib.sha256(text.encode()).hexdigest()
@@ -260,25 +258,29 @@ def plan(source: str, setup: GRPOSetup, levels: dict, choices: dict) -> Plan:
       source: the table's source.
       setup: the fields that all runs share.
       levels: the grid of each level: problems, width, layers, heads, backbone_steps (by kind of
-        problem), steps, learning_rates, seeds, repeated_every (one configuration in so many has all
-        seeds, the others have the first).
-      choices: choices of the other hyperparameters.
+        problem), steps (each budget of rollouts), learning_rates, seeds, repeated_every (one
+        configuration in so many has all seeds, the others have the first).
+      choices: choices of the other hyperparameters. One with a single choice is a fact, not a
+        dimension.
     """
     experiments, cells = {}, []
     for level, grid in levels.items():
         values = {name: tuple(choices.get(name, grid.get("learning_rates"))) for name in KINDS}
-        space = Space(tuple(Dimension(name, kind, values[name]) for name, kind in KINDS.items()))
-        for problems in grid["problems"]:
-            name = f"{problems}_w{grid['width']}_s{grid['steps']}"
-            runs = _runs(grid, problems, values)
-            cells += [Cell(name, config, run) for config, run in runs]
+        free = [name for name in KINDS if len(values[name]) > 1]
+        fixed = {name: values[name][0] for name in KINDS if name not in free}
+        space = Space(tuple(Dimension(name, KINDS[name], values[name]) for name in free))
+        for problems, steps in itertools.product(grid["problems"], grid["steps"]):
+            name = f"{problems}_w{grid['width']}_s{steps}"
+            runs = _runs(grid, problems, steps, values)
+            cells += [Cell(name, {n: config[n] for n in free}, run) for config, run in runs]
             experiments[name] = {
-                **_described(setup, level, runs[-1][1]),
+                **_described(setup, level, runs[-1][1], fixed),
                 "space": space.to_json(),
                 "objective": {"metric": "success_rate", "goal": "maximize"},
-                "default": _default(values),
+                "default": _default({name: values[name] for name in free}),
                 "default_origin": DEFAULT_ORIGIN,
             }
+    names = tuple(sorted({cell.run.problems for cell in cells}))
     return Plan(
         source=source,
         task=TASK,
@@ -286,17 +288,17 @@ def plan(source: str, setup: GRPOSetup, levels: dict, choices: dict) -> Plan:
         experiments=experiments,
         cells=tuple(cells),
         metric="success_rate",
-        tolerance=1 / HELD_OUT,
+        tolerance=2 / min(len(problem_set(name).held_out) for name in names),
         units={
             "config.learning_rate": "peak learning rate of AdamW",
             "config.kl_coefficient": "weight of the divergence from the backbone",
             "config.group_size": f"answers a problem, of {setup.rollout_rows} a rollout",
             "config.clip_range": "probability ratios count from 1 - this to 1 + this",
             "config.temperature": "of the rollouts",
-            "success_rate": f"share of {HELD_OUT} held-out problems solved by greedy decoding",
+            "success_rate": "share of the held-out problems solved by greedy decoding",
             "success_before": "the same, of the backbone",
         },
-        make_trainer=GRPOTrainer.make,
+        make_trainer=lambda setup, folder: GRPOTrainer(setup, Path(folder), names),
     )
 
 
@@ -308,10 +310,12 @@ def _default(values: dict[str, tuple]) -> dict:
             return values[name][len(values[name]) // 2]
         return values[name][int(np.abs(np.array(values[name]) - DEFAULTS[name]).argmin())]
 
-    return {name: choice(name) for name in KINDS}
+    return {name: choice(name) for name in values}
 
 
-def _runs(grid: dict, problems: str, values: dict[str, tuple]) -> list[tuple[dict, ProblemRun]]:
+def _runs(
+    grid: dict, problems: str, steps: int, values: dict[str, tuple]
+) -> list[tuple[dict, ProblemRun]]:
     """Return (configuration, run) for each configuration of the grid and each of its seeds."""
     made = []
     for index, combination in enumerate(itertools.product(*values.values())):
@@ -323,7 +327,7 @@ def _runs(grid: dict, problems: str, values: dict[str, tuple]) -> list[tuple[dic
                 layers=grid["layers"],
                 heads=grid["heads"],
                 backbone_steps=grid["backbone_steps"][problems],
-                steps=grid["steps"],
+                steps=steps,
                 seed=seed,
                 **config,
             )
@@ -331,7 +335,7 @@ def _runs(grid: dict, problems: str, values: dict[str, tuple]) -> list[tuple[dic
     return made
 
 
-def _described(setup: GRPOSetup, level: str, run: ProblemRun) -> dict:
+def _described(setup: GRPOSetup, level: str, run: ProblemRun, fixed: dict) -> dict:
     """Return the table's context and fidelity of an experiment."""
     return {
         "context": {
@@ -341,6 +345,7 @@ def _described(setup: GRPOSetup, level: str, run: ProblemRun) -> dict:
             "layers": run.layers,
             "steps": run.steps,
             "rollout_rows": setup.rollout_rows,
+            **fixed,
         },
         "fidelity": {
             "level": level,

@@ -16,7 +16,6 @@ import numpy as np
 PAD, STOP = " ", "$"
 CHARACTERS = PAD + STOP + "0123456789+-*,:="
 VOCAB_SIZE = len(CHARACTERS)
-HELD_OUT = 256  # problems of each set that are kept for evaluation
 STOP_ID = CHARACTERS.index(STOP)
 _ID_OF = {character: number for number, character in enumerate(CHARACTERS)}
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
@@ -70,26 +69,39 @@ def problem_set(name: str) -> ProblemSet:
     """Make a set of problems by name; always the same one.
 
     Args:
-      name: `arithmetic`: sums of two two-digit numbers with at least one carry; `countdown`: three
-        numbers and a target, to be reached with +, - and * and each number once.
+      name: `addition`: sums of two three-digit numbers with at least one carry; `numbers`: three
+        numbers and a target, to be reached with +, - and * and each number once; `sorting`: four
+        numbers, to be put in ascending order. `arithmetic` and `countdown` are smaller sets of the
+        first two kinds.
 
     Raises:
       ValueError: there is no such set.
     """
     if name not in _MAKERS:
         raise ValueError(f"problems {name!r}: accepted are {', '.join(_MAKERS)}")
-    make, is_right = _MAKERS[name]
+    make, is_right, held_out, training = _MAKERS[name]
     problems = make()
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(problems))
-    shuffled = [problems[number] for number in order]
-    return ProblemSet(name, tuple(shuffled[HELD_OUT:]), tuple(shuffled[:HELD_OUT]), is_right)
+    shuffled = [problems[number] for number in order[: held_out + training]]
+    return ProblemSet(name, tuple(shuffled[held_out:]), tuple(shuffled[:held_out]), is_right)
+
+
+def _addition() -> list[Problem]:
+    chosen = np.random.default_rng(_SPLIT_SEED).choice(900 * 900, 40_000, replace=False)
+    pairs = [(100 + number // 900, 100 + number % 900) for number in map(int, chosen)]
+    return [Problem(f"{a}+{b}=", str(a + b)) for a, b in pairs if _carries(a, b)]
+
+
+def _carries(a: int, b: int) -> bool:
+    """Tell whether a digit's sum is over 9."""
+    return any(a // place % 10 + b // place % 10 > 9 for place in (1, 10, 100))
 
 
 def _arithmetic() -> list[Problem]:
     return [
         Problem(f"{a}+{b}=", str(a + b))
         for a, b in itertools.product(range(10, 100), repeat=2)
-        if a % 10 + b % 10 > 9 or a // 10 + b // 10 > 9
+        if _carries(a, b)
     ]
 
 
@@ -98,22 +110,40 @@ def _sums_up(prompt: str, answer: str) -> bool:
     return answer == str(int(a) + int(b))
 
 
-def _countdown() -> list[Problem]:
-    """Three different numbers from 2 to 15, and each target from 1 to 60 that they reach."""
+def _countdown(largest: int = 15, highest: int = 60) -> list[Problem]:
+    """Three different numbers from 2 on, and each target from 1 on that they reach."""
     problems = []
-    for numbers in itertools.combinations(range(2, 16), 3):
+    for numbers in itertools.combinations(range(2, largest + 1), 3):
         answers: dict[int, str] = {}
         for a, b, c in itertools.permutations(numbers):
             for first, second in itertools.product("+-*", repeat=2):
                 text = f"{a}{first}{b}{second}{c}"
                 value = _value(text, numbers)
-                if value is not None and 1 <= value <= 60:
+                if value is not None and 1 <= value <= highest:
                     answers.setdefault(value, text)
         problems += [
             Problem(f"{','.join(map(str, numbers))}:{target}=", text)
             for target, text in sorted(answers.items())
         ]
     return problems
+
+
+def _numbers() -> list[Problem]:
+    return _countdown(largest=25, highest=99)
+
+
+def _sorting() -> list[Problem]:
+    """Four different numbers from 1 to 99, in an order of chance."""
+    random = np.random.default_rng(_SPLIT_SEED)
+    chosen = {tuple(random.choice(np.arange(1, 100), 4, replace=False)) for _ in range(24_000)}
+    texts = [
+        (",".join(map(str, four)), ",".join(map(str, sorted(four)))) for four in sorted(chosen)
+    ]
+    return [Problem(f"{given}=", answer) for given, answer in texts]
+
+
+def _is_sorted(prompt: str, answer: str) -> bool:
+    return answer == ",".join(sorted(prompt.rstrip("=").split(","), key=int))
 
 
 def _reaches_target(prompt: str, answer: str) -> bool:
@@ -147,8 +177,12 @@ def _value(text: str, numbers: Sequence[int]) -> int | None:
     return value if sorted(used) == sorted(numbers) else None
 
 
+# By name: all problems, the check of an answer, how many are held out, most that are trained on.
 _MAKERS = {
-    "arithmetic": (_arithmetic, _sums_up),
-    "countdown": (_countdown, _reaches_target),
+    "addition": (_addition, _sums_up, 4096, 16_384),
+    "numbers": (_numbers, _reaches_target, 4096, 16_384),
+    "sorting": (_sorting, _is_sorted, 4096, 16_384),
+    "arithmetic": (_arithmetic, _sums_up, 256, 1 << 20),
+    "countdown": (_countdown, _reaches_target, 256, 1 << 20),
 }
 NAMES = tuple(_MAKERS)

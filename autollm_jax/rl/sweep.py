@@ -39,7 +39,10 @@ from autollm_jax.training.optimizer import (
 )
 from autollm_jax.training.state import TrainState
 from autollm_jax.training.step import update
-from autollm_jax.training.sweep import RUNS, WHOLE, column, filled
+from autollm_jax.training.sweep import RUNS, WHOLE, at_once, column, filled
+
+# Held-out problems that a policy answers in one call; it bounds the memory of the KV cache.
+EVALUATED_AT_ONCE = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,8 +164,15 @@ def make_improve(model: TransformerConfig, optimizer: OptimizerConfig, mesh: Mes
         return jax.lax.scan(one_update, state, order_UM)[0]
 
     def improve(state_R, reference, hp_R, steps, batch_RBT, order_RUM):
-        mapped = jax.vmap(one_run, in_axes=(0, None, 0, None, 0, 0))
-        return mapped(state_R, reference, hp_R, steps, batch_RBT, order_RUM)
+        runs, T, M = len(order_RUM), batch_RBT.tokens_BT.shape[-1], order_RUM.shape[-1]
+        together, _ = at_once(runs, M, T)
+
+        def improved(arguments):
+            state, hp, batch_BT, order_UM = arguments
+            return one_run(state, reference, hp, steps, batch_BT, order_UM)
+
+        arguments = (state_R, hp_R, batch_RBT, order_RUM)
+        return jax.lax.map(improved, arguments, batch_size=together)
 
     specs = {"in_specs": (RUNS, WHOLE, RUNS, WHOLE, RUNS, RUNS), "out_specs": RUNS}
     return jax.jit(jax.shard_map(improve, mesh=mesh, check_vma=False, **specs), donate_argnums=0)
@@ -235,10 +245,14 @@ def evaluate_policies(model, params_R, problems: ProblemSet, runs: int, mesh: Me
     context = problems.longest_prompt + problems.longest_answer
     answer = make_answer(model, context, problems.longest_answer, True, mesh)
     texts = [problem.prompt for problem in problems.held_out]
-    prompt_RBC, length_RB = _lay_out([texts] * runs, problems.longest_prompt)
     seeds_R, ones_R = np.zeros(runs, np.int32), np.ones(runs, np.float32)
-    state = answer(params_R, seeds_R, np.int32(0), ones_R, prompt_RBC, length_RB)
-    return _check(jax.device_get(state), [texts] * runs, problems).mean(axis=1)
+    right = []
+    for start in range(0, len(texts), EVALUATED_AT_ONCE):
+        part = texts[start : start + EVALUATED_AT_ONCE]
+        prompt_RBC, length_RB = _lay_out([part] * runs, problems.longest_prompt)
+        state = answer(params_R, seeds_R, np.int32(0), ones_R, prompt_RBC, length_RB)
+        right.append(_check(jax.device_get(state), [part] * runs, problems))
+    return np.concatenate(right, axis=1).mean(axis=1)
 
 
 def _draw(problems: ProblemSet, seed: int, step: int, config: GRPOSweepConfig) -> list[str]:

@@ -96,7 +96,7 @@ def _divisor(number: int, most: int) -> int:
     return max(n for n in range(1, number + 1) if number % n == 0 and n <= max(1, most))
 
 
-def _at_once(runs: int, batch: int, length: int) -> tuple[int, int]:
+def at_once(runs: int, batch: int, length: int) -> tuple[int, int]:
     """Return how many of a device's runs are vmapped, and how many microbatches a batch has."""
     if jax.default_backend() != "cpu":
         return runs, 1
@@ -140,7 +140,7 @@ def make_advance(model: TransformerConfig, optimizer: OptimizerConfig, mesh: Mes
 
     def advance(state, rates_R, order_R, steps, batch_KSBT):
         runs, (B, T) = len(rates_R), batch_KSBT.tokens_BT.shape[2:]
-        together, microbatches = _at_once(runs, B, T)
+        together, microbatches = at_once(runs, B, T)
 
         def one_run(arguments):
             state, rate, number = arguments

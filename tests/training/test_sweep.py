@@ -73,9 +73,9 @@ def test_splitting_the_runs_over_devices_changes_nothing(data, together):
 
 @pytest.mark.parametrize("tokens, halves", [(2 * LENGTH, 2), (8 * LENGTH, 1)])
 def test_the_tokens_of_an_operation_change_nothing(data, together, monkeypatch, tokens, halves):
-    assert sweep._at_once(4, 4, LENGTH) == (4, 1)
+    assert sweep.at_once(4, 4, LENGTH) == (4, 1)
     monkeypatch.setattr(sweep, "TOKENS_AT_ONCE", tokens)
-    assert sweep._at_once(4, 4, LENGTH) == (2 // halves, halves)
+    assert sweep.at_once(4, 4, LENGTH) == (2 // halves, halves)
     sweep.make_advance.cache_clear()
     np.testing.assert_allclose(losses(train(data, GRID)), losses(together), atol=1e-5)
     sweep.make_advance.cache_clear()
