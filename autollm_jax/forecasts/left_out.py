@@ -12,6 +12,7 @@ from autollm_jax.forecasts.surfaces import CAP, left_out_means, place
 from autollm_jax.gym.experiments import Experiment
 
 FOLDS = 10
+FEWEST = 10
 MEMBERS = 2  # trees of a fold
 
 
@@ -23,11 +24,16 @@ def left_out_predictions(experiment: Experiment) -> np.ndarray:
     out at a time. On low tables the mean was better than either. A row is a configuration, whose
     seeds are pooled (`gym.pooling`), so that no run of it is left in.
 
+    A table of fewer than FEWEST configurations is left to the Gaussian process: bagging would leave
+    the trees without a row.
+
     Returns:
       [R] expected spread regrets, lower is better; inf for a configuration over the limit.
     """
     best = experiment.outcomes.sign * experiment.outcomes.optimum
     smooth_R = (left_out_means(experiment) - best) / experiment.spread_unit
+    if experiment.feasible_R.sum() < FEWEST:
+        return smooth_R
     return (smooth_R + _trees(experiment)) / 2
 
 
@@ -37,7 +43,7 @@ def _trees(experiment: Experiment) -> np.ndarray:
     regret_N = np.minimum(experiment.uncut_spread_regrets_R[rows], CAP)
     fold_N = np.random.default_rng(0).permutation(len(rows)) % FOLDS
     predicted_R = np.full(len(experiment.cells), np.inf)
-    for fold in np.unique(fold_N) if len(rows) > 1 else ():
+    for fold in range(FOLDS):
         kept_N = fold_N != fold
         at_NX = np.concatenate([x_NX[kept_N], x_NX[~kept_N]])
         trend_N = ridge(x_NX[kept_N], regret_N[kept_N], np.ones(kept_N.sum()), at_NX)

@@ -78,11 +78,20 @@ def test_over_the_limit_nothing_is_predicted():
         "limited",
         "mid",
         configurations=CELLS,
-        outcomes=[*np.linspace(1, 2, 9).tolist(), np.nan, np.nan, np.nan],
-        status=["ok"] * 9 + ["infeasible"] * 3,
-        parameters=[*range(1, 10), 20, 20, 20],
+        outcomes=[*np.linspace(1, 2, 10).tolist(), np.nan, np.nan],
+        status=["ok"] * 10 + ["infeasible"] * 2,
+        parameters=[*range(1, 11), 20, 20],
         limit={"quantity": "parameters", "at_most": 10},
     )
     predicted_R = left_out_predictions(limited)
-    assert np.isinf(predicted_R[9:]).all() and np.isfinite(predicted_R[:9]).all()
+    assert np.isinf(predicted_R[10:]).all() and np.isfinite(predicted_R[:10]).all()
     assert limited.space == SPACE
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_table_of_a_few_configurations_is_predicted_too(count):
+    outcomes = np.linspace(1, 2, count).tolist()
+    table = small(
+        "tiny", "mid", configurations=CELLS[:count], outcomes=outcomes, status=["ok"] * count
+    )
+    assert np.isfinite(left_out_predictions(table)).all()
