@@ -2,6 +2,7 @@
 
     train_step   FLOP rate of a 3.4M-parameter model's train step / the machine's f32 matrix product
     sweep        runs an hour of 40 small configurations of mixed shapes, together / one by one
+    sweep_rate   FLOP rate of 40 configurations at width 64 to 128 / that of the code in --against
     look_ups     gym look-ups a second, one at a time and batched / the bar
     import       seconds until a new process holds SmolLM2-135M, f32 / the bar (lower is better)
     sampling     tokens a second of SmolLM2-135M, batch 16 / transformers' `generate` in f32
@@ -59,6 +60,9 @@ DTYPE = flags.DEFINE_enum(
     "What matrix products read (default: train_step bfloat16, sampling float32).",
 )
 REPEATS = flags.DEFINE_integer("repeats", 5, "Timed repetitions, in turn with the reference's.")
+AGAINST = flags.DEFINE_string(
+    "against", None, "sweep_rate: a checkout of other code; None measures only this one."
+)
 ROOTS = flags.DEFINE_list("roots", ["gym_data"], "look_ups: folders of outcome tables.")
 
 
@@ -183,6 +187,57 @@ def _sweep_groups(cache: Path, mesh) -> list[tuple]:
     language = _random_language_model(adamw)
     groups = [(language, runs) for runs in group_runs(grid)]
     return groups + [(grpo, runs) for runs in group_runs(rewarded)]
+
+
+def sweep_rate() -> dict:
+    """Measure the FLOP rate of 40 configurations, in groups of ten learning rates.
+
+    FLOPs are those of `LanguageModelSetup.flops`; compilation is not counted. The code in --against
+    does the same in child processes, in turn with this one's.
+    """
+    if AGAINST.value is None:
+        rates = [_sweep_rate() for _ in range(REPEATS.value + 1)][1:]  # the first one compiles
+        print("sweep:  ", ", ".join(f"{rate:.1f}" for rate in rates), "GFLOP/s")
+        return measured(rates, "GFLOP/s", rates)
+    folders = {"here": str(Path(__file__).resolve().parents[1]), "there": AGAINST.value}
+    rates = {name: [] for name in folders}
+    for _ in tqdm(range(REPEATS.value), "sweep_rate", unit="pair", disable=None):
+        for name, folder in folders.items():
+            done = subprocess.run(
+                [sys.executable, __file__, "sweep_rate", "--repeats=2"],
+                env={**os.environ, "PYTHONPATH": folder},
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
+            rates[name].append(json.loads(done.stdout.splitlines()[-1])["value"])
+    for name, values in rates.items():
+        print(f"{name}: ", ", ".join(f"{rate:.1f}" for rate in values), "GFLOP/s")
+    return measured(rates["here"], "GFLOP/s", rates["there"])
+
+
+def _sweep_rate() -> float:
+    mesh, trainer = make_mesh(MeshShape()), _random_language_model(OptimizerConfig(0.0))
+    flops = seconds = 0.0
+    for width, batch_size in ((64, 16), (64, 64), (96, 32), (128, 32)):
+        run = LanguageModelRun(
+            width=width, layers=2, heads=width // 32, kv_heads=width // 32,
+            mlp_width=8 * round(width / 3), tokens=16_384, batch_size=batch_size,
+            learning_rate=0.0, seed=0,
+        )  # fmt: skip
+        setup, pipeline = trainer.setup, Pipeline(trainer.training, batch_size, 0)
+        began = time.perf_counter()
+        training_sweep.train_states(
+            setup.model(run),
+            setup.optimizer,
+            [training_sweep.Run(rate, 0) for rate in 2.0 ** np.arange(-13, -3)],
+            steps=trainer.steps(run),
+            pipelines={0: pipeline},
+            mesh=mesh,
+        )
+        seconds += time.perf_counter() - began
+        flops += 10 * setup.flops(run)
+    return flops / seconds / 1e9
 
 
 def _random_language_model(optimizer: OptimizerConfig) -> LanguageModelTrainer:
@@ -358,6 +413,7 @@ def measured(values, unit: str, references) -> dict:
 BENCHMARKS = {
     "train_step": train_step,
     "sweep": sweep,
+    "sweep_rate": sweep_rate,
     "look_ups": look_ups,
     "import": import_weights,
     "sampling": sampling,
@@ -368,7 +424,10 @@ def main(argv):
     if len(argv) != 2 or argv[1] not in BENCHMARKS:
         raise UserError(f"name one benchmark to run: {', '.join(BENCHMARKS)}")
     name = argv[1]
-    if name == "sweep":  # runs are split over devices; elsewhere an operation is, over the cores
+    if name in (
+        "sweep",
+        "sweep_rate",
+    ):  # runs are split over devices; elsewhere an operation is, over the cores
         jax.config.update("jax_num_cpu_devices", os.cpu_count())
     result = {"name": name, **BENCHMARKS[name](), "device": device_name()}
     print(json.dumps(result))
