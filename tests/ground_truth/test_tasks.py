@@ -72,6 +72,22 @@ def test_levels_follow_each_other_and_within_one_the_groups_of_a_program(config)
     assert list(dict.fromkeys(level for level, _ in order)) == ["low", "mid", "high"]
 
 
+def test_a_hyperparameter_with_one_choice_is_a_fact_and_each_budget_an_experiment(config):
+    fields = config["grpo"] | {"choices": config["grpo"]["choices"] | {"clip_range": (0.2,)}}
+    fields["low"] = fields["low"] | {"problems": ("sorting",), "steps": (5, 9)}
+    fields["low"]["backbone_steps"] = {"sorting": 3}
+    plan = make_plan(config | {"grpo": fields}, "grpo")
+    low = {n: e for n, e in plan.experiments.items() if e["fidelity"]["level"] == "low"}
+    assert list(low) == ["sorting_w16_s5", "sorting_w16_s9"]
+    for name, entry in low.items():
+        dimensions = [d["name"] for d in entry["space"]["dimensions"]]
+        assert "clip_range" not in dimensions and len(dimensions) == 4
+        assert entry["context"]["clip_range"] == 0.2 and "clip_range" not in entry["default"]
+        cells = [cell for cell in plan.cells if cell.experiment == name]
+        assert {cell.run.steps for cell in cells} == {entry["context"]["steps"]}
+        assert {cell.run.clip_range for cell in cells} == {0.2}
+
+
 def test_the_task_configs_name_their_task():
     for task in TASKS:
         config = runpy.run_path(str(CONFIGS / f"{task}.py"))["get_config"]()
