@@ -4,8 +4,8 @@
 
 goes on from `gym_data_next`. A model is WIDTHxLAYERS with 8/3 as wide an MLP; its size is counted
 without the embedding. Low: 6,000 to 25,000 parameters; mid: 55,000 to 98,000; high: 154,000 to
-221,000. The learning rate falls linearly to zero (arXiv 2502.15938), which lowers the noise. A third of
-the configurations has three seeds.
+221,000. The learning rate falls linearly to zero (arXiv 2502.15938), which lowers the noise. A third
+of the configurations has three seeds.
 
 Planned before the first run, in FLOPs (low, mid, high):
 
@@ -13,8 +13,8 @@ Planned before the first run, in FLOPs (low, mid, high):
     architecture    541 runs   1.1e13   7.0e13   1.3e14
     data_mixture    680 runs   2.6e13   1.5e14   2.2e14
 
-1.45e15 in all: 6 hours of two cores at 70 GFLOP/s. Two processes, one a core, waste least: each gets
-`--config.mesh.cpu_devices=1 --config.ground_truth.share=0/2` (and 1/2) and a work directory.
+1.45e15 in all: 6 hours of two cores at 70 GFLOP/s. Two processes, one a core, waste least: each
+gets `--config.mesh.cpu_devices=1 --config.ground_truth.share=0/2` (and 1/2) and a work directory.
 """
 
 import runpy
