@@ -41,6 +41,16 @@ SCALE_DEVIATION = 0.5
 FAILED = 1.2  # regret that a run which was not ok is taken for
 
 
+def _factor(covariance_MM: np.ndarray) -> np.ndarray:
+    """Return the Cholesky factor [M, M]; rounding may ask for more jitter than JITTER."""
+    for jitter in JITTER * 10.0 ** np.arange(6):
+        try:
+            return np.linalg.cholesky(covariance_MM + jitter * np.eye(len(covariance_MM)))
+        except np.linalg.LinAlgError:
+            continue
+    raise np.linalg.LinAlgError("a forecast's covariance matrix is far from positive")
+
+
 class SurfaceTransfer(Forecast):
     """A forecast over any space, from the surfaces of the relevant evidence."""
 
@@ -65,8 +75,7 @@ class SurfaceTransfer(Forecast):
         self._mean_R = mean_R
         self._mean_M = mean_R[self._rows]
         self._covariance_MM = self._covariance(nearest, x_RD)
-        jitter_MM = JITTER * np.eye(len(self._rows))
-        factor_MM = np.linalg.cholesky(self._covariance_MM + jitter_MM)
+        factor_MM = _factor(self._covariance_MM)
         # The same draws for everybody: a forecast is a function of what is known. Each comes with
         # its mirror image, so that their mean is exact.
         half_SM = np.random.default_rng(2011_04026).normal(size=(DRAWS // 2, len(self._rows)))

@@ -33,7 +33,7 @@ RELEVANCE = 0.75  # exponent from a coordinate's share of the variance to its sq
 PERSISTENT = 0.5
 CAP = 2.5  # regrets are cut here: a higher regret says only "bad"
 MOST_ROWS = 300
-SAME = 1e-3  # coordinates this close are the same configuration
+SAME = 1e-3  # coordinates nearer than a third of this are the same configuration
 
 
 @functools.lru_cache(maxsize=128)
@@ -127,10 +127,16 @@ class Surface:
         """Return the prior covariances [X, Y]: smooth landscape and each configuration's own part.
 
         Two configurations with the same coordinates share their own part. So do two configurations
-        that differ only in a dimension that the table lacks.
+        that differ only in a dimension that the table lacks. Between same and not the share falls
+        like a Gaussian: "nearer than" is no covariance where a crowd of configurations is a chain.
         """
-        same_XY = _squared(a_XD, b_YD) < (SAME * self.scale_D.max()) ** 2
+        same_XY = _same(a_XD, b_YD, self.scale_D)
         return self.smooth(a_XD, b_YD) + PERSISTENT * self.noise * same_XY
+
+
+def _same(a_XD: np.ndarray, b_YD: np.ndarray, scale_D: np.ndarray) -> np.ndarray:
+    """Return how far configurations are the same [X, Y]: 1 at equal coordinates, 0 from SAME on."""
+    return np.exp(-0.5 * _squared(a_XD, b_YD) / (SAME / 3 * scale_D.max()) ** 2)
 
 
 def _squared(a_XD: np.ndarray, b_YD: np.ndarray) -> np.ndarray:
@@ -187,7 +193,7 @@ def _fit(group: tuple[Experiment, ...]) -> Surface:
     x_ND = (x_ND - centre_D) / spread_D
     share_D = _shares(x_ND, y_N) ** RELEVANCE
     scale_D = np.sqrt(share_D / max(share_D.mean(), 1e-12))
-    x_ND = x_ND * scale_D
+    x_ND, scale_D = x_ND * scale_D, scale_D / spread_D
     fits = []
     for length in LENGTHS:
         values, vectors = np.linalg.eigh(_smooth(x_ND, x_ND, length))
@@ -196,11 +202,13 @@ def _fit(group: tuple[Experiment, ...]) -> Surface:
             spectrum_N = np.maximum(values, 0.0) + noise
             variance = float(np.mean(turned_N**2 / spectrum_N))
             likelihood = -0.5 * (len(y_N) * np.log(variance + 1e-12) + np.log(spectrum_N).sum())
-            fits.append((likelihood, length, noise, variance, spectrum_N, vectors))
-    _, length, noise, variance, spectrum_N, vectors = max(fits, key=lambda fit: fit[0])
-    inverse_NN = (vectors / spectrum_N) @ vectors.T
+            fits.append((likelihood, length, noise, variance))
+    _, length, noise, variance = max(fits, key=lambda fit: fit[0])
+    # The likelihood above takes every row's own part for its own; rows of a crowd share it.
+    own_NN = PERSISTENT * _same(x_ND, x_ND, scale_D) + (1 - PERSISTENT) * np.eye(len(y_N))
+    inverse_NN = np.linalg.inv(_smooth(x_ND, x_ND, length) + noise * own_NN)
     return Surface(
-        group, centre_D, scale_D / spread_D, x_ND, inverse_NN, inverse_NN @ y_N,
+        group, centre_D, scale_D, x_ND, inverse_NN, inverse_NN @ y_N,
         level, deviation, variance, length, noise,
     )  # fmt: skip
 

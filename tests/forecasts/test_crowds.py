@@ -6,7 +6,7 @@ from scipy.stats import spearmanr
 
 from autollm_jax.forecasts.advisers import FORECASTS
 from autollm_jax.forecasts.landscapes import landscape
-from autollm_jax.forecasts.surfaces import _fitted_rows
+from autollm_jax.forecasts.surfaces import _fitted_rows, surfaces
 from autollm_jax.gym.cells import Cells
 from autollm_jax.gym.experiments import Fidelity, load_experiments, make_experiment
 from autollm_jax.gym.spaces import Dimension, Space
@@ -146,3 +146,17 @@ def test_landscapes_and_surfaces_take_one_row_of_each_crowd_first(monkeypatch):
     monkeypatch.setattr(Cells, "weights_R", property(lambda cells: np.ones(len(cells))))
     for spread, plain in zip(mended, shares(), strict=True):
         assert spread > plain + 0.25
+
+
+def test_a_chain_of_near_configurations_has_a_covariance():
+    """Neighbours lie within the width that counts as the same; the ends of the chain do not."""
+    random = np.random.default_rng(0)
+    dimensions = 5
+    chain = random.random(dimensions) + 4e-4 * np.arange(40)[:, None] * np.eye(dimensions)[0]
+    evidence = [made(np.concatenate([chain, random.random((60, dimensions))]), 0)]
+    target = made(np.concatenate([chain, random.random((20, dimensions))]), 1)
+    (surface,) = surfaces(evidence, target.setting)
+    values = np.linalg.eigvalsh(surface.covariance(surface.scaled(target.setting)))
+    assert values.min() > -1e-6 * values.max()
+    prediction = FORECASTS["own"](target.setting, evidence).predict()
+    assert np.isfinite(prediction.mean_R).all() and (prediction.deviation_R >= 0).all()
