@@ -1,6 +1,5 @@
 """CMA-ES, warm-started with the evidence."""
 
-import cmaes
 import numpy as np
 
 from autollm_jax.baselines.base import Problem
@@ -54,6 +53,8 @@ class CmaEs(ProposesPoints):
     """
 
     def __init__(self, problem: Problem, seed: int):
+        import cmaes  # imports scipy.stats: a second that every command would wait for
+
         super().__init__(problem, EVIDENCE_ROWS)
         self._width_D = np.where(self._high_D > self._low_D, self._high_D - self._low_D, 1.0)
         if self._warm:

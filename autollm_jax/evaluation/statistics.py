@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
+from scipy import special
 
 REGRET_RANGE = (0.0, 1.0)
 DIFFERENCE_RANGE = (-1.0, 1.0)
@@ -155,8 +155,8 @@ def _percentiles(numbers: Sequence[int]) -> tuple[float, float]:
     freedom = sum(numbers) - len(numbers)
     if not freedom:
         return 2.5, 97.5
-    reach = math.sqrt(sum(numbers) / freedom) * scipy.stats.t.ppf(0.975, freedom)
-    tail = float(100 * scipy.stats.norm.cdf(-reach))
+    reach = math.sqrt(sum(numbers) / freedom) * special.stdtrit(freedom, 0.975)
+    tail = float(100 * special.ndtr(-reach))
     return tail, 100 - tail
 
 

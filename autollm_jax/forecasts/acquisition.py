@@ -1,7 +1,7 @@
 """Which cell to try next, from a surrogate's means and deviations: the expected improvement."""
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtr
 
 
 def expected_best(mean_R: np.ndarray, deviation_R: np.ndarray, scores_T: np.ndarray) -> np.ndarray:
@@ -16,6 +16,7 @@ def expected_best(mean_R: np.ndarray, deviation_R: np.ndarray, scores_T: np.ndar
 def improvement(mean_R: np.ndarray, deviation_R: np.ndarray, best: float) -> np.ndarray:
     """Return the expected improvement over `best`, for scores of which less is better."""
     gap_R = (best - mean_R) / deviation_R
-    gain_R = deviation_R * (gap_R * stats.norm.cdf(gap_R) + stats.norm.pdf(gap_R))
+    density_R = np.exp(-0.5 * gap_R**2) / np.sqrt(2 * np.pi)
+    gain_R = deviation_R * (gap_R * ndtr(gap_R) + density_R)
     # Far from any improvement the sum is nothing but rounding: there only the order counts.
     return np.where(gap_R > -6, gain_R, 1e-30 * gap_R)

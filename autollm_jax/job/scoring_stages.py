@@ -24,7 +24,6 @@ from autollm_jax.gym.stress import distort
 from autollm_jax.job import cross_validation, spending
 from autollm_jax.job.fields import flatten, split_names
 from autollm_jax.job.job import Job
-from autollm_jax.report.page import write_report
 from autollm_jax.sharding.rules import even_rows
 
 RECORD = "evaluated.json"
@@ -173,6 +172,9 @@ def report(job: Job) -> None:
     Raises:
       UserError: the results are missing, or were evaluated with other fields or tables.
     """
+    # Other stages and refusals do without the second that importing matplotlib takes.
+    from autollm_jax.report.page import write_report
+
     record = read_record(job, job.results_path)
     stressed = {} if job.stress.label else job.stress_results()
     for path in stressed.values():
