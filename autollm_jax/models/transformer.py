@@ -280,6 +280,7 @@ class Transformer(nn.Module):
         return self.unembed(self.hidden(tokens_BT, positions_BT, segments_BT))
 
 
+@functools.partial(jax.jit, static_argnames="config")  # op by op it would compile 90 programs
 def init(config: TransformerConfig, key: jax.Array):
     """Draw the f32 parameters; `logical_axes(config)` names the axes of the tree."""
     tokens = jnp.zeros((1, 2), jnp.int32)

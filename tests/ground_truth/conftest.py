@@ -44,7 +44,7 @@ def architecture_plan():
         "width": (8, 16),
         "layers": (1,),
         "heads": (2,),
-        "kv_heads": (1, 2),
+        "kv_heads": (2,),
         "mlp_ratio": (1, 2),
         "tokens": (512,),
         "limits": (4_000, 9_000),
