@@ -136,7 +136,9 @@ class Surface:
 
 def _same(a_XD: np.ndarray, b_YD: np.ndarray, scale_D: np.ndarray) -> np.ndarray:
     """Return how far configurations are the same [X, Y]: 1 at equal coordinates, 0 from SAME on."""
-    return np.exp(-0.5 * _squared(a_XD, b_YD) / (SAME / 3 * scale_D.max()) ** 2)
+    # Coordinates that do not vary have scale 0; there all configurations are the same.
+    width = max(SAME / 3 * float(scale_D.max()), 1e-150)
+    return np.exp(-0.5 * _squared(a_XD, b_YD) / width**2)
 
 
 def _squared(a_XD: np.ndarray, b_YD: np.ndarray) -> np.ndarray:
