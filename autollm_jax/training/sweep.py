@@ -38,7 +38,7 @@ from autollm_jax.training.step import next_token_loss, update
 
 # Tokens of each seed in a chunk: long enough to hide the host, short enough to stop.
 CHUNK_TOKENS = 16_384
-# Tokens of an operation on a CPU; 512 and 2,048 are slower (docs/performance.md).
+# Tokens of an operation on a CPU (docs/performance.md).
 TOKENS_AT_ONCE = 1024
 
 
