@@ -2,15 +2,13 @@
 
     python launch/main.py --config=configs/gym.py
 
-Measured before the forecasts had one interface, and not since: on 2 CPU cores under 10 minutes, 5.9
-GB. Expect 1 to 30 % invalid calls in GRPO's sampled episodes
-(of changed and made-up experiments), and the agent, greedy, at a mean regret of .194 / .070 / .048
-after 1 / 3 / 5 trials on the 22 held-out experiments (tasks weigh alike), none of its calls invalid
-or matched, all of its claims true.
+Measured on 2 CPU cores that other jobs shared (docs/results.md): 31 minutes, 4.1 GB. Expect the agent, greedy, at a mean regret of .194 / .070 / .048 after 1 / 3 / 5
+trials on the 22 held-out experiments (tasks weigh alike), none of its calls invalid, all of its
+claims true.
 
     python launch/main.py --config=configs/gym.py:smoke
 
-The same job with every part small: two to three minutes. Its figures mean nothing.
+The same job with every part small: under five minutes. Its figures mean nothing.
 
 Flags select ablations and stress tests; docs/policies.md lists them.
 """
