@@ -424,10 +424,8 @@ def main(argv):
     if len(argv) != 2 or argv[1] not in BENCHMARKS:
         raise UserError(f"name one benchmark to run: {', '.join(BENCHMARKS)}")
     name = argv[1]
-    if name in (
-        "sweep",
-        "sweep_rate",
-    ):  # runs are split over devices; elsewhere an operation is, over the cores
+    # Runs are split over devices; elsewhere an operation is split over the cores.
+    if name.startswith("sweep"):
         jax.config.update("jax_num_cpu_devices", os.cpu_count())
     result = {"name": name, **BENCHMARKS[name](), "device": device_name()}
     print(json.dumps(result))

@@ -1,5 +1,6 @@
 """The ledger: the outcomes of the finished runs of a table that is being made."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,9 +35,10 @@ class Ledger:
         self._table, self._setup = table, setup
         self._entries: dict[str, dict] = {}
         for path in self._paths():
-            for line in read_json_lines(path, log=True, remedy="delete the line to train it again"):
-                if line["setup"] == setup:
-                    self._entries[line["run"]] = line["outcome"]
+            remedy = "delete the line to train it again"
+            for run, its_setup, outcome in read_json_lines(path, _parse, log=True, remedy=remedy):
+                if its_setup == setup:
+                    self._entries[run] = outcome
 
     def _paths(self) -> list[Path]:
         return sorted(self._table.parent.glob(f"{self._table.stem}.runs*.jsonl"))
@@ -57,3 +59,8 @@ class Ledger:
         """Delete the files of all shares; the finished table holds what they hold."""
         for path in self._paths():
             path.unlink()
+
+
+def _parse(text: str) -> tuple[str, str, dict]:
+    line = json.loads(text)
+    return line["run"], line["setup"], line["outcome"]

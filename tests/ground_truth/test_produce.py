@@ -159,9 +159,10 @@ def test_half_a_last_line_of_the_ledger_is_trained_again(tmp_path, capsys):
     assert [again.read(run) for run in "abc"] == [{"loss": 1}, None, {"loss": 3}]
 
 
-def test_a_damaged_ledger_line_is_named(tmp_path):
+@pytest.mark.parametrize("damaged", ['{"run": "a"', "{}", "[1]"])
+def test_a_damaged_ledger_line_is_named(tmp_path, damaged):
     ledger = Ledger(tmp_path / "task.parquet", "s")
-    ledger.path.write_text('{"run": "a"\n{}\n')
+    ledger.path.write_text(f"{damaged}\n{{}}\n")
     with pytest.raises(UserError, match="runs.jsonl: line 1.*train it again"):
         Ledger(tmp_path / "task.parquet", "s")
 
