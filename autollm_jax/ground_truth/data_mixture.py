@@ -82,13 +82,13 @@ def plan(
         own = mixtures(natural, grid["own"] + 2, seed=1 + number)[2:]
         for model, tokens in itertools.product(grid["models"], grid["tokens"]):
             runs = _runs(grid, shared + own, model, tokens, head_dim, batch_size)
-            run = runs[0][1]
-            stem = f"w{run.width}_l{run.layers}_d{tokens // 1024}k"
+            first = runs[0][1]
+            stem = f"w{first.width}_l{first.layers}_d{tokens // 1024}k"
             for objective, metric in objectives.items():
                 name = f"{stem}_{objective}"
                 cells += [Cell(name, {"mixture": mixture}, run) for mixture, run in runs]
                 experiments[name] = {
-                    **_described(setup, level, runs[-1][1], objective),
+                    **_described(setup, level, first, objective),
                     "space": space.to_json(),
                     "objective": {"metric": metric, "goal": "minimize"},
                     "default": {"mixture": shared[0]},
@@ -105,12 +105,7 @@ def plan(
 
 
 def _runs(
-    grid: dict,
-    mixed: list[dict],
-    model: str,
-    tokens: int,
-    head_dim: int,
-    batch_size: int,
+    grid: dict, mixed: list[dict], model: str, tokens: int, head_dim: int, batch_size: int
 ) -> list[tuple[dict, LanguageModelRun]]:
     """Return (mixture, run) for each mixture and seed, given a model and a token budget."""
     width, layers = map(int, model.split("x"))

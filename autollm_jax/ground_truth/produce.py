@@ -95,7 +95,7 @@ def finished_part(plan: Plan, ledger: Ledger) -> Plan:
 def table_rows(plan: Plan, ledger: Ledger) -> list[dict]:
     """Make the table's rows from the ledger, in the plan's order.
 
-    An infeasible configuration has one row, whatever its seeds, without a run or a cost.
+    An infeasible configuration was not trained: it has one row, whatever its seeds, and no cost.
 
     Raises:
       KeyError: the ledger lacks a run.
