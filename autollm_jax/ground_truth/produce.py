@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import shutil
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -31,6 +32,8 @@ def produce(
 ) -> None:
     """Train every run of the plan that the ledger lacks, group by group.
 
+    Of a group that is finished in part, only the other runs are trained.
+
     Args:
       plan: the runs to train.
       trainer: the plan's trainer.
@@ -48,28 +51,37 @@ def produce(
     with tqdm(total=total, desc=f"{plan.task} runs", unit="step", dynamic_ncols=True) as bar:
         for runs in groups:
             bar.set_postfix_str(runs[0].group, refresh=False)
-            if all(ledger.read(run.name) is not None for run in runs):
+            missing = [run for run in runs if ledger.read(run.name) is None]
+            if not missing:
                 bar.update(trainer.steps(runs[0]))
                 continue
-            folder = checkpoints_root / runs[0].name
+            folder = checkpoints_root / _folder(missing)
             checkpoints = Checkpoints(folder, alone=True)
             measured = trainer.train(
-                runs,
+                missing,
                 mesh,
                 checkpoints=checkpoints,
                 checkpoint_seconds=checkpoint_seconds,
                 on_steps=bar.update,
             )
-            pairs = zip(runs, measured, strict=True)
-            ledger.record({run.name: _entry(measurement) for run, measurement in pairs})
+            pairs = zip(missing, measured, strict=True)
+            together = len(missing)
+            ledger.record({run.name: _entry(measurement, together) for run, measurement in pairs})
             checkpoints.close()
             shutil.rmtree(folder)
             on_group()
 
 
-def _entry(measurement: Measurement) -> dict:
+def _folder(runs: Sequence[Run]) -> str:
+    """Name the checkpoints of a group; other runs of the same shapes have another name."""
+    names = "\n".join(run.name for run in runs)
+    return f"{runs[0].name}-{zlib.crc32(names.encode()):08x}"
+
+
+def _entry(measurement: Measurement, together: int) -> dict:
     return {
         **dataclasses.asdict(measurement),
+        "together": together,
         "commit": code_commit(),
         "versions": package_versions(),
         "device": device_kind(),
@@ -108,7 +120,7 @@ def table_rows(plan: Plan, ledger: Ledger) -> list[dict]:
     nothing = {
         "metrics": dict.fromkeys(metrics),
         "status": "infeasible",
-        **dict.fromkeys(("flops", "seconds", "commit", "versions", "device")),
+        **dict.fromkeys(("flops", "seconds", "together", "commit", "versions", "device")),
     }
     return [
         _row(cell, nothing if cell.infeasible else entries[cell.run.name])
@@ -132,6 +144,7 @@ def _row(cell: Cell, entry: Mapping) -> dict:
         "seed": cell.run.seed,
         "run": cell.run.name,
         **{name: entry[name] for name in ("flops", "seconds", "status")},
+        "together": entry.get("together"),
         **{name: entry[name] for name in ("commit", "versions", "device")},
     }
 
@@ -156,6 +169,7 @@ def table_meta(plan: Plan, part: Plan, trainer: Trainer, command: str) -> dict:
             **plan.units,
             "flops": "training FLOPs of the run",
             "seconds": "wall-clock seconds of the run's group divided by its runs",
+            "together": "runs that were trained in one program with it",
             "run": "the run behind the row; rows of several experiments may share one",
         },
         "experiments": dict(part.experiments),

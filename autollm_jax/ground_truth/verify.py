@@ -77,9 +77,9 @@ def verify(
         row = measured[number]
         group = group_of[row["run"]]
         (run,) = (member for member in group if member.name == row["run"])
-        # Train as many copies as the group had runs. A program of another size rounds differently,
-        # and training at a high learning rate amplifies the difference.
-        outcome = trainer.train([run] * len(group), mesh)[0]
+        # Train as many copies as were trained together. A program of another size rounds
+        # differently, and training at a high learning rate amplifies the difference.
+        outcome = trainer.train([run] * (row.get("together") or len(group)), mesh)[0]
         recorded = row[plan.metric]
         deviations.append(
             Deviation(

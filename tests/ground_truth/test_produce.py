@@ -104,6 +104,28 @@ def test_what_is_in_the_ledger_is_not_trained_again(root, pretraining_plan, trai
     make(root, pretraining_plan, untrainable(trainer), mesh)
 
 
+def test_only_the_missing_run_of_a_group_is_trained(root, pretraining_plan, trainer, mesh, tmp_path):
+    whole = ledger_of(root, pretraining_plan)
+    *others, left = [run.name for run in pretraining_plan.groups()[0]]
+    ledger = ledger_of(tmp_path, pretraining_plan)
+    names = {run.name for runs in pretraining_plan.groups() for run in runs} - {left}
+    ledger.path.parent.mkdir(parents=True)
+    ledger.record({name: whole.read(name) for name in names})
+    make(tmp_path, pretraining_plan, trainer, mesh)
+    again = ledger_of(tmp_path, pretraining_plan)
+    assert again.read(left)["together"] == 1
+    assert {again.read(name)["together"] for name in others} == {len(others) + 1}
+    loss = whole.read(left)["metrics"]["loss"]
+    assert again.read(left)["metrics"]["loss"] == pytest.approx(loss, abs=1e-4)
+    # Verifying a run repeats the program that trained it.
+    meta = table_meta(pretraining_plan, pretraining_plan, trainer, "the command")
+    write_own_table(tmp_path / "tables", meta, table_rows(pretraining_plan, again))
+    everything = len(pretraining_plan.cells)
+    table = table_of(tmp_path)
+    deviations = verify(table, pretraining_plan, trainer, mesh, rows=everything, seed=0)
+    assert {deviation.size for deviation in deviations} == {0.0}
+
+
 def test_runs_of_another_setup_do_not_count(root, pretraining_plan):
     assert not missing_runs(pretraining_plan, ledger_of(root, pretraining_plan))
     setup = dataclasses.replace(pretraining_plan.setup, validation_rows=3)
