@@ -4,9 +4,8 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import runpy
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -24,6 +23,7 @@ from autollm_jax.rl import sampler
 from autollm_jax.rl.loop import RolloutBatch
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from autollm_jax.training import loop, step
+from tests import scripts
 
 ROOT = pathlib.Path(autollm_jax.__file__).parents[1]
 SHAPE = {
@@ -265,14 +265,11 @@ def test_an_axis_of_minus_one_needs_the_number_of_devices():
 
 
 def test_it_runs_by_the_stage_where_there_is_neither_work_nor_weights(tmp_path):
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    done = subprocess.run(
-        [
-            sys.executable, "launch/main.py", "--config=configs/gym.py:smoke", "--stage=plan",
-            f"--workdir={tmp_path / 'job'}", "--config.mesh.fsdp=4", "--config.plan.devices=4",
-            "--config.grpo.steps=0",
-        ],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment,
+    flags = re.sub("--xla_force_host_platform_device_count=[0-9]+", "", os.environ["XLA_FLAGS"])
+    done = scripts.run(
+        "launch/main.py", "--config=configs/gym.py:smoke", "--stage=plan",
+        f"--workdir={tmp_path / 'job'}", "--config.mesh.fsdp=4", "--config.plan.devices=4",
+        "--config.grpo.steps=0", environment=os.environ | {"XLA_FLAGS": flags},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "4 devices (data=1, fsdp=4, tensor=1)" in done.stdout
