@@ -65,6 +65,7 @@ def job(tmp_path):
     config.curate.distill_pairs = 16
     config.distill.steps = config.grpo.steps = 0
     config.evaluation.seeds = (0,)
+    config.evaluation.methods = "agent,researcher,random,boosted_trees,gaussian_process"
     job = Job(config, tmp_path, make_mesh(MeshShape(), jax.devices()[:1]))
     named = {f"{level}_{s:.0f}": (level, s) for level, sizes in SIZES.items() for s in sizes}
     meta = {
