@@ -40,6 +40,7 @@ def small(**policy):
     c.policy.update({"weights": "not-here", "shape": SHAPE, "context": CONTEXT, **policy})
     c.distill.update({"batch_rows": 16, "row_length": 128, "relabelled": 0.0, "microbatches": 2})
     c.evaluation.games = ROWS
+    c.rollout.cache_block = 256  # less than CONTEXT: the cache grows
     c.grpo.update({"groups": 8, "group_size": 2, "minibatch_rows": 8})
     return c
 
