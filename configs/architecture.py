@@ -46,7 +46,7 @@ def level(width, tokens, limits) -> ConfigDict:
 
 def shrink(g: ConfigDict) -> None:
     """Make the grids small, for the smoke test."""
-    for name, tokens in (("low", 16_384), ("mid", 32_768)):
+    for name, tokens in (("low", 4_096), ("mid", 8_192)):
         g[name].update({"width": (8, 16, 24), "layers": (1,), "heads": (2,), "kv_heads": (2,)})
         g[name].update({"mlp_ratio": (2,), "tokens": (tokens,), "limits": (12_000,)})
     del g.high

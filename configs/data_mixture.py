@@ -52,7 +52,7 @@ def level(models, tokens, rate_times_width) -> ConfigDict:
 
 def shrink(g: ConfigDict) -> None:
     """Make the grids small, for the smoke test."""
-    for name, tokens in (("low", 16_384), ("mid", 32_768)):
+    for name, tokens in (("low", 4_096), ("mid", 8_192)):
         g[name].update({"models": ("16x1",), "tokens": (tokens,)})
         g[name].update({"mixtures": 6, "own": 3})
     del g.high

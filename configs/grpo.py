@@ -60,9 +60,9 @@ def level(width, heads, steps, **backbone_steps) -> ConfigDict:
 def shrink(g: ConfigDict) -> None:
     """Make the grids small, for the smoke test."""
     g.setup.update({"rollout_rows": 16, "minibatch_rows": 16, "epochs": 1})
-    g.choices.update({"group_size": (4, 8), "clip_range": (0.2,), "temperature": (1.0,)})
+    g.choices.update({"group_size": (4,), "clip_range": (0.2,), "temperature": (1.0,)})
     for name, steps in (("low", 2), ("mid", 3)):
         g[name].update({"problems": ("arithmetic",), "width": 16, "heads": 2, "layers": 1})
         g[name].update({"steps": (steps,), "learning_rates": (1e-4, 1e-3)})
-        g[name].backbone_steps.arithmetic = 400
+        g[name].backbone_steps.arithmetic = 200
     del g.high

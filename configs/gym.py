@@ -8,7 +8,7 @@ held-out experiments (tasks weigh alike), none of its calls invalid, all of its 
 
     python launch/main.py --config=configs/gym.py:smoke
 
-The same job with every part small: under five minutes. Its figures mean nothing.
+The same job with every part small: a few minutes. Its figures mean nothing.
 
 Flags select ablations and stress tests; docs/policies.md lists them.
 """
@@ -184,6 +184,7 @@ def shrink(c: ConfigDict) -> None:
         neighbour(task)["shrink"](g[task])
     c.policy.update({"width": 32, "layers": 2, "mlp_width": 64, "head_dim": 16, "heads": 2})
     c.policy.update({"kv_heads": 1, "scan_unroll": 2, "vocab_size": 1024})
+    c.rollout.cache_block = 448  # two sizes of the cache
     c.curate.distill_pairs = 100
     c.simulate.processes = 1
     c.distill.update({"steps": 10, "batch_rows": 4, "save_every": 5})

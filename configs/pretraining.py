@@ -42,7 +42,7 @@ def level(models, tokens, first) -> ConfigDict:
 
 def shrink(g: ConfigDict) -> None:
     """Make the grids small, for the smoke test."""
-    for name, tokens in (("low", 16_384), ("mid", 32_768)):
+    for name, tokens in (("low", 4_096), ("mid", 8_192)):
         g[name].update({"models": ("16x1",), "tokens": (tokens,), "batch_sizes": (4, 8)})
         g[name].learning_rates = (2.0**-7, 2.0**-6, 2.0**-5, 2.0**-4)
     del g.high

@@ -38,7 +38,7 @@ def small(name, level, tokens=1e8, space=SPACE, configurations=None, **fields):
     return make_experiment(**arguments)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def experiments():
     return [
         small("cheap", "low"),
@@ -48,6 +48,6 @@ def experiments():
     ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_split(experiments):
     return split(experiments, "dev")

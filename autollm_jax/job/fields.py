@@ -7,6 +7,7 @@ are in `constraints.py`.
 
 import dataclasses
 import fnmatch
+import functools
 import math
 import os
 import re
@@ -336,6 +337,7 @@ def flatten(values: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield path, value
 
 
+@functools.cache
 def rule_of(path: str) -> Rule | None:
     """Return the rule of a field; None where the field does not exist."""
     if path in RULES:

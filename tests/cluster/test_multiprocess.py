@@ -3,9 +3,6 @@
 import contextlib
 import os
 import re
-import subprocess
-import sys
-import tempfile
 
 import jax
 import numpy as np
@@ -17,7 +14,7 @@ from autollm_jax.cluster.coordinator import free_address
 from autollm_jax.cluster.distributed import Settings
 from autollm_jax.errors import PREEMPTED_EXIT_CODE, UserError
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
-from tests import processes
+from tests import processes, scripts
 
 # Sums over devices are taken in another order between processes than within one.
 ATOL = 1e-5
@@ -33,26 +30,11 @@ def together(command, devices, **environment):
         for process, count in enumerate(devices):
             forced = f"{flags} --xla_force_host_platform_device_count={count}"
             mine = {name: value[process] for name, value in environment.items()}
-            # Files: the processes wait for each other, and none may wait for a full pipe.
-            out, err = (stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(2))
-            one = subprocess.Popen(
-                [sys.executable, *command(address, process)],
-                env={**os.environ, "XLA_FLAGS": forced, **mine},
-                stdout=out,
-                stderr=err,
-            )
+            mine = os.environ | {"XLA_FLAGS": forced} | mine
+            one = scripts.Script(command(address, process), mine)
             stack.callback(one.kill)
-            running.append((one, out, err))
-        done = []
-        for one, *streams in running:
-            code = one.wait(timeout=SECONDS)
-            done.append(subprocess.CompletedProcess((), code, *map(_content, streams)))
-        return done
-
-
-def _content(file):
-    file.seek(0)
-    return file.read()
+            running.append(one)
+        return [one.wait(SECONDS) for one in running]
 
 
 def run(task, folder, devices, **environment):
@@ -68,16 +50,6 @@ def run(task, folder, devices, **environment):
 def succeeded(done):
     for one in done:
         assert one.returncode == 0, one.stderr[-3000:]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Let the processes find each other's compiled programs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-        yield
 
 
 @pytest.fixture(scope="module")

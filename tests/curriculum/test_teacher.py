@@ -18,7 +18,7 @@ from autollm_jax.text.claims import check_claims
 from autollm_jax.text.parsing import parse_action
 from autollm_jax.text.playing import act
 from autollm_jax.text.spelling import read_config
-from tests.families import observed
+from tests.families import bowl_family, observed
 
 CURATION = CurationConfig(pairs=90, pairs_per_family=6, invented_names=0.3)
 
@@ -40,10 +40,10 @@ def _checked(pairs):
                 yield think, check_claims(think, observation)
 
 
-@pytest.fixture
-def played(family):
+@pytest.fixture(scope="module")
+def played():
     config = SimulationConfig()
-    pairs = curate(family, CURATION)
+    pairs = curate(bowl_family(), CURATION)
     return [(pair, simulate(pair, pair.recipe.number, 5, config)) for pair in pairs]
 
 

@@ -36,9 +36,14 @@ def texts(corpus, domain):
     return corpus.documents[domain] + corpus.validation[domain]
 
 
-def test_this_interpreter_gives_six_domains_with_both_splits():
-    corpus = load_corpus("stdlib", max_bytes=200_000)
-    assert corpus.domains == (
+@pytest.fixture(scope="module")
+def capped():
+    """This interpreter's library, 200,000 bytes of each domain."""
+    return load_corpus("stdlib", max_bytes=200_000)
+
+
+def test_this_interpreter_gives_six_domains_with_both_splits(capped):
+    assert capped.domains == (
         "bytecode",
         "character_names",
         "docstrings",
@@ -46,8 +51,8 @@ def test_this_interpreter_gives_six_domains_with_both_splits():
         "library_code",
         "test_code",
     )
-    assert all(corpus.documents[domain] for domain in corpus.domains)
-    assert all(corpus.validation[domain] for domain in corpus.domains)
+    assert all(capped.documents[domain] for domain in capped.domains)
+    assert all(capped.validation[domain] for domain in capped.domains)
 
 
 def test_bytecode_names_no_address_and_no_docstring(library):
@@ -77,9 +82,8 @@ def test_validation_is_about_a_twentieth_and_disjoint():
         assert not set(corpus.documents[domain]) & set(corpus.validation[domain])
 
 
-def test_cap_limits_each_domain():
-    corpus = load_corpus("stdlib", max_bytes=200_000)
-    for domain, sizes in corpus.sizes().items():
+def test_cap_limits_each_domain(capped):
+    for domain, sizes in capped.sizes().items():
         assert 100_000 < sum(sizes.values()) <= 200_000, domain
 
 

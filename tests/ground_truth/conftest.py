@@ -45,7 +45,7 @@ def architecture_plan():
         "layers": (1,),
         "heads": (2,),
         "kv_heads": (2,),
-        "mlp_ratio": (1, 2),
+        "mlp_ratio": (1,),
         "tokens": (512,),
         "limits": (4_000, 9_000),
         "seeds": 1,

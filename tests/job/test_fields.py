@@ -12,13 +12,13 @@ from autollm_jax.errors import UserError
 from autollm_jax.job import constraints, fields
 
 CONFIGS = sorted(Path("configs").glob("*.py"))
-GET_CONFIG = runpy.run_path("configs/gym.py")["get_config"]
-LEAVES = dict(fields.flatten(GET_CONFIG().to_dict()))
+CONFIG = runpy.run_path("configs/gym.py")["get_config"]()
+LEAVES = dict(fields.flatten(CONFIG.to_dict()))
 
 
 def changed(**changes):
     """Return the main job's config with fields changed; `__` stands for a dot."""
-    config = GET_CONFIG()
+    config = CONFIG.copy_and_resolve_references()
     for name, value in changes.items():
         put(config, name.replace("__", "."), value)
     return config
@@ -73,7 +73,7 @@ NONSENSE |= {str: [3, None, True, ("a", 3)], tuple: [3, (), (None,), ("no such n
 @pytest.mark.parametrize("path", LEAVES)
 def test_nonsense_is_refused_in_every_field(path):
     for value in NONSENSE[type(LEAVES[path])]:
-        config = GET_CONFIG()
+        config = CONFIG.copy_and_resolve_references()
         put(config, path, value)
         line = refused(config)
         assert line.startswith(f"config.{path}"), line
@@ -120,7 +120,7 @@ def test_a_line_names_field_value_and_what_is_accepted(path, value, accepted):
 
 def test_a_field_that_does_not_exist_and_one_that_is_missing_are_named():
     assert refused(changed(grpo__stepz=3)).startswith("config.grpo.stepz: no such field")
-    config = GET_CONFIG()
+    config = CONFIG.copy_and_resolve_references()
     del config.grpo.steps
     assert refused(config).startswith("config.grpo.steps is missing; accepted is a whole number")
 

@@ -6,8 +6,6 @@ import json
 import os
 import pathlib
 import runpy
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +23,7 @@ from autollm_jax.published import config_json, families, pretrained, safetensors
 from autollm_jax.published.tokenizer import load_folder
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from autollm_jax.training.state import init_state
+from tests import scripts
 
 ROOT = pathlib.Path(autollm_jax.__file__).parents[1]
 MODEL = transformer.TransformerConfig(
@@ -52,11 +51,8 @@ def published(tmp_path):
     return folder
 
 
-def convert(*arguments, env=None):
-    return subprocess.run(
-        [sys.executable, "launch/convert_model.py", *map(str, arguments)],
-        cwd=ROOT, env=env, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+def convert(*arguments, environment=os.environ):
+    return scripts.run("launch/convert_model.py", *arguments, environment=environment)
 
 
 def test_a_converted_directory_holds_the_same_model(published, tmp_path):
@@ -195,6 +191,6 @@ def test_what_cannot_be_converted_is_one_line(published, tmp_path):
 
 def test_paths_may_begin_with_the_home_directory(published, tmp_path):
     home = {**os.environ, "HOME": str(tmp_path)}
-    done = convert("--source=~/published", "--out=~/out", env=home)
+    done = convert("--source=~/published", "--out=~/out", environment=home)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "model.safetensors").exists()

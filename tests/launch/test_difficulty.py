@@ -1,16 +1,9 @@
-import pathlib
-import subprocess
-import sys
-
-import autollm_jax
 from autollm_jax.gym.tables import write_table
-
-ROOT = pathlib.Path(autollm_jax.__file__).parents[1]
+from tests import scripts
 
 
 def run(*arguments):
-    command = [sys.executable, "launch/difficulty.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return scripts.run("launch/difficulty.py", *arguments)
 
 
 def table(root, levels=("low", "mid")):

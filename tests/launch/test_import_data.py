@@ -2,8 +2,6 @@ import io
 import json
 import os
 import pathlib
-import subprocess
-import sys
 import tarfile
 import zipfile
 
@@ -13,6 +11,7 @@ import autollm_jax
 from autollm_jax.gym.experiments import load_experiments
 from autollm_jax.sources import SOURCES
 from autollm_jax.sources.download import MOST_LISTED
+from tests import scripts
 from tests.sources.autoresearch_files import trial
 
 ROOT = pathlib.Path(autollm_jax.__file__).parents[1]
@@ -28,13 +27,8 @@ CSV = """h,ffnh,numh,numl,lr,bs,ti,loss,smooth loss,exp_name,D,N,D/N
 def import_data(*arguments, **environment):
     # Whatever the machine's network, a download must find none.
     nowhere = {f"{scheme}_proxy": "http://127.0.0.1:9" for scheme in ("http", "https")}
-    return subprocess.run(
-        [sys.executable, "launch/import_data.py", *arguments],
-        cwd=ROOT,
-        env=os.environ | nowhere | {"no_proxy": ""} | environment,
-        capture_output=True,
-        text=True,
-    )
+    environment = os.environ | nowhere | {"no_proxy": ""} | environment
+    return scripts.run("launch/import_data.py", *arguments, environment=environment)
 
 
 def test_a_file_is_imported_and_summed_up(tmp_path):

@@ -12,17 +12,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from autollm_jax.cluster.coordinator import free_address
+from tests import scripts
 from tests.published import small_vocabularies
 from tests.published.test_pretrained import config_json, tensors, write
 
 
 def run(workdir, *arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "launch/main.py", f"--workdir={workdir}", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | environment,
+    return scripts.run(
+        "launch/main.py",
+        f"--workdir={workdir}",
+        *arguments,
+        environment=os.environ | environment,
+        seconds=120,
     )
 
 

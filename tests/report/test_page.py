@@ -37,6 +37,13 @@ def write(split, folder, methods=("agent", "random"), budget=3, **fields):
     return summary, (folder / "report" / "index.html").read_text()
 
 
+@pytest.fixture(scope="module")
+def plain(small_split, tmp_path_factory):
+    """A report without anything special: its folder, its summary and its page."""
+    folder = tmp_path_factory.mktemp("plain")
+    return folder, *write(small_split, folder)
+
+
 @pytest.mark.parametrize(
     "methods", [("agent",), ("random",), ("agent", "random"), tuple(BASELINES) + ("agent",)]
 )
@@ -59,24 +66,24 @@ def test_a_budget_of_one(small_split, tmp_path):
     assert list(summary["regret"]["random"]["all"]) == ["1"]
 
 
-def test_summary_file_is_the_summary(small_split, tmp_path):
-    summary, _ = write(small_split, tmp_path)
-    assert json.loads((tmp_path / "report" / "summary.json").read_text()) == summary
+def test_summary_file_is_the_summary(plain):
+    folder, summary, _ = plain
+    assert json.loads((folder / "report" / "summary.json").read_text()) == summary
 
 
-def test_transcripts_are_escaped(small_split, tmp_path):
-    _, page = write(small_split, tmp_path)
+def test_transcripts_are_escaped(plain):
+    _, _, page = plain
     assert "&lt;script&gt;alert(1)" in page and "<script" not in page
 
 
-def test_the_page_needs_nothing_from_elsewhere(small_split, tmp_path):
-    _, page = write(small_split, tmp_path)
+def test_the_page_needs_nothing_from_elsewhere(plain):
+    _, _, page = plain
     for reference in ('src="http', "@import", "<link", 'href="http', "url(http"):
         assert reference not in page
 
 
-def test_the_same_results_give_the_same_page(small_split, tmp_path):
-    assert write(small_split, tmp_path / "a")[1] == write(small_split, tmp_path / "b")[1]
+def test_the_same_results_give_the_same_page(plain, small_split, tmp_path):
+    assert write(small_split, tmp_path)[1] == plain[2]
 
 
 def test_matched_trials_and_provenance_are_shown(small_split, tmp_path):
@@ -99,10 +106,9 @@ def test_results_that_cannot_be_read_are_named(small_split, tmp_path):
         write_report(path, small_split.held_out, tmp_path / "report")
 
 
-def test_results_without_a_trial_are_refused(small_split, tmp_path):
-    write(small_split, tmp_path)
-    path = tmp_path / "evaluation" / "results.parquet"
-    pq.write_table(pq.read_table(path).slice(0, 0), path)
+def test_results_without_a_trial_are_refused(plain, small_split, tmp_path):
+    path = tmp_path / "results.parquet"
+    pq.write_table(pq.read_table(plain[0] / "evaluation" / path.name).slice(0, 0), path)
     with pytest.raises(UserError, match="holds no trial"):
         write_report(path, small_split.held_out, tmp_path / "report")
 

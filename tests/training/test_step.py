@@ -27,7 +27,7 @@ def one_device(tiny, token_steps):
     return train(tiny, token_steps, MeshShape(1, 1, 1), 1)
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2), (1, 2, 4)], ids=str)
 def test_eight_devices_agree_with_one_over_twenty_steps(tiny, token_steps, one_device, shape):
     losses, state = train(tiny, token_steps, MeshShape(*shape), 8)
     used = {d for leaf in jax.tree.leaves(state.params) for d in leaf.sharding.device_set}
