@@ -5,8 +5,8 @@
 goes on from `gym_data_next`. A model is WIDTHxLAYERS with 8/3 as wide an MLP; its size is counted
 without the embedding. Low: 6,000 to 25,000 parameters; mid: 55,000 to 98,000; high: 154,000 to
 221,000. The learning rate falls linearly to zero (arXiv 2502.15938), which lowers the noise. A
-third of the configurations has three seeds. Learning rates reach far below and above the optimum, as a
-person's uncertainty does; so (median - optimum) is ten times the deviation over seeds and more.
+third of the configurations has three seeds. Learning rates reach far below and above the optimum,
+as a person's uncertainty does; so (median - optimum) is about ten times the deviation over seeds.
 
 Planned before the first run, in FLOPs (low, mid, high):
 
