@@ -33,7 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
         return c
     g = c.ground_truth
     g.root = "gym_data_next"
-    c.gym.tasks = ("pretraining", "architecture", "data_mixture")
+    c.gym.tasks = ("pretraining", "architecture", "data_mixture", "grpo")
     g.language_model.validation_rows = 256
     g.language_model.optimizer = module["optimizer"](
         decay="linear", warmup_fraction=0.1, final_fraction=0.0
@@ -57,6 +57,16 @@ def get_config(variant: str = "") -> ConfigDict:
     d.low.update(data_mixture(("24x2", "32x2"), (256 * K, 512 * K)))
     d.mid.update(data_mixture(("48x2", "64x2"), (512 * K, 768 * K)))
     d.high.update(data_mixture(("80x2", "96x2"), (768 * K,)))
+    r, optimizer = g.grpo, module["optimizer"]
+    r.setup.backbone_optimizer = optimizer(
+        3e-3, warmup_fraction=0.0, decay="constant", final_fraction=1.0, weight_decay=0.0
+    )
+    r.setup.optimizer = optimizer(decay="linear", final_fraction=0.0, b2=0.99, weight_decay=0.0)
+    r.choices.clip_range = (0.2,)
+    # The backbone solves .1 to .4 of the problems at temperature 1, more of them greedily.
+    r.low = grpo(32, 2, (24, 48), addition=3000, numbers=1500, sorting=1750)
+    r.mid = grpo(64, 4, (16, 32), addition=1500, numbers=800, sorting=1000)
+    r.high = grpo(96, 6, (16, 32), addition=1000, numbers=600)
     return c
 
 
@@ -93,6 +103,16 @@ def data_mixture(models, tokens) -> dict:
         "rate_times_width": 0.75,
         **REPEATED,
     }
+
+
+def grpo(width, heads, steps, **backbone_steps) -> ConfigDict:
+    """60 configurations for each kind of problem and budget of rollouts."""
+    c = ConfigDict({"problems": tuple(backbone_steps), "width": width, "layers": 2, "heads": heads})
+    c.backbone_steps = ConfigDict(backbone_steps)  # of pre-training
+    c.steps = steps  # rollouts
+    c.learning_rates = (5e-5, 1.5e-4, 5e-4, 1.5e-3, 5e-3)
+    c.update(REPEATED)
+    return c
 
 
 REPEATED = {"seeds": 3, "repeated_every": 3}

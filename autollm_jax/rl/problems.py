@@ -203,7 +203,7 @@ def _value(text: str, numbers: Sequence[int]) -> int | None:
 
 
 # held_out and training: how many problems, the latter at most.
-_LARGE = {"held_out": 4096, "training": 16_384, "temperature": 1.0, "wrong_share": 0.5}
+_LARGE = {"held_out": 4096, "training": 16_384, "temperature": 1.0, "wrong_share": 0.25}
 _SMALL = {"held_out": 256, "training": 1 << 20, "temperature": 0.0, "wrong_share": 0.0}
 # By name: all problems, the check of an answer, and the settings.
 _MAKERS = {
