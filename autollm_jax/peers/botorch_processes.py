@@ -32,6 +32,7 @@ class _Process(RanksRows):
     def __init__(self, problem: Problem, seed: int):
         super().__init__(problem, EVIDENCE_ROWS, EXPERIMENTS)
         self._seed = draw_seed(problem.setting, seed)
+        self._fitted: dict[str, torch.Tensor] = {}  # the last fit, where the next one starts
         units_RD, points_ND = self._candidates.units_RD, self._evidence.points_ND
         everything = np.concatenate([units_RD, points_ND])
         self._bounds_2D = torch.tensor(np.stack([everything.min(0), everything.max(0)]))
@@ -52,10 +53,12 @@ class _Process(RanksRows):
             warnings.simplefilter("ignore")  # of fits that need a second start
             torch.manual_seed(self._seed)
             model = self._model(points_ND, scores_N[:, None])
+            model.load_state_dict({**model.state_dict(), **self._fitted})
             try:
                 fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
             except ModelFittingError:
-                model.eval()  # its hyperparameters stay at their priors' modes
+                model.eval()  # with the last trial's hyperparameters, or the priors' modes
+            self._fitted = {n: p.detach().clone() for n, p in model.named_parameters()}
             if len(tried_T):
                 best = float(scores_T.min())
                 acquisition = LogExpectedImprovement(model, best_f=best, maximize=False)

@@ -18,10 +18,10 @@ class SmacForest(RanksRows):
 
     Experiments are SMAC's instances. Their features, relative to the target, are log parameters and
     log tokens. The evidence is the forest's earlier runs; it predicts the instance with the
-    target's features. Rows are ranked by the predicted mean before the first trial, then by expected
-    improvement over the trials' best. SMAC's own search of the space, its racing of configurations
-    over instances and its random interleaving are left out: rows are few and each is run once.
-    (Hutter et al., LION 2011; Lindauer et al., JMLR 23, 2022.)
+    target's features. Rows are ranked by the predicted mean before the first trial, then by
+    expected improvement over the trials' best. SMAC's own search of the space, its racing of
+    configurations over instances and its random interleaving are left out: rows are few and each is
+    run once. (Hutter et al., LION 2011; Lindauer et al., JMLR 23, 2022.)
 
     Args:
       problem: the setting, its evidence and the budget.

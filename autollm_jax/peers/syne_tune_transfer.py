@@ -179,9 +179,9 @@ class Quantiles(_Transfer):
     """Thompson samples of a model of the outcomes' quantiles over all experiments.
 
     (`QuantileBasedSurrogateSearcher`, copula Thompson sampling; Salinas et al., ICML 2020.) Within
-    an experiment outcomes are replaced by the normal scores of their ranks, and one model of boosted
-    trees is fitted to all. The package samples 100,000 candidates; here it samples them from the
-    target's feasible rows. It fits at most 100,000 rows.
+    an experiment outcomes are replaced by the normal scores of their ranks, and one model of
+    boosted trees is fitted to all. The package samples 100,000 candidates; here it samples them
+    from the target's feasible rows. It fits at most 100,000 rows.
     """
 
     def _suggest(self, evaluations: dict[str, TransferLearningTaskEvaluations]) -> Iterator[dict]:
@@ -191,7 +191,8 @@ class Quantiles(_Transfer):
             def _sample_random_config(self):
                 return records[self.random_state.randint(len(records))]
 
-        searcher = Searcher(self._space, evaluations, random_seed=self._seed)
+        with contextlib.redirect_stdout(io.StringIO()):  # the class prints its times
+            searcher = Searcher(self._space, evaluations, random_seed=self._seed)
         while True:
             yield searcher.suggest()
 
@@ -199,7 +200,8 @@ class Quantiles(_Transfer):
 class Box(_Transfer):
     """Random search in the smallest box around the best row of each experiment.
 
-    (`BoundingBox` with `RandomSearch`; Perrone et al., NeurIPS 2019.)
+    (`BoundingBox` with `RandomSearch`; Perrone et al., NeurIPS 2019.) The package's random search
+    ignores its seed and draws from numpy's global state, which is set for each draw and put back.
     """
 
     def _suggest(self, evaluations: dict[str, TransferLearningTaskEvaluations]) -> Iterator[dict]:
@@ -215,10 +217,20 @@ class Box(_Transfer):
                 random_seed=self._seed,
             )
         while True:
-            suggestion = method.suggest()
-            if suggestion is None:
-                return
+            with _numpy_seeded(int(self._rng.integers(2**31))):
+                suggestion = method.suggest()
             yield suggestion.config
+
+
+@contextlib.contextmanager
+def _numpy_seeded(seed: int) -> Iterator[None]:
+    """Seed numpy's global random state for a while."""
+    state = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
 
 
 def _losses(experiment: Experiment) -> np.ndarray:
