@@ -19,6 +19,8 @@ from autollm_jax.peers.ranks_rows import RanksRows
 
 # A fit takes time cubic in the rows, and it is repeated before every trial.
 EVIDENCE_ROWS = 200
+# Steps of L-BFGS-B at most; a fit after a trial starts where the last one ended.
+FIT_STEPS = 50
 # The covariance of E tasks has E x E numbers to be fitted.
 EXPERIMENTS = 12
 
@@ -55,7 +57,10 @@ class _Process(RanksRows):
             model = self._model(points_ND, scores_N[:, None])
             model.load_state_dict({**model.state_dict(), **self._fitted})
             try:
-                fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
+                fit_gpytorch_mll(
+                    ExactMarginalLogLikelihood(model.likelihood, model),
+                    optimizer_kwargs={"options": {"maxiter": FIT_STEPS}},
+                )
             except ModelFittingError:
                 model.eval()  # with the last trial's hyperparameters, or the priors' modes
             self._fitted = {n: p.detach().clone() for n, p in model.named_parameters()}
