@@ -35,26 +35,23 @@ class _Process(RanksRows):
         super().__init__(problem, EVIDENCE_ROWS, EXPERIMENTS)
         self._seed = draw_seed(problem.setting, seed)
         self._fitted: dict[str, torch.Tensor] = {}  # the last fit, where the next one starts
-        units_RD, points_ND = self._candidates.units_RD, self._evidence.points_ND
-        everything = np.concatenate([units_RD, points_ND])
-        self._bounds_2D = torch.tensor(np.stack([everything.min(0), everything.max(0)]))
+        self._bounds_2X = torch.tensor(np.stack([self._low_X, self._high_X]))
 
     @abc.abstractmethod
-    def _model(self, points_ND: torch.Tensor, scores_N1: torch.Tensor):
+    def _model(self, points_NX: torch.Tensor, scores_N1: torch.Tensor):
         """Make the model of the evidence's rows and after them the trials, not fitted yet."""
 
-    def _at_target(self, points_RD: torch.Tensor) -> torch.Tensor:
+    def _at_target(self, points_RX: torch.Tensor) -> torch.Tensor:
         """Bring rows of the target into the form that the model predicts them from."""
-        return points_RD
+        return points_RX
 
     def _ranking(self, tried_T: np.ndarray, scores_T: np.ndarray) -> np.ndarray:
-        units_RD = self._candidates.units_RD
-        points_ND = torch.tensor(np.concatenate([self._evidence.points_ND, units_RD[tried_T]]))
+        points_NX = torch.tensor(np.concatenate([self._points_NX, self._rows_RX[tried_T]]))
         scores_N = torch.tensor(np.concatenate([self._evidence.scores_N, scores_T]))
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of fits that need a second start
             torch.manual_seed(self._seed)
-            model = self._model(points_ND, scores_N[:, None])
+            model = self._model(points_NX, scores_N[:, None])
             model.load_state_dict({**model.state_dict(), **self._fitted})
             try:
                 fit_gpytorch_mll(
@@ -70,13 +67,13 @@ class _Process(RanksRows):
             else:
                 acquisition = PosteriorMean(model, maximize=False)
             with torch.no_grad():
-                values_R = acquisition(self._at_target(torch.tensor(units_RD))[:, None])
+                values_R = acquisition(self._at_target(torch.tensor(self._rows_RX))[:, None])
         return -values_R.numpy()
 
     def _normalize(self, width: int) -> Normalize:
-        """Scale the coordinates to [0, 1]; leave columns after them as they are."""
-        columns = self._bounds_2D.shape[1]
-        return Normalize(d=width, indices=[*range(columns)], bounds=self._bounds_2D)
+        """Scale the rows' columns to [0, 1]; leave columns after them as they are."""
+        columns = self._bounds_2X.shape[1]
+        return Normalize(d=width, indices=[*range(columns)], bounds=self._bounds_2X)
 
 
 class MultiTask(_Process):
@@ -92,11 +89,11 @@ class MultiTask(_Process):
       seed: of the fit's starting point.
     """
 
-    def _model(self, points_ND: torch.Tensor, scores_N1: torch.Tensor) -> MultiTaskGP:
+    def _model(self, points_NX: torch.Tensor, scores_N1: torch.Tensor) -> MultiTaskGP:
         tasks_N = torch.tensor(self._evidence.experiments_N)
         target = int(tasks_N.max()) + 1 if len(tasks_N) else 0
         tasks_N = torch.cat([tasks_N, torch.full([len(scores_N1) - len(tasks_N)], target)])
-        inputs = torch.cat([points_ND, tasks_N[:, None].to(points_ND)], -1)
+        inputs = torch.cat([points_NX, tasks_N[:, None].to(points_NX)], -1)
         return MultiTaskGP(
             inputs,
             scores_N1,
@@ -119,13 +116,13 @@ class MultiFidelity(_Process):
       seed: of the fit's starting point.
     """
 
-    def _model(self, points_ND: torch.Tensor, scores_N1: torch.Tensor) -> SingleTaskMultiFidelityGP:
+    def _model(self, points_NX: torch.Tensor, scores_N1: torch.Tensor) -> SingleTaskMultiFidelityGP:
         below_NF = np.minimum(self._evidence.fidelities_NF, 0.0)
         span_F = np.maximum(-below_NF.min(0, initial=0.0), 1e-9)
         evidence_NF = torch.tensor(1.0 + below_NF / span_F)
-        trials_TF = torch.ones(len(points_ND) - len(below_NF), 2, dtype=points_ND.dtype)
-        inputs = torch.cat([points_ND, torch.cat([evidence_NF, trials_TF])], -1)
-        width = points_ND.shape[1]
+        trials_TF = torch.ones(len(points_NX) - len(below_NF), 2, dtype=points_NX.dtype)
+        inputs = torch.cat([points_NX, torch.cat([evidence_NF, trials_TF])], -1)
+        width = points_NX.shape[1]
         return SingleTaskMultiFidelityGP(
             inputs,
             scores_N1,
@@ -133,5 +130,5 @@ class MultiFidelity(_Process):
             input_transform=self._normalize(width + 2),
         )
 
-    def _at_target(self, points_RD: torch.Tensor) -> torch.Tensor:
-        return torch.cat([points_RD, torch.ones(len(points_RD), 2, dtype=points_RD.dtype)], -1)
+    def _at_target(self, points_RX: torch.Tensor) -> torch.Tensor:
+        return torch.cat([points_RX, torch.ones(len(points_RX), 2, dtype=points_RX.dtype)], -1)

@@ -5,6 +5,7 @@ import abc
 import numpy as np
 
 from autollm_jax.baselines.base import Candidates, Problem
+from autollm_jax.forecasts import coordinates
 from autollm_jax.forecasts.gathering import Rows, TargetScale, gather
 from autollm_jax.forecasts.relevance import relevant_evidence
 
@@ -12,9 +13,10 @@ from autollm_jax.forecasts.relevance import relevant_evidence
 class RanksRows(abc.ABC):
     """Tries the untried feasible row that a model ranks first.
 
-    A model sees what the other baselines see: coordinates on the target's scale, and outcomes on
-    the scale of regret (`gathering.gather`; 0 is an experiment's best, 1 its median, everything
-    worse and every failed run). Without evidence the default configuration comes first.
+    A model sees what the other baselines see: coordinates on the target's scale, beside them the
+    row's relative size where all parameters are known, and outcomes on the scale of regret
+    (`gathering.gather`; 0 is an experiment's best, 1 its median, everything worse and every failed
+    run). Without evidence the default configuration comes first.
 
     Args:
       problem: the target and its evidence.
@@ -30,6 +32,13 @@ class RanksRows(abc.ABC):
         self._candidates = Candidates(setting)
         self._scale = TargetScale(setting, problem.evidence)
         self._evidence: Rows = gather(setting, evidence, rows)
+        sizes_RS = coordinates.relative_sizes(setting)[:, : self._evidence.sizes_NS.shape[1]]
+        self._rows_RX = np.concatenate([self._candidates.units_RD, sizes_RS], axis=1)
+        self._points_NX = np.concatenate(
+            [self._evidence.points_ND, self._evidence.sizes_NS], axis=1
+        )
+        everything = np.concatenate([self._rows_RX, self._points_NX])
+        self._low_X, self._high_X = everything.min(0), everything.max(0)
         self._tried: list[int] = []
         self._losses: list[float] = []
 

@@ -31,12 +31,10 @@ class SmacForest(RanksRows):
     def __init__(self, problem: Problem, seed: int):
         super().__init__(problem, EVIDENCE_ROWS)
         space = problem.setting.space
-        units_RD, points_ND = self._candidates.units_RD, self._evidence.points_ND
-        everything = np.concatenate([units_RD, points_ND])
-        # SMAC rounds the ends of a range, so every coordinate is brought to [0, 1] before.
-        self._low_D = everything.min(0)
-        self._width_D = np.maximum(everything.max(0) - self._low_D, 1e-9)
+        # SMAC rounds the ends of a range, so every column is brought to [0, 1] before.
+        self._width_X = np.maximum(self._high_X - self._low_X, 1e-9)
         self._spans = coordinates.columns(space)
+        self._size_columns = range(self._candidates.units_RD.shape[1], len(self._low_X))
         self._categories = [d.name for d in space.dimensions if d.kind == "categorical"]
         self._configspace = ConfigurationSpace(seed=0)
         self._configspace.add(self._hyperparameters())
@@ -48,17 +46,17 @@ class SmacForest(RanksRows):
             # SMAC takes seeds below 2^31.
             seed=draw_seed(problem.setting, seed) % 2**31,
         )
-        self._configs_R = self._configurations(units_RD)
+        self._configs_R = self._configurations(self._rows_RX)
         self._arrays_RH = np.stack([config.get_array() for config in self._configs_R])
-        known = [config.get_array() for config in self._configurations(points_ND)]
+        known = [config.get_array() for config in self._configurations(self._points_NX)]
         known_NH = np.reshape(known, (len(known), self._arrays_RH.shape[1]))
-        self._known_NX = np.concatenate([known_NH, self._evidence.fidelities_NF], axis=1)
+        self._known_NZ = np.concatenate([known_NH, self._evidence.fidelities_NF], axis=1)
 
     def _ranking(self, tried_T: np.ndarray, scores_T: np.ndarray) -> np.ndarray:
-        trials_TX = np.pad(self._arrays_RH[tried_T], ((0, 0), (0, 2)))  # the target's features: 0
+        trials_TZ = np.pad(self._arrays_RH[tried_T], ((0, 0), (0, 2)))  # the target's features: 0
         scores_N = np.concatenate([self._evidence.scores_N, scores_T])
         model = AlgorithmConfigurationFacade.get_model(self._scenario)
-        model.train(np.concatenate([self._known_NX, trials_TX]), scores_N[:, None])
+        model.train(np.concatenate([self._known_NZ, trials_TZ]), scores_N[:, None])
         if not len(tried_T):
             return model.predict_marginalized(self._arrays_RH)[0][:, 0]
         acquisition = AlgorithmConfigurationFacade.get_acquisition_function(self._scenario)
@@ -66,24 +64,24 @@ class SmacForest(RanksRows):
         return -acquisition(self._configs_R)[:, 0]
 
     def _hyperparameters(self) -> list:
-        """Return a number per coordinate and a category per categorical dimension."""
+        """Return a category per categorical dimension and a number per other column."""
         found = []
         for name, span in self._spans.items():
             if name in self._categories:
                 found.append(Categorical(f"{span.start}", [*range(span.stop - span.start)]))
                 continue
             found += [Float(f"{column}", (0.0, 1.0)) for column in range(span.start, span.stop)]
-        return found
+        return found + [Float(f"{column}", (0.0, 1.0)) for column in self._size_columns]
 
-    def _configurations(self, points_ND: np.ndarray) -> list[Configuration]:
-        units_ND = np.clip((points_ND - self._low_D) / self._width_D, 0.0, 1.0)
-        return [Configuration(self._configspace, values=self._values(u)) for u in units_ND]
+    def _configurations(self, points_NX: np.ndarray) -> list[Configuration]:
+        units_NX = np.clip((points_NX - self._low_X) / self._width_X, 0.0, 1.0)
+        return [Configuration(self._configspace, values=self._values(u)) for u in units_NX]
 
-    def _values(self, unit_D: np.ndarray) -> dict:
-        values = {}
+    def _values(self, unit_X: np.ndarray) -> dict:
+        values = {f"{column}": float(unit_X[column]) for column in self._size_columns}
         for name, span in self._spans.items():
             if name in self._categories:
-                values[f"{span.start}"] = int(np.argmax(unit_D[span]))
+                values[f"{span.start}"] = int(np.argmax(unit_X[span]))
             else:
-                values |= {f"{c}": float(unit_D[c]) for c in range(span.start, span.stop)}
+                values |= {f"{c}": float(unit_X[c]) for c in range(span.start, span.stop)}
         return values

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from autollm_jax.baselines import Problem
@@ -13,6 +14,7 @@ from autollm_jax.gym.environment import Episode
 from autollm_jax.job import scoring_stages
 from autollm_jax.job.fields import METHODS
 from autollm_jax.peers import PEERS, REQUIREMENTS, Peer, load
+from autollm_jax.peers.ranks_rows import RanksRows
 from tests.baselines.conftest import bowl, limited, mixed
 
 HEAVY = {package for peer in PEERS.values() for package in peer.packages} - {"optuna"}
@@ -120,6 +122,19 @@ def test_a_process_gets_a_part_of_a_large_evidence_the_best_rows_included(name, 
     assert 0 < len(gathered) <= EVIDENCE_ROWS
     assert set(gathered.experiments_N) == set(range(EXPERIMENTS))
     assert (gathered.scores_N == 0).sum() == EXPERIMENTS
+
+
+def test_a_model_sees_the_sizes_of_rows_where_all_are_known():
+    class Listed(RanksRows):
+        def _ranking(self, tried_T, scores_T):
+            return np.arange(len(self._rows_RX))
+
+    target = limited("mid", 1e7)
+    widths = [
+        Listed(Problem(target.setting, known, BUDGET), 100)._points_NX.shape[1]
+        for known in ((limited(),), (mixed(),))
+    ]
+    assert widths == [target.space.width + 1, target.space.width]
 
 
 def test_importing_the_names_of_methods_loads_no_peer():
