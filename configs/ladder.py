@@ -5,16 +5,19 @@
 goes on from `gym_data_next`. A model is WIDTHxLAYERS with 8/3 as wide an MLP; its size is counted
 without the embedding. Low: 6,000 to 25,000 parameters; mid: 55,000 to 98,000; high: 154,000 to
 221,000. The learning rate falls linearly to zero (arXiv 2502.15938), which lowers the noise. A
-third of the configurations has three seeds. Learning rates reach far below and above the optimum, as a
-person's uncertainty does; so (median - optimum) is ten times the deviation over seeds and more.
+third of the configurations has three seeds. Learning rates reach far below and above the optimum,
+as a person's uncertainty does; so (median - optimum) is about ten times the deviation over seeds.
 
 Planned before the first run, in FLOPs (low, mid, high):
 
     pretraining   1,254 runs   5.2e13   2.1e14   2.9e14
     architecture    522 runs   1.1e13   5.9e13   8.8e13
     data_mixture    500 runs   1.9e13   9.4e13   1.2e14
+    grpo          1,600 runs   1.4e13   3.8e13   5.5e13
 
-9.4e14 in all: 3.7 hours of two cores at 70 GFLOP/s. Two processes, one a core, waste least: each
+The first three: 9.4e14, 3.7 hours of two cores at 70 GFLOP/s. grpo has smaller products, and each
+run answers 4,096 held-out problems (3e12, 1.3e13 and 2.2e13 more): 50, 55 and 65 minutes of one
+core, from pilots at 6, 16 and 20 GFLOP/s. Two processes, one a core, waste least: each
 gets `--config.mesh.cpu_devices=1 --config.ground_truth.share=0/2` (and 1/2) and a work directory.
 """
 
@@ -34,7 +37,7 @@ def get_config(variant: str = "") -> ConfigDict:
         return c
     g = c.ground_truth
     g.root = "gym_data_next"
-    c.gym.tasks = ("pretraining", "architecture", "data_mixture")
+    c.gym.tasks = ("pretraining", "architecture", "data_mixture", "grpo")
     g.language_model.validation_rows = 256
     g.language_model.optimizer = module["optimizer"](
         decay="linear", warmup_fraction=0.1, final_fraction=0.0
@@ -58,6 +61,16 @@ def get_config(variant: str = "") -> ConfigDict:
     d.low.update(data_mixture(("24x2", "32x2"), (256 * K, 512 * K)))
     d.mid.update(data_mixture(("48x2", "64x2"), (512 * K, 768 * K)))
     d.high.update(data_mixture(("80x2", "96x2"), (768 * K,)))
+    r, optimizer = g.grpo, module["optimizer"]
+    r.setup.backbone_optimizer = optimizer(
+        3e-3, warmup_fraction=0.0, decay="constant", final_fraction=1.0, weight_decay=0.0
+    )
+    r.setup.optimizer = optimizer(decay="linear", final_fraction=0.0, b2=0.99, weight_decay=0.0)
+    r.choices.clip_range = (0.2,)
+    # The backbone solves .1 to .4 of the problems at temperature 1, more of them greedily.
+    r.low = grpo(32, 2, (24, 48), addition=4500, numbers=1500, sorting=2000)
+    r.mid = grpo(64, 4, (16, 32), addition=2500, numbers=800, sorting=1000)
+    r.high = grpo(96, 6, (16, 24), numbers=400, sorting=500)
     return c
 
 
@@ -94,6 +107,16 @@ def data_mixture(models, tokens) -> dict:
         "rate_times_width": 0.75,
         **REPEATED,
     }
+
+
+def grpo(width, heads, steps, **backbone_steps) -> ConfigDict:
+    """60 configurations for each kind of problem and budget of rollouts."""
+    c = ConfigDict({"problems": tuple(backbone_steps), "width": width, "layers": 2, "heads": heads})
+    c.backbone_steps = ConfigDict(backbone_steps)  # of pre-training
+    c.steps = steps  # rollouts
+    c.learning_rates = (5e-5, 1.5e-4, 5e-4, 1.5e-3, 5e-3)
+    c.update(REPEATED)
+    return c
 
 
 REPEATED = {"seeds": 3, "repeated_every": 3}

@@ -10,6 +10,8 @@ import tempfile
 
 import pytest
 
+from tests import quick_xla
+
 pytest_plugins = ["tests.families", "tests.small"]
 
 PLATFORM = os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -18,9 +20,7 @@ if PLATFORM == "cpu":
         os.environ.get("XLA_FLAGS", "")
         + " --xla_force_host_platform_device_count="
         + os.environ.get("AUTOLLM_TEST_DEVICES", "8")
-        # Most of the suite is compilation, and its models are tiny: the older emitters of fusions
-        # compile a program in a quarter of the newer ones' time.
-        + " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+        + f" {quick_xla.FLAGS}"
     )
 # A program that several tests or their child processes compile is compiled once: pytest's workers
 # inherit the folder.

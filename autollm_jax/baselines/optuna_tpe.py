@@ -45,19 +45,22 @@ class OptunaTPE(ProposesPoints):
       seed: of the draws.
     """
 
+    evidence_rows = EVIDENCE_ROWS
+
     def __init__(self, problem: Problem, seed: int):
-        super().__init__(problem, EVIDENCE_ROWS)
+        super().__init__(problem, self.evidence_rows)
         self._space = _distributions(problem.setting.space, self._low_D, self._high_D)
         # Optuna logs every new study and trial to stderr; a library must stay silent.
         level = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        sampler = optuna.samplers.TPESampler(
-            seed=draw_seed(problem.setting, seed), multivariate=True
-        )
+        sampler = self._make_sampler(draw_seed(problem.setting, seed))
         self._study = optuna.create_study(sampler=sampler, direction="minimize")
         optuna.logging.set_verbosity(level)
         rows = zip(self._points_ND, self._scores_N, strict=True)
         self._study.add_trials([self._finished(*row) for row in reversed([*rows])])
+
+    def _make_sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True)
 
     def _propose(self) -> np.ndarray:
         proposal = self._study.ask(self._space)

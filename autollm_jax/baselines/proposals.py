@@ -23,7 +23,12 @@ class ProposesPoints(abc.ABC):
     Args:
       problem: the target and its evidence.
       rows: greatest number of evidence rows.
+
+    Attributes:
+      redraws: greatest number of draws per trial.
     """
+
+    redraws = REDRAWS
 
     def __init__(self, problem: Problem, rows: int):
         self._problem = problem
@@ -55,7 +60,7 @@ class ProposesPoints(abc.ABC):
             row = self._candidates.row_of(self._problem.setting.default)
             return self._candidates.take(row)
         untried = set(self._candidates.untried.tolist())
-        for _ in range(REDRAWS):
+        for _ in range(self.redraws):
             point_D = self._propose()
             for columns in self._mixtures:
                 # The proposer draws each weight by itself; weights must sum to 1.

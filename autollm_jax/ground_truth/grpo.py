@@ -43,6 +43,15 @@ KINDS = {
     "clip_range": "ordinal",
     "temperature": "ordinal",
 }
+# A configuration's number is the sum of its choices' positions times these. None is a multiple of 3
+# or 5: where each 3rd or 5th number has more seeds, each choice has its share of them.
+STRIDES = {
+    "learning_rate": 4,
+    "kl_coefficient": 2,
+    "group_size": 4,
+    "clip_range": 2,
+    "temperature": 1,
+}
 DEFAULTS = {"kl_coefficient": 0.0, "group_size": 8, "clip_range": 0.2, "temperature": 1.0}
 DEFAULT_ORIGIN = (
     "TRL's GRPOConfig (beta 0, 8 generations, epsilon 0.2, temperature 1), at the nearest choices "
@@ -162,7 +171,9 @@ class GRPOTrainer:
     def provenance(self) -> dict:
         """Return the facts besides the plan that outcomes depend on, for comparison."""
         content = {
-            name: [list(map(dataclasses.astuple, part)) for part in (made.training, made.held_out)]
+            name: [
+                list(map(dataclasses.astuple, part)) for part in (made.examples(), made.held_out)
+            ]
             for name, made in ((n, problem_set(n)) for n in self.problems)
         }
         text = json.dumps(content, sort_keys=True)
@@ -239,11 +250,11 @@ class GRPOTrainer:
 
 
 def _rows(problems: ProblemSet) -> Packed:
-    """Pack the training problems with their answers for the input pipeline, one per row."""
+    """Pack the examples for pre-training for the input pipeline, one per row."""
     length = problems.longest_prompt + problems.longest_answer
     tokens_NT = np.zeros((len(problems.training), length + 1), np.uint16)
     segments_NT = np.zeros_like(tokens_NT)
-    for row, problem in enumerate(problems.training):
+    for row, problem in enumerate(problems.examples()):
         ids = encode(problem.prompt + problem.answer + STOP)
         tokens_NT[row, : len(ids)] = ids
         segments_NT[row, : len(ids)] = 1
@@ -281,6 +292,8 @@ def plan(source: str, setup: GRPOSetup, levels: dict, choices: dict) -> Plan:
                 "default_origin": DEFAULT_ORIGIN,
             }
     names = tuple(sorted({cell.run.problems for cell in cells}))
+    temperatures = sorted({problem_set(name).temperature for name in names})
+    how = " or ".join(f"at temperature {t:g}" if t else "by greedy decoding" for t in temperatures)
     return Plan(
         source=source,
         task=TASK,
@@ -295,7 +308,7 @@ def plan(source: str, setup: GRPOSetup, levels: dict, choices: dict) -> Plan:
             "config.group_size": f"answers a problem, of {setup.rollout_rows} a rollout",
             "config.clip_range": "probability ratios count from 1 - this to 1 + this",
             "config.temperature": "of the rollouts",
-            "success_rate": "share of the held-out problems solved by greedy decoding",
+            "success_rate": f"share of the held-out problems solved {how}",
             "success_before": "the same, of the backbone",
         },
         make_trainer=lambda setup, folder: GRPOTrainer(setup, Path(folder), names),
@@ -318,9 +331,14 @@ def _runs(
 ) -> list[tuple[dict, ProblemRun]]:
     """Return (configuration, run) for each configuration of the grid and each of its seeds."""
     made = []
-    for index, combination in enumerate(itertools.product(*values.values())):
-        config = dict(zip(KINDS, combination, strict=True))
-        for seed in seeds_of(index, grid):
+    for positions in itertools.product(*(range(len(choices)) for choices in values.values())):
+        config = {
+            name: values[name][position] for name, position in zip(KINDS, positions, strict=True)
+        }
+        number = sum(
+            stride * position for stride, position in zip(STRIDES.values(), positions, strict=True)
+        )
+        for seed in seeds_of(number, grid):
             run = ProblemRun(
                 problems=problems,
                 width=grid["width"],

@@ -23,13 +23,14 @@ from autollm_jax.gym.splits import PROTOCOLS
 from autollm_jax.gym.stress import KINDS
 from autollm_jax.gym.tables import LEVELS
 from autollm_jax.models.transformer import MATRICES
+from autollm_jax.peers import PEERS
 from autollm_jax.rl import problems
 from autollm_jax.rl.grpo import CREDITS, NORMALISATIONS
 from autollm_jax.training.optimizer import DECAYS
 
 TASKS = ("architecture", "data_mixture", "grpo", "pretraining")
 POLICY_METHODS = ("agent", "researcher", "hybrid", "zero_shot")
-METHODS = (*POLICY_METHODS, *BASELINES, *META_LEARNED)
+METHODS = (*POLICY_METHODS, *BASELINES, *META_LEARNED, *PEERS)
 FLOATS = ("float32", "bfloat16")
 LARGEST_SEED = 2**31 - 1
 

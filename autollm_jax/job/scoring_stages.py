@@ -24,6 +24,7 @@ from autollm_jax.gym.stress import distort
 from autollm_jax.job import cross_validation, spending
 from autollm_jax.job.fields import flatten, split_names
 from autollm_jax.job.job import Job
+from autollm_jax.peers import PEERS, load
 from autollm_jax.sharding.rules import even_rows
 
 RECORD = "evaluated.json"
@@ -117,7 +118,10 @@ def _sha256(path: Path) -> str:
 
 
 def _players(job: Job) -> dict[str, Player]:
-    """Make a player for each method in `config.evaluation.methods`; "" means every method."""
+    """Make a player for each method in `config.evaluation.methods`.
+
+    "" means every method but the peers, whose packages are not installed by default.
+    """
     config, settings = job.config, job.config.evaluation
     games = max(len(job.split.held_out) * len(settings.seeds), 1)
 
@@ -155,6 +159,7 @@ def _players(job: Job) -> dict[str, Player]:
         **{name: functools.partial(learned, name) for name in META_LEARNED},
     }
     names = split_names(settings.methods) or tuple(makers)
+    makers |= {name: lambda name=name: play_method(load(name)) for name in PEERS}
     return {name: makers[name]() for name in names}
 
 

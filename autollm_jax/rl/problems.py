@@ -37,12 +37,30 @@ class ProblemSet:
 
     Attributes:
       is_right: (prompt, answer) -> whether the answer, without its stop token, solves the prompt.
+      temperature: of the answers to held-out problems; 0 is greedy decoding. Success at
+        temperature 1 rises further, since GRPO first makes a policy surer of its best answers.
+      wrong_share: share of the examples for pre-training that have another problem's answer.
     """
 
     name: str
     training: tuple[Problem, ...]
     held_out: tuple[Problem, ...]
     is_right: Callable[[str, str], bool]
+    temperature: float
+    wrong_share: float
+
+    def examples(self) -> list[Problem]:
+        """Return the training problems with the answers for pre-training, some of them wrong.
+
+        A backbone that has learnt from wrong answers gives wrong ones, too. GRPO unlearns them
+        soon, so that few rollouts show which hyperparameters are good.
+        """
+        wrong = round(self.wrong_share * len(self.training))
+        swapped = [
+            Problem(mine.prompt, other.answer)
+            for mine, other in zip(self.training[:wrong], self.training[1 : wrong + 1], strict=True)
+        ]
+        return [*swapped, *self.training[wrong:]]
 
     @property
     def longest_prompt(self) -> int:
@@ -72,18 +90,25 @@ def problem_set(name: str) -> ProblemSet:
       name: `addition`: sums of two three-digit numbers with at least one carry; `numbers`: three
         numbers and a target, to be reached with +, - and * and each number once; `sorting`: four
         numbers, to be put in ascending order. `arithmetic` and `countdown` are smaller sets of the
-        first two kinds.
+        first two kinds, answered greedily and without wrong answers in pre-training.
 
     Raises:
       ValueError: there is no such set.
     """
     if name not in _MAKERS:
         raise ValueError(f"problems {name!r}: accepted are {', '.join(_MAKERS)}")
-    make, is_right, held_out, training = _MAKERS[name]
-    problems = make()
+    make, is_right, settings = _MAKERS[name]
+    problems, held_out = make(), settings["held_out"]
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(problems))
-    shuffled = [problems[number] for number in order[: held_out + training]]
-    return ProblemSet(name, tuple(shuffled[held_out:]), tuple(shuffled[:held_out]), is_right)
+    shuffled = [problems[number] for number in order[: held_out + settings["training"]]]
+    return ProblemSet(
+        name,
+        tuple(shuffled[held_out:]),
+        tuple(shuffled[:held_out]),
+        is_right,
+        settings["temperature"],
+        settings["wrong_share"],
+    )
 
 
 def _addition() -> list[Problem]:
@@ -177,12 +202,15 @@ def _value(text: str, numbers: Sequence[int]) -> int | None:
     return value if sorted(used) == sorted(numbers) else None
 
 
-# By name: all problems, the check of an answer, how many are held out, most that are trained on.
+# held_out and training: how many problems, the latter at most.
+_LARGE = {"held_out": 4096, "training": 16_384, "temperature": 1.0, "wrong_share": 0.25}
+_SMALL = {"held_out": 256, "training": 1 << 20, "temperature": 0.0, "wrong_share": 0.0}
+# By name: all problems, the check of an answer, and the settings.
 _MAKERS = {
-    "addition": (_addition, _sums_up, 4096, 16_384),
-    "numbers": (_numbers, _reaches_target, 4096, 16_384),
-    "sorting": (_sorting, _is_sorted, 4096, 16_384),
-    "arithmetic": (_arithmetic, _sums_up, 256, 1 << 20),
-    "countdown": (_countdown, _reaches_target, 256, 1 << 20),
+    "addition": (_addition, _sums_up, _LARGE),
+    "numbers": (_numbers, _reaches_target, _LARGE),
+    "sorting": (_sorting, _is_sorted, _LARGE),
+    "arithmetic": (_arithmetic, _sums_up, _SMALL),
+    "countdown": (_countdown, _reaches_target, _SMALL),
 }
 NAMES = tuple(_MAKERS)

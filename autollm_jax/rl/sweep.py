@@ -206,7 +206,7 @@ def train_grpo_group(
       on_steps: called with the number of steps done, for a progress bar.
 
     Returns:
-      success_R, the share of held-out problems solved, greedily decoded; and wall-clock seconds.
+      success_R, the share of held-out problems solved; and wall-clock seconds.
     """
     padded = filled(runs, mesh)
     context = problems.longest_prompt + problems.longest_answer
@@ -241,16 +241,22 @@ def train_grpo_group(
 
 
 def evaluate_policies(model, params_R, problems: ProblemSet, runs: int, mesh: Mesh) -> np.ndarray:
-    """Return the share [R] of held-out problems that R policies solve, greedily decoded."""
+    """Return the share [R] of held-out problems that R policies solve.
+
+    Answers have the problems' own temperature. All policies draw the same random numbers, so that
+    chance moves them alike.
+    """
     context = problems.longest_prompt + problems.longest_answer
-    answer = make_answer(model, context, problems.longest_answer, True, mesh)
+    greedy = problems.temperature == 0
+    answer = make_answer(model, context, problems.longest_answer, greedy, mesh)
     texts = [problem.prompt for problem in problems.held_out]
-    seeds_R, ones_R = np.zeros(runs, np.int32), np.ones(runs, np.float32)
+    seeds_R = np.zeros(runs, np.int32)
+    temperature_R = np.full(runs, problems.temperature, np.float32)
     right = []
     for start in range(0, len(texts), EVALUATED_AT_ONCE):
         part = texts[start : start + EVALUATED_AT_ONCE]
         prompt_RBC, length_RB = _lay_out([part] * runs, problems.longest_prompt)
-        state = answer(params_R, seeds_R, np.int32(0), ones_R, prompt_RBC, length_RB)
+        state = answer(params_R, seeds_R, np.int32(start), temperature_R, prompt_RBC, length_RB)
         right.append(_check(jax.device_get(state), [part] * runs, problems))
     return np.concatenate(right, axis=1).mean(axis=1)
 

@@ -104,7 +104,9 @@ def test_what_is_in_the_ledger_is_not_trained_again(root, pretraining_plan, trai
     make(root, pretraining_plan, untrainable(trainer), mesh)
 
 
-def test_only_the_missing_run_of_a_group_is_trained(root, pretraining_plan, trainer, mesh, tmp_path):
+def test_of_a_group_only_the_missing_run_is_trained(
+    root, pretraining_plan, trainer, mesh, tmp_path
+):
     whole = ledger_of(root, pretraining_plan)
     *others, left = [run.name for run in pretraining_plan.groups()[0]]
     ledger = ledger_of(tmp_path, pretraining_plan)
@@ -123,7 +125,7 @@ def test_only_the_missing_run_of_a_group_is_trained(root, pretraining_plan, trai
     everything = len(pretraining_plan.cells)
     table = table_of(tmp_path)
     deviations = verify(table, pretraining_plan, trainer, mesh, rows=everything, seed=0)
-    assert {deviation.size for deviation in deviations} == {0.0}
+    assert max(deviation.size for deviation in deviations) < 1e-6
 
 
 def test_runs_of_another_setup_do_not_count(root, pretraining_plan):

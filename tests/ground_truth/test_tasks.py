@@ -126,3 +126,16 @@ def test_each_objective_is_an_experiment_of_its_own(mixture_plan):
         for entry in mixture_plan.experiments.values()
     }
     assert metrics["mean"] == "loss" and metrics["cats"] == "loss.cats" and len(metrics) == 6
+
+
+def test_each_choice_of_grpo_has_repeated_configurations():
+    ladder = runpy.run_path(str(CONFIGS / "ladder.py"))["get_config"]().ground_truth.to_dict()
+    plan = make_plan(ladder, "grpo")
+    for name, entry in plan.experiments.items():
+        cells = [cell for cell in plan.cells if cell.experiment == name]
+        repeated = [cell.config for cell in cells if cell.run.seed == 1]
+        assert 3 * len(repeated) == sum(cell.run.seed == 0 for cell in cells)
+        for dimension in Space.from_json(entry["space"]).dimensions:
+            for choice in dimension.choices:
+                share = sum(config[dimension.name] == choice for config in repeated)
+                assert abs(share - len(repeated) / len(dimension.choices)) <= 1

@@ -20,6 +20,16 @@ def test_held_out_prompts_are_not_trained_on(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_share_of_the_examples_for_pre_training_is_wrong(name):
+    made = problem_set(name)
+    examples = made.examples()
+    assert [example.prompt for example in examples] == [problem.prompt for problem in made.training]
+    right = [made.is_right(example.prompt, example.answer) for example in examples]
+    assert 1 - sum(right) / len(right) == pytest.approx(made.wrong_share, abs=0.01)
+    assert made.wrong_share == (0 if name in ("arithmetic", "countdown") else 0.25)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_characters_survive_encoding(name):
     problem = problem_set(name).training[0]
     assert decode(encode(problem.prompt + problem.answer)) == problem.prompt + problem.answer

@@ -31,6 +31,8 @@ SILENCE = ProblemSet(
     tuple(Problem(f"{number}=", "1") for number in range(10, 50)),
     tuple(Problem(f"{number}=", "1") for number in range(50, 80)),
     lambda prompt, answer: answer == "",
+    temperature=0.0,
+    wrong_share=0.0,
 )
 
 
@@ -57,6 +59,17 @@ def test_a_run_learns_what_is_rewarded(train, params, mesh):
     success_R, seconds = train(runs=[RUN, still], config=config)
     assert success_R[0] > 0.9 > success_R[1] == before
     assert seconds > 0
+
+
+def test_held_out_answers_are_sampled_and_no_two_parts_alike(params, mesh, monkeypatch):
+    # A fresh model says nothing now and then. Were it greedy, its success would be 0 or 1; were the
+    # parts of 4 problems alike, a multiple of a quarter.
+    monkeypatch.setattr(sweep, "EVALUATED_AT_ONCE", 4)
+    sampled = dataclasses.replace(SILENCE, held_out=SILENCE.held_out[:1] * 400, temperature=1.0)
+    copies = jax.tree.map(lambda x: np.stack([x] * 2), params)
+    success_R = sweep.evaluate_policies(MODEL, copies, sampled, 2, mesh)
+    assert 0 < success_R[0] < 0.25
+    assert success_R[0] == success_R[1]
 
 
 @pytest.fixture
