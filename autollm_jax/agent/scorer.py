@@ -52,7 +52,7 @@ class Settings:
       budget: trials of an episode.
     """
 
-    pairs: int = 600
+    pairs: int = 300
     synthetic: float = 0.4
     rounds: int = 8
     updates: int = 100
@@ -133,12 +133,16 @@ def logits(params: dict, x_BCF: jax.Array, offered_BC: jax.Array) -> jax.Array:
       x_BCF: features; the first is the panel's expected regret.
       offered_BC: bool, candidates that are no padding.
     """
-    hidden = jax.nn.gelu(x_BCF @ params["in"] + params["in_bias"])
-    hidden = jax.nn.gelu(hidden @ params["own"] + params["own_bias"])
+
+    def layer(x_BCD, name):
+        bias_11D = params[f"{name}_bias"][None, None]
+        return jax.nn.gelu(x_BCD @ params[name] + bias_11D)
+
+    hidden = layer(layer(x_BCF, "in"), "own")
     among_BC1 = (offered_BC / jnp.maximum(offered_BC.sum(-1, keepdims=True), 1))[..., None]
     mean = (hidden * among_BC1).sum(-2, keepdims=True)
     both = jnp.concatenate([hidden, jnp.broadcast_to(mean, hidden.shape)], -1)
-    hidden = jax.nn.gelu(both @ params["beside"] + params["beside_bias"])
+    hidden = layer(both, "beside")
     prior_BC = PRIOR * jnp.exp(params["log_prior"]) * x_BCF[..., 0]
     return jnp.where(offered_BC, (hidden @ params["out"])[..., 0] - prior_BC, -1e9)
 
@@ -211,7 +215,11 @@ def train(
 
 
 def play(
-    params: dict, games: Sequence[Game], random: np.random.Generator, budget: int, drawn: bool = True
+    params: dict,
+    games: Sequence[Game],
+    random: np.random.Generator,
+    budget: int,
+    drawn: bool = True,
 ) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     """Play every game once.
 

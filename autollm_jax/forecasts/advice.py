@@ -48,11 +48,12 @@ def advise(panel: Panel, trials: Sequence[Trial] = ()) -> Advice:
     means, deviations, remaining, best, surprise = [], [], [], [], []
     for member in panel.members:
         mean_R, deviation_R, scores_T = member.scored(trials)
+        scores_T = _of_failed(np.asarray(scores_T, float))
         means.append(mean_R)
         deviations.append(deviation_R)
         remaining.append(member.expected_regrets(trials))
         best.append(min(scores_T, default=np.nan))
-        off_T = np.asarray(scores_T) - member.scored()[0][tried]
+        off_T = scores_T - member.scored()[0][tried]
         surprise.append(np.abs(off_T - off_T.mean()).mean() if len(seen) > 1 else 0.0)
     return Advice(
         panel.names,
@@ -63,6 +64,12 @@ def advise(panel: Panel, trials: Sequence[Trial] = ()) -> Advice:
         np.array(surprise, float),
         panel.open_rows(trials),
     )
+
+
+def _of_failed(scores_T: np.ndarray) -> np.ndarray:
+    """Give failed trials (inf) one unit more than the best trial, or 1 if that is higher."""
+    ok_T = np.isfinite(scores_T)
+    return np.where(ok_T, scores_T, max(1.0, min(scores_T[ok_T], default=0.0) + 1.0))
 
 
 def offer(panel: Panel, advice: Advice, seed: int, count: int = OFFERED) -> tuple[int, ...]:

@@ -40,12 +40,12 @@ def condition(
     """
     if not len(tried):
         return mean_R, np.sqrt(np.maximum(variance_R, 1e-12))
-    tried = np.asarray(tried)
-    covariance_TR = covariance(tried) + LEVEL_VARIANCE
-    covariance_TT = covariance_TR[:, tried] + noise * np.eye(len(tried))
+    rows_T = np.asarray(tried)
+    covariance_TR = covariance(rows_T) + LEVEL_VARIANCE
+    covariance_TT = covariance_TR[:, rows_T] + noise * np.eye(len(rows_T))
     gain_TR = np.linalg.solve(covariance_TT, covariance_TR)
     variance_R = variance_R + LEVEL_VARIANCE - (covariance_TR * gain_TR).sum(0)
-    return mean_R + (scores_T - mean_R[tried]) @ gain_TR, np.sqrt(np.maximum(variance_R, 1e-6))
+    return mean_R + (scores_T - mean_R[rows_T]) @ gain_TR, np.sqrt(np.maximum(variance_R, 1e-6))
 
 
 class Conditioned(Forecast):
