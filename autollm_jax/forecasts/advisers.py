@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 
 from autollm_jax.errors import UserError
 from autollm_jax.forecasts.base import Forecast
+from autollm_jax.forecasts.conditioning import Conditioned
+from autollm_jax.forecasts.drift import Drift
 from autollm_jax.forecasts.landscapes import is_shiftable, usable
 from autollm_jax.forecasts.nearest import NearestExperiment
 from autollm_jax.forecasts.panel import Panel
@@ -43,6 +45,7 @@ FORECASTS: dict[str, Callable[..., Forecast]] = {
     OWN: _own,
     "nearest_experiment": NearestExperiment,
     "scaling_law": ScalingLaw,
+    "drift": Drift,
     "gaussian_process": _gaussian_process,
     "boosted_trees": _boosted_trees,
 }
@@ -54,6 +57,23 @@ ADVISERS = {
     "gaussian_process": ("gaussian_process",),
     "boosted_trees": ("boosted_trees",),
 }
+
+
+# The advisers whose forecasts stand side by side before an agent that decides between them. Each is
+# quick once it is made: trials condition it in closed form.
+COUNSEL: dict[str, Callable[..., Forecast]] = {
+    OWN: _own,
+    "nearest": Conditioned.of(NearestExperiment),
+    "drift": Drift,
+    "trees": Conditioned.of(_boosted_trees),
+    "process": _gaussian_process,
+}
+
+
+def counsel(setting: Setting, evidence: Sequence[Experiment]) -> Panel:
+    """Make the forecasts of all advisers in COUNSEL; their mean is the panel's own."""
+    members = [make(setting, evidence) for make in COUNSEL.values()]
+    return Panel(members[0], members, tuple(COUNSEL))
 
 
 def forecast(setting: Setting, evidence: Sequence[Experiment], adviser: str = OWN) -> Forecast:

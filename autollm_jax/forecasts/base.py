@@ -108,6 +108,10 @@ class Forecast(abc.ABC):
         level, unit = self._level(seen, mean_R)
         return Prediction(mean_R, deviation_R, level, unit, self.setting.objective.sign)
 
+    def scored(self, trials: Sequence[Trial] = ()) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return mean and deviation [R] of the rows' scores, and the trials' scores [T]."""
+        return self._posterior(self.seen(trials))
+
     def predict_at(
         self,
         configurations: Sequence[Mapping],

@@ -113,6 +113,8 @@ class GaussianProcess(Forecast):
                     pad(scores_T, TRIAL_SIZES),
                     pad(np.ones(len(tried)), TRIAL_SIZES),
                 )
+        else:  # all rows share the level's variance, which says nothing about any of them
+            variance_R = np.maximum(np.asarray(variance_R) - OFFSET_VARIANCE, 1e-12)
         count = len(self.units_RD)
         return np.asarray(mean_R)[:count], np.sqrt(np.asarray(variance_R)[:count]), scores_T
 

@@ -21,16 +21,18 @@ class Panel(Forecast):
     Args:
       lead: the forecast whose law, nearest experiments and unit stand for the panel.
       members: the forecasts to average, one at least, all of the lead's setting and evidence.
+      names: the members' names, where they are shown.
     """
 
-    def __init__(self, lead: Forecast, members: Sequence[Forecast]):
+    def __init__(self, lead: Forecast, members: Sequence[Forecast], names: Sequence[str] = ()):
         super().__init__(lead.setting, lead.evidence, lead.seed)
-        self.lead, self.members = lead, tuple(members)
+        self.lead, self.members, self.names = lead, tuple(members), tuple(names)
         self.nearest, self.unit = lead.nearest, lead.unit
         self.law, self.centre_row = lead.law, lead.centre_row
 
     def over(self, setting: Setting) -> "Panel":
-        return Panel(self.lead.over(setting), [member.over(setting) for member in self.members])
+        members = [member.over(setting) for member in self.members]
+        return Panel(self.lead.over(setting), members, self.names)
 
     def posterior(self, seen: Seen) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the mean of the means, the pooled deviation, and the mean of the scores.

@@ -105,9 +105,9 @@ class Surface:
         """Return the covariances [X, Y] of the smooth landscape, in units of `variance`."""
         return _smooth(a_XD, b_YD, self.length)
 
-    def correlation(self, x_XD: np.ndarray) -> np.ndarray:
-        """Return the correlations [X, X] of a process with the surface's length-scale, no trend."""
-        return _matern(x_XD, x_XD, self.length)
+    def correlation(self, x_XD: np.ndarray, y_YD: np.ndarray | None = None) -> np.ndarray:
+        """Return the correlations [X, Y] of a process with the surface's length-scale, no trend."""
+        return _matern(x_XD, x_XD if y_YD is None else y_YD, self.length)
 
     def known(self, x_XD: np.ndarray) -> np.ndarray:
         """Return the covariances [X, N] with the rows, configurations' own parts included."""

@@ -208,9 +208,15 @@ class Episode:
 
     @property
     def rewards(self) -> list[float]:
-        """Per trial the drop in regret it brought, less a penalty if it was invalid."""
+        """Per trial the drop in regret it brought, less a penalty if it was invalid.
+
+        A drop counts once for every trial from its own to the last of the budget, over the budget.
+        So an episode's return is the mean over k of 1 - (regret after k trials), less penalties: a
+        good first trial earns most, and the scores at every k are what is maximised.
+        """
         return [
-            self.best_regret(k) - self.best_regret(k + 1) - self.invalid_penalty * (not trial.valid)
+            (self.best_regret(k) - self.best_regret(k + 1)) * (self.budget - k) / self.budget
+            - self.invalid_penalty * (not trial.valid)
             for k, trial in enumerate(self._trials)
         ]
 

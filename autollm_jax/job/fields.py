@@ -30,7 +30,7 @@ from autollm_jax.training.optimizer import DECAYS
 
 TASKS = ("architecture", "data_mixture", "grpo", "pretraining")
 POLICY_METHODS = ("agent", "researcher", "hybrid", "zero_shot")
-METHODS = (*POLICY_METHODS, *BASELINES, *META_LEARNED, *PEERS)
+METHODS = (*POLICY_METHODS, "scorer", *BASELINES, *META_LEARNED, *PEERS)
 FLOATS = ("float32", "bfloat16")
 LARGEST_SEED = 2**31 - 1
 

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 from autollm_jax.agent.rollout import policy_player
+from autollm_jax.agent.scorer import Scorer
 from autollm_jax.baselines import BASELINES, META_LEARNED
 from autollm_jax.baselines.learned import Learned
 from autollm_jax.cluster import distributed
@@ -125,6 +126,7 @@ def _players(job: Job) -> dict[str, Player]:
     config, settings = job.config, job.config.evaluation
     games = max(len(job.split.held_out) * len(settings.seeds), 1)
 
+    learners = {"scorer": Scorer, **META_LEARNED}
     first = functools.cache(job.first_parameters)
 
     @functools.cache
@@ -143,7 +145,7 @@ def _players(job: Job) -> dict[str, Player]:
 
     def learned(name):
         path = job.workdir / "baselines" / f"{name}.npz"
-        method, share = META_LEARNED[name], settings.meta_learning
+        method, share = learners[name], settings.meta_learning
         return play_method(Learned(method, job.training, config.seed, path, share))
 
     def untrained():
@@ -156,7 +158,7 @@ def _players(job: Job) -> dict[str, Player]:
         "hybrid": lambda: policy(trained(), "gaussian_process"),
         **({"zero_shot": untrained} if job.weights else {}),
         **{name: functools.partial(play_method, cls) for name, cls in BASELINES.items()},
-        **{name: functools.partial(learned, name) for name in META_LEARNED},
+        **{name: functools.partial(learned, name) for name in learners},
     }
     names = split_names(settings.methods) or tuple(makers)
     makers |= {name: lambda name=name: play_method(load(name)) for name in PEERS}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from autollm_jax.errors import UserError
-from autollm_jax.forecasts.advisers import ADVISERS, FORECASTS, forecast
+from autollm_jax.forecasts.advisers import ADVISERS, COUNSEL, FORECASTS, counsel, forecast
 from autollm_jax.forecasts.matern import matern
 from autollm_jax.forecasts.shifted import Shifted
 from autollm_jax.forecasts.surface import SurfaceTransfer
@@ -18,9 +18,14 @@ from autollm_jax.gym.settings import Fidelity, make_setting
 from autollm_jax.gym.spaces import Dimension, InvalidConfiguration, Space
 from tests.families import bowl_experiment
 
-MAKERS = {**FORECASTS, "panel": lambda setting, evidence: forecast(setting, evidence, "panel")}
+MAKERS = {
+    **FORECASTS,
+    "panel": lambda setting, evidence: forecast(setting, evidence, "panel"),
+    "counsel": counsel,
+    **{name: COUNSEL[name] for name in ("nearest", "trees")},  # these learn from trials here
+}
 # The learned order follows the outcomes; the nearest experiment's images and the law's bowl do not.
-LEARNING = [name for name in MAKERS if name not in ("nearest_experiment", "scaling_law")]
+LEARNING = [name for name in MAKERS if name not in ("nearest_experiment", "nearest", "scaling_law")]
 
 
 @pytest.fixture(params=["bowls", "scores", "mixtures", "architectures", "tunings"])

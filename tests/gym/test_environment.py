@@ -93,12 +93,13 @@ def test_best_regret_is_that_of_the_first_k_trials(episode):
     np.testing.assert_allclose([episode.best_regret(k) for k in range(4)], [1, 1, 2 / 5.5, 0])
 
 
-def test_rewards_return_one_less_final_regret_and_penalties(make):
+def test_an_episode_returns_the_mean_score_of_its_trials_less_penalties(make):
     episode = Episode(make(), (), budget=4, invalid_penalty=0.1)
     for config in (GOOD, None, BAD, BEST):
         episode.exec_config(config)
-    np.testing.assert_allclose(episode.rewards, [1 - 2 / 5.5, -0.1, 0, 2 / 5.5])
-    np.testing.assert_allclose(sum(episode.rewards), 1 - episode.best_regret() - 0.1)
+    np.testing.assert_allclose(episode.rewards, [1 - 2 / 5.5, -0.1, 0, 2 / 5.5 / 4])
+    scores = [1 - episode.best_regret(k + 1) for k in range(4)]
+    np.testing.assert_allclose(sum(episode.rewards), np.mean(scores) - 0.1)
 
 
 def test_a_diverged_trial_shows_its_loss_and_scores_one(make):

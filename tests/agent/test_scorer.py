@@ -1,0 +1,105 @@
+"""The scorer: it learns whom to follow, and plays by what players may know alone."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from autollm_jax.agent import scorer
+from autollm_jax.agent.scorer import Scorer, Settings, features, init, logits, loss, pad, train
+from autollm_jax.baselines.base import Problem
+from autollm_jax.forecasts.advice import OFFERED, advise, offer
+from autollm_jax.forecasts.advisers import counsel
+from autollm_jax.gym.environment import Episode
+from tests.families import bowl_experiment
+
+QUICK = Settings(pairs=6, rounds=2, updates=4, batch=8)
+
+
+@pytest.fixture(scope="module")
+def games():
+    rates = (2.0**-8, 2.0**-9, 2.0**-9.5)
+    cheap = [bowl_experiment(f"e{n}", 1e6 * 4**n, 1e8, (r, 128)) for n, r in enumerate(rates)]
+    targets = [
+        bowl_experiment(f"t{n}", 64e6, 1e8, (2.0 ** (-10 - n / 2), 128), level="mid")
+        for n in range(3)
+    ]
+    return [(target, counsel(target.setting, cheap)) for target in targets]
+
+
+def test_the_first_choice_is_the_panels(games):
+    target, panel = games[0]
+    advice = advise(panel)
+    rows = offer(panel, advice, 0)
+    x_CF = features(panel, advice, rows, (), 5)
+    params = init(jax.random.key(0), x_CF.shape[1]) | {"out": np.zeros((scorer.WIDTH, 1))}
+    chosen = rows[int(np.asarray(logits(params, *pad([x_CF]))).argmax())]
+    assert chosen == int(advice.remaining_AR.mean(0).argmin())
+    assert sum(np.size(leaf) for leaf in jax.tree.leaves(params)) < 50_000
+
+
+def test_the_loss_is_minus_the_expected_reward():
+    params = init(jax.random.key(0), 4)
+    random = np.random.default_rng(0)
+    x_BCF = random.normal(size=(2, OFFERED, 4))
+    offered_BC = np.arange(OFFERED) < np.array([[3], [OFFERED]])
+    reward_BC = random.random((2, OFFERED)) * offered_BC
+    chance_BC = np.asarray(jax.nn.softmax(logits(params, x_BCF, offered_BC)))
+    assert (chance_BC[~offered_BC] == 0).all()
+    expected = -(chance_BC * reward_BC).sum(1).mean()
+    np.testing.assert_allclose(loss(params, x_BCF, offered_BC, reward_BC, 0.0), expected, rtol=1e-5)
+
+
+def test_padding_and_order_change_nothing(games):
+    _, panel = games[0]
+    advice = advise(panel)
+    rows = offer(panel, advice, 0)
+    params = init(jax.random.key(1), features(panel, advice, rows, (), 5).shape[1])
+
+    def chosen(rows):
+        padded = pad([features(panel, advice, rows, (), 5)])
+        return rows[int(np.asarray(logits(params, *padded)).argmax())]
+
+    assert chosen(rows) == chosen(tuple(reversed(rows)))
+    assert chosen(rows[:5]) == chosen(tuple(reversed(rows[:5])))
+
+
+def test_rewards_are_the_episodes_own(games):
+    """The reward of the chosen candidate is what the episode pays for it."""
+    params = train(games, 0, QUICK)
+    regrets = params.pop("regrets")
+    assert regrets.shape == (QUICK.rounds, QUICK.budget)
+    (x_BCF, offered_BC, reward_BC), regret_GT = scorer.play(
+        params, games, np.random.default_rng(0), 5, drawn=False
+    )
+    value_BC = np.asarray(logits(params, x_BCF, offered_BC))
+    paid_B = np.take_along_axis(reward_BC, value_BC.argmax(1)[:, None], 1)[:, 0]
+    np.testing.assert_allclose(paid_B.reshape(5, -1).sum(0), 1 - regret_GT.mean(1), rtol=1e-5)
+
+
+def test_learning_follows_the_adviser_that_is_right(games):
+    """On games whose optimum one adviser always knows, the scorer comes to choose as it does."""
+    told = dataclasses.replace(QUICK, rounds=6, updates=60, batch=32, entropy=0.0)
+    learned = train(games, 0, told)
+    before, after = learned["regrets"][0].mean(), learned["regrets"][-1].mean()
+    assert after < 0.8 * before
+
+
+def test_it_plays_what_was_told_and_not_what_the_target_holds(games):
+    learned = train(games, 0, QUICK)
+    target, panel = games[0]
+    other = target.outcomes.with_values(-1e3 * target.outcomes.values_R)
+    asked = []
+    for held in (target, dataclasses.replace(target, outcomes=other)):
+        player = Scorer(Problem(held.setting, panel.evidence, 3), 0, learned)
+        teller = Episode(target, panel.evidence, 3)
+        while not teller.done:
+            player.tell(teller.exec_config(player.ask()))
+        asked.append([trial.row for trial in teller.trials])
+    assert len(set(asked[0])) == 3 and asked[0] == asked[1]
+
+
+def test_the_same_seed_learns_the_same(games):
+    one, two = (train(games, 4, QUICK) for _ in range(2))
+    assert all(np.array_equal(one[name], two[name]) for name in one)
