@@ -6,18 +6,17 @@ goes on from `gym_data_next`. A model is WIDTHxLAYERS with 8/3 as wide an MLP; i
 without the embedding. Low: 6,000 to 25,000 parameters; mid: 55,000 to 98,000; high: 154,000 to
 221,000. The learning rate falls linearly to zero (arXiv 2502.15938), which lowers the noise. A
 third of the configurations has three seeds. Learning rates reach far below and above the optimum,
-as a person's uncertainty does; so (median - optimum) is about ten times the deviation over seeds.
+as a person's uncertainty does: (median - optimum) is then large beside the deviation over seeds.
 
-Planned before the first run, in FLOPs (low, mid, high):
+The plan in training FLOPs (low, mid, high), as the command above says it for each of
+`--config.ground_truth.levels=low` and so on before the first run:
 
     pretraining   1,254 runs   5.2e13   2.1e14   2.9e14
     architecture    522 runs   1.1e13   5.9e13   8.8e13
     data_mixture    500 runs   1.9e13   9.4e13   1.2e14
     grpo          1,600 runs   1.4e13   3.8e13   5.5e13
 
-The first three: 9.4e14, 3.7 hours of two cores at 70 GFLOP/s. grpo has smaller products, and each
-run answers 4,096 held-out problems (3e12, 1.3e13 and 2.2e13 more): 50, 55 and 65 minutes of one
-core, from pilots at 6, 16 and 20 GFLOP/s. Two processes, one a core, waste least: each
+The evaluation of grpo's runs comes on top. Two processes, one a core, waste least: each
 gets `--config.mesh.cpu_devices=1 --config.ground_truth.share=0/2` (and 1/2) and a work directory.
 """
 

@@ -13,7 +13,7 @@ from autollm_jax.forecasts.panel import Panel
 from autollm_jax.gym.environment import Trial
 
 OFFERED = 12  # candidates
-NEAREST_SHARE = 0.5  # spread candidates come from this share of the rows, the best expected ones
+GOOD_SHARE = 0.5  # the far candidate comes from this share of the rows, the best expected ones
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ def offer(panel: Panel, advice: Advice, seed: int, count: int = OFFERED) -> tupl
     """Choose the rows that are offered, in shuffled order.
 
     They are the row that the panel's mean puts first, the row most like the best of the nearest
-    experiment, the default, each adviser's first picks in turn, and one row far from the others.
+    experiment, the default, each adviser's first picks in turn, and one good row far from these.
 
     Args:
       panel: the advisers.
@@ -100,7 +100,7 @@ def offer(panel: Panel, advice: Advice, seed: int, count: int = OFFERED) -> tupl
             if row not in chosen:
                 chosen.append(row)
         good = rows[np.argsort(together_R[rows], kind="stable")]
-        good = good[: max(int(NEAREST_SHARE * len(good)), count)]
+        good = good[: max(int(GOOD_SHARE * len(good)), count)]
         units_RD = panel.units_RD
         away_N = ((units_RD[good, None] - units_RD[chosen]) ** 2).sum(-1).min(1)
         chosen.append(int(good[away_N.argmax()]))

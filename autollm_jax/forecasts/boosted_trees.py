@@ -22,6 +22,7 @@ import numpy as np
 
 from autollm_jax.forecasts import coordinates
 from autollm_jax.forecasts.base import Forecast, Seen, draw_seed
+from autollm_jax.forecasts.conditioning import LEVEL_VARIANCE
 from autollm_jax.forecasts.gathering import gather, move_along_law
 from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.settings import Setting
@@ -30,7 +31,6 @@ EVIDENCE_ROWS = 2000
 # All of this was chosen on cheap experiments.
 DECAY = 1.0  # a row's weight falls by e over this distance in log fidelity
 TRIAL_WEIGHT = 30.0  # of a trial, where a row of the evidence has 1 on average
-OFFSET_VARIANCE = 4.0  # of the setting's own level, in squared scores, as the Gaussian process has
 RIDGE = 0.3  # penalty on the standardised features' slopes, per unit of weight
 MEMBERS = 6
 ROUNDS = 50
@@ -99,7 +99,7 @@ class BoostedTrees(Forecast):
             return mean_R, self._before_MR.std(0) + 1e-9, scores_T
         # The setting's level was extrapolated: the surprise that all trials share is laid to it.
         surprise_T = scores_T - mean_R[tried]
-        surprise = surprise_T.sum() / (len(scores_T) + 1 / OFFSET_VARIANCE)
+        surprise = surprise_T.sum() / (len(scores_T) + 1 / LEVEL_VARIANCE)
         scores_T = scores_T - surprise
         member_MR = self._predict(
             np.concatenate([self._x_NX, self._x_RX[tried]]),

@@ -26,6 +26,7 @@ from scipy import optimize
 
 from autollm_jax.forecasts import coordinates
 from autollm_jax.forecasts.base import Forecast, Seen
+from autollm_jax.forecasts.conditioning import LEVEL_VARIANCE
 from autollm_jax.forecasts.gathering import gather
 from autollm_jax.forecasts.matern import matern
 from autollm_jax.gym.experiments import Experiment
@@ -34,7 +35,6 @@ from autollm_jax.gym.settings import Setting
 FIT_ROWS = 256  # rows that the hyperparameters are fitted on, about
 ROWS = 1000  # rows that the posterior is conditioned on, about
 JITTER = 1e-8
-OFFSET_VARIANCE = 4.0  # of the setting's own constant, in squared scores
 # Log-normal priors keep the hyperparameters in reason where the evidence says little.
 PRIOR_MEAN = {"trend": -1.0, "process": -2.0, "noise": -5.0, "length": 0.0}
 PRIOR_DEVIATION = 2.0
@@ -114,7 +114,7 @@ class GaussianProcess(Forecast):
                     pad(np.ones(len(tried)), TRIAL_SIZES),
                 )
         else:  # all rows share the level's variance, which says nothing about any of them
-            variance_R = np.maximum(np.asarray(variance_R) - OFFSET_VARIANCE, 1e-12)
+            variance_R = np.maximum(np.asarray(variance_R) - LEVEL_VARIANCE, 1e-12)
         count = len(self.units_RD)
         return np.asarray(mean_R)[:count], np.sqrt(np.asarray(variance_R)[:count]), scores_T
 
@@ -254,7 +254,7 @@ def _condition(theta_P, inputs, z_NZ, scores_N, used_N, z_RZ):
     covariance_NR = _kernel(theta_P, inputs, z_NZ, z_RZ) * used_N[:, None]
     half_NR = solve_triangular(factor_NN, covariance_NR, lower=True)
     half_N = solve_triangular(factor_NN, scores_N, lower=True)
-    prior_R = _kernel_diagonal(theta_P, inputs, z_RZ) + OFFSET_VARIANCE
+    prior_R = _kernel_diagonal(theta_P, inputs, z_RZ) + LEVEL_VARIANCE
     return half_NR, half_NR.T @ half_N, prior_R - (half_NR**2).sum(0)
 
 
@@ -262,7 +262,7 @@ def _condition(theta_P, inputs, z_NZ, scores_N, used_N, z_RZ):
 def _update(theta_P, inputs, given, z_RZ, rows_T, scores_T, used_T):
     """Return mean and variance of the cells [R] given trials on some of them, too."""
     half_NR, mean_R, variance_R = given
-    prior_TR = _kernel(theta_P, inputs, z_RZ[rows_T], z_RZ) + OFFSET_VARIANCE
+    prior_TR = _kernel(theta_P, inputs, z_RZ[rows_T], z_RZ) + LEVEL_VARIANCE
     covariance_TR = (prior_TR - half_NR[:, rows_T].T @ half_NR) * used_T[:, None]
     covariance_TT = covariance_TR[:, rows_T] * used_T[None, :]
     factor_TT = jnp.linalg.cholesky(covariance_TT + jnp.diag(_noise(theta_P, used_T)))

@@ -65,10 +65,15 @@ def _make_table(job: Job, plan: Plan, path: Path) -> None:
             write_own_table(job.tables_root, meta, table_rows(part, ledger))
         return ledger
 
+    ledger = Ledger(path, setup, share)
+    wanted = [run for runs in plan.share(*share, config.levels) for run in runs]
+    wanted = [run for run in wanted if ledger.read(run.name) is None]
+    flops = sum(map(plan.setup.flops, wanted))
+    print(f"ground_truth: {plan.task}: {len(wanted)} runs to train here, {flops:.1e} FLOPs")
     produce(
         plan,
         trainer,
-        Ledger(path, setup, share),
+        ledger,
         job.mesh,
         job.workdir / "ground_truth" / setup,
         checkpoint_seconds=config.checkpoint_seconds,
