@@ -117,7 +117,7 @@ class Plan:
 
     Attributes:
       source, task: the table's source and task, which give its path.
-      setup: a frozen dataclass of the settings that all runs share; `flops(run)` gives training FLOPs.
+      setup: a frozen dataclass of the settings that all runs share; `flops(run)`: training FLOPs.
       experiments: descriptions of the experiments by name, as in the table's JSON file.
       cells: the rows, in the table's order.
       metric: the column that `verify` compares.
