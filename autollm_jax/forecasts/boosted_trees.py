@@ -135,6 +135,8 @@ class BoostedTrees(Forecast):
         """Fit the ensemble; return each member's prediction of every row [M, R]."""
         at_NX = np.concatenate([x_NX, self._x_RX])
         trend_N, trend_R = np.split(ridge(x_NX, y_N, weight_N, at_NX), [len(y_N)])
+        if len(y_N) * PARAMETERS["bagging_fraction"] < 1:  # a bag would be empty
+            return np.tile(trend_R, (MEMBERS, 1))
         data = lightgbm.Dataset(
             x_NX, y_N - trend_N, weight=weight_N, params=PARAMETERS, free_raw_data=False
         )

@@ -14,6 +14,7 @@ from autollm_jax.forecasts.matern import matern
 from autollm_jax.forecasts.shifted import Shifted
 from autollm_jax.forecasts.surface import SurfaceTransfer
 from autollm_jax.gym.environment import Episode
+from autollm_jax.gym.experiments import make_experiment
 from autollm_jax.gym.settings import Fidelity, make_setting
 from autollm_jax.gym.spaces import Dimension, InvalidConfiguration, Space
 from tests.families import bowl_experiment
@@ -56,6 +57,32 @@ def test_a_forecast_gives_mean_and_deviation_of_every_configuration(name, known)
         open_R = target.feasible_R & ~np.isin(np.arange(len(target.cells)), [t.row for t in trials])
         np.testing.assert_array_equal(np.isfinite(expected_R), open_R)
         assert ((expected_R >= 0) & (expected_R[open_R].max() <= 1)).all()
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_evidence_of_one_run_is_enough(name, known):
+    target, evidence = known
+    other = evidence[0]
+    row = other.outcomes.best_row
+    one = make_experiment(
+        source=other.source,
+        task=other.task,
+        name="one run",
+        space=other.space,
+        fidelity=other.fidelity,
+        configurations=[other.configurations[row]],
+        outcomes=[float(other.outcomes.values_R[row])],
+        default=other.configurations[row],
+        default_origin="the one run",
+        objective_metric=other.objective.metric,
+        minimize=other.objective.minimize,
+    )
+    made = MAKERS[name](target.setting, [one])
+    rows = np.flatnonzero(target.feasible_R)[:2]
+    for trials in ((), tried(target, (one,), rows)):
+        predicted = made.predict(trials)
+        assert np.isfinite(predicted.mean_R).all() and (predicted.deviation_R > 0).all()
+        assert np.isfinite(made.expected_regrets(trials)).any()
 
 
 @pytest.mark.parametrize("name", MAKERS)
