@@ -241,7 +241,9 @@ def play(
         for episode, (_, panel) in zip(episodes, games, strict=True):
             advice = advise(panel, episode.trials)
             rows = offer(panel, advice, int(random.integers(2**31)))
-            x_GCF.append(features(panel, advice, rows, episode.trials, budget - t))
+            over = np.zeros((0, len(params["in"])))  # nothing is left to try
+            described = (panel, advice, rows, episode.trials, budget - t)
+            x_GCF.append(features(*described) if rows else over)
             rows_GC.append(rows)
         padded_GCF, offered_GC = pad(x_GCF)
         value_GC = np.asarray(_logits(params, padded_GCF, offered_GC))

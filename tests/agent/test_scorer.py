@@ -103,3 +103,19 @@ def test_it_plays_what_was_told_and_not_what_the_target_holds(games):
 def test_the_same_seed_learns_the_same(games):
     one, two = (train(games, 4, QUICK) for _ in range(2))
     assert all(np.array_equal(one[name], two[name]) for name in one)
+
+
+def test_a_game_ends_where_nothing_is_left_to_try(games):
+    small = {"learning_rates": (2.0**-8,), "batch_sizes": (64, 128)}
+    cheap, target = (
+        bowl_experiment(name, size, 2e8, (2.0**-8, 64), **small)
+        for name, size in (("a", 1e6), ("b", 1e7))
+    )
+    tiny = target, counsel(target.setting, [cheap])
+    learned = train([*games, tiny], 0, QUICK)
+    assert np.isfinite(learned.pop("regrets")).all()
+    player = Scorer(Problem(target.setting, (cheap,), 3), 0, learned)
+    teller = Episode(target, (cheap,), 3)
+    while not teller.done:
+        player.tell(teller.exec_config(player.ask()))
+    assert teller.best_regret() == 0
