@@ -79,68 +79,73 @@ def get_config(variant: str = "") -> ConfigDict:
     c.policy.lora_targets = "query,key,value,output,gate,up,down"  # matrices with factors
     c.policy.lora_scale = 2.0  # multiplies the product of the factors
     c.policy.scale = 1.0  # scales the number of parameters, about, through the widths below
-    c.policy.vocab_size = 2048  # SentencePiece vocabulary, trained on the simulated episodes
-    c.policy.split_digits = False  # whole numbers may be pieces: turns are a third shorter
-    c.policy.width = 128
+    c.policy.vocab_size = 512  # SentencePiece vocabulary, trained on the simulated episodes
+    c.policy.split_digits = False  # whole numbers may be pieces
+    c.policy.full_texts = False  # prompts with configurations and deviations, a third longer
+    c.policy.width = 64
     c.policy.layers = 4
-    c.policy.heads = 2
-    c.policy.kv_heads = 2
-    c.policy.head_dim = 64
-    c.policy.mlp_width = 352
-    # The policy mostly has to copy from its context; these three settings make copying easier.
-    c.policy.short_conv = 8
-    c.policy.rope_fraction = 0.25
-    c.policy.mimetic = True
+    c.policy.heads = 4
+    c.policy.kv_heads = 4
+    c.policy.head_dim = 16
+    c.policy.mlp_width = 176
+    c.policy.short_conv = 4
+    c.policy.rope_fraction = 1.0
+    c.policy.mimetic = False
     c.policy.scan_unroll = 4
     c.policy.dtype = "float32"  # inputs of matrix products, except in distillation (distill.dtype)
     c.policy.cache_dtype = ""  # type of keys and values; "" is policy.dtype; float32 on a CPU
     c.policy.remat = "none"  # none, or recompute attention or layer backwards, to save memory
     c.policy.row_logits = 2**24  # logits of a training row at once; longer rows go in parts
-    c.policy.context = 896  # tokens of a whole episode
-    c.policy.turn_tokens = 112  # most tokens of a turn of the policy
+    c.policy.context = 960  # tokens of a whole episode
+    c.policy.turn_tokens = 48  # most tokens of a turn of the policy
 
     c.rollout = ConfigDict()  # how the policy plays, in GRPO and in evaluation
     c.rollout.cache_block = 256  # tokens by which the KV cache grows; each size compiles once
     c.rollout.chunk = 160  # tokens of an answer that the policy reads at once
 
     c.curate = ConfigDict()
-    c.curate.distill_pairs = 3200  # (target, evidence) pairs to simulate
-    c.curate.synthetic = 0.5  # share of the pairs from the prior of synthetic landscapes
+    c.curate.distill_pairs = 300  # (target, evidence) pairs to simulate
+    c.curate.synthetic = 0.4  # share of the pairs from the prior of synthetic landscapes
     c.curate.unchanged = 0.1  # share of the tables' families that are not augmented
-    c.curate.invented_names = 0.2  # share of the pairs with invented names of dimensions
 
     c.simulate = ConfigDict()
+    c.simulate.episodes = 4  # of each pair
+    c.simulate.softness = 0.1  # temperature of the teacher's hindsight, in units of reward
+    c.simulate.uniform = 0.1  # share of the teacher's choices that hindsight does not guide
     c.simulate.reasoning = True  # whether turns have a think part
-    c.simulate.perturbed = 0.25  # share of episodes with perturbed moves, to learn recovery
     c.simulate.processes = 2
 
     c.distill = ConfigDict()
-    c.distill.steps = 700  # 0: GRPO starts from random parameters
-    c.distill.batch_rows = 4  # 6 rows learn no more per update; fewer rows learn less
+    c.distill.steps = 300  # 0: GRPO starts from random parameters
+    c.distill.batch_rows = 4
     c.distill.microbatches = 1  # parts of a batch, over which the gradient is summed
-    c.distill.relabelled = 0.5  # share of the episodes with exchanged numbers and names
-    c.distill.row_length = 896  # tokens; short episodes share a row
-    c.distill.dtype = "bfloat16"
+    c.distill.row_length = 960  # tokens; short episodes share a row
+    c.distill.dtype = "float32"
     c.distill.save_every = 200  # steps
     c.distill.optimizer = optimizer(3e-3, b2=0.98, weight_decay=0.05)
 
     c.grpo = ConfigDict()
-    c.grpo.steps = 6  # 0: the distilled policy is scored
-    c.grpo.groups = 6  # pairs a step
-    c.grpo.group_size = 8  # episodes a pair
-    c.grpo.minibatch_rows = 16  # episodes an update sees
-    c.grpo.microbatches = 2  # 2.4 GB at the peak of an update, with 1 3.7 GB, as fast
-    c.grpo.epochs = 1  # passes over each rollout
+    c.grpo.steps = 40  # 0: the distilled policy is scored
+    c.grpo.pairs = 96  # pairs to play; each is played again in later steps
     c.grpo.synthetic = 0.25  # share of pairs from the synthetic prior
+    c.grpo.groups = 16  # pairs a step
+    c.grpo.group_size = 2  # episodes a pair
+    c.grpo.members = "enumerated"  # of a group: all choices of a decision, or sampled episodes
+    c.grpo.minibatch_rows = 16  # episodes an update sees
+    c.grpo.microbatches = 1
+    c.grpo.epochs = 1  # passes over each rollout
     c.grpo.clip_low = 0.2  # probability ratios count from 1 - clip_low ...
     c.grpo.clip_high = 0.28  # ... to 1 + clip_high
-    c.grpo.kl_coefficient = 0.01  # weight of the divergence from the distilled policy
-    c.grpo.entropy_coefficient = 0.0
+    c.grpo.kl_coefficient = 0.003  # weight of the divergence from the distilled policy
+    c.grpo.entropy_coefficient = 0.003
     c.grpo.temperature = 1.0  # temperature of rollouts
-    c.grpo.normalisation = "std"  # normalisation of advantages: std or none
+    c.grpo.normalisation = "none"  # normalisation of sampled groups' advantages: std or none
+    c.grpo.baseline = True  # sampled groups: rewards count above the pick of all advisers together
     c.grpo.credit = "turn"  # turn: a token gets the rewards from its turn on; or episode
-    c.grpo.save_every = 3  # steps
-    c.grpo.optimizer = optimizer(1e-4, warmup_fraction=0.1, decay="constant", weight_decay=0.0)
+    c.grpo.kept_out = 32  # pairs of other families, to find the best policy; 0: the last is best
+    c.grpo.evaluate_every = 5  # steps between two looks at them
+    c.grpo.save_every = 10  # steps
+    c.grpo.optimizer = optimizer(1e-3, warmup_fraction=0.1, decay="cosine", weight_decay=0.0)
 
     c.evaluation = ConfigDict()
     c.evaluation.seeds = (0, 1, 2)
@@ -148,9 +153,8 @@ def get_config(variant: str = "") -> ConfigDict:
     c.evaluation.methods = ""  # names of methods, comma-separated; empty for all but the peers
     c.evaluation.games = 192  # most games that a policy plays side by side
     c.evaluation.meta_learning = 1.0  # share of the learned baselines' training steps
-    c.evaluation.advisor = "panel"  # forecast in the prompt: a name of forecasts/advisers.py
     c.evaluation.shots = 1  # examples in the prompt of zero_shot (untrained published weights)
-    c.evaluation.constrained = True  # the agent may run only measured, untried configurations
+    c.evaluation.constrained = True  # the agent names offered candidates alone, in GRPO too
 
     c.cross_validate = ConfigDict()  # --stage=cross_validate: without held-out experiments
     c.cross_validate.pairs = 240  # pairs of changed copies of training experiments
@@ -183,12 +187,13 @@ def shrink(c: ConfigDict) -> None:
     for task in TASKS:
         neighbour(task)["shrink"](g[task])
     c.policy.update({"width": 32, "layers": 2, "mlp_width": 64, "head_dim": 16, "heads": 2})
-    c.policy.update({"kv_heads": 1, "scan_unroll": 2, "vocab_size": 1024})
-    c.rollout.cache_block = 448  # two sizes of the cache
-    c.curate.distill_pairs = 100
+    c.policy.update({"kv_heads": 1, "scan_unroll": 2})
+    c.rollout.cache_block = 480  # two sizes of the cache
+    c.curate.distill_pairs = 24
     c.simulate.processes = 1
     c.distill.update({"steps": 10, "batch_rows": 4, "save_every": 5})
     c.grpo.update({"steps": 2, "groups": 2, "group_size": 4, "minibatch_rows": 8, "save_every": 1})
+    c.grpo.update({"pairs": 4, "kept_out": 3, "evaluate_every": 1})
     c.evaluation.update({"seeds": (0, 1), "meta_learning": 0.05})
 
 

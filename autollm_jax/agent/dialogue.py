@@ -12,15 +12,15 @@ from collections.abc import Iterable
 from autollm_jax.curriculum.teacher import Trajectory
 from autollm_jax.data.tokenizer import Tokenizer
 from autollm_jax.published.tokenizer import PretrainedTokenizer
-from autollm_jax.text import parsing
 from autollm_jax.text.prompts import Turn
+from autollm_jax.text.symbols import END_OF_TURN, EXEC, EXEC_END, THINK, THINK_END
 
-_SYMBOLS = re.compile(f"({parsing.THINK}|{parsing.THINK_END}|{parsing.EXEC}|{parsing.EXEC_END})")
+_SYMBOLS = re.compile(f"({THINK}|{THINK_END}|{EXEC}|{EXEC_END})")
 INSTRUCTIONS = (
     "You choose the configuration of a language-model training run. You read what cheaper runs "
-    "showed and what a forecast expects, lowest expected regret last. Think in a few words between "
-    f"{parsing.THINK} and {parsing.THINK_END}, then give one configuration from the listed values "
-    f"as JSON between {parsing.EXEC} and {parsing.EXEC_END}.\n\n"
+    "showed, and the regret that several advisers expect of each candidate. Decide whom to trust "
+    f"in a few words between {THINK} and {THINK_END}, then give the letter of a candidate between "
+    f"{EXEC} and {EXEC_END}.\n\n"
 )
 
 
@@ -30,7 +30,7 @@ class PolicyTokenizer(Tokenizer):
     @property
     def stop_id(self) -> int:
         """The token that ends an agent's turn."""
-        return self.id_of(parsing.END_OF_TURN)
+        return self.id_of(END_OF_TURN)
 
     def encode_opening(self, text: str) -> list[int]:
         """Encode the environment's first turn."""
@@ -75,7 +75,7 @@ class ChatTokenizer:
 
         The symbols are cut out first, so that each is the same tokens everywhere.
         """
-        parts = _SYMBOLS.split(text.removesuffix(parsing.END_OF_TURN))
+        parts = _SYMBOLS.split(text.removesuffix(END_OF_TURN))
         return [*itertools.chain(*map(self.encode, parts)), self.stop_id]
 
 
@@ -85,7 +85,7 @@ def examples(trajectories: Iterable[Trajectory], count: int) -> str:
     for trajectory in trajectories:
         prompt, answer = (turn.text for turn in trajectory.turns[:2])
         kind, _, _ = prompt.partition(":")
-        text = f"Example:\n{prompt}\n{answer.removesuffix(parsing.END_OF_TURN)}\n\n"
+        text = f"Example:\n{prompt}\n{answer.removesuffix(END_OF_TURN)}\n\n"
         if trajectory.turns[1].learned and len(text) < len(shortest.get(kind, text + " ")):
             shortest[kind] = text
     return "".join(sorted(shortest.values(), key=len)[:count]) + "Now the experiment:\n"

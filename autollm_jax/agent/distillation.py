@@ -1,4 +1,4 @@
-"""Policy distillation: supervised fine-tuning on the simulated researcher's turns.
+"""Policy distillation: supervised fine-tuning on the simulated teacher's turns.
 
     1. tokens: each turn is encoded by itself, together with its loss mask
     2. rows: several conversations share a row, as segments, so that little is padding
@@ -10,7 +10,6 @@ Letters: N rows, B rows of a batch, T tokens.
 import dataclasses
 import functools
 import hashlib
-import re
 from collections.abc import Sequence
 
 import jax
@@ -23,7 +22,6 @@ from autollm_jax.errors import UserError
 from autollm_jax.models import lora
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl.logprobs import token_logprobs
-from autollm_jax.text import parsing, prompts
 from autollm_jax.text.prompts import Turn
 from autollm_jax.training.loop import Learner, LoopConfig, Site, Stream, train
 from autollm_jax.training.masked import masked_sum
@@ -42,65 +40,6 @@ def encode_conversation(tokenizer, turns: Sequence[Turn]) -> tuple[np.ndarray, n
         tokens += ids
         mask += [turn.learned] * len(ids)
     return np.asarray(tokens, np.int32), np.asarray(mask, bool)
-
-
-_NUMBER = re.compile(r"( ?)-?[0-9.]+")
-
-
-def interchangeable(tokenizer, conversations: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Find the tokens that conversations copy and that others could replace.
-
-    Args:
-      tokenizer: the policy's.
-      conversations: tokens of each.
-
-    Returns:
-      Three sets of ids: of numbers behind a space, of the rest of numbers, and of names of a
-      mixture's components: what follows a quote but begins no line (as names of dimensions do).
-    """
-    texts = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
-    numbers = [_NUMBER.fullmatch(text) for text in texts]
-    begun = [[i for i, m in enumerate(numbers) if m and bool(m[1]) == space] for space in (1, 0)]
-    quotes = {tokenizer.id_of(symbol) for symbol in (prompts.OPENING_QUOTE, prompts.NEXT_QUOTE)}
-    lines = {tokenizer.id_of(symbol) for symbol in (prompts.LINE, prompts.LIST, parsing.THINK)}
-    lines.add(tokenizer.bos_id)
-    behind: dict[bool, set[int]] = {True: set(), False: set()}
-    for tokens in conversations:
-        for before, token in zip(tokens[:-1].tolist(), tokens[1:].tolist(), strict=True):
-            if before in quotes or before in lines:
-                behind[before in quotes].add(token)
-    names = [token for token in behind[True] - behind[False] if texts[token].isalpha()]
-    return [np.array(sorted(ids), int) for ids in (*begun, names)]
-
-
-def relabel(
-    conversations: Sequence[tuple[np.ndarray, np.ndarray]],
-    sets: Sequence[np.ndarray],
-    share: float,
-    seed: int,
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Exchange tokens within sets, in a share of the conversations, by one permutation each.
-
-    An agent copies its statements from the prompt, so they stay right. A policy then learns to copy
-    any number or name, also those that it has seldom or never been shown (after symbol tuning, Wei
-    et al., arXiv 2305.08298).
-
-    Args:
-      conversations: (tokens, loss mask) each.
-      sets: ids that may stand for each other, from `interchangeable`.
-      share: share of the conversations that change, 0 to 1.
-      seed: of the draws.
-    """
-    random, changed = np.random.default_rng([seed, 2305_08298]), []
-    size = 1 + max((int(ids.max()) for ids in sets if len(ids)), default=-1)
-    for tokens, mask in conversations:
-        if random.random() < share:
-            other = np.arange(max(size, int(tokens.max(initial=0)) + 1), dtype=tokens.dtype)
-            for ids in sets:
-                other[ids] = random.permutation(ids)
-            tokens = other[tokens]
-        changed.append((tokens, mask))
-    return changed
 
 
 @jax.tree_util.register_dataclass
@@ -174,7 +113,7 @@ def distill(
     *,
     params=None,
 ) -> TrainState:
-    """Train a policy to imitate the simulated researcher; resumes from the newest checkpoint.
+    """Train a policy to imitate the simulated teacher; resumes from the newest checkpoint.
 
     Args:
       model: the policy's shape.

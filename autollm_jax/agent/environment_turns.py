@@ -1,16 +1,37 @@
 """The environment's side of a batch of conversations: prompts, replies, their tokens, look-ups."""
 
+import dataclasses
 from collections.abc import Sequence
+
+import numpy as np
 
 from autollm_jax.agent.constraint import next_turn
 from autollm_jax.agent.dialogue import encode_turn
-from autollm_jax.forecasts.advisers import forecast
-from autollm_jax.gym.environment import Episode, Observation
+from autollm_jax.forecasts.advice import Decision, decision_of
+from autollm_jax.forecasts.advisers import counsel
+from autollm_jax.forecasts.panel import Panel
+from autollm_jax.gym.environment import Episode
 from autollm_jax.text import prompts
 from autollm_jax.text.claims import Audit, audit
 from autollm_jax.text.parsing import parse_action
 from autollm_jax.text.playing import act
 from autollm_jax.text.prompts import Turn
+from autollm_jax.text.symbols import PANELS
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """How an episode begins.
+
+    Attributes:
+      episode: a fresh one.
+      panel: the advisers; made here where it is None.
+      order: seed of the candidates' order.
+    """
+
+    episode: Episode
+    panel: Panel | None = None
+    order: int = 0
 
 
 class EnvironmentTurns:
@@ -18,60 +39,90 @@ class EnvironmentTurns:
 
     Attributes:
       transcripts, rewards, audits: of each row, as in `rollout.Played`.
+      hindsight: of each row, for each turn, the reward [P] that trusting each panel would have
+        brought; None where play is scored.
+      offered: of each row, for each turn, the number of candidates.
       rules: the grammar of each row's next turn; None where any turn is allowed.
     """
 
-    def __init__(self, tokenizer, episodes: Sequence[Episode], config, audited: bool):
+    def __init__(self, tokenizer, starts: Sequence[Start], config, scored: bool):
         """Begin episodes.
 
         Args:
           tokenizer: the policy's.
-          episodes: fresh ones.
-          config: how to play (`rollout.PlayConfig`): the adviser, and whether turns follow `rules`.
-          audited: whether to check the claims of each turn's thinking.
+          starts: fresh episodes.
+          config: how to play (`rollout.PlayConfig`): full texts or brief ones, with `rules` or not.
+          scored: whether to check the claims of each turn's thinking, and to write transcripts in
+            full.
         """
-        self._tokenizer, self._episodes = tokenizer, episodes
-        self._constrained, self._audited = config.constrained, audited
-        forecasts = {}
-        for e in episodes:
-            key = (e.setting, e.evidence)
-            if key not in forecasts:
-                forecasts[key] = forecast(*key, config.advisor)
-        self._forecasts = [forecasts[e.setting, e.evidence] for e in episodes]
-        self.transcripts: list[list[Turn]] = [[] for _ in episodes]
-        self.rewards: list[list[float]] = [[] for _ in episodes]
-        self.audits: list[list[Audit]] = [[] for _ in episodes]
-        self.rules: list = [None] * len(episodes)
+        self._tokenizer, self._config, self._scored = tokenizer, config, scored
+        self._episodes = [start.episode for start in starts]
+        self._orders = [start.order for start in starts]
+        panels: dict[tuple, Panel] = {}
+        for start in starts:
+            key = (start.episode.setting, start.episode.evidence)
+            if key not in panels:
+                panels[key] = start.panel or counsel(*key)
+        self._panels = [panels[e.setting, e.evidence] for e in self._episodes]
+        self._decisions: list[Decision | None] = [None] * len(starts)
+        self.transcripts: list[list[Turn]] = [[] for _ in starts]
+        self.rewards: list[list[float]] = [[] for _ in starts]
+        self.audits: list[list[Audit]] = [[] for _ in starts]
+        self.hindsight: list[list[np.ndarray]] = [[] for _ in starts]
+        self.offered: list[list[int]] = [[] for _ in starts]
+        self.rules: list = [None] * len(starts)
 
     def opening(self, rows: range) -> list[int]:
         """Return the tokens of the first prompt of rows that are copies of one episode."""
-        turn = prompts.environment_turn(prompts.describe(self._tell(rows[0])))
         for row in rows:
             if self._episodes[row].setting.id != self._episodes[rows[0]].setting.id:
                 raise ValueError("the members of a group play different experiments")
-            self.transcripts[row].append(turn)
-            self._permit(row)
+            decision = self._decide(row)
+            if decision is None:
+                raise ValueError(f"{self._episodes[row].setting.id}: nothing to try")
+            self._say(row, prompts.describe(decision, self._config.full or self._scored))
+        decision = self._decisions[rows[0]]
+        turn = prompts.environment_turn(prompts.describe(decision, self._config.full))
         return encode_turn(self._tokenizer, turn, opens=True)
 
     def answer(self, row: int, tokens: Sequence[int]) -> list[int]:
         """Take the agent's turn in a row; return the reply's tokens, none at the end."""
         episode, text = self._episodes[row], self._tokenizer.decode(tokens)
+        decision = self._decisions[row]
+        self.offered[row].append(len(decision.offer.rows))
         self.transcripts[row].append(prompts.agent_turn(text))
-        if self._audited:
-            self.audits[row].append(audit(parse_action(text).think, self._tell(row)))
+        if self._scored:
+            self.audits[row].append(audit(parse_action(text).think, decision))
+        else:
+            picks = list(decision.offer.picks)
+            self.hindsight[row].append(episode.rewards_of(decision.offer.rows)[picks])
         spent = len(episode.rewards)
-        trial = act(episode, text)
+        trial = act(episode, text, decision.offer.rows)
         self.rewards[row].append(sum(episode.rewards[spent:]))
-        if episode.done:
+        decision = None if episode.done else self._decide(row)
+        if decision is None:
+            episode.finish()
             return []
-        turn = prompts.environment_turn(prompts.feedback(trial, self._tell(row)))
-        self.transcripts[row].append(turn)
-        self._permit(row)
-        return encode_turn(self._tokenizer, turn, opens=False)
+        said = [
+            prompts.feedback(trial, decision, decision.observation, full)
+            for full in (self._config.full or self._scored, self._config.full)
+        ]
+        self._say(row, said[0])
+        return encode_turn(self._tokenizer, prompts.environment_turn(said[1]), opens=False)
 
-    def _tell(self, row: int) -> Observation:
-        return self._episodes[row].tell(self._forecasts[row])
+    def _decide(self, row: int) -> Decision | None:
+        seen = self._episodes[row].tell()
+        decision = decision_of(self._panels[row], seen, self._orders[row])
+        self._decisions[row] = decision
+        if self._config.constrained and decision is not None:
+            self.rules[row] = next_turn(self._tokenizer, len(decision.offer.rows))
+        return decision
 
-    def _permit(self, row: int) -> None:
-        if self._constrained:
-            self.rules[row] = next_turn(self._tokenizer, self._episodes[row])
+    def _say(self, row: int, text: str) -> None:
+        self.transcripts[row].append(prompts.environment_turn(text))
+
+
+def panel_ids(tokenizer) -> np.ndarray | None:
+    """Return the token of each panel's name [P]; None where a name is several tokens."""
+    ids = [tokenizer.encode(name) for name in PANELS]
+    return np.array(ids)[:, 0] if all(len(each) == 1 for each in ids) else None

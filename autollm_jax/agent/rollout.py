@@ -22,16 +22,18 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from autollm_jax.agent.constraint import join
-from autollm_jax.agent.environment_turns import EnvironmentTurns
+from autollm_jax.agent.constraint import free_tokens, join, letters
+from autollm_jax.agent.environment_turns import EnvironmentTurns, Start, panel_ids
 from autollm_jax.errors import UserError
 from autollm_jax.gym.environment import Episode
 from autollm_jax.models import transformer
 from autollm_jax.models.transformer import TransformerConfig
-from autollm_jax.rl import sampler
-from autollm_jax.rl.loop import RolloutBatch
+from autollm_jax.rl import grammar, sampler
+from autollm_jax.rl.logprobs import Allowed
+from autollm_jax.rl.loop import Decisions, RolloutBatch
 from autollm_jax.rl.sampler import SamplerConfig, SamplerState, TurnConfig
 from autollm_jax.sharding.hosts import processes_of, to_host
+from autollm_jax.sharding.rules import even_rows
 from autollm_jax.text import prompts
 from autollm_jax.text.claims import Audit
 from autollm_jax.text.prompts import Turn
@@ -44,16 +46,15 @@ class PlayConfig:
     sampler: the context's length, and sizes to compile for.
     max_new_tokens: the most tokens of a turn.
     temperature: 0 is greedy.
-    constrained: each turn runs a configuration of the experiment that is measured and untried
-      (`agent.constraint`), so that none is invalid or matched.
-    advisor: the forecast in the prompt (`forecasts.advisers`).
+    constrained: each turn names a candidate (`agent.constraint`), so that none is invalid.
+    full: whether the policy reads full texts or brief ones (`text.prompts`).
     """
 
     sampler: SamplerConfig
     max_new_tokens: int
     temperature: float = 1.0
-    constrained: bool = False
-    advisor: str = "own"
+    constrained: bool = True
+    full: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +90,9 @@ class Played:
     rewards: each conversation's reward per agent turn; ending the episode early is a turn of
       reward 0.
     audits: the checked claims of each agent turn's thinking, where play was scored.
+    hindsight: the reward [P] that each agent turn would have earned by trusting each panel, where
+      play was not scored.
+    offered: the number of candidates at each agent turn.
     idle_seconds: time in which the policy waited for texts, tokens, parsing and look-ups.
     seconds: time in all.
     """
@@ -97,6 +101,8 @@ class Played:
     transcripts: list[list[Turn]]
     rewards: list[list[float]]
     audits: list[list[Audit]]
+    hindsight: list[list[np.ndarray]]
+    offered: list[list[int]]
     idle_seconds: float
     seconds: float
 
@@ -104,7 +110,7 @@ class Played:
 def play(
     policy: Policy,
     config: PlayConfig,
-    episodes: Sequence[Episode],
+    starts: Sequence[Start],
     seeds: Sequence[int],
     key: jax.Array,
     layout: Layout = Layout(),  # noqa: B008
@@ -116,7 +122,7 @@ def play(
     Args:
       policy: the player.
       config: how to play.
-      episodes: fresh ones.
+      starts: fresh episodes.
       seeds: one per episode; an episode's play depends on the key, its seed and its own course.
       key: randomness.
       layout: groups, rows and mesh.
@@ -127,11 +133,12 @@ def play(
       UserError: if a first prompt leaves no room in the context.
     """
     began, mesh = time.perf_counter(), layout.mesh
+    episodes = [start.episode for start in starts]
     with contextlib.ExitStack() as scope:
         if mesh is not None:
             scope.enter_context(jax.set_mesh(mesh))
         bar = scope.enter_context(_bar("play" if scored else "", episodes))
-        environment = EnvironmentTurns(policy.tokenizer, episodes, config, scored)
+        environment = EnvironmentTurns(policy.tokenizer, starts, config, scored)
         chunks = _openings(environment, config, len(episodes), layout.group_size)
         idle = time.perf_counter() - began
         params = transformer.for_decoding(policy.model, policy.params)
@@ -153,8 +160,9 @@ def play(
         state = jax.tree.map(lambda x: to_host(x)[: len(episodes)], state)
     seconds = time.perf_counter() - began
     return Played(
-        state, environment.transcripts, environment.rewards, environment.audits, idle, seconds
-    )
+        state, environment.transcripts, environment.rewards, environment.audits,
+        environment.hindsight, environment.offered, idle, seconds,
+    )  # fmt: skip
 
 
 def _read_openings(
@@ -219,14 +227,28 @@ def _openings(
     return chunks
 
 
-def rollout_batch(played: Played, turns: int) -> RolloutBatch:
-    """Lay played episodes out for the GRPO loop, with room for `turns` turns a row."""
+def rollout_batch(
+    played: Played, turns: int, tokenizer, config: PlayConfig, baseline: bool = False
+) -> RolloutBatch:
+    """Lay played episodes out for the GRPO loop, with room for `turns` turns a row.
+
+    Args:
+      played: not scored.
+      turns: J.
+      tokenizer: the policy's.
+      config: how they were played.
+      baseline: whether a turn's reward is what it earned above the pick of all advisers together,
+        which was known before the turn.
+    """
     state = played.state
     B = len(played.rewards)
     rewards_BJ = np.zeros((B, turns), np.float32)
     turn_mask_BJ = np.zeros((B, turns), bool)
     for row, row_rewards in enumerate(played.rewards):
         rewards_BJ[row, : len(row_rewards)] = row_rewards
+        if baseline:
+            known = [rewards_P[-1] for rewards_P in played.hindsight[row]]
+            rewards_BJ[row, : len(row_rewards)] -= np.array(known, np.float32)
         turn_mask_BJ[row, : len(row_rewards)] = True
     return RolloutBatch(
         tokens_BT=state.tokens_BS,
@@ -235,7 +257,51 @@ def rollout_batch(played: Played, turns: int) -> RolloutBatch:
         behaviour_BT=state.logprobs_BS,
         rewards_BJ=rewards_BJ,
         turn_mask_BJ=turn_mask_BJ,
+        allowed=_allowed(played, tokenizer, config) if config.constrained else None,
+        decisions=_decisions(played, turns, tokenizer),
     )
+
+
+def _allowed(played: Played, tokenizer, config: PlayConfig) -> Allowed:
+    """Say again what the grammar allowed at each sampled token."""
+    state, automaton = played.state, letters(tokenizer)
+    B, T = state.tokens_BS.shape
+    free_V = free_tokens(tokenizer)
+    free_BT = np.zeros((B, T), bool)
+    token_BTK = np.full((B, T, grammar.LEAST_EDGES), -1, np.int32)
+    for row, offered in enumerate(played.offered):
+        for turn, count in enumerate(offered):
+            places = np.flatnonzero(state.turns_BS[row] == turn)
+            if len(places):
+                may_R = np.arange(len(automaton.length_R)) < count
+                most = min(config.max_new_tokens, config.sampler.context - places[0])
+                said = state.tokens_BS[row, places]
+                free_BT[row, places], token_BTK[row, places] = grammar.steps(
+                    automaton, may_R, said, most
+                )
+    return Allowed(free_BT, token_BTK, np.broadcast_to(free_V, (B, len(free_V))))
+
+
+def _decisions(played: Played, turns: int, tokenizer) -> Decisions | None:
+    """Find where each turn names the panel that it trusts: the last such token of the turn.
+
+    None where the vocabulary spells a panel in several tokens.
+    """
+    ids_P = panel_ids(tokenizer)
+    if ids_P is None:
+        return None
+    state, P = played.state, len(ids_P)
+    B = len(state.tokens_BS)
+    place_BJ = np.zeros((B, turns), np.int32)
+    rewards_BJP = np.zeros((B, turns, P), np.float32)
+    named_BT = np.isin(state.tokens_BS, ids_P) & (state.turns_BS >= 0)
+    for row, hindsight in enumerate(played.hindsight):
+        for turn, rewards_P in enumerate(hindsight):
+            places = np.flatnonzero(named_BT[row] & (state.turns_BS[row] == turn))
+            if len(places):
+                place_BJ[row, turn], rewards_BJP[row, turn] = places[-1], rewards_P
+    ids_BP = np.broadcast_to(ids_P.astype(np.int32), (B, P))
+    return Decisions(place_BJ, rewards_BJP, np.zeros_like(rewards_BJP), ids_BP)
 
 
 def rollout_metrics(played: Played, episodes: Sequence[Episode]) -> dict[str, float]:
@@ -265,9 +331,9 @@ def make_rollout(
     model: TransformerConfig,
     tokenizer,
     config: PlayConfig,
-    prompts_of_step: Callable[[int], Sequence[Callable[[], Episode]]],
-    group_size: int,
-    mesh: Mesh | None = None,
+    starts_of_step: Callable[[int], Sequence[Callable[[], Start]]],
+    layout: Layout,
+    baseline: bool = False,
 ):
     """Make the rollout function that `rl.loop.train_grpo` calls.
 
@@ -275,29 +341,40 @@ def make_rollout(
       model: the policy's shape.
       tokenizer: the policy's.
       config: how to play.
-      prompts_of_step: step -> the episodes of its groups, each as a function that makes a fresh
-        one; always as many, or each other number compiles anew.
-      group_size: episodes on each.
-      mesh: as in `sampler.init_state`.
+      starts_of_step: step -> the episodes of its groups, each as a function that makes a fresh one;
+        always as many, or each other number compiles anew.
+      layout: episodes of a group, and the mesh.
+      baseline: as in `rollout_batch`.
 
     Returns:
       rollout(params, key, step) -> (RolloutBatch, metrics).
-
-    Raises:
-      ValueError: if play is constrained: the trainer recomputes log-probabilities over the whole
-        vocabulary, and its ratio to those over what a grammar left would be another policy's.
     """
-    if config.constrained:
-        raise ValueError("GRPO's rollouts are unconstrained; PlayConfig.constrained must be False")
 
     def rollout(params, key, step):
-        episodes = [make() for make in prompts_of_step(step) for _ in range(group_size)]
-        policy, layout = Policy(model, params, tokenizer), Layout(group_size, mesh=mesh)
-        played = play(policy, config, episodes, range(len(episodes)), key, layout)
+        starts = [make() for make in starts_of_step(step) for _ in range(layout.group_size)]
+        policy = Policy(model, params, tokenizer)
+        played = play(policy, config, starts, range(len(starts)), key, layout)
+        episodes = [start.episode for start in starts]
         turns = max(episode.budget for episode in episodes)
-        return rollout_batch(played, turns), rollout_metrics(played, episodes)
+        batch = rollout_batch(played, turns, tokenizer, config, baseline)
+        return batch, rollout_metrics(played, episodes)
 
     return rollout
+
+
+def mean_regret(policy: Policy, config: PlayConfig, starts: Sequence[Start], mesh: Mesh) -> float:
+    """Play episodes, and return their mean regret over all trials: what the return counts."""
+    layout = Layout(rows=even_rows(len(starts), mesh), mesh=mesh)
+    play(policy, config, starts, range(len(starts)), jax.random.key(0), layout)
+    return float(
+        np.mean(
+            [
+                start.episode.best_regret(k + 1)
+                for start in starts
+                for k in range(start.episode.budget)
+            ]
+        )
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -326,12 +403,12 @@ class PolicyPlayer:
         transcripts = []
         for start in range(0, len(games), self.rows):
             batch = games[start : start + self.rows]
-            episodes = [game.episode for game in batch]
+            starts = [Start(game.episode, order=game.seed) for game in batch]
             seeds = [row_seed(game.episode.setting.id, game.seed) for game in batch]
             policy = Policy(self.model, self.params, self.tokenizer)
             layout = Layout(rows=self.rows, mesh=self.mesh)
             played = play(
-                policy, self.config, episodes, seeds, jax.random.key(0), layout, scored=True
+                policy, self.config, starts, seeds, jax.random.key(0), layout, scored=True
             )
             transcripts += [
                 {"text": prompts.render(turns), "claims": list(map(dataclasses.asdict, audits))}

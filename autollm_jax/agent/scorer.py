@@ -26,10 +26,10 @@ from tqdm import tqdm
 
 from autollm_jax.baselines.base import Candidates, Problem
 from autollm_jax.curriculum.pairs import CurationConfig, Families, build_pair, draw_recipes
-from autollm_jax.forecasts.advice import OFFERED, Advice, advise, offer
+from autollm_jax.forecasts.advice import MOST, Decision, decision_of
 from autollm_jax.forecasts.advisers import counsel
 from autollm_jax.forecasts.panel import Panel
-from autollm_jax.gym.environment import Episode, Trial
+from autollm_jax.gym.environment import Episode, Observation, Trial
 from autollm_jax.gym.experiments import Experiment
 
 WIDTH = 48
@@ -63,7 +63,7 @@ class Settings:
     budget: int = 5
 
 
-def features(panel: Panel, advice: Advice, rows: Sequence[int], trials, budget_left: int):
+def features(decision: Decision) -> np.ndarray:
     """Describe the candidates of a decision [C, F], in units of regret and shares.
 
     For each adviser: the expected regret above its best open row's, the deviation, the expected
@@ -73,7 +73,9 @@ def features(panel: Panel, advice: Advice, rows: Sequence[int], trials, budget_l
     was off at the trials and how far its rows spread; trials made and left; the size of the space;
     how far beyond the nearest experiment the setting lies.
     """
-    rows, open_R = np.asarray(rows), advice.open_R
+    seen, panel, advice = decision.observation, decision.panel, decision.advice
+    trials, budget_left = seen.trials, seen.budget_left
+    rows, open_R = np.asarray(decision.offer.rows), advice.open_R
     count = max(int(open_R.sum()), 1)
     columns, shared = [], [len(trials) / 5, budget_left / 5, np.log(count) / 5]
     for a in range(len(advice.names)):
@@ -192,8 +194,9 @@ def train(
       FloatingPointError: a parameter is not finite.
     """
     random = np.random.default_rng(seed)
-    panel = games[0][1]
-    inputs = features(panel, advise(panel), [0], [], s.budget).shape[1]
+    target, panel = games[0]
+    first = decision_of(panel, Episode(target, panel.evidence, s.budget).tell(), 0)
+    inputs = features(first).shape[1]
     params, decisions, regrets = init(jax.random.key(seed), inputs), [], []
     schedule = optax.cosine_decay_schedule(s.learning_rate, s.rounds * s.updates)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule))
@@ -239,12 +242,10 @@ def play(
     for t in range(budget):
         x_GCF, rows_GC = [], []
         for episode, (_, panel) in zip(episodes, games, strict=True):
-            advice = advise(panel, episode.trials)
-            rows = offer(panel, advice, int(random.integers(2**31)))
+            decision = decision_of(panel, episode.tell(), int(random.integers(2**31)))
             over = np.zeros((0, len(params["in"])))  # nothing is left to try
-            described = (panel, advice, rows, episode.trials, budget - t)
-            x_GCF.append(features(*described) if rows else over)
-            rows_GC.append(rows)
+            x_GCF.append(features(decision) if decision else over)
+            rows_GC.append(decision.offer.rows if decision else ())
         padded_GCF, offered_GC = pad(x_GCF)
         value_GC = np.asarray(_logits(params, padded_GCF, offered_GC))
         if drawn:
@@ -252,8 +253,7 @@ def play(
         reward_GC = np.zeros(offered_GC.shape, np.float32)
         for g, (episode, rows) in enumerate(zip(episodes, rows_GC, strict=True)):
             if rows:
-                drop_C = episode.best_regret() - games[g][0].outcomes.regrets_R[list(rows)]
-                reward_GC[g, : len(rows)] = np.maximum(drop_C, 0.0) * (budget - t) / budget
+                reward_GC[g, : len(rows)] = episode.rewards_of(rows)
                 row = rows[int(value_GC[g, : len(rows)].argmax())]
                 episode.exec_config(episode.setting.configurations[row])
             regret_GT[g, t] = episode.best_regret()
@@ -263,8 +263,8 @@ def play(
 
 
 def pad(x_GCF: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Stack decisions' features, padded to OFFERED candidates [G, C, F]; tell the real ones."""
-    padded = np.zeros((len(x_GCF), OFFERED, x_GCF[0].shape[1]), np.float32)
+    """Stack decisions' features, padded to MOST candidates [G, C, F]; tell the real ones."""
+    padded = np.zeros((len(x_GCF), MOST, x_GCF[0].shape[1]), np.float32)
     offered_GC = np.zeros(padded.shape[:2], bool)
     for g, x_CF in enumerate(x_GCF):
         padded[g, : len(x_CF)], offered_GC[g, : len(x_CF)] = x_CF, True
@@ -298,13 +298,13 @@ class Scorer:
         return train(games_of(training, seed, progress, s), seed, s, progress)
 
     def ask(self) -> dict:
-        advice = advise(self._panel, self._trials)
-        if not advice.open_R.any():
+        left, trials = self._budget - len(self._trials), tuple(self._trials)
+        seen = Observation(self._panel.setting, self._panel.evidence, left, trials)
+        decision = decision_of(self._panel, seen, self._seed)
+        if decision is None:
             return self._candidates.take(int(self._candidates.untried[0]))
-        rows = offer(self._panel, advice, self._seed)
-        left = self._budget - len(self._trials)
-        padded = pad([features(self._panel, advice, rows, self._trials, left)])
-        return self._candidates.take(rows[int(np.asarray(_logits(self._params, *padded)).argmax())])
+        chosen = int(np.asarray(_logits(self._params, *pad([features(decision)]))).argmax())
+        return self._candidates.take(decision.offer.rows[chosen])
 
     def tell(self, trial: Trial) -> None:
         self._candidates.mark(trial)

@@ -26,6 +26,7 @@ BASELINES: dict[str, Callable[[Problem, int], Method]] = {
     "cma_es": CmaEs,
     "successive_halving": SuccessiveHalving,
     "gaussian_process": greedy("gaussian_process"),
+    "panel": greedy("panel"),
 }
 
 # Baselines that learn from the training experiments before they play (see learned.py).

@@ -108,6 +108,11 @@ class Checkpoints:
                     ) from error
         raise AssertionError("a checkpoint was restored, or the last one raised")
 
+    def extra(self, step: int) -> dict:
+        """Return what a checkpoint was saved with, without its arrays."""
+        args = ocp.args.Composite(extra=ocp.args.JsonRestore())
+        return self.manager.restore(step, args=args)["extra"]
+
     def _restore(self, abstract_state, step: int):
         saved = self.manager.item_metadata(step)["state"]
         if saved is None:

@@ -4,16 +4,18 @@ Letters: A advisers, R rows of the setting, T trials.
 """
 
 import dataclasses
+import functools
+import itertools
 import zlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from autollm_jax.forecasts.panel import Panel
-from autollm_jax.gym.environment import Trial
+from autollm_jax.gym.environment import Observation, Trial
 
-OFFERED = 12  # candidates
-GOOD_SHARE = 0.5  # the far candidate comes from this share of the rows, the best expected ones
+LEAST, MOST = 8, 16  # candidates
+GOOD_SHARE = 0.5  # far candidates come from this share of the rows, the best expected ones
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,38 +74,75 @@ def _of_failed(scores_T: np.ndarray) -> np.ndarray:
     return np.where(ok_T, scores_T, max(1.0, min(scores_T[ok_T], default=0.0) + 1.0))
 
 
-def offer(panel: Panel, advice: Advice, seed: int, count: int = OFFERED) -> tuple[int, ...]:
-    """Choose the rows that are offered, in shuffled order.
+@dataclasses.dataclass(frozen=True)
+class Offer:
+    """The candidates of a decision, and what an agent may trust.
 
-    They are the row that the panel's mean puts first, the row most like the best of the nearest
-    experiment, the default, each adviser's first picks in turn, and one good row far from these.
+    Attributes:
+      rows: the candidates' rows of the setting, in shuffled order; LEAST to MOST of them, or all
+        open rows where there are fewer.
+      trusts: the panels that may be trusted, each named by positions of advisers: every adviser,
+        every two of them, all.
+      picks: of each panel, the position in `rows` of the candidate that it puts first.
+    """
+
+    rows: tuple[int, ...]
+    trusts: tuple[tuple[int, ...], ...]
+    picks: tuple[int, ...]
+
+
+@functools.cache
+def trusts_of(advisers: int) -> tuple[tuple[int, ...], ...]:
+    """Name the panels among so many advisers: each, every two, all."""
+    each = range(advisers)
+    few = [group for size in (1, 2) for group in itertools.combinations(each, size)]
+    return tuple(dict.fromkeys([*few, tuple(each)]))
+
+
+def offer(panel: Panel, advice: Advice, seed: int) -> Offer:
+    """Choose the rows that are offered.
+
+    They are the first pick of each panel that may be trusted: the row of the least mean of the
+    regrets that its members expect to remain. If these are few, they are joined by the row most
+    like the best of the nearest experiment, the default, and good rows far from those chosen.
 
     Args:
       panel: the advisers.
-      advice: theirs, after the trials so far.
+      advice: theirs, after the trials so far; a row is open.
       seed: of the order; the setting's name and the open rows shuffle besides.
-      count: the most rows.
     """
     remaining_AR, open_R = advice.remaining_AR, advice.open_R
+    trusts = trusts_of(len(advice.names))
+    firsts = [int(remaining_AR[list(group)].mean(0).argmin()) for group in trusts]
+    chosen = list(dict.fromkeys(firsts))
+    default, _ = panel.setting.match(panel.setting.default)
+    for row in (panel.counterpart, default):
+        if len(chosen) < LEAST and open_R[row] and row not in chosen:
+            chosen.append(row)
     rows = np.flatnonzero(open_R)
-    if len(rows) <= count:
-        chosen = rows.tolist()
-    else:
-        together_R = remaining_AR.mean(0)
-        default, _ = panel.setting.match(panel.setting.default)
-        firsts = [int(together_R.argmin()), panel.counterpart, default]
-        chosen = [row for row in dict.fromkeys(firsts) if open_R[row]]
-        picks_AR = np.argsort(remaining_AR, axis=1, kind="stable")
-        for row in picks_AR[:, : len(rows)].T.ravel().tolist():
-            if len(chosen) >= count - 1:
-                break
-            if row not in chosen:
-                chosen.append(row)
-        good = rows[np.argsort(together_R[rows], kind="stable")]
-        good = good[: max(int(GOOD_SHARE * len(good)), count)]
-        units_RD = panel.units_RD
-        away_N = ((units_RD[good, None] - units_RD[chosen]) ** 2).sum(-1).min(1)
-        chosen.append(int(good[away_N.argmax()]))
+    good = rows[np.argsort(remaining_AR.mean(0)[rows], kind="stable")]
+    good = good[: max(int(GOOD_SHARE * len(good)), LEAST)]
+    while len(chosen) < min(LEAST, len(rows)):
+        away_N = ((panel.units_RD[good, None] - panel.units_RD[chosen]) ** 2).sum(-1).min(1)
+        chosen.append(int(good[np.where(np.isin(good, chosen), -1.0, away_N).argmax()]))
     name = zlib.crc32(f"{panel.setting.id} {int(open_R.sum())}".encode())
-    random = np.random.default_rng([seed, name])
-    return tuple(int(row) for row in random.permutation(chosen))
+    order = np.random.default_rng([seed, name]).permutation(chosen).tolist()
+    return Offer(tuple(order), trusts, tuple(order.index(row) for row in firsts))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Decision:
+    """What an agent decides on: a state, what the advisers say of it, and the candidates."""
+
+    observation: Observation
+    panel: Panel
+    advice: Advice
+    offer: Offer
+
+
+def decision_of(panel: Panel, observation: Observation, seed: int) -> Decision | None:
+    """Put a state to the advisers; None where nothing is left to try (`seed` as in `offer`)."""
+    advice = advise(panel, observation.trials)
+    if not advice.open_R.any():
+        return None
+    return Decision(observation, panel, advice, offer(panel, advice, seed))

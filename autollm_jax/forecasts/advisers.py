@@ -39,27 +39,7 @@ def _boosted_trees(setting: Setting, evidence: Sequence[Experiment], seed: int =
     return BoostedTrees(setting, evidence, seed)
 
 
-# Forecasts by name, each made from (setting, evidence, seed). The meta-learned one needs what it
-# learned besides: see fsbo.py.
-FORECASTS: dict[str, Callable[..., Forecast]] = {
-    OWN: _own,
-    "nearest_experiment": NearestExperiment,
-    "scaling_law": ScalingLaw,
-    "drift": Drift,
-    "gaussian_process": _gaussian_process,
-    "boosted_trees": _boosted_trees,
-}
-
-# The forecasts that an adviser averages. `own` is fast: policies train with it.
-ADVISERS = {
-    OWN: (OWN,),
-    "panel": (OWN, "gaussian_process", "boosted_trees"),
-    "gaussian_process": ("gaussian_process",),
-    "boosted_trees": ("boosted_trees",),
-}
-
-
-# The advisers whose forecasts stand side by side before an agent that decides between them. Each is
+# The advisers: forecasts that stand side by side before an agent that decides between them. Each is
 # quick once it is made: trials condition it in closed form.
 COUNSEL: dict[str, Callable[..., Forecast]] = {
     OWN: _own,
@@ -70,14 +50,27 @@ COUNSEL: dict[str, Callable[..., Forecast]] = {
 }
 
 
-def counsel(setting: Setting, evidence: Sequence[Experiment]) -> Panel:
-    """Make the forecasts of all advisers in COUNSEL; their mean is the panel's own."""
-    members = [make(setting, evidence) for make in COUNSEL.values()]
+def counsel(setting: Setting, evidence: Sequence[Experiment], seed: int = 0) -> Panel:
+    """Make the forecasts of all advisers; their mean is the panel's own."""
+    members = [make(setting, evidence, seed) for make in COUNSEL.values()]
     return Panel(members[0], members, tuple(COUNSEL))
 
 
-def forecast(setting: Setting, evidence: Sequence[Experiment], adviser: str = OWN) -> Forecast:
-    """Make an adviser's forecast of a setting; without evidence it is the own forecast.
+# Forecasts by name, each made from (setting, evidence, seed). The meta-learned one needs what it
+# learned besides: see fsbo.py.
+FORECASTS: dict[str, Callable[..., Forecast]] = {
+    OWN: _own,
+    "nearest_experiment": NearestExperiment,
+    "scaling_law": ScalingLaw,
+    "drift": Drift,
+    "gaussian_process": _gaussian_process,
+    "boosted_trees": _boosted_trees,
+    "panel": counsel,
+}
+
+
+def forecast(setting: Setting, evidence: Sequence[Experiment], name: str = OWN) -> Forecast:
+    """Make a forecast of a setting by its name in FORECASTS.
 
     >>> from autollm_jax.gym.settings import Fidelity, make_setting
     >>> from autollm_jax.gym.spaces import Dimension, Space
@@ -92,14 +85,8 @@ def forecast(setting: Setting, evidence: Sequence[Experiment], adviser: str = OW
     {'learning_rate': 0.0002}
 
     Raises:
-      UserError: there is no such adviser.
+      UserError: there is no such forecast.
     """
-    if adviser not in ADVISERS:
-        raise UserError(f"adviser {adviser!r}: accepted are {', '.join(ADVISERS)}")
-    own = _own(setting, evidence)
-    if adviser == OWN or not evidence:
-        return own
-    members = [
-        own if name == OWN else FORECASTS[name](setting, evidence) for name in ADVISERS[adviser]
-    ]
-    return Panel(own, members)
+    if name not in FORECASTS:
+        raise UserError(f"forecast {name!r}: accepted are {', '.join(FORECASTS)}")
+    return FORECASTS[name](setting, evidence)

@@ -15,6 +15,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.settings import Setting
 from autollm_jax.gym.spaces import InvalidConfiguration
@@ -205,6 +207,15 @@ class Episode:
     def best_regret(self, k: int | None = None) -> float:
         """Return the regret of the best of the first `k` trials (None: of all); 1 before any."""
         return min(self._regrets[:k], default=1.0)
+
+    def rewards_of(self, rows: Sequence[int]) -> np.ndarray:
+        """Return the reward that trying each of these rows next would bring.
+
+        It is what training may know in hindsight of tables; no player is told it.
+        """
+        k, now = len(self._trials), self.best_regret()
+        regrets = [self._outcomes.measured(row).regret for row in rows]
+        return np.maximum(now - np.array(regrets), 0.0) * (self.budget - k) / self.budget
 
     @property
     def rewards(self) -> list[float]:

@@ -16,7 +16,7 @@ from autollm_jax.ground_truth.tasks import make_plan
 from autollm_jax.job.fields import split_names
 from autollm_jax.models import scaling
 from autollm_jax.models.transformer import TransformerConfig
-from autollm_jax.text import prompts
+from autollm_jax.text.symbols import SYMBOLS
 
 # Fields of the policy's shape that stages read from a config without published weights.
 SHAPE = (
@@ -71,11 +71,11 @@ def _tasks(config: ConfigDict) -> Iterator[str]:
 
 
 def _weights(config: ConfigDict) -> Iterator[str]:
-    policy, relabelled = config.policy, config.distill.relabelled
-    if policy.weights and relabelled:
+    policy, members = config.policy, config.grpo.members
+    if policy.weights and members == "enumerated":
         yield (
-            f"config.distill.relabelled={relabelled} needs a vocabulary trained here; with "
-            "config.policy.weights accepted is 0"
+            f"config.grpo.members={members} needs a vocabulary in which the name of each panel is "
+            "one token, one trained here; with config.policy.weights accepted is sampled"
         )
     if policy.lora_rank and not policy.weights:
         yield (
@@ -109,7 +109,7 @@ def _lengths(config: ConfigDict) -> Iterator[str]:
 def _vocabularies(config: ConfigDict) -> Iterator[str]:
     taken = {
         "ground_truth.language_model": reserved_ids(),
-        "policy": 0 if config.policy.weights else reserved_ids(prompts.SYMBOLS),
+        "policy": 0 if config.policy.weights else reserved_ids(SYMBOLS),
     }
     sizes = {
         "ground_truth.language_model": config.ground_truth.language_model.vocab_size,

@@ -18,18 +18,17 @@ from ml_collections import ConfigDict
 
 from autollm_jax.baselines import BASELINES, META_LEARNED
 from autollm_jax.errors import UserError
-from autollm_jax.forecasts.advisers import ADVISERS
 from autollm_jax.gym.splits import PROTOCOLS
 from autollm_jax.gym.stress import KINDS
 from autollm_jax.gym.tables import LEVELS
 from autollm_jax.models.transformer import MATRICES
 from autollm_jax.peers import PEERS
 from autollm_jax.rl import problems
-from autollm_jax.rl.grpo import CREDITS, NORMALISATIONS
+from autollm_jax.rl.grpo import CREDITS, MEMBERS, NORMALISATIONS
 from autollm_jax.training.optimizer import DECAYS
 
 TASKS = ("architecture", "data_mixture", "grpo", "pretraining")
-POLICY_METHODS = ("agent", "researcher", "hybrid", "zero_shot")
+POLICY_METHODS = ("agent", "distilled", "zero_shot")
 METHODS = (*POLICY_METHODS, "scorer", *BASELINES, *META_LEARNED, *PEERS)
 FLOATS = ("float32", "bfloat16")
 LARGEST_SEED = 2**31 - 1
@@ -225,6 +224,7 @@ TRAINING_RULES = {
     "policy.cache_dtype": one_of("", *FLOATS),
     "policy.remat": one_of("none", "attention", "layer"),
     "policy.row_logits": COUNT,
+    "policy.full_texts": FLAG,
     "policy.context": whole(2),
     "policy.turn_tokens": COUNT,
     "rollout.cache_block": COUNT,
@@ -232,20 +232,25 @@ TRAINING_RULES = {
     "curate.distill_pairs": COUNT,
     "curate.synthetic": SHARE,
     "curate.unchanged": SHARE,
-    "curate.invented_names": SHARE,
     "simulate.reasoning": FLAG,
-    "simulate.perturbed": SHARE,
+    "simulate.episodes": COUNT,
+    "simulate.softness": number(0, open="low"),
+    "simulate.uniform": SHARE,
     "simulate.processes": COUNT,
     "distill.steps": whole(0),
     "distill.batch_rows": COUNT,
     "distill.microbatches": COUNT,
-    "distill.relabelled": SHARE,
     "distill.row_length": whole(2),
     "distill.dtype": one_of(*FLOATS),
     "distill.save_every": COUNT,
     "grpo.steps": whole(0),
+    "grpo.pairs": COUNT,
+    "grpo.kept_out": whole(0),
+    "grpo.evaluate_every": COUNT,
     "grpo.groups": COUNT,
-    "grpo.group_size": whole(2),
+    "grpo.members": one_of(*MEMBERS),
+    "grpo.group_size": COUNT,
+    "grpo.baseline": FLAG,
     "grpo.minibatch_rows": COUNT,
     "grpo.microbatches": COUNT,
     "grpo.epochs": COUNT,
@@ -263,7 +268,6 @@ TRAINING_RULES = {
     "evaluation.methods": names(METHODS, empty=True),
     "evaluation.games": COUNT,
     "evaluation.meta_learning": number(0, open="low"),
-    "evaluation.advisor": one_of(*ADVISERS),
     "evaluation.shots": whole(0),
     "evaluation.constrained": FLAG,
 }

@@ -167,10 +167,9 @@ class Job:
         return read_json_lines(path, Recipe.from_json, remedy="give --restart=curate")
 
     def trajectories(self) -> list[Trajectory]:
-        """Read the simulated episodes that are kept for distillation."""
+        """Read the simulated episodes."""
         path = needed(self.trajectories_path, "simulate")
-        found = read_json_lines(path, Trajectory.from_json, remedy="give --restart=simulate")
-        return [trajectory for trajectory in found if trajectory.kept]
+        return read_json_lines(path, Trajectory.from_json, remedy="give --restart=simulate")
 
     @functools.cached_property
     def weights(self) -> Path | None:
@@ -215,19 +214,24 @@ class Job:
     def checkpoints(self, stage: str) -> Checkpoints:
         return Checkpoints(self.workdir / "checkpoints" / stage)
 
+    def best_checkpoints(self, stage: str) -> Checkpoints:
+        """The checkpoints of a stage's best policy on kept-out experiments; GRPO alone has some."""
+        return self.checkpoints(f"{stage}_best")
+
     def grpo_hyperparameters(self) -> GRPOHyperparameters:
         names = [field.name for field in dataclasses.fields(GRPOHyperparameters)]
         return GRPOHyperparameters(**{n: self.config.grpo[n] for n in names})
 
-    def play(self, temperature: float, **changes) -> PlayConfig:
-        """Return the settings by which the policy plays."""
+    def play(self, temperature: float) -> PlayConfig:
+        """Return the settings by which the policy plays, in training and in evaluation."""
         policy, rollout = self.config.policy, self.config.rollout
         sizes = SamplerConfig(
             context=policy.context,
             cache_block=rollout.cache_block,
             chunk_sizes=(rollout.chunk,),
         )
-        return PlayConfig(sizes, policy.turn_tokens, temperature, **changes)
+        full, constrained = policy.full_texts, self.config.evaluation.constrained
+        return PlayConfig(sizes, policy.turn_tokens, temperature, constrained, full)
 
     def first_parameters(self):
         """Make the parameters that training starts from: published or random parameters.
@@ -267,7 +271,11 @@ class Job:
         init, axes = functools.partial(lora.init, model), lora.logical_axes(model)
         optimizer = self.optimizer(self.config[stage])
         abstract = abstract_state(init, axes, optimizer, self.mesh)
-        state, _ = checkpoints.restore(abstract, step=self.config[stage].steps)
+        best = self.best_checkpoints(stage)
+        if best.latest() is None:
+            state, _ = checkpoints.restore(abstract, step=self.config[stage].steps)
+        else:
+            state, _ = best.restore(abstract)
         frozen = lora.split(model, first())[0] if model.lora_rank else {}
         return lora.join(frozen, state.params)
 

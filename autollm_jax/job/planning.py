@@ -28,9 +28,12 @@ from autollm_jax.job.job import Job, of_one_process
 from autollm_jax.models import lora, transformer
 from autollm_jax.models.transformer import parameter_count
 from autollm_jax.rl import sampler
-from autollm_jax.rl.loop import UpdateBatch, jit_reference, jit_update
+from autollm_jax.rl.grammar import LEAST_EDGES
+from autollm_jax.rl.logprobs import Allowed
+from autollm_jax.rl.loop import Decisions, UpdateBatch, jit_reference, jit_update
 from autollm_jax.sharding.mesh import AXES
 from autollm_jax.sharding.rules import even_rows, tree_shardings
+from autollm_jax.text.symbols import PANELS
 from autollm_jax.training import flops
 from autollm_jax.training.state import abstract_state, state_shardings
 from autollm_jax.training.step import jit_train_step
@@ -200,14 +203,14 @@ def _steps(job: Job, evaluated_rows: int) -> Iterator[StepPlan]:
         hp, optimizer = job.grpo_hyperparameters(), job.optimizer(config.grpo)
         step = jit_update(model, hp, optimizer, job.mesh, config.grpo.microbatches)
         rows = even_rows(config.grpo.minibatch_rows, job.mesh, config.grpo.microbatches)
-        batch = _batch(UpdateBatch, rows, config.policy.context)
+        batch = _grpo_batch(job, rows)
         update = _update(job, "grpo", step, optimizer, params, batch, **held)
         yield update
         held["optimizer"] = update.optimizer
         if config.grpo.kl_coefficient:
             reference = jit_reference(model, hp, job.mesh)
             rows = even_rows(config.grpo.minibatch_rows, job.mesh)
-            batch = _batch(UpdateBatch, rows, config.policy.context)
+            batch = _grpo_batch(job, rows)
             compiled = _compile(job.mesh, reference, params, batch)
             yield _planned("grpo reference", batch, compiled, params, **held)
         yield from _sampling(job, "grpo", _played(job), config.grpo.temperature, params, **held)
@@ -284,7 +287,7 @@ def _planned(name: str, batch, compiled: tuple[int, int], params, *, read: int =
 
     Activations are the bytes of the program, less the parameters and the `read` bytes.
     """
-    rows, tokens = jax.tree.leaves(batch)[0].shape
+    rows, tokens = jax.tree.leaves(batch)[0].shape[:2]
     size, flop = compiled
     parameters = _bytes(params)
     columns = {"optimizer": 0, "other": 0, "cache": 0} | held
@@ -312,21 +315,40 @@ def _abstract_parameters(job: Job) -> dict:
     )
 
 
+def _grpo_batch(job: Job, rows: int) -> UpdateBatch:
+    """Make the shapes of GRPO's batch, of whole contexts."""
+    config, T, P = job.config, job.config.policy.context, len(PANELS)
+    allowed = decisions = None
+
+    def shape(kind, *sizes):
+        return jax.ShapeDtypeStruct((rows, *sizes), kind)
+
+    if config.evaluation.constrained:
+        edges = shape(np.int32, T, LEAST_EDGES)
+        allowed = Allowed(shape(np.bool_, T), edges, shape(np.bool_, job.model.vocab_size))
+    if config.grpo.members == "enumerated":
+        places, numbers = shape(np.int32, config.gym.budget), (np.float32, config.gym.budget, P)
+        decisions = Decisions(places, shape(*numbers), shape(*numbers), shape(np.int32, P))
+    return _batch(UpdateBatch, rows, T, allowed=allowed, decisions=decisions)
+
+
 # Types of a batch's fields; all other fields (token ids, segments, positions) are i32.
 _DTYPES = {"mask": np.bool_, "loss_mask": np.bool_} | dict.fromkeys(
     ("behaviour", "reference", "advantages"), np.float32
 )
 
 
-def _batch(kind, rows: int, tokens: int):
-    """Make the shapes of a batch whose fields are all [rows, tokens]."""
+def _batch(kind, rows: int, tokens: int, **others):
+    """Make the shapes of a batch whose fields are [rows, tokens], but for the others given."""
     return kind(
         **{
             field.name: jax.ShapeDtypeStruct(
                 (rows, tokens), _DTYPES.get(field.name.rpartition("_")[0], np.int32)
             )
             for field in dataclasses.fields(kind)
-        }
+            if field.name not in others
+        },
+        **others,
     )
 
 

@@ -14,7 +14,6 @@ from autollm_jax.agent.scorer import Scorer
 from autollm_jax.baselines import BASELINES, META_LEARNED
 from autollm_jax.baselines.learned import Learned
 from autollm_jax.cluster import distributed
-from autollm_jax.curriculum.teacher import Researcher
 from autollm_jax.errors import UserError
 from autollm_jax.evaluation.runner import Player, Terms, evaluate, play_method, table_hashes
 from autollm_jax.evaluation.trainings import pool_trainings
@@ -133,12 +132,12 @@ def _players(job: Job) -> dict[str, Player]:
     def trained():
         return job.parameters("grpo" if config.grpo.steps else "distill", first)
 
-    def policy(params, advisor, tokenizer=None):
+    def policy(params, tokenizer=None):
         return policy_player(
             job.model,
             params,
             tokenizer or job.tokenizer,
-            job.play(settings.temperature, constrained=settings.constrained, advisor=advisor),
+            job.play(settings.temperature),
             rows=even_rows(min(games, settings.games), job.mesh),
             mesh=job.mesh,
         )
@@ -148,14 +147,20 @@ def _players(job: Job) -> dict[str, Player]:
         method, share = learners[name], settings.meta_learning
         return play_method(Learned(method, job.training, config.seed, path, share))
 
+    def distilled():
+        return policy(job.parameters("distill", first))
+
     def untrained():
         tokenizer = job.tokenizer_with_examples(settings.shots)
-        return policy(first(), settings.advisor, tokenizer)
+        return policy(first(), tokenizer)
 
     makers = {
-        "agent": lambda: policy(trained(), settings.advisor),
-        "researcher": lambda: Researcher(settings.advisor),
-        "hybrid": lambda: policy(trained(), "gaussian_process"),
+        "agent": lambda: policy(trained()),
+        **(
+            {"distilled": lambda: policy(job.parameters("distill", first))}
+            if config.grpo.steps
+            else {}
+        ),
         **({"zero_shot": untrained} if job.weights else {}),
         **{name: functools.partial(play_method, cls) for name, cls in BASELINES.items()},
         **{name: functools.partial(learned, name) for name in learners},

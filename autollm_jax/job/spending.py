@@ -14,7 +14,7 @@ from autollm_jax.job.job import Job
 from autollm_jax.models.transformer import parameter_count
 
 GIB = 2**30 if sys.platform == "darwin" else 2**20  # of the units that `getrusage` counts in
-TRAINED = ("agent", "hybrid")  # the methods that use the trained policy
+TRAINED = ("agent", "distilled")  # the methods that use the trained policy
 UNTRAINED = ("zero_shot",)  # and the one that uses it as it came
 
 

@@ -2,8 +2,8 @@
 
 ground_truth    train the runs of the project's own outcome tables
 curate          choose training pairs: a target experiment and its cheaper evidence
-simulate        play the scripted researcher on the pairs
-distill         train the policy on the researcher's turns
+simulate        play the teacher on the pairs
+distill         train the policy on the teacher's turns
 grpo            train the policy further by reinforcement learning
 evaluate        play the policy and every baseline on the held-out experiments
 report          write summary and figures, print the mean regrets

@@ -10,46 +10,46 @@ from tqdm import tqdm
 from autollm_jax.agent.distillation import (
     distill,
     encode_conversation,
-    interchangeable,
     pack,
-    relabel,
 )
-from autollm_jax.agent.rollout import make_rollout
+from autollm_jax.agent.environment_turns import Start
+from autollm_jax.agent.rollout import Layout, Policy, make_rollout, mean_regret
 from autollm_jax.cluster import distributed
 from autollm_jax.curriculum.pairs import CurationConfig, Families, build_pair, draw_recipes
 from autollm_jax.curriculum.teacher import SimulationConfig, simulate_all
 from autollm_jax.data.tokenizer import train_tokenizer
 from autollm_jax.errors import UserError
 from autollm_jax.files import write_atomic
+from autollm_jax.forecasts.advisers import counsel
 from autollm_jax.gym.environment import Episode
 from autollm_jax.job.job import Job
-from autollm_jax.rl.loop import GRPOLoopConfig, train_grpo
-from autollm_jax.text import prompts
+from autollm_jax.rl.loop import GRPOLoopConfig, Selection, train_grpo
+from autollm_jax.text.symbols import SYMBOLS
 from autollm_jax.training.loop import LoopConfig, Site
 
+PAIRS_PER_FAMILY = 3  # a family is costly to make, and its pairs resemble each other
 MOST_CUT = 0.1  # largest accepted share of episodes that are longer than a training row
 
 
 def curate(job: Job) -> None:
-    """Write the training pairs of distillation and of GRPO."""
+    """Write the training pairs of distillation and of GRPO, and GRPO's kept-out pairs."""
     config, families = job.config, Families(job.training)
-    steps = config.grpo.steps * config.grpo.groups
-    # A family is costly to make, and its pairs resemble each other. Distillation shuffles its
-    # pairs, so it takes many per family. A step of GRPO takes consecutive pairs, so it takes few.
-    for name, pairs, per_family, synthetic, seed in (
-        ("distill", config.curate.distill_pairs, 16, config.curate.synthetic, 2 * config.seed),
-        ("grpo", steps, 2, config.grpo.synthetic, 2 * config.seed + 1),
+    grpo, seed = config.grpo, 3 * config.seed
+    for name, pairs, synthetic, own_seed in (
+        ("distill", config.curate.distill_pairs, config.curate.synthetic, seed),
+        ("grpo", grpo.pairs if grpo.steps else 0, grpo.synthetic, seed + 1),
+        ("kept_out", grpo.kept_out if grpo.steps else 0, 0.0, seed + 2),
     ):
         path = job.pairs_path(name)
         if path.exists():
             continue
         settings = CurationConfig(
-            seed=seed,
+            seed=own_seed,
             pairs=pairs,
-            synthetic=synthetic,
+            # Without real tables to draw from, all families are of the prior.
+            synthetic=synthetic if families.usable_tables() else 1.0,
             unchanged=config.curate.unchanged,
-            invented_names=config.curate.invented_names,
-            pairs_per_family=per_family,
+            pairs_per_family=PAIRS_PER_FAMILY,
             **({} if config.gym.evidence else {"no_evidence": 1.0}),
         )
         lines = [recipe.to_json() + "\n" for recipe in draw_recipes(families, settings)]
@@ -58,32 +58,40 @@ def curate(job: Job) -> None:
 
 
 def simulate(job: Job) -> None:
-    """Play the scripted researcher on every pair; train the policy's vocabulary on the episodes."""
+    """Play the teacher on every pair; train the policy's vocabulary on the episodes."""
     config = job.config.simulate
     if not job.trajectories_path.exists():
         settings = SimulationConfig(
             budget=job.config.gym.budget,
-            perturbed=config.perturbed,
+            episodes=config.episodes,
+            softness=config.softness,
+            uniform=config.uniform,
             reasoning=config.reasoning,
+            full=job.config.policy.full_texts,
             matching=job.config.gym.matching,
         )
         recipes = job.pairs("distill")
-        played = simulate_all(job.training, recipes, settings, config.processes)
-        bar = tqdm(played, "simulate", len(recipes), unit="episode", dynamic_ncols=True)
-        write_atomic(job.trajectories_path, "".join(t.to_json() + "\n" for t in bar))
+        bar = tqdm(desc="simulate", total=len(recipes), unit="pair", dynamic_ncols=True)
+        lines, pairs = [], set()
+        for played in simulate_all(job.training, recipes, settings, config.processes):
+            lines += [trajectory.to_json() + "\n" for trajectory in played]
+            pairs.update(trajectory.recipe.number for trajectory in played)
+            bar.update(len(pairs) - bar.n)
+        bar.close()
+        write_atomic(job.trajectories_path, "".join(lines))
     if not job.weights and not job.tokenizer_path.exists():
         texts = [trajectory.text for trajectory in job.trajectories()]
         train_tokenizer(
             texts,
             job.config.policy.vocab_size,
             job.tokenizer_path,
-            user_defined_symbols=prompts.SYMBOLS,
+            user_defined_symbols=SYMBOLS,
             split_digits=job.config.policy.split_digits,
         )
 
 
 def distill_policy(job: Job) -> None:
-    """Train the policy on the scripted researcher's turns, by supervised fine-tuning."""
+    """Train the policy on the teacher's turns, by supervised fine-tuning."""
     config, checkpoints = job.config.distill, job.checkpoints("distill")
     if config.steps == 0 or checkpoints.latest() == config.steps:
         print(f"distill: done, {config.steps} steps")
@@ -104,9 +112,6 @@ def distill_policy(job: Job) -> None:
             f"distill: {cut} of {len(lengths)} episodes are longer than "
             f"config.distill.row_length={config.row_length}; raise it and config.policy.context"
         )
-    if config.relabelled:
-        sets = interchangeable(tokenizer, [tokens for tokens, _ in conversations])
-        conversations = relabel(conversations, sets, config.relabelled, job.config.seed)
     distill(
         dataclasses.replace(job.model, dtype=config.dtype),
         LoopConfig(config.steps, config.microbatches, save_every=config.save_every),
@@ -125,14 +130,18 @@ def grpo(job: Job) -> None:
     if config.steps == 0 or checkpoints.latest() == config.steps:
         print(f"grpo: done, {config.steps} steps")
         return
-    recipes, families, gym = job.pairs("grpo"), Families(job.training), job.config.gym
-    terms = {"matching": gym.matching, "invalid_penalty": gym.invalid_penalty}
+    games, kept_out = (_Games(job, name) for name in ("grpo", "kept_out"))
 
-    def prompts_of_step(step):
-        for recipe in recipes[step * config.groups : (step + 1) * config.groups]:
-            pair = build_pair(recipe, families)
-            yield functools.partial(Episode, pair.target, pair.evidence, gym.budget, **terms)
+    def starts_of_step(step):
+        first = step * config.groups
+        return [functools.partial(games.start, first + n) for n in range(config.groups)]
 
+    def kept_out_regret(params):
+        starts = [kept_out.start(n) for n in range(config.kept_out)]
+        policy = Policy(job.model, params, job.tokenizer)
+        return mean_regret(policy, job.play(0.0), starts, job.mesh)
+
+    selection = Selection(kept_out_regret, config.evaluate_every, job.best_checkpoints("grpo"))
     train_grpo(
         job.model,
         job.grpo_hyperparameters(),
@@ -149,11 +158,32 @@ def grpo(job: Job) -> None:
             job.model,
             job.tokenizer,
             job.play(config.temperature),
-            prompts_of_step,
-            config.group_size,
-            job.mesh,
+            starts_of_step,
+            Layout(config.group_size, mesh=job.mesh),
+            config.baseline,
         ),
         job.parameters("distill"),
         Site(job.mesh, checkpoints, job.workdir),
         jax.random.key(job.config.seed + 1),
+        selection if config.kept_out else None,
     )
+
+
+class _Games:
+    """The games of a list of pairs; each pair's advisers are made once."""
+
+    def __init__(self, job: Job, name: str):
+        self._recipes, self._families = job.pairs(name), Families(job.training)
+        self._gym = job.config.gym
+        self._made: dict[int, tuple] = {}
+
+    def start(self, number: int) -> Start:
+        """Begin an episode; later rounds over the pairs have the candidates in another order."""
+        place = number % len(self._recipes)
+        if place not in self._made:
+            pair = build_pair(self._recipes[place], self._families)
+            self._made[place] = pair.target, counsel(pair.target.setting, pair.evidence)
+        target, panel = self._made[place]
+        gym = self._gym
+        terms = {"matching": gym.matching, "invalid_penalty": gym.invalid_penalty}
+        return Start(Episode(target, panel.evidence, gym.budget, **terms), panel, order=number)

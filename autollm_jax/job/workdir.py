@@ -33,7 +33,7 @@ OUTPUTS = {
     "curate": ("trajectories/pairs_*.jsonl",),
     "simulate": ("trajectories/trajectories.jsonl", "trajectories/tokenizer.model"),
     "distill": ("checkpoints/distill", "tensorboard/distill"),
-    "grpo": ("checkpoints/grpo", "tensorboard/grpo"),
+    "grpo": ("checkpoints/grpo", "checkpoints/grpo_best", "tensorboard/grpo"),
     "evaluate": ("evaluation", "baselines"),
     "report": ("report",),
 }
@@ -62,6 +62,7 @@ READ_BY = {
     "policy": "distill",
     "policy.vocab_size": "simulate",
     "policy.split_digits": "simulate",
+    "policy.full_texts": "simulate",
     "policy.context": "grpo",
     "policy.turn_tokens": "grpo",
     "policy.cache_dtype": "grpo",
@@ -75,8 +76,8 @@ READ_BY = {
 }
 # Curation draws GRPO's pairs, but no episode is played on them before GRPO.
 PAIRS_OF_GRPO, PAIR_FIELDS = (
-    "trajectories/pairs_grpo.jsonl",
-    ("grpo.steps", "grpo.groups", "grpo.synthetic"),
+    ("trajectories/pairs_grpo.jsonl", "trajectories/pairs_kept_out.jsonl"),
+    ("grpo.steps", "grpo.pairs", "grpo.kept_out", "grpo.synthetic"),
 )
 # A trained agent may be scored on other tables, and under another protocol.
 SCORING_FIELDS = ("gym", "protocol")
@@ -192,9 +193,11 @@ def claim(workdir: str | os.PathLike, config: Mapping, *, scoring: bool, restart
         )
     if restart:
         _restart(workdir, restart, before, config)
-    if any(name in changed for name in PAIR_FIELDS) and (workdir / PAIRS_OF_GRPO).exists():
+    stale = [name for name in PAIRS_OF_GRPO if (workdir / name).exists()]
+    if any(name in changed for name in PAIR_FIELDS) and stale:
         folder = _new_folder(workdir, "curate")
-        _move(workdir, workdir / PAIRS_OF_GRPO, folder)
+        for name in stale:
+            _move(workdir, workdir / name, folder)
         print(f"curate: the pairs of GRPO are drawn again; the former are in {folder}")
     if changed or not path.exists():
         write_json_atomic(path, config)

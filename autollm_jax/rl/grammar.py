@@ -175,6 +175,40 @@ def join(rows: Sequence[tuple[Automaton, np.ndarray] | None], free_V: np.ndarray
     )
 
 
+def steps(
+    automaton: Automaton, may_R: np.ndarray, tokens: Sequence[int], most: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Say again what a row could say at each token of a turn, for a trainer.
+
+    Args:
+      automaton: of the turn.
+      may_R: the endings that it could take.
+      tokens: T of them, as sampled under the grammar.
+      most: tokens that the turn could have at most, as `sampler.generate` counts them.
+
+    Returns:
+      free_T, bool: whether free text was allowed; and token_TK, i32: the tokens allowed besides,
+      filled up with -1.
+    """
+    alive = {START, FREE, ROOT, *automaton.inside_C.tolist()}
+    alive.update(automaton.path_RL[may_R].ravel().tolist())
+    ending = automaton.closing + automaton.length_R[may_R].max()
+    free_T = np.zeros(len(tokens), bool)
+    token_TK = np.full((len(tokens), LEAST_EDGES), -1, np.int32)
+    node = START
+    for t, token in enumerate(tokens):
+        edges = slice(automaton.first_N[node], automaton.first_N[node] + automaton.count_N[node])
+        ways = {
+            int(token): int(child)
+            for token, child in zip(automaton.token_E[edges], automaton.child_E[edges], strict=True)
+            if int(child) in alive
+        }
+        free_T[t] = node == FREE and most - t > ending
+        token_TK[t, : len(ways)] = list(ways)
+        node = ways.get(int(token), node)
+    return free_T, token_TK
+
+
 def _bucket(size: int, least: int) -> int:
     """Round up to a power of two, so that few sizes are compiled for."""
     return max(1 << max(int(size) - 1, 0).bit_length(), least)

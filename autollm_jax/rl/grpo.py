@@ -16,6 +16,7 @@ from autollm_jax.training.masked import Metric, masked_sum
 
 NORMALISATIONS = ("std", "none")
 CREDITS = ("episode", "turn")
+MEMBERS = ("enumerated", "sampled")
 FAR_ABOVE = 20.0  # nats: a ratio of exp(20) is above every clip range, and f32 holds it
 
 
@@ -30,9 +31,11 @@ class GRPOHyperparameters:
     normalisation: "std" divides advantages by the group's standard deviation, "none" does not.
     credit: "episode" gives every token the episode's return; "turn" gives a turn's tokens the
       rewards from that turn on.
+    members: of a group: "sampled" episodes, or the "enumerated" choices of each decision, whose
+      rewards are known (`decision_loss`).
 
     Raises:
-      ValueError: normalisation or credit is none of the accepted ones.
+      ValueError: normalisation, credit or members is none of the accepted ones.
     """
 
     clip_low: float = 0.2
@@ -42,14 +45,15 @@ class GRPOHyperparameters:
     temperature: float = 1.0
     normalisation: str = "std"
     credit: str = "turn"
+    members: str = "sampled"
 
     def __post_init__(self):
-        if self.normalisation not in NORMALISATIONS:
-            raise ValueError(
-                f"normalisation={self.normalisation!r} must be one of {', '.join(NORMALISATIONS)}"
-            )
-        if self.credit not in CREDITS:
-            raise ValueError(f"credit={self.credit!r} must be one of {', '.join(CREDITS)}")
+        accepted = {"normalisation": NORMALISATIONS, "credit": CREDITS, "members": MEMBERS}
+        for name, values in accepted.items():
+            if getattr(self, name) not in values:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} must be one of {', '.join(values)}"
+                )
 
 
 def group_advantages(rewards_NG, mask_NG=None, *, normalisation: str = "std", epsilon=1e-4):
@@ -171,5 +175,44 @@ def grpo_loss(
         "clip_share": masked_sum(is_clipped_BT.astype(jnp.float32), mask_BT),
         # In a rollout's first update this is the rounding between sampler and trainer.
         "logprob_gap": masked_sum(jnp.abs(gap_BT), mask_BT),
+    }
+    return loss, count, metrics
+
+
+def decision_loss(
+    logits_BJP: jax.Array,
+    reference_BJP: jax.Array,
+    rewards_BJP: jax.Array,
+    mask_BJ: jax.Array,
+    hp: GRPOHyperparameters,
+) -> tuple[jax.Array, jax.Array, dict[str, Metric]]:
+    """Compute the objective of enumerated groups: every choice of a decision is a member.
+
+    A group that holds each of P choices once, weighted by the policy's own probability of it, needs
+    no sampling: the expected reward's gradient is exact, and the group's mean is its baseline.
+
+    Args:
+      logits_BJP: of the choices under the trained policy; differentiable.
+      reference_BJP: under the reference policy.
+      rewards_BJP: what each choice would have brought.
+      mask_BJ: decisions that were made.
+      hp: weights of divergence and entropy, and the temperature.
+
+    Returns:
+      The loss summed over the decisions, their number, and metrics as (sum, count).
+    """
+    scale = hp.temperature if hp.temperature > 0 else 1.0
+    log_BJP = jax.nn.log_softmax(logits_BJP / scale)
+    chance_BJP = jnp.exp(log_BJP)
+    reference_BJP = jax.nn.log_softmax(reference_BJP / scale)
+    reward_BJ = (chance_BJP * rewards_BJP).sum(-1)
+    kl_BJ = (chance_BJP * (log_BJP - reference_BJP)).sum(-1)
+    entropy_BJ = -(chance_BJP * log_BJP).sum(-1)
+    loss_BJ = -reward_BJ + hp.kl_coefficient * kl_BJ - hp.entropy_coefficient * entropy_BJ
+    loss, count = masked_sum(loss_BJ, mask_BJ)
+    metrics = {
+        "decision_reward": masked_sum(reward_BJ, mask_BJ),
+        "decision_kl": masked_sum(kl_BJ, mask_BJ),
+        "decision_entropy": masked_sum(entropy_BJ, mask_BJ),
     }
     return loss, count, metrics

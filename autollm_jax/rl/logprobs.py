@@ -1,5 +1,6 @@
 """Log-probabilities of a batch's tokens, as the trainer recomputes them."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,6 +11,23 @@ from autollm_jax.models.product import product
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.sharding.rules import constrain, pieces
 from autollm_jax.training.likelihood import chosen
+
+FORBIDDEN = -1e30  # the logit of a token that a grammar does not allow
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Allowed:
+    """What a grammar allowed at each token; its logits alone count (see `grammar.steps`).
+
+    free_BT: bool, whether free text was allowed.
+    token_BTK: i32, the tokens allowed besides, none of them free text; -1 fills up.
+    free_BV: bool, the tokens of free text, the same in every row.
+    """
+
+    free_BT: jax.Array
+    token_BTK: jax.Array
+    free_BV: jax.Array
 
 
 def token_logprobs(
@@ -22,51 +40,95 @@ def token_logprobs(
 ) -> tuple[jax.Array, jax.Array]:
     """Compute each token's log-probability given those before it, and the entropy it was drawn at.
 
-    With a large vocabulary logits would take more memory than the rest of the step: those of a row
-    are `model.row_logits` at most at a time, and the backward pass computes them again.
-
     Args:
       model: the policy's shape.
       params: the policy's parameters.
       tokens_BT: token ids.
       segments_BT: tokens see only their own segment; 0 is padding.
       positions_BT: position of each token in its own sequence.
+      temperature: as in `score_tokens`.
+
+    Returns:
+      As `score_tokens`.
+    """
+    x_BTD = transformer.hidden(
+        model, params, tokens_BT[:, :-1], positions_BT[:, :-1], segments_BT[:, :-1]
+    )
+    return score_tokens(model, params, x_BTD, tokens_BT, temperature)
+
+
+def score_tokens(
+    model: TransformerConfig,
+    params,
+    x_BTD: jax.Array,
+    tokens_BT: jax.Array,
+    temperature: float = 1.0,
+    allowed: Allowed | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Compute the tokens' log-probabilities and entropies from the hidden states before them.
+
+    With a large vocabulary logits would take more memory than the rest of the step: those of a row
+    are `model.row_logits` at most at a time, and the backward pass computes them again.
+
+    Args:
+      model: the policy's shape.
+      params: the policy's parameters.
+      x_BTD: from `transformer.hidden`, of all tokens but the last.
+      tokens_BT: token ids.
       temperature: logits are divided by it, as the sampler divides them (a sweep may trace it); 0,
         where the sampler is greedy, leaves them as they are.
+      allowed: where a grammar limited the tokens; the distribution is renormalised over these.
 
     Returns:
       logprobs_BT and entropy_BT (nats), f32, aligned with the tokens: entry t is that of token t.
       Entry 0, and a segment's first token, mean nothing and are never in a loss mask.
     """
-    x_BTD = transformer.hidden(
-        model, params, tokens_BT[:, :-1], positions_BT[:, :-1], segments_BT[:, :-1]
-    )
     next_BT = tokens_BT[:, 1:]
+    rest = None if allowed is None else (allowed.free_BT[:, 1:], allowed.token_BTK[:, 1:])
+    free_V = None if allowed is None else allowed.free_BV[0]
     blocks = -(-next_BT.shape[1] // max(model.row_logits // model.vocab_size, 1))
     if blocks == 1:
-        scores = _score(transformer.unembed(model, params, x_BTD), next_BT, temperature)
+        logits_BTV = transformer.unembed(model, params, x_BTD)
+        scores = _score(logits_BTV, next_BT, temperature, rest, free_V)
     else:
         table_VD = transformer.output_embedding(model, params)
-        scores = _score_in_blocks(blocks, table_VD, x_BTD, next_BT, temperature, model.dtype)
+        scores = _score_in_blocks(
+            blocks, table_VD, x_BTD, (next_BT, rest), temperature, free_V, model.dtype
+        )
     return jax.tree.map(lambda x_BT: jnp.pad(x_BT, ((0, 0), (1, 0))), scores)
 
 
-def _score(logits_V, next_, temperature):
+def _score(logits_V, next_, temperature, allowed=None, free_V=None):
     """Return the log-probability of the tokens `next_`, and the entropy; any leading axes."""
     logits_V = logits_V / jnp.where(temperature > 0, temperature, 1.0)
+    if allowed is not None:
+        logits_V = jnp.where(_may(*allowed, free_V, logits_V.shape[-1]), logits_V, FORBIDDEN)
     log_total = jax.nn.logsumexp(logits_V, axis=-1)
     probs_V = jnp.exp(logits_V - log_total[..., None])
     entropy = log_total - jnp.sum(probs_V * logits_V, axis=-1)
     return chosen(logits_V, next_) - log_total, entropy
 
 
-def _score_in_blocks(blocks: int, table_VD, x_BTD, next_BT, temperature, dtype: str):
+def _may(free, token_K, free_V, vocabulary: int):
+    """Return which tokens are allowed, as a mask of the vocabulary; any leading axes."""
+    free_V = jnp.pad(free_V, (0, vocabulary - len(free_V)))
+    token_K = jnp.where(token_K >= 0, token_K, vocabulary)  # no such place: dropped
+
+    def of_token(free, token_K):
+        return (free_V & free).at[token_K].set(True, mode="drop")
+
+    for _ in range(free.ndim):
+        of_token = jax.vmap(of_token)
+    return of_token(free, token_K)
+
+
+def _score_in_blocks(blocks: int, table_VD, x_BTD, next_BT, temperature, free_V, dtype: str):
     """Score blocks of time steps one after the other.
 
     The rows' R shards have a table each, as one axis of it: a device's sum of gradients over the
     blocks is its own, and devices speak to each other about it once, after the last block.
     """
-    B, T = next_BT.shape
+    B, T = next_BT[0].shape
     R, C = pieces("batch", B), -(-T // blocks)
     table_RVD = jnp.broadcast_to(table_VD, (R, *table_VD.shape))
     table_RVD = constrain(table_RVD, "batch", "vocab", None)
@@ -78,10 +140,10 @@ def _score_in_blocks(blocks: int, table_VD, x_BTD, next_BT, temperature, dtype: 
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def score(block):
-        x_RBCD, next_RBC = block
+        x_RBCD, (next_RBC, allowed) = block
         logits_RBCV = product("RBCD,RVD->RBCV", x_RBCD, table_RVD, dtype)
         logits_RBCV = constrain(logits_RBCV, "batch", None, "length", "vocab")
-        return _score(logits_RBCV, next_RBC, temperature)
+        return _score(logits_RBCV, next_RBC, temperature, allowed, free_V)
 
-    scores = jax.lax.map(score, (cut(x_BTD), cut(next_BT)))
+    scores = jax.lax.map(score, jax.tree.map(cut, (x_BTD, next_BT)))
     return jax.tree.map(lambda x_NRBC: jnp.moveaxis(x_NRBC, 0, 2).reshape(B, -1)[:, :T], scores)

@@ -23,18 +23,42 @@ import optax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from autollm_jax.checkpointing.checkpoints import Checkpoints
 from autollm_jax.cluster import distributed, preemption
 from autollm_jax.errors import UserError
 from autollm_jax.models import lora, transformer
 from autollm_jax.models.transformer import TransformerConfig
-from autollm_jax.rl.grpo import GRPOHyperparameters, grpo_loss, token_advantages, turn_advantages
-from autollm_jax.rl.logprobs import token_logprobs
+from autollm_jax.rl.grpo import (
+    GRPOHyperparameters,
+    decision_loss,
+    grpo_loss,
+    token_advantages,
+    turn_advantages,
+)
+from autollm_jax.rl.logprobs import Allowed, score_tokens
 from autollm_jax.sharding.hosts import to_devices, to_host
 from autollm_jax.sharding.rules import batch_sharding, tree_shardings
 from autollm_jax.training.loop import Site
 from autollm_jax.training.metrics import MetricsWriter
 from autollm_jax.training.state import TrainState, abstract_state, state_shardings
 from autollm_jax.training.step import jit_train_step, on_mesh
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Decisions:
+    """The decisions of conversations, all of whose choices are known; P choices.
+
+    place_BJ: i32, where a turn's choice stands, one token of the row; 0 where there is none.
+    rewards_BJP: f32, what each choice would have brought.
+    reference_BJP: f32, the choices' logits under the reference policy.
+    id_BP: i32, the token of each choice, the same in every row.
+    """
+
+    place_BJ: np.ndarray
+    rewards_BJP: np.ndarray
+    reference_BJP: np.ndarray
+    id_BP: np.ndarray
 
 
 @jax.tree_util.register_dataclass
@@ -49,6 +73,8 @@ class RolloutBatch:
     behaviour_BT: f32, log-probabilities recorded as the tokens were sampled.
     rewards_BJ: f32, reward of each turn.
     turn_mask_BJ: bool, turns that took place.
+    allowed: what a grammar allowed at each sampled token; None without a grammar.
+    decisions: what each choice would have brought; None where nobody knows.
     """
 
     tokens_BT: np.ndarray
@@ -57,6 +83,8 @@ class RolloutBatch:
     behaviour_BT: np.ndarray
     rewards_BJ: np.ndarray
     turn_mask_BJ: np.ndarray
+    allowed: Allowed | None = None
+    decisions: Decisions | None = None
 
 
 # (params, key, step) -> the conversations, and metrics to log (reward, regret, ...). It depends on
@@ -67,11 +95,12 @@ Rollout = Callable[[dict, jax.Array, int], tuple[RolloutBatch, dict[str, float]]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class UpdateBatch:
-    """The loss's input; every field is [B, T] (or [M, T]), aligned with the tokens.
+    """The loss's input; a field is [B, T] (or [M, T]), aligned with the tokens.
 
     tokens, positions: i32. segments: i32, 1 on a row's tokens and 0 after its end (the attention
     mask). mask: bool, sampled tokens (the loss mask). behaviour, reference: f32 log-probabilities
-    of the sampled tokens. advantages: f32.
+    of the sampled tokens. advantages: f32. allowed and decisions: as in `RolloutBatch`; decisions
+    are there for enumerated groups alone.
     """
 
     tokens_BT: jax.Array
@@ -81,6 +110,8 @@ class UpdateBatch:
     behaviour_BT: jax.Array
     reference_BT: jax.Array
     advantages_BT: jax.Array
+    allowed: Allowed | None = None
+    decisions: Decisions | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,11 +138,25 @@ class GRPOLoopConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class Selection:
+    """How the best policy of a training is found.
+
+    regret: parameters -> the policy's regret on experiments that are kept out of the training.
+    every: steps between two looks; the policies before the first and after the last step count.
+    best: checkpoints of the best policy so far.
+    """
+
+    regret: Callable[[dict], float]
+    every: int
+    best: Checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
 class _Programs:
     """The compiled parts of a step, and the parameters that they share.
 
     step: (state, minibatch, frozen) -> (state, metrics).
-    reference: (parameters, minibatch) -> log-probabilities [M, T].
+    reference: (parameters, minibatch) -> log-probabilities [M, T], logits of the choices.
     frozen: parameters that are not trained; empty without LoRA.
     reference_params: all parameters of the reference.
     """
@@ -131,6 +176,7 @@ def train_grpo(
     reference_params,
     site: Site,
     key: jax.Array,
+    selection: Selection | None = None,
 ) -> TrainState:
     """Train a policy by GRPO; resume from the newest checkpoint.
 
@@ -143,6 +189,7 @@ def train_grpo(
       reference_params: the first policy, and the reference of the KL penalty.
       site: mesh, checkpoints and work directory; metrics go under stage `grpo`.
       key: randomness; step i uses only its i-th descendants.
+      selection: how the best policy is found and kept; None keeps none but the last.
 
     Returns:
       The state after the last step, its parameters the trained policy; with LoRA, its factors.
@@ -169,6 +216,7 @@ def train_grpo(
                 site.checkpoints.wait()
                 raise
             metrics = metrics | {"rollout_seconds": time.perf_counter() - began}
+            metrics |= _select(selection, step, config.steps, state, params, site)
             seed = int(jax.random.bits(order_key))  # 2. to 4. Score and update.
             state, of_updates = _improve(programs, state, played, hp, config, seed)
             _report(step, metrics | of_updates, writer, bar)  # 5. Report and save.
@@ -179,9 +227,29 @@ def train_grpo(
                 site.checkpoints.wait()
                 raise preemption.Preempted
         site.checkpoints.wait()
+        params = lora.join(programs.frozen, state.params)
+        if last := _select(selection, config.steps, config.steps, state, params, site):
+            writer.write(config.steps, last)
     bar.close()
     writer.close()
     return state
+
+
+def _select(
+    selection: Selection | None, step: int, steps: int, state: TrainState, params, site: Site
+) -> dict[str, float]:
+    """Look at the policy before a step where it is due; save it if it is the best so far."""
+    if selection is None or (step % selection.every and step != steps):
+        return {}
+    with jax.set_mesh(site.mesh):
+        regret = float(selection.regret(params))
+    best = selection.best
+    before = best.latest()
+    known = np.inf if before is None else best.extra(before)["regret"]
+    if regret < known and (before is None or step > before):
+        best.save(step, state, {"step": step, "regret": regret})
+        best.wait()
+    return {"kept_out_regret": regret}
 
 
 def _report(step: int, metrics: dict[str, float], writer: MetricsWriter, bar: tqdm) -> None:
@@ -274,14 +342,30 @@ def score(
     T = min(T, -(-longest // config.length_multiple) * config.length_multiple)
     turns_BT = played.turns_BT[:, :T]
     positions_BT = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
+    allowed, decisions, mask_BT = played.allowed, None, turns_BT >= 0
+    if allowed is not None:
+        cut = allowed.free_BT[:, :T], allowed.token_BTK[:, :T]
+        allowed = Allowed(*cut, allowed.free_BV)
+    advantages_BT = np.asarray(token_advantages(advantages_BJ, turns_BT))
+    if hp.members == "enumerated":
+        if played.decisions is None:
+            raise ValueError("enumerated groups need decisions whose choices are known")
+        decisions, advantages_BT = played.decisions, np.zeros_like(advantages_BT)
+        # A decision counts as a group; its token is no other token of the turn.
+        rewards_BJP = np.where(decisions.place_BJ[..., None] > 0, decisions.rewards_BJP, 0)
+        informative_B = (np.ptp(rewards_BJP, axis=-1) > 0).any(-1)
+        mask_BT = mask_BT.copy()
+        mask_BT[np.arange(B)[:, None], decisions.place_BJ] = False
     batch = UpdateBatch(
         tokens_BT=played.tokens_BT[:, :T],
         positions_BT=positions_BT,
         segments_BT=(positions_BT < played.length_B[:, None]).astype(np.int32),
-        mask_BT=turns_BT >= 0,
+        mask_BT=mask_BT,
         behaviour_BT=played.behaviour_BT[:, :T],
         reference_BT=played.behaviour_BT[:, :T],
-        advantages_BT=np.asarray(token_advantages(advantages_BJ, turns_BT)),
+        advantages_BT=advantages_BT,
+        allowed=allowed,
+        decisions=decisions,
     )
     return batch, informative_B
 
@@ -306,7 +390,10 @@ def _take(batch: UpdateBatch, chosen: np.ndarray, rows: int) -> UpdateBatch:
     filled = np.resize(chosen, rows)
     piece = jax.tree.map(lambda x_BT: x_BT[filled], batch)
     real_M1 = (np.arange(rows) < len(chosen))[:, None]
-    return dataclasses.replace(piece, mask_BT=piece.mask_BT & real_M1)
+    decisions = piece.decisions
+    if decisions is not None:
+        decisions = dataclasses.replace(decisions, place_BJ=decisions.place_BJ * real_M1)
+    return dataclasses.replace(piece, mask_BT=piece.mask_BT & real_M1, decisions=decisions)
 
 
 def _start(params, optimizer, shardings: TrainState, mesh: Mesh) -> TrainState:
@@ -318,11 +405,13 @@ def _start(params, optimizer, shardings: TrainState, mesh: Mesh) -> TrainState:
 
 
 def policy_loss(model: TransformerConfig, hp: GRPOHyperparameters, params, batch: UpdateBatch):
-    """Compute GRPO's loss of a minibatch: summed over its sampled tokens, their count, metrics."""
-    logprobs_BT, entropy_BT = token_logprobs(
-        model, params, batch.tokens_BT, batch.segments_BT, batch.positions_BT, hp.temperature
-    )
-    return grpo_loss(
+    """Compute GRPO's loss of a minibatch: summed over its sampled tokens, their count, metrics.
+
+    With enumerated groups the loss is that of the decisions, and the other tokens add their
+    divergence from the reference alone.
+    """
+    logprobs_BT, entropy_BT, logits_BJP = _forward(model, hp, params, batch)
+    loss, count, metrics = grpo_loss(
         logprobs_BT,
         entropy_BT,
         batch.behaviour_BT,
@@ -331,6 +420,31 @@ def policy_loss(model: TransformerConfig, hp: GRPOHyperparameters, params, batch
         batch.mask_BT,
         hp,
     )
+    if batch.decisions is None:
+        return loss, count, metrics
+    made, decided = batch.decisions, batch.decisions.place_BJ > 0
+    of_decisions, count, more = decision_loss(
+        logits_BJP, made.reference_BJP, made.rewards_BJP, decided, hp
+    )
+    return loss + of_decisions, count, metrics | more
+
+
+def _forward(model: TransformerConfig, hp: GRPOHyperparameters, params, batch: UpdateBatch):
+    """Return the tokens' log-probabilities and entropies, and the logits of decisions' choices."""
+    x_BTD = transformer.hidden(
+        model, params, batch.tokens_BT[:, :-1], batch.positions_BT[:, :-1],
+        batch.segments_BT[:, :-1],
+    )  # fmt: skip
+    logprobs_BT, entropy_BT = score_tokens(
+        model, params, x_BTD, batch.tokens_BT, hp.temperature, batch.allowed
+    )
+    if batch.decisions is None:
+        return logprobs_BT, entropy_BT, None
+    before_BJ1 = jnp.maximum(batch.decisions.place_BJ - 1, 0)[..., None]
+    x_BJD = jnp.take_along_axis(x_BTD, before_BJ1, axis=1)
+    logits_BJV = transformer.unembed(model, params, x_BJD)
+    logits_BJP = jnp.take_along_axis(logits_BJV, batch.decisions.id_BP[:, None], axis=-1)
+    return logprobs_BT, entropy_BT, logits_BJP
 
 
 def jit_update(
@@ -344,22 +458,26 @@ def jit_update(
 
 
 def jit_reference(model: TransformerConfig, hp: GRPOHyperparameters, mesh: Mesh):
-    """Make a program of (params, batch) -> log-probabilities of its tokens, on a mesh."""
+    """Make a program of (params, batch) -> what the loss needs of the reference, on a mesh."""
 
     @functools.partial(jax.jit, in_shardings=(None, batch_sharding(mesh)))
-    def logprobs(params, batch):
-        return token_logprobs(
-            model, params, batch.tokens_BT, batch.segments_BT, batch.positions_BT, hp.temperature
-        )[0]
+    def reference(params, batch):
+        logprobs_BT, _, logits_BJP = _forward(model, hp, params, batch)
+        return logprobs_BT, logits_BJP
 
-    return logprobs
+    return reference
 
 
 def _with_reference(batch, rows, reference_fn, reference_params, config) -> UpdateBatch:
-    """Fill in the reference's log-probabilities for the given rows."""
-    reference_BT = np.array(batch.reference_BT)
+    """Fill in the reference's log-probabilities and logits for the given rows."""
+    reference_BT, decisions = np.array(batch.reference_BT), batch.decisions
+    if decisions is not None:
+        decisions = dataclasses.replace(decisions, reference_BJP=decisions.reference_BJP.copy())
     for start in range(0, len(rows), config.minibatch_rows):
         chosen = rows[start : start + config.minibatch_rows]
         piece = _take(batch, chosen, config.minibatch_rows)
-        reference_BT[chosen] = to_host(reference_fn(reference_params, piece))[: len(chosen)]
-    return dataclasses.replace(batch, reference_BT=reference_BT)
+        found = to_host(reference_fn(reference_params, piece))
+        reference_BT[chosen] = found[0][: len(chosen)]
+        if decisions is not None:
+            decisions.reference_BJP[chosen] = found[1][: len(chosen)]
+    return dataclasses.replace(batch, reference_BT=reference_BT, decisions=decisions)

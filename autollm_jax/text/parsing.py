@@ -1,21 +1,22 @@
 """Parsing: reads an agent's turn, any text or bytes, as an `Action`.
 
-An action is `<think>...</think><exec>{"learning_rate": 1.4e-3, "batch_size": 128}</exec>`, or
-`<exec>{"done": true}</exec>` to end the episode early. The think part may be missing; there is
-exactly one exec part.
+An action is a candidate's letter, `<think>...</think><exec>#C</exec>`, or a configuration,
+`<exec>{"learning_rate": 1.4e-3, "batch_size": 128}</exec>`, or `<exec>{"done": true}</exec>` to end
+the episode early. The think part may be missing; there is exactly one exec part.
 """
 
 import dataclasses
 import json
 import math
+import re
 
-THINK, THINK_END = "<think>", "</think>"
-EXEC, EXEC_END = "<exec>", "</exec>"
-END_OF_TURN = "<end>"
+from autollm_jax.text.symbols import END_OF_TURN, EXEC, EXEC_END, THINK, THINK_END
+
 DONE_KEY = "done"
 
 LONGEST_JSON = 8192
 DEEPEST_JSON = 2
+_LETTER = re.compile(r"\s*#?([A-P])\s*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,15 +25,17 @@ class Action:
 
     Attributes:
       think: the reasoning, stripped; empty if missing.
+      letter: the position of the named candidate; None if there is none.
       config: the proposed configuration, not yet checked against any space; None if missing.
       finished: whether the agent ends the episode.
-      error: the reason for neither configuration nor end, in one line; None if there is one.
+      error: the reason for none of these three, in one line; None if there is one.
     """
 
     think: str
     config: dict | None
     finished: bool
     error: str | None
+    letter: int | None = None
 
 
 class _Malformed(ValueError):
@@ -62,6 +65,8 @@ def parse_action(text: str | bytes) -> Action:
     inside, closed, _ = opened[1].partition(EXEC_END)
     if not closed:
         return Action(think, None, False, f"{EXEC} is not closed by {EXEC_END}")
+    if letter := _LETTER.fullmatch(inside):
+        return Action(think, None, False, None, ord(letter[1]) - ord("A"))
     try:
         value = _read_json(inside)
     except _Malformed as error:

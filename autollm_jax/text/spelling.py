@@ -13,7 +13,6 @@ import numpy as np
 from autollm_jax.gym.cells import SAME_CELL, Cells
 from autollm_jax.gym.experiments import Fidelity
 from autollm_jax.gym.spaces import Dimension
-from autollm_jax.text import parsing
 
 
 def short(number: float) -> str:
@@ -214,17 +213,6 @@ def spell_row(cells: Cells, row: int) -> str:
     texts = _texts(cells, row)
     named = len(texts) > 1
     return " ".join(f"{name} {text}" if named else text for name, text in texts.items())
-
-
-@functools.lru_cache(maxsize=8192)
-def row_json(cells: Cells, row: int) -> str:
-    """Spell a measured configuration as an action's JSON; `,"` is a symbol, so without a space."""
-    return "{" + ",".join(f'"{name}": {text}' for name, text in _texts(cells, row).items()) + "}"
-
-
-def exec_part(cells: Cells, row: int) -> str:
-    """Write the exec part of an action."""
-    return f"{parsing.EXEC}{row_json(cells, row)}{parsing.EXEC_END}"
 
 
 def read_config(cells: Cells, config: Mapping | None) -> Mapping | None:
