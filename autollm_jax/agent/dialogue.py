@@ -9,11 +9,13 @@ import itertools
 import re
 from collections.abc import Iterable
 
+import numpy as np
+
 from autollm_jax.curriculum.teacher import Trajectory
 from autollm_jax.data.tokenizer import Tokenizer
 from autollm_jax.published.tokenizer import PretrainedTokenizer
 from autollm_jax.text.prompts import Turn
-from autollm_jax.text.symbols import END_OF_TURN, EXEC, EXEC_END, THINK, THINK_END
+from autollm_jax.text.symbols import END_OF_TURN, EXEC, EXEC_END, PANELS, THINK, THINK_END
 
 _SYMBOLS = re.compile(f"({THINK}|{THINK_END}|{EXEC}|{EXEC_END})")
 INSTRUCTIONS = (
@@ -102,3 +104,9 @@ def encode_turn(tokenizer, turn: Turn, opens: bool) -> list[int]:
     if turn.role == "agent":
         return tokenizer.encode_agent(turn.text)
     return (tokenizer.encode_opening if opens else tokenizer.encode_reply)(turn.text)
+
+
+def panel_ids(tokenizer) -> np.ndarray | None:
+    """Return the token of each panel's name [P]; None where a name is several tokens."""
+    ids = [tokenizer.encode(name) for name in PANELS]
+    return np.array(ids)[:, 0] if all(len(each) == 1 for each in ids) else None

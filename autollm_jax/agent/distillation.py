@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from autollm_jax.agent.dialogue import encode_turn
+from autollm_jax.agent.dialogue import encode_turn, panel_ids
 from autollm_jax.errors import UserError
-from autollm_jax.models import lora
+from autollm_jax.models import lora, transformer
 from autollm_jax.models.transformer import TransformerConfig
-from autollm_jax.rl.logprobs import token_logprobs
+from autollm_jax.rl.logprobs import choice_logits, score_tokens
 from autollm_jax.text.prompts import Turn
 from autollm_jax.training.loop import Learner, LoopConfig, Site, Stream, train
 from autollm_jax.training.masked import masked_sum
@@ -42,6 +42,37 @@ def encode_conversation(tokenizer, turns: Sequence[Turn]) -> tuple[np.ndarray, n
     return np.asarray(tokens, np.int32), np.asarray(mask, bool)
 
 
+# The places of a conversation's choices, and the chances [P] that its author gave each panel.
+Choices = list[tuple[int, np.ndarray]]
+
+
+def choices_of(tokenizer, turns: Sequence[Turn]) -> Choices:
+    """Find where the agent's turns name the panel that they trust; none if that takes tokens."""
+    ids_P, found, start = panel_ids(tokenizer), [], 0
+    for number, turn in enumerate(turns):
+        tokens = np.array(encode_turn(tokenizer, turn, opens=number == 0))
+        if turn.chances and ids_P is not None:
+            places = np.flatnonzero(np.isin(tokens, ids_P))
+            found += [(start + int(place), np.array(turn.chances)) for place in places[-1:]]
+        start += len(tokens)
+    return found
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Chances:
+    """The choices of rows; J a row at most, filled up with place 0.
+
+    place_NJ: i32, where a choice stands.
+    chance_NJP: f32, how likely the author was to choose each panel.
+    id_NP: i32, the token of each panel, the same in every row.
+    """
+
+    place_NJ: np.ndarray
+    chance_NJP: np.ndarray
+    id_NP: np.ndarray
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PackedRows:
@@ -51,16 +82,22 @@ class PackedRows:
     segments_NT: i32, conversations of a row from 1; 0 is padding.
     positions_NT: i32, position in the token's own conversation.
     loss_mask_NT: bool, tokens whose prediction is learned.
+    chances: choices whose whole distribution is learned; None where none is known.
     """
 
     tokens_NT: np.ndarray
     segments_NT: np.ndarray
     positions_NT: np.ndarray
     loss_mask_NT: np.ndarray
+    chances: Chances | None = None
 
 
 def pack(
-    conversations: Sequence[tuple[np.ndarray, np.ndarray]], length: int, pad_id: int
+    conversations: Sequence[tuple[np.ndarray, np.ndarray]],
+    length: int,
+    pad_id: int,
+    choices: Sequence[Choices] = (),
+    id_P: np.ndarray | None = None,
 ) -> PackedRows:
     """Pack conversations into rows, longest first, each into the fullest row that has room.
 
@@ -68,6 +105,8 @@ def pack(
       conversations: (tokens, loss mask) each, as from `encode_conversation`.
       length: T. A longer conversation loses its end.
       pad_id: fills the rows up; it may be a token that conversations use too.
+      choices: of each conversation, from `choices_of`; their tokens leave the loss mask.
+      id_P: the token of each panel; with it there are `choices`.
 
     Raises:
       UserError: if there is nothing to learn.
@@ -90,6 +129,7 @@ def pack(
     tokens_NT = np.full((len(rows), length), pad_id, np.int32)
     segments_NT, positions_NT = (np.zeros_like(tokens_NT) for _ in range(2))
     loss_mask_NT = np.zeros_like(tokens_NT, bool)
+    made: list[Choices] = [[] for _ in rows]
     for row, members in enumerate(rows):
         start = 0
         for segment, i in enumerate(members, start=1):
@@ -98,8 +138,22 @@ def pack(
             tokens_NT[row, place], loss_mask_NT[row, place] = tokens, mask
             segments_NT[row, place] = segment
             positions_NT[row, place] = np.arange(len(tokens))
+            if id_P is not None:
+                made[row] += [(start + p, c) for p, c in choices[i] if p < len(tokens)]
             start += len(tokens)
-    return PackedRows(tokens_NT, segments_NT, positions_NT, loss_mask_NT)
+    chances = None if id_P is None else _chances(made, id_P, loss_mask_NT)
+    return PackedRows(tokens_NT, segments_NT, positions_NT, loss_mask_NT, chances)
+
+
+def _chances(made: Sequence[Choices], id_P: np.ndarray, loss_mask_NT: np.ndarray) -> Chances:
+    """Lay the rows' choices out, and take their tokens out of the loss mask."""
+    N, J, P = len(made), max(map(len, made)), len(id_P)
+    place_NJ, chance_NJP = np.zeros((N, J), np.int32), np.zeros((N, J, P), np.float32)
+    for row, choices in enumerate(made):
+        for j, (place, chance_P) in enumerate(choices):
+            place_NJ[row, j], chance_NJP[row, j] = place, chance_P
+            loss_mask_NT[row, place] = False
+    return Chances(place_NJ, chance_NJP, np.broadcast_to(id_P.astype(np.int32), (N, P)))
 
 
 def distill(
@@ -149,14 +203,34 @@ def distill(
 
 
 def imitation_loss(model: TransformerConfig, params, batch: PackedRows):
-    """Sum the cross-entropy of the tokens to be learned; `training.step`'s loss contract."""
-    logprobs_BT, _ = token_logprobs(
-        model, params, batch.tokens_NT, batch.segments_NT, batch.positions_NT
+    """Sum the cross-entropy of the tokens to be learned; `training.step`'s loss contract.
+
+    A choice counts as one token, whose target is the distribution that it was drawn from.
+    """
+    x_BTD = transformer.hidden(
+        model,
+        params,
+        batch.tokens_NT[:, :-1],
+        batch.positions_NT[:, :-1],
+        batch.segments_NT[:, :-1],
     )
+    logprobs_BT, _ = score_tokens(model, params, x_BTD, batch.tokens_NT)
     loss, count = masked_sum(-logprobs_BT, batch.loss_mask_NT)
     # Of more than half probability: the likeliest for certain, without a pass over the vocabulary.
     sure_BT = (logprobs_BT > np.log(0.5)).astype(jnp.float32)
-    return loss, count, {"accuracy": masked_sum(sure_BT, batch.loss_mask_NT)}
+    metrics = {"accuracy": masked_sum(sure_BT, batch.loss_mask_NT)}
+    if batch.chances is not None:
+        made = batch.chances
+        logits_BJP = choice_logits(model, params, x_BTD, made.place_NJ, made.id_NP)
+        log_BJP = jax.nn.log_softmax(logits_BJP)
+        chosen_BJ = -(made.chance_NJP * log_BJP).sum(-1)
+        # The panels' names together are the only tokens that may stand there.
+        of_choices, choices = masked_sum(chosen_BJ, made.place_NJ > 0)
+        entropy_BJ = -(jnp.exp(log_BJP) * log_BJP).sum(-1)
+        metrics["decision_loss"] = of_choices, choices
+        metrics["decision_entropy"] = masked_sum(entropy_BJ, made.place_NJ > 0)
+        loss, count = loss + of_choices, count + choices
+    return loss, count, metrics
 
 
 def batch_order(rows: int, batch_rows: int, seed: int, step: int) -> np.ndarray:

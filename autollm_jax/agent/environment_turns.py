@@ -16,7 +16,6 @@ from autollm_jax.text.claims import Audit, audit
 from autollm_jax.text.parsing import parse_action
 from autollm_jax.text.playing import act
 from autollm_jax.text.prompts import Turn
-from autollm_jax.text.symbols import PANELS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,9 +119,3 @@ class EnvironmentTurns:
 
     def _say(self, row: int, text: str) -> None:
         self.transcripts[row].append(prompts.environment_turn(text))
-
-
-def panel_ids(tokenizer) -> np.ndarray | None:
-    """Return the token of each panel's name [P]; None where a name is several tokens."""
-    ids = [tokenizer.encode(name) for name in PANELS]
-    return np.array(ids)[:, 0] if all(len(each) == 1 for each in ids) else None

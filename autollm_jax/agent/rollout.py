@@ -23,7 +23,8 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from autollm_jax.agent.constraint import free_tokens, join, letters
-from autollm_jax.agent.environment_turns import EnvironmentTurns, Start, panel_ids
+from autollm_jax.agent.dialogue import panel_ids
+from autollm_jax.agent.environment_turns import EnvironmentTurns, Start
 from autollm_jax.errors import UserError
 from autollm_jax.gym.environment import Episode
 from autollm_jax.models import transformer

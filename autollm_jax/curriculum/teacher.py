@@ -84,7 +84,7 @@ class Trajectory:
         value = json.loads(line)
         return cls(
             Recipe.from_json(json.dumps(value["recipe"])),
-            tuple(prompts.Turn(**turn) for turn in value["turns"]),
+            tuple(prompts.Turn(t["role"], t["text"], tuple(t["chances"])) for t in value["turns"]),
             tuple(value["regrets"]),
         )
 
@@ -126,7 +126,8 @@ def simulate(pair: Pair, config: SimulationConfig) -> list[Trajectory]:
             chances_P = hindsight(rewards_P, config)
             trusted = int(random.choice(len(chances_P), p=chances_P))
             text = turn_text(decision, trusted, config.reasoning)
-            turns += [prompts.environment_turn(told), prompts.agent_turn(text)]
+            chances = chances_P.round(4).tolist()
+            turns += [prompts.environment_turn(told), prompts.agent_turn(text, chances)]
             act(episode, text, decision.offer.rows)
         regrets = tuple(episode.best_regret(k + 1) for k in range(len(episode.trials)))
         if turns:

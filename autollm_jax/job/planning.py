@@ -196,7 +196,7 @@ def _steps(job: Job, evaluated_rows: int) -> Iterator[StepPlan]:
         shardings = state_shardings(functools.partial(lora.init, shape), axes, optimizer, job.mesh)
         step = jit_train_step(loss_fn, optimizer, shardings, job.mesh, pieces)
         rows = even_rows(config.distill.batch_rows, job.mesh, pieces)
-        batch = _batch(PackedRows, rows, config.distill.row_length)
+        batch = _batch(PackedRows, rows, config.distill.row_length, chances=None)
         yield _update(job, "distill", step, optimizer, params, batch, **published)
     if config.grpo.steps:
         held = {"other": _bytes(trained)}

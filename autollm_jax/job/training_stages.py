@@ -7,7 +7,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from autollm_jax.agent.dialogue import panel_ids
 from autollm_jax.agent.distillation import (
+    choices_of,
     distill,
     encode_conversation,
     pack,
@@ -97,10 +99,12 @@ def distill_policy(job: Job) -> None:
         print(f"distill: done, {config.steps} steps")
         return
     tokenizer = job.tokenizer
+    trajectories = job.trajectories()
     conversations = [
         encode_conversation(tokenizer, trajectory.turns)
-        for trajectory in tqdm(job.trajectories(), "encode", disable=not distributed.is_main())
+        for trajectory in tqdm(trajectories, "encode", disable=not distributed.is_main())
     ]
+    choices = [choices_of(tokenizer, trajectory.turns) for trajectory in trajectories]
     lengths = [len(tokens) for tokens, _ in conversations]
     print(
         f"distill: {len(lengths)} episodes of {np.median(lengths):.0f} tokens in the median, "
@@ -117,7 +121,7 @@ def distill_policy(job: Job) -> None:
         LoopConfig(config.steps, config.microbatches, save_every=config.save_every),
         config.batch_rows,
         job.optimizer(config),
-        pack(conversations, config.row_length, tokenizer.pad_id),
+        pack(conversations, config.row_length, tokenizer.pad_id, choices, panel_ids(tokenizer)),
         Site(job.mesh, checkpoints, job.workdir),
         jax.random.key(job.config.seed),
         params=job.first_parameters() if job.weights else None,

@@ -98,6 +98,16 @@ def score_tokens(
     return jax.tree.map(lambda x_BT: jnp.pad(x_BT, ((0, 0), (1, 0))), scores)
 
 
+def choice_logits(
+    model: TransformerConfig, params, x_BTD: jax.Array, place_BJ: jax.Array, id_BP: jax.Array
+) -> jax.Array:
+    """Return the logits [B, J, P] of P tokens at J places of each row (see `loop.Decisions`)."""
+    before_BJ1 = jnp.maximum(place_BJ - 1, 0)[..., None]
+    x_BJD = jnp.take_along_axis(x_BTD, before_BJ1, axis=1)
+    logits_BJV = transformer.unembed(model, params, x_BJD)
+    return jnp.take_along_axis(logits_BJV, id_BP[:, None], axis=-1)
+
+
 def _score(logits_V, next_, temperature, allowed=None, free_V=None):
     """Return the log-probability of the tokens `next_`, and the entropy; any leading axes."""
     logits_V = logits_V / jnp.where(temperature > 0, temperature, 1.0)

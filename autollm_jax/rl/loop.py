@@ -35,7 +35,7 @@ from autollm_jax.rl.grpo import (
     token_advantages,
     turn_advantages,
 )
-from autollm_jax.rl.logprobs import Allowed, score_tokens
+from autollm_jax.rl.logprobs import Allowed, choice_logits, score_tokens
 from autollm_jax.sharding.hosts import to_devices, to_host
 from autollm_jax.sharding.rules import batch_sharding, tree_shardings
 from autollm_jax.training.loop import Site
@@ -440,11 +440,8 @@ def _forward(model: TransformerConfig, hp: GRPOHyperparameters, params, batch: U
     )
     if batch.decisions is None:
         return logprobs_BT, entropy_BT, None
-    before_BJ1 = jnp.maximum(batch.decisions.place_BJ - 1, 0)[..., None]
-    x_BJD = jnp.take_along_axis(x_BTD, before_BJ1, axis=1)
-    logits_BJV = transformer.unembed(model, params, x_BJD)
-    logits_BJP = jnp.take_along_axis(logits_BJV, batch.decisions.id_BP[:, None], axis=-1)
-    return logprobs_BT, entropy_BT, logits_BJP
+    places = batch.decisions.place_BJ, batch.decisions.id_BP
+    return logprobs_BT, entropy_BT, choice_logits(model, params, x_BTD, *places)
 
 
 def jit_update(

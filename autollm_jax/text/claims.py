@@ -72,7 +72,7 @@ def check_claims(think: str, decision: Decision) -> list[Claim]:
 def think(decision: Decision, trusted: int) -> str:
     """Write the thinking before a choice: the standing of the trials, then whom to trust.
 
-    latest is worse, best is trial 1, closest (drift); trust (drift+trees): #C
+    latest is worse, best is trial 1, closest (drift); trust (drift+trees)#C
 
     Args:
       decision: the state.
@@ -83,10 +83,10 @@ def think(decision: Decision, trusted: int) -> str:
         parts.append(f"latest is {prompts.verdict(seen.trials[-1], seen)}")
         parts.append(f"best is {prompts.best_text(seen)}")
     if len(seen.trials) > 1:
-        parts.append(f"closest {PANELS[int(decision.advice.surprise_A.argmin())]}")
+        parts.append(f"closest {prompts.closest(decision)}")
     standing = f"{', '.join(parts)}; " if parts else ""
     letter = LETTERS[decision.offer.picks[trusted]]
-    return f"{standing}trust {PANELS[trusted]}: {letter}"
+    return f"{standing}trust {PANELS[trusted]}{letter}"
 
 
 def _latest(decision, word):
@@ -116,5 +116,5 @@ _PATTERNS = (
     (r"latest is (\w+)", _latest),
     (r"best is (none|trial \d+)", _best),
     (rf"closest {_PANEL}", _closest),
-    (rf"trust {_PANEL}: (#[A-P])", _first),
+    (rf"trust {_PANEL} ?(#[A-P])", _first),
 )

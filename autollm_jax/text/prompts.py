@@ -4,10 +4,10 @@ A conversation is a list of `Turn`s, environment and agent alternating, and its 
 joined (`render`). Tokens are made in one place (`agent.dialogue`), from one turn at a time, so that
 a turn's tokens never depend on its neighbours.
 
-Each turn of the environment ends with the candidates. A line has a letter, the regret that each
-adviser expects to remain after trying the candidate, and the panels that put it first. A `full`
-text, for people and for published policies, also has deviations, configurations and outcomes; a
-small policy reads the brief one, which is a third as long.
+Each turn of the environment ends with the candidates and with the first pick of each panel that
+may be trusted. A candidate's line has a letter and the regret that each adviser expects of it above
+that of its own first pick. A `full` text, for people and for published policies, also has
+deviations, configurations and outcomes; a small policy reads the brief one, a third as long.
 
 Every number shown derives from the evidence, the space and the trials so far.
 """
@@ -56,10 +56,12 @@ class Turn:
     Attributes:
       role: `environment` or `agent`.
       text: the turn's text; an agent's includes the end-of-turn symbol.
+      chances: of an agent's turn, how likely each panel was to be trusted; empty where unknown.
     """
 
     role: str
     text: str
+    chances: tuple[float, ...] = ()
 
     @property
     def learned(self) -> bool:
@@ -71,8 +73,8 @@ def environment_turn(text: str) -> Turn:
     return Turn("environment", text)
 
 
-def agent_turn(text: str) -> Turn:
-    return Turn("agent", text)
+def agent_turn(text: str, chances: Sequence[float] = ()) -> Turn:
+    return Turn("agent", text, tuple(chances))
 
 
 def render(turns: Sequence[Turn]) -> str:
@@ -128,27 +130,30 @@ def feedback(trial: Trial, decision: Decision | None, seen, full: bool) -> str:
 
 
 def _candidates(decision: Decision, full: bool) -> list[str]:
-    """Write the candidates, after what the advisers' deviations and errors are."""
+    """Write how sure and how right the advisers are, the candidates, the panels' first picks."""
     advice, offer, setting = decision.advice, decision.offer, decision.observation.setting
-    gap = (
-        " " if full else ""
-    )  # a small policy needs no spaces between symbols, and no tokens for them
+    gap = " " if full else ""  # a space is a token of its own
     unsure = gap.join(map(percent, np.median(advice.deviation_AR[:, advice.open_R], axis=1)))
-    lines = [f"expected by {' '.join(COUNSEL)}{LINE}"] if full else []
+    lines = [f"advisers {' '.join(COUNSEL)}{LINE}"] if full else []
     lines.append(f"unsure {unsure}{LINE}")
     if len(decision.observation.trials) > 1:
-        lines.append(f"off by {gap.join(map(percent, advice.surprise_A))}{LINE}")
+        off = gap.join(map(percent, advice.surprise_A))
+        lines.append(f"off by {off}, closest {closest(decision)}{LINE}")
     remaining_AR = advice.remaining_AR - advice.remaining_AR.min(1, keepdims=True)
-    for c, row in enumerate(offer.rows):
+    for letter, row in zip(LETTERS, offer.rows, strict=False):
         expected = list(map(percent, remaining_AR[:, row]))
         if full:
             deviations = map(percent, advice.deviation_AR[:, row])
             expected = [f"{e} +- {d}" for e, d in zip(expected, deviations, strict=True)]
-        firsts = [PANELS[p] for p, pick in enumerate(offer.picks) if pick == c]
-        line = gap.join([LETTERS[c], *expected, *firsts])
         where = f"{_size(setting, row)} at {spell_row(setting.cells, row)}" if full else ""
-        lines.append(f"{line}{where}{LINE}")
-    return lines
+        lines.append(f"{gap.join([letter, *expected])}{where}{LINE}")
+    firsts = [PANELS[p] + gap + LETTERS[c] for p, c in enumerate(offer.picks)]
+    return [*lines, f"first{LIST}", gap.join(firsts), LINE]
+
+
+def closest(decision: Decision) -> str:
+    """Name the adviser whose expectations were least off at the trials."""
+    return PANELS[int(decision.advice.surprise_A.argmin())]
 
 
 def _size(setting: Setting, row: int) -> str:
