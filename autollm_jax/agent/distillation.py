@@ -21,7 +21,7 @@ from autollm_jax.agent.dialogue import encode_turn, panel_ids
 from autollm_jax.errors import UserError
 from autollm_jax.models import lora, transformer
 from autollm_jax.models.transformer import TransformerConfig
-from autollm_jax.rl.logprobs import choice_logits, score_tokens
+from autollm_jax.rl.logprobs import choice_logprobs, score_tokens
 from autollm_jax.text.prompts import Turn
 from autollm_jax.training.loop import Learner, LoopConfig, Site, Stream, train
 from autollm_jax.training.masked import masked_sum
@@ -221,10 +221,8 @@ def imitation_loss(model: TransformerConfig, params, batch: PackedRows):
     metrics = {"accuracy": masked_sum(sure_BT, batch.loss_mask_NT)}
     if batch.chances is not None:
         made = batch.chances
-        logits_BJP = choice_logits(model, params, x_BTD, made.place_NJ, made.id_NP)
-        log_BJP = jax.nn.log_softmax(logits_BJP)
+        log_BJP = choice_logprobs(model, params, x_BTD, made.place_NJ, made.id_NP)
         chosen_BJ = -(made.chance_NJP * log_BJP).sum(-1)
-        # The panels' names together are the only tokens that may stand there.
         of_choices, choices = masked_sum(chosen_BJ, made.place_NJ > 0)
         entropy_BJ = -(jnp.exp(log_BJP) * log_BJP).sum(-1)
         metrics["decision_loss"] = of_choices, choices

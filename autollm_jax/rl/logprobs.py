@@ -98,14 +98,17 @@ def score_tokens(
     return jax.tree.map(lambda x_BT: jnp.pad(x_BT, ((0, 0), (1, 0))), scores)
 
 
-def choice_logits(
+def choice_logprobs(
     model: TransformerConfig, params, x_BTD: jax.Array, place_BJ: jax.Array, id_BP: jax.Array
 ) -> jax.Array:
-    """Return the logits [B, J, P] of P tokens at J places of each row (see `loop.Decisions`)."""
+    """Return the log-probabilities [B, J, P], among the whole vocabulary, of P tokens at J places.
+
+    See `loop.Decisions` for places and tokens, `score_tokens` for the hidden states.
+    """
     before_BJ1 = jnp.maximum(place_BJ - 1, 0)[..., None]
     x_BJD = jnp.take_along_axis(x_BTD, before_BJ1, axis=1)
-    logits_BJV = transformer.unembed(model, params, x_BJD)
-    return jnp.take_along_axis(logits_BJV, id_BP[:, None], axis=-1)
+    log_BJV = jax.nn.log_softmax(transformer.unembed(model, params, x_BJD))
+    return jnp.take_along_axis(log_BJV, id_BP[:, None], axis=-1)
 
 
 def _score(logits_V, next_, temperature, allowed=None, free_V=None):

@@ -35,7 +35,7 @@ from autollm_jax.rl.grpo import (
     token_advantages,
     turn_advantages,
 )
-from autollm_jax.rl.logprobs import Allowed, choice_logits, score_tokens
+from autollm_jax.rl.logprobs import Allowed, choice_logprobs, score_tokens
 from autollm_jax.sharding.hosts import to_devices, to_host
 from autollm_jax.sharding.rules import batch_sharding, tree_shardings
 from autollm_jax.training.loop import Site
@@ -441,7 +441,7 @@ def _forward(model: TransformerConfig, hp: GRPOHyperparameters, params, batch: U
     if batch.decisions is None:
         return logprobs_BT, entropy_BT, None
     places = batch.decisions.place_BJ, batch.decisions.id_BP
-    return logprobs_BT, entropy_BT, choice_logits(model, params, x_BTD, *places)
+    return logprobs_BT, entropy_BT, choice_logprobs(model, params, x_BTD, *places)
 
 
 def jit_update(

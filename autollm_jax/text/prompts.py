@@ -86,22 +86,19 @@ def describe(decision: Decision, full: bool) -> str:
     """Write the environment's first turn: the question, the evidence, the candidates."""
     seen = decision.observation
     target, nearest = seen.setting, decision.panel.nearest
-    goal = "minimize" if target.objective.minimize else "maximize"
-    note = TASK_NOTES.get(target.task, "one run tries a configuration")
-    note += "" if target.limit is None else " under a parameter limit"
-    parts = [
-        f"task {target.task}: {note}. {goal} {_metric(target)} in {seen.budget_left} trials{LINE}",
-        f"target:{_sizes(target)}{_context(decision)}{LINE}",
-    ]
+    parts = [f"task {target.task}{LIST}", f"{seen.budget_left} trials{LINE}"]
+    ratio = _ratio(target, nearest[0]) if nearest else "no cheap experiments"
     if full:
+        goal = "minimize" if target.objective.minimize else "maximize"
+        note = TASK_NOTES.get(target.task, "one run tries a configuration")
+        note += "" if target.limit is None else " under a parameter limit"
+        parts += [f"{note}. {goal} {_metric(target)}{LINE}"]
+        parts += [f"target:{_sizes(target)}{_context(decision)}{LINE}"]
         parts += [_choices(dimension) for dimension in target.space.dimensions]
         parts.append(f"default: {spell_row(target.cells, target.match(target.default).row)}{LINE}")
-    if nearest:
         best = [f" {_evidence(other, target)}{LINE}" for other in nearest[:EVIDENCE_LINES]]
-        parts += [f"best of cheap experiments, nearest first{LIST}", *best] if full else []
-        parts += [f"{ratio}{LINE}"] if (ratio := _ratio(target, nearest[0])) else []
-    else:
-        parts.append(f"no cheap experiments{LINE}")
+        parts += [f"best of cheap experiments, nearest first{LIST}", *best] if best else []
+    parts += [f"{ratio}{LINE}"] if ratio else []
     parts += [f"{len(target.cells)} configurations{LINE}", *_candidates(decision, full)]
     return "".join(parts)
 

@@ -45,4 +45,6 @@ SYMBOLS = (
     *LETTERS,
     *PANELS,
     *(f"{number:g}%" for number in PERCENTS),
+    # The words of the tasks, which a small vocabulary would spell letter by letter.
+    *("architecture", "pretraining", "data_mixture", "grpo"),
 )
