@@ -48,6 +48,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.gym.roots = "gym_data"  # folders of outcome tables, comma-separated; {workdir} is --workdir
     c.gym.tasks = TASKS  # tasks to read from these folders, and to make own tables of
     c.gym.trained_tasks = ""  # tasks to train the agent on, comma-separated; empty for all
+    c.gym.trained_sources = ""  # sources to train the agent on, likewise
     c.gym.evidence = True  # whether players see cheaper experiments
     c.gym.budget = 5  # trials per episode; `policy.context` has to hold them
     c.gym.matching = True  # replace an unmeasured configuration by the nearest measured one
@@ -107,10 +108,11 @@ def get_config(variant: str = "") -> ConfigDict:
     c.curate.distill_pairs = 300  # (target, evidence) pairs to simulate
     c.curate.synthetic = 0.4  # share of the pairs from the prior of synthetic landscapes
     c.curate.unchanged = 0.1  # share of the tables' families that are not augmented
+    c.curate.renamed = 0.2  # share of the pairs with neutral names of dimensions and components
 
     c.simulate = ConfigDict()
     c.simulate.episodes = 4  # of each pair
-    c.simulate.softness = 0.1  # temperature of the teacher's hindsight, in units of reward
+    c.simulate.softness = 0.03  # temperature of the teacher's hindsight, in units of reward
     c.simulate.uniform = 0.1  # share of the teacher's choices that hindsight does not guide
     c.simulate.reasoning = True  # whether turns have a think part
     c.simulate.processes = 2
@@ -137,15 +139,17 @@ def get_config(variant: str = "") -> ConfigDict:
     c.grpo.clip_low = 0.2  # probability ratios count from 1 - clip_low ...
     c.grpo.clip_high = 0.28  # ... to 1 + clip_high
     c.grpo.kl_coefficient = 0.003  # weight of the divergence from the distilled policy
+    c.grpo.speech_coefficient = 0.1  # enumerated members: the same for tokens that decide nothing
     c.grpo.entropy_coefficient = 0.003
     c.grpo.temperature = 1.0  # temperature of rollouts
     c.grpo.normalisation = "none"  # normalisation of sampled groups' advantages: std or none
     c.grpo.baseline = True  # sampled groups: rewards count above the pick of all advisers together
+    c.grpo.refills = 2  # sampled groups: rounds that may replace groups of equal returns
     c.grpo.credit = "turn"  # turn: a token gets the rewards from its turn on; or episode
     c.grpo.kept_out = 32  # pairs of other families, to find the best policy; 0: the last is best
     c.grpo.evaluate_every = 5  # steps between two looks at them
     c.grpo.save_every = 10  # steps
-    c.grpo.optimizer = optimizer(1e-3, warmup_fraction=0.1, decay="cosine", weight_decay=0.0)
+    c.grpo.optimizer = optimizer(5e-4, warmup_fraction=0.1, decay="cosine", weight_decay=0.0)
 
     c.evaluation = ConfigDict()
     c.evaluation.seeds = (0, 1, 2)
@@ -202,11 +206,13 @@ def publish(c: ConfigDict, weights: str) -> None:
     c.policy.weights = weights
     c.policy.remat = "layer"
     c.policy.scan_unroll = 1
+    c.policy.full_texts = True
     # Such vocabularies spell numbers digit by digit, so episodes are longer (distillation prints
     # their lengths).
-    c.policy.context = c.distill.row_length = 2048
-    c.policy.turn_tokens = 224
-    c.distill.relabelled = 0.0  # such a model knows numbers and names already
+    c.policy.context = c.distill.row_length = 4096
+    c.policy.turn_tokens = 96
+    c.grpo.members = "sampled"  # a panel's name is several tokens
+    c.grpo.group_size = 8
 
 
 def neighbour(name: str) -> dict:

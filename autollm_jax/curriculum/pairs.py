@@ -25,6 +25,7 @@ from autollm_jax.curriculum.augmentation import (
 from autollm_jax.curriculum.synthetic_kinds import sample_family
 from autollm_jax.errors import UserError
 from autollm_jax.gym.experiments import Experiment
+from autollm_jax.gym.renaming import renamed_alike
 from autollm_jax.gym.splits import evidence_for
 from autollm_jax.text.spelling import short_names
 
@@ -42,6 +43,8 @@ class CurationConfig:
       pairs: number of pairs.
       synthetic: share of families from the synthetic prior (the rest are from tables).
       unchanged: share of the tables' families that are left as they are.
+      renamed: share of pairs whose dimensions and components have neutral names, so that a policy
+        does not depend on names.
       pairs_per_family: number of pairs that share a family.
       all_evidence: share of pairs that get all cheaper experiments; the others get some.
       no_evidence: share of pairs without any.
@@ -51,6 +54,7 @@ class CurationConfig:
     pairs: int = 8000
     synthetic: float = 0.5
     unchanged: float = 0.1
+    renamed: float = 0.2
     pairs_per_family: int = 16
     all_evidence: float = 0.6
     no_evidence: float = 0.01
@@ -65,6 +69,7 @@ class Recipe:
       source, task: of the tables (empty for synthetic families).
       seed: of the family's changes or draw.
       changes: augmentations applied, by name.
+      renamed: whether dimensions and components have neutral names.
       target: position of the target in the family.
       evidence: positions of the evidence in the family.
       number: the pair's position among all; trajectories derive their seeds from it.
@@ -75,6 +80,7 @@ class Recipe:
     task: str
     seed: int
     changes: tuple[str, ...]
+    renamed: bool
     target: int
     evidence: tuple[int, ...]
     number: int
@@ -82,7 +88,8 @@ class Recipe:
     @property
     def provenance(self) -> str:
         """The origin of the outcomes, for people."""
-        changes = f" with {', '.join(self.changes)}" if self.changes else ""
+        changed = [*self.changes, *["neutral names"] * self.renamed]
+        changes = f" with {', '.join(changed)}" if changed else ""
         if self.family == synthetic.PROVENANCE:
             return synthetic.PROVENANCE + changes
         return f"{self.source}/{self.task}{changes}"
@@ -197,7 +204,8 @@ def draw_recipes(families: Families, config: CurationConfig) -> Iterator[Recipe]
         for position in range(min(config.pairs_per_family, config.pairs - number)):
             target = targets[position % len(targets)]
             evidence = _draw_evidence(cheaper[target], config, random)
-            yield Recipe(kind, source, task, seed, changes, target, evidence, number)
+            renamed = bool(random.random() < config.renamed)
+            yield Recipe(kind, source, task, seed, changes, renamed, target, evidence, number)
             number += 1
 
 
@@ -250,6 +258,8 @@ def build_pair(recipe: Recipe, families: Families) -> Pair:
             "fewer than when it was drawn; accepted are the same training tables"
         )
     target, *evidence = (family[place] for place in (recipe.target, *recipe.evidence))
+    if recipe.renamed:
+        target, *evidence = renamed_alike([target, *evidence])
     return Pair(target, tuple(evidence), recipe)
 
 

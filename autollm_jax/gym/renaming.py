@@ -60,19 +60,11 @@ def _numbered(stem: str) -> Iterator[str]:
     return (f"{stem}{number}" for number in itertools.count(1))
 
 
-def renamed_alike(
-    experiments: Sequence[Experiment], new_names: Callable[[], Iterator[str]] | None = None
-) -> list[Experiment]:
-    """Rename all experiments of a task and source alike.
-
-    Args:
-      experiments: of any tasks and sources, over any spaces.
-      new_names: makes an endless iterator over different names; called once for dimensions and once
-        for components, for each task and source. None numbers them.
-    """
+def renamed_alike(experiments: Sequence[Experiment]) -> list[Experiment]:
+    """Rename all experiments of a task and source alike: x1, x2, ... and part1, part2, ..."""
     made = list(experiments)
     for places in grouped(experiments, lambda e: (e.source, e.task)):
-        axes, parts = (new_names() if new_names else _numbered(stem) for stem in ("x", "part"))
+        axes, parts = map(_numbered, ("x", "part"))
         names = _Names.of([experiments[place].space for place in places], axes, parts)
         renamed: dict[Cells, Cells] = {}
         for place in places:

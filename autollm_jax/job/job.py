@@ -23,6 +23,7 @@ from autollm_jax.gym.experiments import Experiment, load_experiments
 from autollm_jax.gym.splits import Split, split
 from autollm_jax.gym.stress import Stress
 from autollm_jax.job.constraints import policy_shape
+from autollm_jax.job.fields import split_names
 from autollm_jax.models import lora, transformer
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.published import pretrained
@@ -146,18 +147,22 @@ class Job:
 
     @property
     def training(self) -> tuple[Experiment, ...]:
-        """The training experiments of the tasks in `gym.trained_tasks`.
+        """The training experiments of `gym.trained_tasks` and `gym.trained_sources`.
 
         Raises:
-          UserError: these tasks have no training experiment.
+          UserError: these have no training experiment.
         """
-        named = self.config.gym.trained_tasks
-        tasks = named.split(",") if named else list(self.config.gym.tasks)
-        found = tuple(e for e in self.split.training if e.task in tasks)
+        gym, known = self.config.gym, self.split.training
+        tasks = gym.trained_tasks.split(",") if gym.trained_tasks else gym.tasks
+        sources = (
+            gym.trained_sources.split(",") if gym.trained_sources else {e.source for e in known}
+        )
+        found = tuple(e for e in known if e.task in tasks and e.source in sources)
         if not found:
             raise UserError(
-                f"config.gym.trained_tasks={','.join(tasks)}: no training experiment; the tables "
-                f"have {', '.join(sorted({e.task for e in self.split.training}))}"
+                f"config.gym.trained_tasks={gym.trained_tasks}, config.gym.trained_sources="
+                f"{gym.trained_sources}: no training experiment; the tables have "
+                + ", ".join(sorted({f"{e.task} of {e.source}" for e in known}))
             )
         return found
 

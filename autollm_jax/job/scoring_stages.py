@@ -6,10 +6,13 @@ on, and a hash of the results. The report raises an error where any of them has 
 
 import functools
 import hashlib
+import json
 import shutil
 from pathlib import Path
 
-from autollm_jax.agent.rollout import policy_player
+from autollm_jax.agent import interventions
+from autollm_jax.agent.environment_turns import Start
+from autollm_jax.agent.rollout import Policy, policy_player
 from autollm_jax.agent.scorer import Scorer
 from autollm_jax.baselines import BASELINES, META_LEARNED
 from autollm_jax.baselines.learned import Learned
@@ -17,9 +20,11 @@ from autollm_jax.cluster import distributed
 from autollm_jax.errors import UserError
 from autollm_jax.evaluation.runner import Player, Terms, evaluate, play_method, table_hashes
 from autollm_jax.evaluation.trainings import pool_trainings
-from autollm_jax.files import read_json, write_json_atomic
+from autollm_jax.files import read_json, read_json_lines, write_json_atomic
 from autollm_jax.forecasts.left_out import left_out_predictions
 from autollm_jax.ground_truth.provenance import code_commit, package_versions
+from autollm_jax.gym.environment import Episode
+from autollm_jax.gym.splits import evidence_for
 from autollm_jax.gym.stress import distort
 from autollm_jax.job import cross_validation, spending
 from autollm_jax.job.fields import flatten, split_names
@@ -27,7 +32,7 @@ from autollm_jax.job.job import Job
 from autollm_jax.peers import PEERS, load
 from autollm_jax.sharding.rules import even_rows
 
-RECORD = "evaluated.json"
+RECORD, INTERVENTIONS = "evaluated.json", "interventions.json"
 # The fields that the games depend on. Tables are compared by hash, since their folder may move.
 # Each stress test has a results folder of its own, so its fields are not listed.
 GAME_FIELDS = ("gym.tasks", "gym.evidence", "gym.budget", "gym.matching", "protocol")
@@ -178,6 +183,24 @@ def cross_validate(job: Job) -> None:
     print(cross_validation.table(found, budget))
 
 
+def intervene(job: Job) -> None:
+    """Exchange thoughts of the agent on the held-out experiments; write and print what changed."""
+    split, gym = distort(job.split, job.stress), job.config.gym
+    starts = [
+        Start(Episode(target, evidence_for(target, split.training), gym.budget))
+        for target in split.held_out
+    ]
+    stage = "grpo" if job.config.grpo.steps else "distill"
+    policy = Policy(job.model, job.parameters(stage), job.tokenizer)
+    found = interventions.intervene(policy, job.play(0.0), starts)
+    write_json_atomic(job.results_path.with_name(INTERVENTIONS), found)
+    for kind, cell in found.items():
+        print(
+            f"{kind:8} {cell['n']:5} turns, another letter in {cell['changed']:6.1%}, the letter "
+            f"asked for in {cell['followed']:6.1%}"
+        )
+
+
 def report(job: Job) -> None:
     """Write report/summary.json and report/index.html, and print the headline.
 
@@ -198,6 +221,8 @@ def report(job: Job) -> None:
         stress_paths=stressed,
         spending=None if job.stress.label else spending.spending(job),
         predict=None if job.stress.label else left_out_predictions,
+        metrics=_metrics(job),
+        interventions=_interventions(job),
         provenance={
             "config": job.config.to_dict(),
             "tables (SHA-256)": record["tables"],
@@ -211,6 +236,16 @@ def report(job: Job) -> None:
         cells = "".join(f"{tasks['all'][k]['mean']:>12.3f}" for k in shown)
         print(f"{method:22}{cells}")
     print(f"report: {job.report_folder / 'index.html'}")
+
+
+def _metrics(job: Job) -> list[dict]:
+    path = job.workdir / "metrics.jsonl"
+    return read_json_lines(path, json.loads, remedy="move it away") if path.exists() else []
+
+
+def _interventions(job: Job) -> dict | None:
+    path = job.results_path.with_name(INTERVENTIONS)
+    return read_json(path) if path.exists() else None
 
 
 def pool(job: Job) -> None:

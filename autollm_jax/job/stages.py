@@ -8,6 +8,7 @@ grpo            train the policy further by reinforcement learning
 evaluate        play the policy and every baseline on the held-out experiments
 report          write summary and figures, print the mean regrets
 verify          (on demand) train random rows of the own tables again, compare the outcomes
+intervene       (on demand) exchange thoughts of the agent, and see whether its choices follow
 cross_validate  (on demand) compare methods on changed copies of the training experiments
 pool            (on demand) pool the evaluations of several trainings into one report
 plan            (on demand) compile every step from shapes alone, print memory and FLOPs
@@ -24,14 +25,20 @@ from autollm_jax.files import writable_folder
 from autollm_jax.job import constraints, fields, planning, spending
 from autollm_jax.job import workdir as work_directory
 from autollm_jax.job.job import Job
-from autollm_jax.job.scoring_stages import cross_validate, evaluate_methods, pool, report
+from autollm_jax.job.scoring_stages import (
+    cross_validate,
+    evaluate_methods,
+    intervene,
+    pool,
+    report,
+)
 from autollm_jax.job.table_stages import ground_truth, share_of, verify
 from autollm_jax.job.training_stages import curate, distill_policy, grpo, simulate
 
 # Stages that compute on the devices of all processes. Process 0 alone runs the other stages.
 TOGETHER = ("distill", "grpo", "evaluate", "cross_validate")
 # Stages that score a trained policy. Their tables may differ from the tables of the training.
-SCORING = ("evaluate", "report", "verify", "cross_validate")
+SCORING = ("evaluate", "report", "verify", "intervene", "cross_validate")
 # Stages of `--stage=all`; the others run on demand.
 PIPELINE = tuple(work_directory.OUTPUTS)
 STAGES = {
@@ -43,6 +50,7 @@ STAGES = {
     "evaluate": evaluate_methods,
     "report": report,
     "verify": verify,
+    "intervene": intervene,
     "cross_validate": cross_validate,
     "pool": pool,
     "plan": planning.plan,

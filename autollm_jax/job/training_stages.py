@@ -51,6 +51,7 @@ def curate(job: Job) -> None:
             # Without real tables to draw from, all families are of the prior.
             synthetic=synthetic if families.usable_tables() else 1.0,
             unchanged=config.curate.unchanged,
+            renamed=config.curate.renamed,
             pairs_per_family=PAIRS_PER_FAMILY,
             **({} if config.gym.evidence else {"no_evidence": 1.0}),
         )
@@ -136,8 +137,8 @@ def grpo(job: Job) -> None:
         return
     games, kept_out = (_Games(job, name) for name in ("grpo", "kept_out"))
 
-    def starts_of_step(step):
-        first = step * config.groups
+    def starts_of_round(number):
+        first = number * config.groups
         return [functools.partial(games.start, first + n) for n in range(config.groups)]
 
     def kept_out_regret(params):
@@ -162,9 +163,10 @@ def grpo(job: Job) -> None:
             job.model,
             job.tokenizer,
             job.play(config.temperature),
-            starts_of_step,
+            starts_of_round,
             Layout(config.group_size, mesh=job.mesh),
             config.baseline,
+            config.refills if config.members == "sampled" else 0,
         ),
         job.parameters("distill"),
         Site(job.mesh, checkpoints, job.workdir),

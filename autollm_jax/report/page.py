@@ -28,6 +28,7 @@ from autollm_jax.gym.experiments import Experiment
 from autollm_jax.report import comparisons, details, maps, sections
 from autollm_jax.report.curves import method_panels
 from autollm_jax.report.formats import show_name, show_task
+from autollm_jax.report.learning import intervention_rows, learning_curves
 
 GLOSSARY = {
     "task": "The kind of run to configure: pretraining, architecture, grpo or data_mixture.",
@@ -78,6 +79,8 @@ def write_report(
     stress_paths: Mapping[str, Path] | None = None,
     spending: Spending | None = None,
     predict: Callable[[Experiment], np.ndarray] | None = None,
+    metrics: Sequence[Mapping] = (),
+    interventions: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict:
     """Write the summary and the page.
 
@@ -91,6 +94,8 @@ def write_report(
       spending: FLOPs of training and evidence; without it there is no section on cost.
       predict: predicts an experiment's outcomes from one another (`ceiling.ceilings`); without it
         there is no section on what could be known.
+      metrics: rows of `metrics.jsonl`; without those of GRPO there is no section on learning.
+      interventions: result of `agent.interventions.intervene`, where there is one.
 
     Returns:
       The summary: see `summarise`, and under "difference", "claims", "stress", "cost" and "ceiling"
@@ -113,6 +118,8 @@ def write_report(
         "claims": summarise_claims(transcripts),
         "stress": summarise_stress(stressed),
     }
+    if interventions:
+        summary["interventions"] = interventions
     if spending:
         summary["cost"] = summarise_costs(groups, agent_method, spending)
     if predict:
@@ -122,6 +129,8 @@ def write_report(
         "stress": sections.stress_rows(results, stressed, agent_method) if stressed else [],
         "ceiling": sections.ceiling_rows(results, summary.get("ceiling", {}), agent_method),
         "cost": sections.cost_view(groups, agent_method, spending.training) if spending else None,
+        "learning": jinja2.filters.Markup(learning_curves(metrics)),
+        "interventions": intervention_rows(interventions or {}),
         "provenance": _flatten(provenance or {}),
     }
     page = render(Scored(results, rows, targets, transcripts), agent_method, extra)

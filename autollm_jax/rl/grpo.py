@@ -33,6 +33,8 @@ class GRPOHyperparameters:
       rewards from that turn on.
     members: of a group: "sampled" episodes, or the "enumerated" choices of each decision, whose
       rewards are known (`decision_loss`).
+    speech_coefficient: with enumerated members, weight of the other tokens' divergence from the
+      reference.
 
     Raises:
       ValueError: normalisation, credit or members is none of the accepted ones.
@@ -46,6 +48,7 @@ class GRPOHyperparameters:
     normalisation: str = "std"
     credit: str = "turn"
     members: str = "sampled"
+    speech_coefficient: float = 0.1
 
     def __post_init__(self):
         accepted = {"normalisation": NORMALISATIONS, "credit": CREDITS, "members": MEMBERS}

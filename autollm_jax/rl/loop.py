@@ -299,7 +299,7 @@ def _improve(
     began = time.perf_counter()
     batch, informative_B = score(played, hp, config)
     losses, rows = [], np.flatnonzero(informative_B)
-    if hp.kl_coefficient:
+    if hp.kl_coefficient or batch.decisions is not None:
         reference = programs.reference, programs.reference_params
         batch = _with_reference(batch, rows, *reference, config)
     for minibatch in minibatches(batch, rows, config, seed):
@@ -411,6 +411,10 @@ def policy_loss(model: TransformerConfig, hp: GRPOHyperparameters, params, batch
     divergence from the reference alone.
     """
     logprobs_BT, entropy_BT, logits_BJP = _forward(model, hp, params, batch)
+    if batch.decisions is not None:  # the other tokens have no advantage
+        of_speech = {"kl_coefficient": hp.speech_coefficient, "entropy_coefficient": 0.0}
+    else:
+        of_speech = {}
     loss, count, metrics = grpo_loss(
         logprobs_BT,
         entropy_BT,
@@ -418,15 +422,17 @@ def policy_loss(model: TransformerConfig, hp: GRPOHyperparameters, params, batch
         batch.reference_BT,
         batch.advantages_BT,
         batch.mask_BT,
-        hp,
+        dataclasses.replace(hp, **of_speech),
     )
     if batch.decisions is None:
         return loss, count, metrics
     made, decided = batch.decisions, batch.decisions.place_BJ > 0
-    of_decisions, count, more = decision_loss(
+    of_decisions, decisions, more = decision_loss(
         logits_BJP, made.reference_BJP, made.rewards_BJP, decided, hp
     )
-    return loss + of_decisions, count, metrics | more
+    # A decision counts as much as all other tokens of a turn.
+    speech = loss / jnp.maximum(count, 1.0) * decisions
+    return speech + of_decisions, decisions, metrics | more
 
 
 def _forward(model: TransformerConfig, hp: GRPOHyperparameters, params, batch: UpdateBatch):

@@ -44,7 +44,7 @@ TASK_NOTES = {
 EVIDENCE_LINES = 4
 LONGEST_MESSAGE = 80
 LONGEST_NAME = 24
-MOST_CHOICES, MOST_PARTS = 8, 8
+MOST_CHOICES, MOST_PARTS, MOST_NAMES = 8, 8, 6
 # Facts about the origin of training experiments: not shown to a player.
 HIDDEN_CONTEXT = ("provenance", "augmentation")
 
@@ -86,7 +86,8 @@ def describe(decision: Decision, full: bool) -> str:
     """Write the environment's first turn: the question, the evidence, the candidates."""
     seen = decision.observation
     target, nearest = seen.setting, decision.panel.nearest
-    parts = [f"task {target.task}{LIST}", f"{seen.budget_left} trials{LINE}"]
+    names = " ".join(target.space.names[:MOST_NAMES])
+    parts = [f"task {target.task}{LIST}{names}{LINE}{seen.budget_left} trials{LINE}"]
     ratio = _ratio(target, nearest[0]) if nearest else "no cheap experiments"
     if full:
         goal = "minimize" if target.objective.minimize else "maximize"

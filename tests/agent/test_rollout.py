@@ -6,68 +6,52 @@ import numpy as np
 import pytest
 
 from autollm_jax.agent import rollout
-from autollm_jax.agent.dialogue import PolicyTokenizer, encode_turn
+from autollm_jax.agent.constraint import letters
+from autollm_jax.agent.dialogue import encode_turn, panel_ids
 from autollm_jax.agent.distillation import encode_conversation
-from autollm_jax.curriculum import synthetic
-from autollm_jax.curriculum.pairs import CurationConfig, curate
-from autollm_jax.curriculum.teacher import SimulationConfig, respond, simulate
-from autollm_jax.data.tokenizer import train_tokenizer
+from autollm_jax.agent.environment_turns import Start
+from autollm_jax.curriculum.teacher import turn_text
 from autollm_jax.errors import UserError
 from autollm_jax.evaluation.runner import Game
 from autollm_jax.gym.environment import Episode
+from autollm_jax.models import transformer
 from autollm_jax.rl import sampler
 from autollm_jax.rl.grpo import GRPOHyperparameters
-from autollm_jax.rl.logprobs import token_logprobs
+from autollm_jax.rl.logprobs import score_tokens
 from autollm_jax.rl.loop import GRPOLoopConfig
 from autollm_jax.rl.loop import score as score_batch
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
-from autollm_jax.text import prompts
-from tests.families import observed
+from autollm_jax.text.symbols import PANELS
+from tests.families import decided, panel_of
 
-BUDGET = 3
+from .conftest import BUDGET
+
 KEY = jax.random.key(0)
-
-
-@pytest.fixture(scope="module")
-def pairs():
-    return curate([], CurationConfig(seed=1, pairs=12, synthetic=1.0, pairs_per_family=4))
-
-
-@pytest.fixture(scope="module")
-def trajectories(pairs):
-    config = SimulationConfig(budget=BUDGET, perturbed=0.0)
-    return [simulate(pair, n, BUDGET, config) for n, pair in enumerate(pairs)]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(trajectories):
-    made = train_tokenizer(
-        [t.text for t in trajectories],
-        len(prompts.SYMBOLS) + 400,
-        user_defined_symbols=prompts.SYMBOLS,
-    )
-    return PolicyTokenizer(made.model)
-
-
 CONFIG = rollout.PlayConfig(
-    sampler.SamplerConfig(context=2048, cache_block=2048, chunk_sizes=(256,)), max_new_tokens=16
+    sampler.SamplerConfig(context=1024, cache_block=1024, chunk_sizes=(256,)), max_new_tokens=16
 )
+ALL = len(PANELS) - 1
 
 
-def episodes_of(pairs, copies=1):
-    return [Episode(p.target, p.evidence, BUDGET) for p in pairs for _ in range(copies)]
+def starts_of(pairs, copies=1, order=0):
+    return [
+        Start(Episode(p.target, p.evidence, BUDGET), panel_of(p.target.setting, p.evidence), order)
+        for p in pairs
+        for _ in range(copies)
+    ]
 
 
-def play(model, params, tokenizer, episodes, config=CONFIG, **more):
+def play(model, params, tokenizer, starts, config=CONFIG, **more):
     policy, layout = rollout.Policy(model, params, tokenizer), rollout.Layout(**more)
-    return rollout.play(policy, config, episodes, range(len(episodes)), KEY, layout)
+    return rollout.play(policy, config, starts, range(len(starts)), KEY, layout)
 
 
 @pytest.fixture(scope="module")
 def group(model, params, tokenizer, pairs):
     """Two groups of two, played by an untrained policy at temperature 1."""
-    episodes = episodes_of(pairs[:2], copies=2)
-    return episodes, play(model, params, tokenizer, episodes, group_size=2)
+    starts = starts_of(pairs[:2], copies=2)
+    played = play(model, params, tokenizer, starts, group_size=2)
+    return [start.episode for start in starts], played
 
 
 def speak(monkeypatch, said):
@@ -86,21 +70,20 @@ def speak(monkeypatch, said):
 
 
 def test_rollout_and_distillation_lay_tokens_out_alike(
-    monkeypatch, model, params, tokenizer, pairs, trajectories
+    monkeypatch, model, params, tokenizer, pairs, taught
 ):
     said = [
-        [encode_turn(tokenizer, turn, opens=False) for turn in t.turns if turn.role == "agent"]
-        for t in trajectories[:2]
+        [encode_turn(tokenizer, turn, opens=False) for turn in t.turns[1::2]] for t, _ in taught[:2]
     ]
-
     speak(monkeypatch, lambda row, turn: said[row][turn])
-    played = play(model, params, tokenizer, episodes_of(pairs[:2]))
-    for row, trajectory in enumerate(trajectories[:2]):
+    starts = [starts_of([pairs[n]], order=taught[n][1])[0] for n in range(2)]
+    played = play(model, params, tokenizer, starts)
+    for row, (trajectory, _) in enumerate(taught[:2]):
         tokens, mask = encode_conversation(tokenizer, trajectory.turns)
         length = played.state.length_B[row]
         np.testing.assert_array_equal(played.state.tokens_BS[row, :length], tokens)
         np.testing.assert_array_equal(played.state.loss_mask_BS[row, :length], mask)
-        assert played.transcripts[row] == list(trajectory.turns)
+        assert [t.text for t in played.transcripts[row]] == [t.text for t in trajectory.turns]
 
 
 def test_tokens_trained_on_are_the_tokens_sampled(monkeypatch, model, params, tokenizer, pairs):
@@ -115,8 +98,8 @@ def test_tokens_trained_on_are_the_tokens_sampled(monkeypatch, model, params, to
         return state
 
     monkeypatch.setattr(rollout.sampler, "generate", recording)
-    played = play(model, params, tokenizer, episodes_of(pairs[:2]))
-    batch = rollout.rollout_batch(played, BUDGET)
+    played = play(model, params, tokenizer, starts_of(pairs[:2]))
+    batch = rollout.rollout_batch(played, BUDGET, tokenizer, CONFIG)
     assert len(sampled) == 2 * BUDGET
     for (row, turn), ids in sampled.items():
         assert batch.tokens_BT[row][batch.turns_BT[row] == turn].tolist() == ids
@@ -136,19 +119,56 @@ def test_environment_tokens_are_those_of_the_transcript(group, tokenizer):
         assert given.tolist() == expected
 
 
-def test_recorded_logprobs_equal_those_the_trainer_recomputes(group, model, params):
+def test_recorded_logprobs_equal_those_the_trainer_recomputes(group, model, params, tokenizer):
     _, played = group
     loop_config = GRPOLoopConfig(steps=1, group_size=2, minibatch_rows=4)
-    batch, _ = score_batch(
-        rollout.rollout_batch(played, BUDGET), GRPOHyperparameters(), loop_config
+    rolled = rollout.rollout_batch(played, BUDGET, tokenizer, CONFIG)
+    batch, _ = score_batch(rolled, GRPOHyperparameters(), loop_config)
+    x_BTD = transformer.hidden(
+        model, params, batch.tokens_BT[:, :-1], batch.positions_BT[:, :-1],
+        batch.segments_BT[:, :-1],
+    )  # fmt: skip
+    within, anything = (
+        np.where(
+            batch.mask_BT, score_tokens(model, params, x_BTD, batch.tokens_BT, 1.0, allowed)[0], 0
+        )
+        for allowed in (batch.allowed, None)
     )
-    recomputed, _ = jax.jit(functools.partial(token_logprobs, model))(
-        params, batch.tokens_BT, batch.segments_BT, batch.positions_BT
+    assert batch.mask_BT.sum() > 80
+    np.testing.assert_allclose(within, batch.behaviour_BT, rtol=0, atol=1e-4)
+    assert np.abs(anything - batch.behaviour_BT).max() > 1
+
+
+def test_a_decision_stands_where_the_panel_is_named_last_and_pays_what_each_would_have(
+    monkeypatch, model, params, tokenizer, pairs
+):
+    starts, said = starts_of(pairs[:1]), []
+
+    def trusting_drift(row, turn):
+        decision = decided(starts[row].episode)
+        picks = list(decision.offer.picks)
+        rewards_P = starts[row].episode.rewards_of(decision.offer.rows)[picks]
+        said.append((2 + turn, rewards_P))
+        return tokenizer.encode(turn_text(decision, 2 + turn))
+
+    speak(monkeypatch, trusting_drift)
+    played = play(model, params, tokenizer, starts)
+    batch, plain = (
+        rollout.rollout_batch(played, BUDGET + 1, tokenizer, CONFIG, b) for b in (True, False)
     )
-    assert batch.mask_BT.sum() > 100
-    np.testing.assert_allclose(
-        np.where(batch.mask_BT, recomputed, 0), batch.behaviour_BT, rtol=0, atol=1e-4
-    )
+    made, ids_P = batch.decisions, panel_ids(tokenizer)
+    assert made.place_BJ[0, BUDGET] == 0 and (made.id_BP == ids_P).all()
+    for turn, (trusted, rewards_P) in enumerate(said):
+        place = made.place_BJ[0, turn]
+        assert batch.tokens_BT[0, place] == ids_P[trusted] and batch.turns_BT[0, place] == turn
+        named = np.isin(batch.tokens_BT[0], ids_P) & (batch.turns_BT[0] == turn)
+        assert np.flatnonzero(named)[-1] == place
+        np.testing.assert_allclose(made.rewards_BJP[0, turn], rewards_P, atol=1e-6)
+        # The turn was paid what its panel's pick brings; the baseline is all advisers' pick.
+        paid = plain.rewards_BJ[0, turn]
+        np.testing.assert_allclose(paid, rewards_P[trusted], atol=1e-6)
+        np.testing.assert_allclose(batch.rewards_BJ[0, turn], paid - rewards_P[ALL], atol=1e-6)
+    assert np.ptp([r for _, rewards_P in said for r in rewards_P]) > 0.01
 
 
 def test_every_episode_is_played_to_its_end_and_pays_its_rewards(group):
@@ -167,67 +187,79 @@ def test_members_of_a_group_share_the_prompt_and_differ_in_their_samples(group):
 
 def test_members_of_a_group_play_one_experiment(model, params, tokenizer, pairs):
     with pytest.raises(ValueError, match="different experiments"):
-        play(model, params, tokenizer, episodes_of(pairs[:2]), group_size=2)
+        play(model, params, tokenizer, starts_of(pairs[:2]), group_size=2)
 
 
-def test_metrics_tell_an_untrained_policy(group):
-    episodes, played = group
-    metrics = rollout.rollout_metrics(played, episodes)
-    assert metrics["invalid_share"] == 1 and metrics["regret"] == 1
-    np.testing.assert_allclose(metrics["reward"], -BUDGET * 0.05, rtol=1e-6)
-    assert 0 < metrics["idle_ratio"] < 1
+def test_metrics_tell_an_untrained_policy_and_the_constraint(model, params, tokenizer, pairs):
+    for constrained in (False, True):
+        starts = starts_of(pairs[:2])
+        config = dataclasses.replace(CONFIG, constrained=constrained)
+        played = play(model, params, tokenizer, starts, config=config)
+        metrics = rollout.rollout_metrics(played, [start.episode for start in starts])
+        assert metrics["invalid_share"] == 1 - constrained and metrics["matched_share"] == 0
+        assert (metrics["regret"] == 1) == (not constrained)
+        if not constrained:
+            np.testing.assert_allclose(metrics["reward"], -BUDGET * 0.05, rtol=1e-6)
+        assert 0 < metrics["idle_ratio"] < 1
+
+
+def test_the_mean_regret_counts_every_trial(model, params, tokenizer, pairs):
+    starts, mesh = starts_of(pairs[:3]), make_mesh(MeshShape(data=2), jax.devices()[:2])
+    config = dataclasses.replace(CONFIG, temperature=0.0)
+    found = rollout.mean_regret(rollout.Policy(model, params, tokenizer), config, starts, mesh)
+    regrets = [
+        pair.target.outcomes.regrets_R[[trial.row for trial in start.episode.trials]]
+        for pair, start in zip(pairs, starts, strict=False)
+    ]
+    assert found == pytest.approx(np.minimum.accumulate(regrets, axis=1).mean())
 
 
 def test_a_prompt_that_does_not_fit_is_a_users_error(model, params, tokenizer, pairs):
     small = dataclasses.replace(CONFIG, sampler=dataclasses.replace(CONFIG.sampler, context=64))
     with pytest.raises(UserError, match="context of 64 tokens has no room"):
-        play(model, params, tokenizer, episodes_of(pairs[:1]), config=small)
-
-
-def test_an_episode_that_outgrows_the_context_ends(model, params, tokenizer, pairs):
-    prompt = prompts.describe(observed(episodes_of(pairs[:1])[0]))
-    size = len(tokenizer.encode_opening(prompt)) + CONFIG.max_new_tokens + 4
-    sizes = dataclasses.replace(CONFIG.sampler, context=size, cache_block=size)
-    config = dataclasses.replace(CONFIG, sampler=sizes)
-    episodes = episodes_of(pairs[:1])
-    played = play(model, params, tokenizer, episodes, config=config)
-    assert played.state.truncated_B.tolist() == [True]
-    assert episodes[0].done and len(episodes[0].trials) == 1
+        play(model, params, tokenizer, starts_of(pairs[:1]), config=small)
 
 
 def test_saying_done_ends_the_episode_without_a_trial(monkeypatch, model, params, tokenizer, pairs):
     ids = tokenizer.encode('<exec>{"done": true}</exec><end>')
     speak(monkeypatch, lambda row, turn: ids)
-    episodes = episodes_of(pairs[:1])
-    played = play(model, params, tokenizer, episodes)
-    assert episodes[0].done and not episodes[0].trials
+    starts = starts_of(pairs[:1])
+    played = play(model, params, tokenizer, starts)
+    assert starts[0].episode.done and not starts[0].episode.trials
     assert played.rewards == [[0]]
 
 
 def test_what_the_thinking_states_is_checked_in_the_state_in_which_it_was_said(
     monkeypatch, model, params, tokenizer, pairs
 ):
-    (episode,) = episodes_of(pairs[:1])
-    first = respond(observed(episode))
-    ids = tokenizer.encode(first)
+    (start,) = starts_of(pairs[:1])
+    decision = decided(start.episode)
+    ids = tokenizer.encode(turn_text(decision, ALL))
     speak(monkeypatch, lambda row, turn: ids)
     player = rollout.policy_player(model, params, tokenizer, CONFIG, rows=1)
-    (said,) = player([Game(episode, seed=0)])
-    assert len(said["claims"]) == len(episode.trials) == BUDGET
-    before, after = said["claims"][:2]
-    assert before["n"] == before["true"] > 0 == before["unread"]
-    # What was the lowest forecast has been tried: said again, it is false.
-    assert after["n"] == before["n"] and after["true"] < after["n"]
+    (said,) = player([Game(start.episode, seed=0)])
+    assert len(said["claims"]) == len(start.episode.trials) == BUDGET
+    # Said again, the panel's letter of the first state is another's in some later one.
+    assert said["claims"][0] | {"words": 0} == {
+        "n": 1, "true": 1, "numbers": 0, "unchecked": 0, "words": 0, "unread": 0
+    }  # fmt: skip
+    later = [found["true"] for found in said["claims"][1:]]
+    state, expected = Episode(pairs[0].target, pairs[0].evidence, BUDGET), []
+    for trial in start.episode.trials:
+        expected.append(decided(state).offer.picks[ALL] == decision.offer.picks[ALL])
+        state.exec_config(trial.config)
+    assert [1, *later] == expected
 
 
-def test_only_what_is_scored_is_checked(group):
+def test_only_what_is_scored_is_checked_and_only_what_is_trained_on_knows_hindsight(group):
     _, played = group
     assert played.audits == [[]] * 4
+    assert [len(row) for row in played.hindsight] == [BUDGET] * 4
 
 
 def test_a_player_plays_a_game_alike_in_any_batch(model, params, tokenizer, pairs):
     def texts(chosen, rows):
-        games = [Game(episode, seed=5) for episode in episodes_of(chosen)]
+        games = [Game(start.episode, seed=5) for start in starts_of(chosen)]
         player = rollout.policy_player(model, params, tokenizer, CONFIG, rows=rows)
         transcripts = player(games)
         assert all(game.episode.done for game in games)
@@ -248,23 +280,21 @@ def test_a_players_identity_names_its_parameters(model, params, tokenizer):
 
 def test_rollouts_of_a_step_are_reproducible(model, params, tokenizer, pairs):
     roll = rollout.make_rollout(
-        model, tokenizer, CONFIG, lambda step: [functools.partial(Episode, pairs[step].target,
-        pairs[step].evidence, BUDGET)], group_size=2,
+        model, tokenizer, CONFIG,
+        lambda step: [functools.partial(lambda n: starts_of(pairs[n : n + 1])[0], step)],
+        rollout.Layout(group_size=2),
     )  # fmt: skip
     (a, _), (b, _), (c, _) = (roll(params, jax.random.fold_in(KEY, s), s) for s in (0, 0, 1))
     np.testing.assert_array_equal(a.tokens_BT, b.tokens_BT)
     assert (a.tokens_BT != c.tokens_BT).any()
     assert a.rewards_BJ.shape == (2, BUDGET)
-
-
-def test_synthetic_families_are_what_these_tests_play_on(pairs):
-    assert {pair.provenance for pair in pairs} == {synthetic.PROVENANCE}
+    assert a.allowed.token_BTK.shape[-1] >= len(letters(tokenizer).length_R)
 
 
 def test_play_on_a_mesh_is_the_same(model, params, tokenizer, pairs, group):
     mesh = make_mesh(MeshShape(data=2), jax.devices()[:2])
-    episodes = episodes_of(pairs[:2], copies=2)
-    split = play(model, params, tokenizer, episodes, group_size=2, mesh=mesh)
+    starts = starts_of(pairs[:2], copies=2)
+    split = play(model, params, tokenizer, starts, group_size=2, mesh=mesh)
     np.testing.assert_array_equal(split.state.tokens_BS, group[1].state.tokens_BS)
 
 
@@ -272,5 +302,5 @@ def test_a_second_rollout_on_a_mesh_compiles_nothing(model, params, tokenizer, p
     mesh = make_mesh(MeshShape(data=2), jax.devices()[:2])
     for _ in range(2):
         compiled = sampler.jit_append._cache_size(), sampler.jit_decode._cache_size()
-        play(model, params, tokenizer, episodes_of(pairs[:2], copies=2), group_size=2, mesh=mesh)
+        play(model, params, tokenizer, starts_of(pairs[:2], copies=2), group_size=2, mesh=mesh)
     assert (sampler.jit_append._cache_size(), sampler.jit_decode._cache_size()) == compiled

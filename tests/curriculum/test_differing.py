@@ -15,12 +15,7 @@ from autollm_jax.curriculum.augmentation import (
 from autollm_jax.curriculum.names import WORDS, part_names
 from autollm_jax.curriculum.pairs import CurationConfig, Families, curate, draw_recipes
 from autollm_jax.curriculum.teacher import SimulationConfig, simulate, simulate_all
-from autollm_jax.gym.environment import Episode
-from autollm_jax.text.claims import check_claims
-from autollm_jax.text.parsing import parse_action
-from autollm_jax.text.playing import act
 from tests import differing
-from tests.families import observed
 
 ALL = (*AUGMENTATIONS, CHEAPER_COPIES)
 
@@ -111,31 +106,27 @@ def test_a_mixture_may_have_more_components_than_there_are_words():
     assert len(set(names)) == 300 and set(WORDS) < {*names, *WORDS}
 
 
-def test_hundreds_of_recipes_are_drawn_and_played_by_the_script(different):
-    """Evidence and target differ in their spaces, and every statement is true."""
-    config = CurationConfig(pairs=200, pairs_per_family=2, synthetic=0.0, invented_names=0.3)
+def test_recipes_are_drawn_and_played_where_spaces_differ(different):
+    """Evidence and target differ in their spaces, and the teacher plays to the end."""
+    config = CurationConfig(pairs=200, pairs_per_family=2, synthetic=0.0)
     pairs = curate(different, config)
     assert {c for pair in pairs for c in pair.recipe.changes} == set(applicable(different))
     mixed = [p for p in pairs if any(e.space != p.target.space for e in p.evidence)]
     assert len(mixed) > 40
-    claims = 0
-    for pair in mixed[:: len(mixed) // 25]:
-        trajectory = simulate(pair, pair.recipe.number, 3, SimulationConfig(budget=3))
-        episode = Episode(pair.target, pair.evidence, 3)
-        for turn in trajectory.turns:
-            if turn.role == "agent":
-                think = parse_action(turn.text).think
-                found = check_claims(think, observed(episode)) if turn.learned else []
-                assert all(claim.true for claim in found), think
-                claims += len(found)
-                act(episode, turn.text)
-    assert claims > 50
+    for pair in mixed[:: len(mixed) // 3]:
+        (trajectory,) = simulate(pair, SimulationConfig(budget=2, episodes=1))
+        assert len(trajectory.turns) == 4
+        assert "invalid" not in trajectory.text
 
 
 def test_a_dimension_that_only_some_have_shows_in_their_prompts_alone():
     family = differing.rates()
-    recipes = list(draw_recipes(Families(family), CurationConfig(pairs=30, synthetic=0.0)))
-    for trajectory in simulate_all(family, recipes, SimulationConfig(budget=1)):
+    settings = CurationConfig(pairs=9, pairs_per_family=9, synthetic=0.0, renamed=0.0)
+    recipes = list(draw_recipes(Families(family), settings))
+    made = simulate_all(family, recipes, SimulationConfig(budget=1, episodes=1, full=True))
+    targets = set()
+    for trajectory in (t for played in made for t in played):
         prompt = trajectory.turns[0].text.split("default:")[0]
-        has_it = trajectory.recipe.target == 2
-        assert ("weight_decay" in prompt) == has_it
+        assert ("weight_decay" in prompt) == (trajectory.recipe.target == 2)
+        targets.add(trajectory.recipe.target)
+    assert len(targets) > 1

@@ -1,13 +1,11 @@
 import dataclasses
-import itertools
-import re
 
 import numpy as np
 import pytest
 
 from autollm_jax.curriculum import synthetic
 from autollm_jax.curriculum.augmentation import AUGMENTATIONS, augment
-from autollm_jax.curriculum.names import HYPERPARAMETERS, WORDS, invented_names
+from autollm_jax.curriculum.names import WORDS
 from autollm_jax.curriculum.pairs import (
     CurationConfig,
     Families,
@@ -22,7 +20,7 @@ from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.experiments import load_experiments
 from autollm_jax.text.spelling import short_names
 
-SMALL = CurationConfig(pairs=60, pairs_per_family=6, invented_names=0.3)
+SMALL = CurationConfig(pairs=60, pairs_per_family=6)
 
 
 def _content(experiment):
@@ -166,42 +164,14 @@ def test_made_up_mixtures_call_their_parts_as_the_tables_do(mixtures):
     assert own & names - set(WORDS) and names & set(WORDS)
 
 
-def test_invented_names_are_different_and_of_every_kind():
-    names = list(itertools.islice(invented_names(np.random.default_rng(0)), 200))
-    assert len(set(names)) == 200
-    assert all(re.fullmatch(r"[a-z][a-z0-9_]*", name) for name in names)
-    assert {"lora_rank", "momentum"} < set(names)
-    assert all(any(re.fullmatch(kind, name) for name in names) for kind in (
-        r"[a-z]\d+", r"([b-z][aeiou]){2}", r"([b-z][aeiou]){1,2}\d+"
-    ))  # fmt: skip
-
-
-def test_other_peoples_hyperparameters_are_none_of_the_tables():
-    names = {name for e in load_experiments(["gym_data"]) for name in e.space.names}
-    assert "learning_rate" in names and not names & {*HYPERPARAMETERS}
-
-
-def test_a_renamed_family_has_the_same_landscapes_under_one_set_of_new_names(family):
-    config = dataclasses.replace(SMALL, synthetic=0.0, unchanged=1.0, invented_names=1.0)
-    plain = curate(family, dataclasses.replace(config, invented_names=0.0))
+def test_a_renamed_pair_has_the_same_landscapes_under_neutral_names(family):
+    config = dataclasses.replace(SMALL, synthetic=0.0, unchanged=1.0, renamed=1.0)
+    plain = curate(family, dataclasses.replace(config, renamed=0.0))
     for pair, before in zip(curate(family, config), plain, strict=True):
-        assert pair.recipe.renamed and not pair.recipe.changes
-        names = set(pair.target.space.names)
-        assert not names & set(before.target.space.names)
-        assert all(set(e.space.names) == names for e in pair.evidence)
-        np.testing.assert_array_equal(
-            pair.target.outcomes.values_R, before.target.outcomes.values_R
-        )
-        values = [list(config.values()) for config in pair.target.configurations]
-        assert values == [list(config.values()) for config in before.target.configurations]
-
-
-def test_made_up_mixtures_are_renamed_with_their_components():
-    config = CurationConfig(pairs=40, pairs_per_family=1, synthetic=1.0, invented_names=1.0)
-    mixtures = [
-        d
-        for pair in curate([], config)
-        for d in pair.target.space.dimensions
-        if d.kind == "simplex"
-    ]
-    assert mixtures and not {part for d in mixtures for part in d.choices} & set(WORDS)
+        assert pair.recipe.renamed and "neutral names" in pair.provenance
+        assert not before.recipe.renamed and before.recipe.evidence == pair.recipe.evidence
+        for new, old in zip(
+            (pair.target, *pair.evidence), (before.target, *before.evidence), strict=True
+        ):
+            assert new.space.names == ("x1", "x2")
+            np.testing.assert_array_equal(new.outcomes.values_R, old.outcomes.values_R)

@@ -29,4 +29,5 @@ def test_pairs_of_the_final_protocol_are_drawn_and_played(tmp_path):
     recipes = list(draw_recipes(families, config))
     assert len({(recipe.source, recipe.task) for recipe in recipes}) == len(spaces)
     few = recipes[:: len(recipes) // len(spaces) + 1]
-    assert all(t.regrets for t in simulate_all(found.training, few, SimulationConfig(budget=2)))
+    played = simulate_all(found.training, few, SimulationConfig(budget=2, episodes=1))
+    assert [len(t.regrets) for each in played for t in each] == [2] * len(few)

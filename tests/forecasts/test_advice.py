@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from autollm_jax.forecasts.advice import OFFERED, advise, offer
-from autollm_jax.forecasts.advisers import COUNSEL, counsel
+from autollm_jax.forecasts.advice import LEAST, MOST, advise, offer, trusts_of
+from autollm_jax.forecasts.advisers import COUNSEL
 from autollm_jax.forecasts.conditioning import Conditioned, condition
 from autollm_jax.forecasts.drift import Drift
 from autollm_jax.forecasts.nearest import NearestExperiment
 from autollm_jax.gym.environment import Episode
+from tests.families import decided, panel_of
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def episode(family):
 
 @pytest.fixture
 def panel(episode):
-    return counsel(episode.setting, episode.evidence)
+    return panel_of(episode.setting, episode.evidence)
 
 
 def test_conditioning_is_that_of_the_joint_distribution():
@@ -91,25 +92,55 @@ def test_no_adviser_counts_the_unknown_level_as_its_own_doubt(episode, panel):
     assert (advise(panel).deviation_AR < 1.5).all()
 
 
-def test_the_offer_has_the_advisers_first_picks_and_the_default(episode, panel):
-    advice = advise(panel)
-    rows = offer(panel, advice, seed=0)
-    assert len(rows) == len(set(rows)) == OFFERED
+def test_trusted_are_each_adviser_every_two_and_all():
+    assert trusts_of(3) == ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2))
+    assert trusts_of(2) == ((0,), (1,), (0, 1)) and trusts_of(1) == ((0,),)
+    assert len(trusts_of(len(COUNSEL))) == 16
+
+
+def test_a_panels_pick_is_what_its_members_expect_least_to_remain_after(episode, panel):
+    while not episode.done:
+        advice = advise(panel, episode.trials)
+        made = offer(panel, advice, seed=len(episode.trials))
+        firsts = []
+        for group in made.trusts:
+            total_R = sum(advice.remaining_AR[adviser] for adviser in group)
+            firsts.append(int((total_R / len(group)).argmin()))
+        assert [made.rows[pick] for pick in made.picks] == firsts
+        assert len(set(firsts)) > 2
+        assert LEAST <= len(made.rows) == len(set(made.rows)) <= MOST
+        episode.exec_config(episode.setting.configurations[made.rows[0]])
+
+
+def test_where_picks_are_few_the_default_and_the_counterpart_are_offered(episode, panel):
+    made = offer(panel, advise(panel), seed=0)
     default, _ = episode.setting.match(episode.setting.default)
-    firsts = advice.remaining_AR.argmin(1).tolist()
-    assert {*firsts, default, panel.counterpart} <= set(rows)
+    assert len(set(made.picks)) + 2 <= len(made.rows) == LEAST
+    assert {default, panel.counterpart} <= set(made.rows)
 
 
 def test_the_order_is_shuffled_and_repeats_by_seed(panel):
     advice = advise(panel)
-    orders = {offer(panel, advice, seed) for seed in range(8)}
+    orders = {offer(panel, advice, seed).rows for seed in range(8)}
     assert len(orders) == 8 and len({frozenset(order) for order in orders}) == 1
     assert offer(panel, advice, 3) == offer(panel, advice, 3)
 
 
-def test_only_open_rows_are_offered(episode, panel):
+def test_the_same_seed_orders_the_candidates_of_the_next_trial_otherwise(bowl):
+    """Else a pick's letter would tell the pick."""
+    small = bowl("o", 1e7, 2e8, (2.0**-8, 64), batch_sizes=(64,))
+    episode = Episode(small, (), 5)
+    places = []
+    for _ in range(4):
+        decision = decided(episode, seed=3)
+        places.append(decision.offer.picks[-1])
+        episode.exec_config(small.configurations[decision.offer.rows[places[-1]]])
+    assert len(set(places)) > 1
+
+
+def test_only_open_rows_are_offered(episode):
     while not episode.done:
-        rows = offer(panel, advise(panel, episode.trials), 0)
+        rows = decided(episode).offer.rows
         assert not {trial.row for trial in episode.trials} & set(rows)
         episode.exec_config(episode.setting.configurations[rows[0]])
 
@@ -118,9 +149,8 @@ def test_a_small_space_is_offered_whole_until_it_is_tried(bowl):
     small = dict(learning_rates=(2.0**-8,), batch_sizes=(64, 128))
     cheap, target = (bowl(n, p, 2e8, (2.0**-8, 64), **small) for n, p in (("a", 1e6), ("b", 1e7)))
     episode = Episode(target, (cheap,), 2)
-    panel = counsel(episode.setting, episode.evidence)
-    for left in (2, 1, 0):
-        rows = offer(panel, advise(panel, episode.trials), 0)
+    for left in (2, 1):
+        rows = decided(episode).offer.rows
         assert len(rows) == left
-        if rows:
-            episode.exec_config(episode.setting.configurations[rows[0]])
+        episode.exec_config(episode.setting.configurations[rows[0]])
+    assert decided(episode) is None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from autollm_jax.errors import UserError
-from autollm_jax.forecasts.advisers import ADVISERS, COUNSEL, FORECASTS, counsel, forecast
+from autollm_jax.forecasts.advisers import COUNSEL, FORECASTS, forecast
 from autollm_jax.forecasts.matern import matern
 from autollm_jax.forecasts.shifted import Shifted
 from autollm_jax.forecasts.surface import SurfaceTransfer
@@ -21,8 +21,6 @@ from tests.families import bowl_experiment
 
 MAKERS = {
     **FORECASTS,
-    "panel": lambda setting, evidence: forecast(setting, evidence, "panel"),
-    "counsel": counsel,
     **{name: COUNSEL[name] for name in ("nearest", "trees")},  # these learn from trials here
 }
 # The learned order follows the outcomes; the nearest experiment's images and the law's bowl do not.
@@ -188,12 +186,17 @@ def test_without_evidence_a_forecast_starts_at_the_default_and_learns_its_level(
 def test_a_panel_pools_its_members(known):
     target, evidence = known
     panel = forecast(target.setting, evidence, "panel")
-    members = [FORECASTS[name](target.setting, evidence).predict() for name in ADVISERS["panel"]]
+    members = [make(target.setting, evidence).predict() for make in COUNSEL.values()]
     means, deviations = (np.array([getattr(m, n) for m in members]) for n in
                          ("mean_R", "deviation_R"))  # fmt: skip
     np.testing.assert_allclose(panel.predict().mean_R, means.mean(0))
     second = (deviations**2 + means**2).mean(0) - means.mean(0) ** 2
     np.testing.assert_allclose(panel.predict().deviation_R, np.sqrt(second), rtol=1e-6)
+
+
+def test_an_unknown_forecast_is_a_users_error(family):
+    with pytest.raises(UserError, match="forecast 'oracle': accepted are own, nearest_experiment"):
+        forecast(family[0].setting, (), "oracle")
 
 
 def test_evidence_that_no_law_can_move_is_carried_over_as_a_surface(family):

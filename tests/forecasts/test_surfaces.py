@@ -9,8 +9,7 @@ from autollm_jax.forecasts.advisers import forecast
 from autollm_jax.forecasts.surface import SurfaceTransfer
 from autollm_jax.forecasts.surfaces import left_out_means, surfaces
 from autollm_jax.gym.environment import Episode
-from autollm_jax.text import candidates
-from tests.families import observed
+from tests.families import decided
 
 
 def _lowest(seen, trials=()):
@@ -86,8 +85,7 @@ def test_cells_over_the_limit_are_never_offered(architectures):
     *cheap, target = architectures
     expected_R = forecast(target, cheap).expected_regrets(())
     np.testing.assert_array_equal(np.isfinite(expected_R), target.feasible_R)
-    observation = observed(Episode(target, cheap, 2))
-    assert all(target.feasible_R[c.row] for c in candidates.list_candidates(observation, 8))
+    assert target.feasible_R[list(decided(Episode(target, cheap, 2)).offer.rows)].all()
 
 
 def test_the_forecast_reads_no_outcome_of_the_target(mixtures):

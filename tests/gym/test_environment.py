@@ -141,3 +141,24 @@ def test_a_trial_keeps_its_row(make):
     trial = episode.exec_config(GOOD)
     assert experiment.configurations[trial.row] == GOOD
     assert episode.exec_config(None).row is None
+
+
+def test_the_rewards_of_rows_are_those_that_running_them_would_bring(make):
+    experiment = make()
+    rows = range(len(experiment.configurations))
+
+    def started(*trials):
+        episode = Episode(experiment, [], budget=4)
+        for config in trials:
+            episode.exec_config(config)
+        return episode
+
+    for trials in ((), (GOOD,), (BAD, GOOD, {})):
+        brought = []
+        for row in rows:
+            episode = started(*trials)
+            episode.exec_config(experiment.configurations[row])
+            brought.append(episode.rewards[-1])
+        told = started(*trials).rewards_of(rows)
+        np.testing.assert_allclose(told, brought, atol=1e-12)
+        assert len(set(told.tolist())) > 1

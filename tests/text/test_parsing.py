@@ -27,6 +27,18 @@ def test_done_ends_the_episode():
     assert parse_action('<exec>{"done": true}</exec>') == Action("", None, True, None)
 
 
+@pytest.mark.parametrize("inside", ["#C", " #C ", "C"])
+def test_a_letter_is_the_position_of_a_candidate(inside):
+    text = f"<think>not #A</think><exec>{inside}</exec><end>"
+    assert parse_action(text) == Action("not #A", None, False, None, 2)
+
+
+@pytest.mark.parametrize("inside", ["#Q", "#c", "#A#B", "#", "(drift)"])
+def test_what_is_no_letter_is_an_error(inside):
+    action = parse_action(f"<exec>{inside}</exec>")
+    assert action.letter is None and "not JSON" in action.error
+
+
 @pytest.mark.parametrize("done", ["1", "false", '"true"', '{"done": 1}'])
 def test_only_true_is_done(done):
     assert not parse_action(f'<exec>{{"done": {done}}}</exec>').finished
@@ -83,8 +95,9 @@ def test_a_turn_without_one_exec_part_is_an_error(text, reason):
 
 
 def _is_sound(action: Action) -> bool:
-    """One of configuration, end and error; a configuration holds finite numbers only."""
-    ways = (action.config is not None) + action.finished + (action.error is not None)
+    """One of configuration, letter, end and error; a configuration holds finite numbers only."""
+    ways = sum(x is not None for x in (action.config, action.letter, action.error))
+    ways += action.finished
     values = list((action.config or {}).values())
     values += [w for v in values if isinstance(v, dict) for w in v.values()]
     finite = all(math.isfinite(v) for v in values if isinstance(v, int | float))
@@ -101,7 +114,7 @@ def test_broken_turns_never_raise():
     """Cut, spliced and garbled turns reach deeper into the parser than random bytes do."""
     random = np.random.default_rng(1)
     pieces = [b"<think>", b"</think>", b"<exec>", b"</exec>", b"<end>", b'{"a": ', b"}", b"1e999",
-              b"NaN", b'"', b"\xff", b"{", b"[", b",", b"\\ud800", b"true", b"9" * 400]  # fmt: skip
+              b"NaN", b"#B", b'"', b"\xff", b"{", b"[", b",", b"\\ud800", b"true", b"9" * 400]  # fmt: skip
     read = 0
     for _ in range(5000):
         text = bytearray(GOOD.encode())

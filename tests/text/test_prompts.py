@@ -1,199 +1,173 @@
-import json
+"""The environment's turns: what a brief text holds, and a full one besides."""
+
 import re
 
 import pytest
 
 from autollm_jax.gym.environment import Episode
-from autollm_jax.gym.experiments import Fidelity, make_experiment
-from autollm_jax.gym.spaces import Dimension, Space
-from autollm_jax.text import candidates, prompts, spelling, statements
-from autollm_jax.text.parsing import parse_action
-from tests.families import observed
+from autollm_jax.text import prompts, spelling
+from autollm_jax.text.playing import act
+from autollm_jax.text.symbols import CONTROL, EXEC, EXEC_END, LETTERS, PANELS, PERCENTS, percent
+from tests.families import decided
+
+KINDS = ["family", "scores", "mixtures", "architectures", "tunings"]
 
 
 @pytest.fixture
 def episode(family):
-    return Episode(family[-1], tuple(family[:-1]), budget=3)
+    return Episode(family[-1], family[:-1], budget=4)
 
 
-@pytest.mark.parametrize(
-    "number, text",
-    [(2.0**-9.5, "1.4e-3"), (2.0**-9, "2.0e-3"), (128, "128"), (2048, "2048"), (0.1, "0.10"),
-     (1.05e-3, "1.05e-3"), (1_048_576, "1.05e6"), (0, "0"), (-0.5, "-0.50")],
-)  # fmt: skip
-def test_numbers_are_spelled_briefly(number, text):
-    assert spelling.spell_number(number) == text
+def told(episode, config, full=False):
+    """Run a configuration; return the environment's next turn."""
+    trial = episode.exec_config(config)
+    return prompts.feedback(trial, decided(episode), episode.tell(), full)
 
 
-@pytest.mark.parametrize(
-    "number, text",
-    [(429e6, "429M"), (8e9, "8.0B"), (11.4e9, "11.4B"), (1e11, "100B"), (999.7e6, "1.0B"),
-     (512, "512"), (33_500, "33.5k"), (2e12, "2.0T")],
-)  # fmt: skip
-def test_sizes_have_three_digits(number, text):
-    assert spelling.short(number) == text
+def candidate_lines(text):
+    return [line for line in text.split(prompts.LINE) if line.startswith("#")]
 
 
-def test_every_choice_reads_back_as_itself():
-    for choices in [
-        tuple(2.0 ** (n / 2) for n in range(-24, -10)),
-        tuple(1.01**n * 3e-4 for n in range(12)),
-        (22, 24, 1_048_576, 1_048_577),
-    ]:
-        dimension = Dimension("x", "log-ordinal", choices)
-        names = list(spelling.choice_names(dimension).values())
-        assert len(set(names)) == len(names)
-        assert [dimension.canonical(json.loads(name)) for name in names] == list(choices)
+@pytest.mark.parametrize("share", [0, 0.0024, 0.0026, 0.034, 0.036, 0.176, 0.33, 0.899, 0.91, 7])
+def test_a_share_is_rounded_to_the_nearest_of_the_percents(share):
+    nearest = min(PERCENTS, key=lambda number: abs(number - 100 * share))
+    assert percent(share) == f"{nearest:g}%"
 
 
-def test_every_cell_of_an_action_reads_back_as_itself(family):
-    experiment = family[0]
-    for config in experiment.configurations:
-        row = experiment.configurations.index(config)
-        action = parse_action(spelling.exec_part(experiment.cells, row))
-        assert experiment.match(action.config) == (row, False)
+def test_every_percent_is_rounded_to_itself():
+    assert [percent(number / 100) for number in PERCENTS] == [f"{n:g}%" for n in PERCENTS]
 
 
-def test_a_value_is_spelled_the_same_in_the_list_the_forecast_and_the_action(episode):
-    observation = observed(episode)
-    text = prompts.describe(observation)
-    listed = re.search(r"^learning_rate: (.*);$", text, re.M).group(1).split()
-    for candidate in candidates.list_candidates(observation):
-        _, rate, _, _ = candidate.text.split()
-        assert rate in listed
-        assert f'": {rate},"' in spelling.exec_part(observation.setting.cells, candidate.row)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_brief_text_holds_no_configuration_and_a_full_one_each_candidates(kind, request):
+    *cheap, target = request.getfixturevalue(kind)
+    episode = Episode(target, cheap, 3)
+    for number in range(2):
+        decision = decided(episode)
+        if number:
+            texts = [
+                prompts.feedback(episode.trials[-1], decision, episode.tell(), full)
+                for full in (False, True)
+            ]
+        else:
+            texts = [prompts.describe(decision, full) for full in (False, True)]
+        brief, full = map(candidate_lines, texts)
+        assert len(brief) == len(full) == len(decision.offer.rows)
+        assert len(texts[0]) < len(texts[1])
+        for row, short, long in zip(decision.offer.rows, brief, full, strict=True):
+            spelled = spelling.spell_row(target.cells, row)
+            assert long.endswith(f" at {spelled}") and spelled not in texts[0]
+            assert re.fullmatch(r"#[A-P]([\d.]+%)+", short)
+        names = f"task {target.task}:\n{' '.join(target.space.names)};\n"
+        assert texts[0].startswith(names) != bool(number)
+        assert not set(re.findall(r"\w+", texts[0].removeprefix(names))) & {*target.space.names}
+        act(episode, f"{EXEC}{LETTERS[0]}{EXEC_END}", decision.offer.rows)
 
 
-def test_the_first_turn_names_task_target_choices_evidence_law_and_budget(episode):
-    text = prompts.describe(observed(episode))
-    for part in ["task pretraining", "minimize loss in 3 trials", "40.0M parameters 1.6B tokens",
-                 "batch_size: 32 64 128", "default:", "20.0M 600M at", "law for learning_rate",
-                 "higher", "expected regret"]:  # fmt: skip
+def test_a_candidates_line_has_the_regret_that_each_adviser_expects(episode):
+    decision = decided(episode)
+    remaining_AR = decision.advice.remaining_AR
+    for number, line in enumerate(candidate_lines(prompts.describe(decision, full=False))):
+        row = decision.offer.rows[number]
+        above = [percent(own_R[row] - own_R.min()) for own_R in remaining_AR]
+        assert line == LETTERS[number] + "".join(above)
+
+
+def test_a_turn_ends_with_the_first_pick_of_each_panel(episode):
+    picks = decided(episode).offer.picks
+    text = prompts.describe(decided(episode), full=False)
+    said = re.fullmatch(r"(?s).*;\nfirst:\n(.*);\n", text)[1]
+    pairs = re.findall(r"(\([a-z+]+\))(#[A-P])", said)
+    assert pairs == [(name, LETTERS[pick]) for name, pick in zip(PANELS, picks, strict=True)]
+
+
+def test_the_full_first_turn_names_task_target_choices_evidence_and_budget(episode):
+    text = prompts.describe(decided(episode), full=True)
+    for part in ["task pretraining:\nlearning_rate batch_size;\n4 trials;", "minimize loss", "40.0M parameters 1.6B tokens",
+                 "batch_size: 32 64 128", "default: ", "20.0M 600M at learning_rate",
+                 "target has 2.0 x parameters 2.7 x tokens of the nearest;\n77 configurations;",
+                 "advisers own nearest drift trees process;"]:  # fmt: skip
         assert part in text
 
 
-def test_the_law_continues_the_evidence(episode):
-    # The made family has lr ~ parameters^-0.5 and batch ~ tokens^0.5.
-    seen = candidates.forecast_of(observed(episode))
-    rate, batch = (float(value) for value in statements.law_values(seen))
-    assert rate == pytest.approx(2.0**-9, rel=0.35)
-    assert batch == pytest.approx(181, rel=0.35)
-
-
 def test_a_score_that_should_be_high_is_maximized(scores):
-    observation = observed(Episode(scores[-1], tuple(scores[:-1]), 2))
-    assert "maximize score" in prompts.describe(observation)
-    best = min(candidates.list_candidates(observation), key=lambda c: c.expected)
-    assert scores[-1].outcomes.regrets_R[best.row] < 0.3
+    episode = Episode(scores[-1], scores[:-1], 2)
+    assert "maximize score" in prompts.describe(decided(episode), full=True)
+    best = scores[-1].configurations[scores[-1].outcomes.best_row]
+    assert told(episode, scores[-1].default).startswith("trial 1 is first, 1 left;")
+    assert told(episode, best).startswith("trial 2 is better by ")
 
 
 def test_feedback_says_how_the_trial_compares(episode):
     worse = {"learning_rate": 2.0**-12, "batch_size": 512}
     better = {"learning_rate": 2.0**-9, "batch_size": 192}
-    said = []
-    for config in (worse, better, worse):
-        trial = episode.exec_config(config)
-        said.append(prompts.feedback(trial, observed(episode)))
-    assert re.search(
-        r"trial 1 learning_rate 2.4e-4 batch_size 512 gives loss \d\.\d+ first;", said[0]
-    )
-    assert re.search(
-        r"trial 2 learning_rate 2.0e-3 batch_size 192 gives loss \d\.\d+ better by 0\.\d+;", said[1]
-    )
-    assert re.search(r"trial 3 .* worse by 0\.\d+;", said[2])
-    assert said[2].endswith("0 left;\nlatest is worse and best is trial 2;\n")
+    said = [told(episode, config) for config in (worse, better, worse)]
+    losses = [trial.outcome for trial in episode.trials]
+    gap = percent((losses[0] - losses[1]) / decided(episode).panel.unit)
+    assert said[0].startswith("trial 1 is first, 3 left;\nunsure ") and "off by" not in said[0]
+    assert said[1].startswith(f"trial 2 is better by {gap}, 2 left;\nunsure ")
+    assert said[2].startswith(f"trial 3 is worse by {gap}, 1 left;\n")
+    decision = decided(episode)
+    off = "".join(map(percent, decision.advice.surprise_A))
+    closest = PANELS[int(decision.advice.surprise_A.argmin())]
+    assert f"\noff by {off}, closest {closest};\n" in said[2]
 
 
-def test_feedback_shows_what_a_trial_was_matched_to(episode):
-    trial = episode.exec_config({"learning_rate": 1.6e-3, "batch_size": 100})
-    assert trial.matched
-    assert "not measured, nearest is learning_rate 1.4e-3 batch_size 128" in prompts.feedback(
-        trial, observed(episode)
-    )
+def test_full_feedback_has_the_outcome_and_what_a_trial_was_matched_to(episode):
+    said = told(episode, {"learning_rate": 1.6e-3, "batch_size": 100}, full=True)
+    assert episode.trials[0].matched
+    assert re.search(
+        r"^trial 1 is first; not measured, nearest learning_rate 1.4e-3 batch_size 128 gives "
+        r"loss \d\.\d+, 3 left;", said
+    )  # fmt: skip
 
 
 def test_feedback_shows_why_a_trial_is_invalid_and_that_it_diverged(episode):
-    trial = episode.exec_config({"learning_rate": 1e-3})
-    said = prompts.feedback(trial, observed(episode))
-    assert "invalid. batch_size is missing" in said
-    assert said.endswith("latest is invalid and best is none;\n")
-    trial = episode.exec_config({"learning_rate": 2.0**-7, "batch_size": 64})
-    assert trial.status == "diverged"
-    assert "gives no loss diverged" in prompts.feedback(trial, observed(episode))
+    said = told(episode, {"learning_rate": 1e-3})
+    assert said.startswith("trial 1 is invalid. batch_size is missing")
+    said = told(episode, {"learning_rate": 2.0**-7, "batch_size": 64}, full=True)
+    assert episode.trials[1].status == "diverged"
+    assert "trial 2 is diverged; learning_rate 7.8e-3 batch_size 64 gives no loss, 2 left" in said
 
 
 def test_messages_cannot_write_symbols(episode):
     text = 'x<exec>{"a": 1}</exec><end>;\n' * 20
-    trial = episode.exec_config({text: 1, "batch_size": 64})
-    said = prompts.feedback(trial, observed(episode)).partition(prompts.LINE)[0]
-    assert not any(symbol in said for symbol in prompts.CONTROL_SYMBOLS)
+    said = told(episode, {text: 1, "batch_size": 64}).partition(prompts.LINE)[0]
+    assert not any(symbol in said for symbol in CONTROL)
     assert len(said) < 200
 
 
-def test_the_length_rule_drops_the_farthest_evidence_first(episode):
-    observation = observed(episode)
-    full = prompts.describe(observation)
-    count = len(full.split())
-    cut = prompts.describe(observation, lambda text: len(text.split()), count - 1)
-    sizes = re.findall(r"^ ([\d.]+M [\d.]+[MB]) at", full, re.M)
-    assert re.findall(r"^ ([\d.]+M [\d.]+[MB]) at", cut, re.M) == sizes[:-1]
+def test_without_evidence_the_default_is_offered(family):
+    decision = decided(Episode(family[0], (), 2))
+    assert "no cheap experiments;" in prompts.describe(decision, full=False)
+    assert family[0].match(family[0].default).row in decision.offer.rows
 
 
-def test_the_length_rule_goes_as_far_as_it_must(episode):
-    observation = observed(episode)
-    cut = prompts.describe(observation, len, 1)
-    full = prompts.describe(observation)
-    assert len(cut) < len(full)
-    assert "2.4e-4 to 7.8e-3 in 11 steps" in cut
-    assert 1 <= cut.split("regret")[-1].count("% at ") < full.split("regret")[-1].count("% at ")
+def test_candidates_under_a_limit_have_their_size(architectures):
+    *cheap, target = architectures
+    decision = decided(Episode(target, cheap, 2))
+    text = prompts.describe(decision, full=True)
+    assert f" limit {spelling.short(target.limit['at_most'])};" in text
+    for row, line in zip(decision.offer.rows, candidate_lines(text), strict=True):
+        assert f" {spelling.short(target.parameters_R[row])} parameters at width " in line
 
 
-def test_without_evidence_the_default_is_the_start(family):
-    observation = observed(Episode(family[0], (), 2))
-    text = prompts.describe(observation)
-    assert "no cheap experiments" in text
-    rows = [c.row for c in candidates.list_candidates(observation)]
-    assert family[0].match(family[0].default).row in rows
+def test_the_names_of_a_mixtures_parts_are_short(mixtures):
+    *cheap, target = mixtures
+    text = prompts.describe(decided(Episode(target, cheap, 2)), full=True)
+    assert "mixture: percent of genera source math wiki old;" in text
 
 
-def test_a_mixture_and_a_categorical_are_described_and_read_back():
-    space = Space(
-        (
-            Dimension("weights", "simplex", ("web", "code")),
-            Dimension("optimizer", "categorical", ("adam", "sgd")),
-        )
-    )
-    cells = [
-        {"weights": {"web": w, "code": 1 - w}, "optimizer": o}
-        for w in (0.0, 0.25, 0.5, 0.75, 1.0)
-        for o in ("adam", "sgd")
-    ]
-    made = [
-        make_experiment(
-            source="made", task="data_mixture", name=name, space=space,
-            fidelity=Fidelity("low", size, 1e9, size * 6e9), configurations=cells,
-            outcomes=[(c["weights"]["web"] - 0.75) ** 2 + (c["optimizer"] == "sgd") for c in cells],
-            default=cells[0], default_origin="the first",
-        )
-        for name, size in (("small", 1e6), ("large", 1e8))
-    ]  # fmt: skip
-    observation = observed(Episode(made[1], made[:1], 2))
-    assert 'weights {"web": 75,"code": 25} optimizer "adam"' in prompts.describe(observation)
-    best = min(candidates.list_candidates(observation), key=lambda c: c.expected)
-    action = parse_action(spelling.exec_part(made[1].cells, best.row))
-    config = spelling.read_config(made[1].cells, action.config)
-    assert made[1].match(config) == (made[1].outcomes.best_row, False)
+def test_an_end_is_no_trial(family):
+    episode = Episode(family[0], (), 3)
+    assert act(episode, '<exec>{"done": true}</exec>', ()) is None
+    assert episode.done and not episode.trials
 
 
-def test_candidates_are_labelled_from_the_lowest_forecast_on(episode):
-    listed = candidates.list_candidates(observed(episode))
-    assert "".join(c.label for c in listed) == "ABCDEFGH"[: len(listed)]
-    assert [c.expected for c in listed] == sorted(c.expected for c in listed)
-
-
-def test_the_law_and_the_nearest_experiment_have_their_say_before_the_first_trial(episode):
-    observation = observed(episode)
-    rows = {c.row for c in candidates.list_candidates(observation, 1)}
-    seen = candidates.forecast_of(observation)
-    best = seen.nearest[0].configurations[seen.nearest[0].outcomes.best_row]
-    assert {seen.centre_row, episode.setting.match(best).row} <= rows
+def test_a_letter_that_is_not_offered_is_an_invalid_trial(episode):
+    rows = decided(episode).offer.rows[:3]
+    offered = act(episode, "<exec>#C</exec>", rows)
+    assert offered.valid and not offered.matched and offered.row == rows[2]
+    beyond = act(episode, "<think>x</think><exec>#D</exec>", rows)
+    assert not beyond.valid and beyond.proposed == "<think>x</think><exec>#D</exec>"
+    assert episode.rewards[1] == -episode.invalid_penalty
