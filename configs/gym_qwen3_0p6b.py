@@ -63,7 +63,7 @@ def base(weights: str) -> ConfigDict:
     gym = runpy.run_path(str(Path(__file__).with_name("gym.py")))
     c = gym["get_config"]()
     gym["publish"](c, weights)
-    c.policy.dtype = "bfloat16"
+    c.policy.dtype = c.distill.dtype = "bfloat16"
     c.plan.device_memory_gib = 74.0  # 80 GB less the memory that the GPU reserves
     c.distill.batch_rows = 32
     c.distill.microbatches = 8

@@ -44,7 +44,7 @@ SMALL_JOB = (
     "--config.policy.short_conv=0", "--config.curate.distill_pairs=24",
     "--config.simulate.processes=1", "--config.simulate.reasoning=False",
     "--config.distill.steps=2", "--config.distill.row_length=512", "--config.distill.save_every=2",
-    "--config.distill.relabelled=0.0", "--config.distill.dtype=float32", "--config.grpo.steps=1",
+    "--config.distill.dtype=float32", "--config.grpo.steps=1",
     "--config.grpo.groups=2", "--config.grpo.group_size=2", "--config.grpo.minibatch_rows=4",
     "--config.evaluation.seeds=(0,)", "--config.evaluation.methods=agent,random",
 )  # fmt: skip

@@ -11,7 +11,6 @@ from autollm_jax.agent.environment_turns import Start
 from autollm_jax.gym.environment import Episode
 from autollm_jax.rl import grammar
 from autollm_jax.rl.sampler import SamplerConfig
-from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from autollm_jax.text import prompts
 from autollm_jax.text.parsing import parse_action
 from autollm_jax.text.symbols import CONTROL, LETTERS, PANELS, PERCENTS, SYMBOLS, THINK_END
@@ -42,9 +41,9 @@ def starts(pairs, few):
     ]
 
 
-def play(model, params, tokenizer, starts, config=CONFIG, mesh=None):
-    policy, layout = rollout.Policy(model, params, tokenizer), rollout.Layout(mesh=mesh)
-    return rollout.play(policy, config, starts, range(len(starts)), KEY, layout)
+def play(model, params, tokenizer, starts, config=CONFIG):
+    policy = rollout.Policy(model, params, tokenizer)
+    return rollout.play(policy, config, starts, range(len(starts)), KEY)
 
 
 def test_every_symbol_is_one_token_wherever_it_stands(tokenizer):
@@ -73,32 +72,9 @@ def test_an_untrained_policy_names_offered_untried_candidates_only(
     assert all(start.episode.done for start in starts)
 
 
-def test_the_letters_of_offered_candidates_alone_are_endings(tokenizer):
-    automaton, may_R = constraint.next_turn(tokenizer, 5)
-    rules = constraint.join(tokenizer, [(automaton, may_R)])
-    node_B = np.array([grammar.START])
-    for text in ("<exec>", "#C", "</exec>", "<end>"):
-        token_BK, child_BK = grammar.edges(rules, node_B)
-        found = [tokenizer.decode([t]) for t in np.array(token_BK[0]) if t < len(rules.free_V)]
-        assert text == "#C" or found == [text] or set(found) == {"<think>", text}
-        assert text != "#C" or found == list(LETTERS[:5])
-        node_B = grammar.advance(node_B, token_BK, child_BK, np.array(tokenizer.encode(text)))
-
-
 def test_without_the_constraint_it_runs_nothing(model, params, tokenizer, starts):
     play(model, params, tokenizer, starts[:8], dataclasses.replace(CONFIG, constrained=False))
     assert not any(trial.valid for start in starts[:8] for trial in start.episode.trials)
-
-
-def test_play_on_eight_devices_is_the_same(model, params, tokenizer, starts, pairs):
-    mesh = make_mesh(MeshShape(data=2, tensor=4), jax.devices())
-    fresh = [dataclasses.replace(s, episode=Episode(pairs[n // 2].target, pairs[n // 2].evidence,
-             BUDGET)) for n, s in enumerate(starts[:4])]  # fmt: skip
-    one, eight = (
-        play(model, params, tokenizer, each, mesh=where).state.tokens_BS
-        for each, where in ((starts[:4], None), (fresh, mesh))
-    )
-    np.testing.assert_array_equal(one, eight)
 
 
 def test_the_teachers_turns_are_within_the_grammar(tokenizer, taught):

@@ -1,19 +1,20 @@
 """Continuous dimensions in texts, forecasts and changed copies."""
 
+import json
+
 import numpy as np
 import pytest
 
 from autollm_jax.curriculum.augmentation import applicable, augment
-from autollm_jax.curriculum.teacher import respond
 from autollm_jax.forecasts import landscapes as evidence
+from autollm_jax.forecasts.advisers import forecast
 from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.experiments import Fidelity, make_experiment
 from autollm_jax.gym.spaces import Dimension, Space
 from autollm_jax.text import prompts, spelling
-from autollm_jax.text.claims import check_claims
+from autollm_jax.text.claims import audit, think
 from autollm_jax.text.parsing import parse_action
-from autollm_jax.text.playing import act
-from tests.families import observed
+from tests.families import decided
 
 RATE = Dimension("rate", "log-continuous", bounds=(1e-4, 1e-2))
 DECAY = Dimension("decay", "continuous", bounds=(-0.5, 0.5))
@@ -48,10 +49,14 @@ SPACES = {"law": (RATE, DECAY), "one": (RATE,), "mixed": (RATE, DECAY, BIAS)}
 @pytest.mark.parametrize("crowd", [0, 5])
 def test_every_cell_reads_back_as_itself(dimensions, crowd):
     for experiment in family(*dimensions, crowd=crowd):
-        for row in range(len(experiment.cells)):
-            action = parse_action(spelling.exec_part(experiment.cells, row))
-            read = spelling.read_config(experiment.cells, action.config)
-            assert experiment.match(read) == (row, False)
+        cells = experiment.cells
+        for row, config in enumerate(cells.configurations):
+            said = {d.name: spelling.spell(cells, d, config[d.name]) for d in dimensions}
+            shown = [f"{n} {v}" if len(said) > 1 else v for n, v in said.items()]
+            assert spelling.spell_row(cells, row) == " ".join(shown)
+            values = ", ".join(f"{json.dumps(name)}: {value}" for name, value in said.items())
+            action = parse_action(f"<exec>{{{values}}}</exec>")
+            assert cells.match(spelling.read_config(cells, action.config)) == (row, False)
 
 
 def test_numbers_have_the_digits_that_their_table_needs():
@@ -66,16 +71,12 @@ def test_numbers_have_the_digits_that_their_table_needs():
 def test_texts_describe_it_and_what_they_state_is_true(dimensions):
     *cheap, target = family(*dimensions)
     episode = Episode(target, cheap, 3)
-    assert "\nrate: 1.0e-4 to 1.0e-2;\n" in prompts.describe(observed(episode))
-    checked = 0
+    assert "\nrate: 1.0e-4 to 1.0e-2;\n" in prompts.describe(decided(episode), full=True)
     while not episode.done:
-        observation = observed(episode)
-        turn = respond(observation)
-        claims = check_claims(parse_action(turn).think, observation)
-        assert [c for c in claims if not c.true] == []
-        checked += len(claims)
-        assert not act(episode, turn).matched
-    assert checked >= 6
+        decision = decided(episode)
+        found = audit(think(decision, 0), decision)
+        assert found.n == found.true > 0
+        episode.exec_config(target.configurations[decision.offer.rows[0]])
 
 
 @pytest.mark.parametrize("below", [RATE, LISTED], ids=["continuous", "listed"])
@@ -83,7 +84,8 @@ def test_texts_describe_it_and_what_they_state_is_true(dimensions):
 def test_the_law_reads_listed_and_continuous_evidence(below, above):
     cheap, target = family(below, DECAY)[:-1], family(above, DECAY)[-1]
     episode = Episode(target, cheap, 1)
-    act(episode, respond(observed(episode)))
+    row = int(forecast(target.setting, cheap).expected_regrets().argmin())
+    episode.exec_config(target.configurations[row])
     assert set(evidence.usable(cheap, target)) == set(cheap)
     assert episode.best_regret() < 0.3
 

@@ -7,15 +7,18 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from autollm_jax.agent import constraint, dialogue, rollout
-from autollm_jax.agent.distillation import encode_conversation
-from autollm_jax.curriculum.pairs import Pair, Recipe
-from autollm_jax.curriculum.teacher import Trajectory, simulate
+from autollm_jax.agent.distillation import choices_of, encode_conversation
+from autollm_jax.agent.environment_turns import Start
+from autollm_jax.curriculum.pairs import Pair
+from autollm_jax.curriculum.teacher import SimulationConfig, Trajectory, simulate
 from autollm_jax.gym.environment import Episode
 from autollm_jax.models import transformer
 from autollm_jax.published.tokenizer import PretrainedTokenizer
 from autollm_jax.published.vocabularies import BytePairs
 from autollm_jax.rl.sampler import SamplerConfig
 from autollm_jax.text import parsing, prompts
+from autollm_jax.text.symbols import END_OF_TURN, PANELS
+from tests.families import panel_of
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
@@ -38,9 +41,9 @@ def published():
 
 
 @pytest.fixture
-def trajectory(family):
-    recipe = Recipe("tables", "made", "pretraining", 0, (), False, 3, (0, 1, 2), 0)
-    return simulate(Pair(family[3], tuple(family[:3]), recipe), 0, BUDGET)
+def trajectory(family, recipe):
+    pair = Pair(family[3], tuple(family[:3]), recipe)
+    return simulate(pair, SimulationConfig(budget=BUDGET, episodes=1))[0]
 
 
 def test_a_conversation_stands_in_the_template_and_only_agents_turns_are_learned(
@@ -49,34 +52,40 @@ def test_a_conversation_stands_in_the_template_and_only_agents_turns_are_learned
     chat = dialogue.ChatTokenizer(published)
     tokens, mask = encode_conversation(chat, trajectory.turns)
     whole = published.decode(tokens.tolist(), control=True)
-    said = [turn.text.removesuffix(parsing.END_OF_TURN) for turn in trajectory.turns]
+    said = [turn.text.removesuffix(END_OF_TURN) for turn in trajectory.turns]
     assert whole.startswith(f"<|im_start|>user\n{dialogue.INSTRUCTIONS}{said[0]}<|im_end|>\n")
     assert f"<|im_start|>assistant\n{said[1]}<|im_end|>\n<|im_start|>user\n{said[2]}" in whole
-    assert parsing.END_OF_TURN not in whole
+    assert END_OF_TURN not in whole
     assert chat.decode(tokens[mask].tolist()) == "".join(said[1::2])
     assert (tokens[mask] == chat.stop_id).sum() == BUDGET
 
 
-def episode_of(task, length, learned=True):
-    turns = (
-        prompts.environment_turn(f"task {task}: {'x' * length};\n"),
-        prompts.agent_turn('<think>a</think><exec>{"x": 1}</exec><end>', learned),
-    )
-    recipe = Recipe("tables", "made", task, 0, (), False, 0, (), 0)
-    return Trajectory(recipe, turns, (), True)
+def test_a_panel_is_one_token_of_an_own_vocabulary_and_several_of_a_published_one(
+    published, tokenizer, trajectory
+):
+    chat = dialogue.ChatTokenizer(published)
+    assert dialogue.panel_ids(chat) is None and choices_of(chat, trajectory.turns) == []
+    ids_P = dialogue.panel_ids(tokenizer)
+    assert [tokenizer.decode([token]) for token in ids_P] == list(PANELS)
 
 
-def test_examples_are_the_shortest_first_turns_each_of_another_task():
-    made = [episode_of("grpo", 9), episode_of("grpo", 3), episode_of("pretraining", 5)]
-    made += [episode_of("architecture", 7), episode_of("grpo", 1, learned=False)]
+def test_examples_are_the_shortest_first_turns_each_of_another_task(recipe):
+    made = []
+    for task, length in (("grpo", 9), ("grpo", 3), ("pretraining", 5), ("architecture", 7)):
+        turns = (
+            prompts.environment_turn(f"task {task}:\n{'x' * length};\n"),
+            prompts.agent_turn("<think>a</think><exec>#B</exec><end>"),
+        )
+        made.append(Trajectory(recipe, turns, ()))
     text = dialogue.examples(made, 2)
     shown = [part for part in text.split("Example:\n") if part]
+    # One text begins each kind's key, its task.
     assert [part.partition(";")[0] for part in shown] == [
-        "task grpo: xxx",
-        "task pretraining: xxxxx",
+        "task grpo:\nxxx",
+        "task pretraining:\nxxxxx",
     ]
-    assert text.endswith("Now the experiment:\n") and prompts.END_OF_TURN not in text
-    assert parsing.parse_action(shown[0]).config == {"x": 1}
+    assert text.endswith("Now the experiment:\n") and END_OF_TURN not in text
+    assert parsing.parse_action(shown[0]).letter == 1
 
 
 @pytest.mark.parametrize("constrained", [False, True])
@@ -87,20 +96,21 @@ def test_a_policy_of_a_published_vocabulary_plays(published, family, constrained
         mlp_width=16,
     )  # fmt: skip
     params = jax.jit(transformer.init, static_argnums=0)(model, jax.random.key(0))
-    episodes = [Episode(family[3], family[:3], BUDGET) for _ in range(2)]
+    panel = panel_of(family[3].setting, tuple(family[:3]))
+    starts = [Start(Episode(family[3], family[:3], BUDGET), panel) for _ in range(2)]
     sizes = SamplerConfig(context=4096, cache_block=4096, chunk_sizes=(1024,))
     config = rollout.PlayConfig(sizes, 120, 1.0, constrained=constrained)
     played = rollout.play(
-        rollout.Policy(model, params, chat), config, episodes, [0, 1], jax.random.key(1)
+        rollout.Policy(model, params, chat), config, starts, [0, 1], jax.random.key(1)
     )
-    trials = [trial for episode in episodes for trial in episode.trials]
+    trials = [trial for start in starts for trial in start.episode.trials]
     if constrained:
         assert all(trial.valid and not trial.matched for trial in trials)
-        cells = family[3].cells
-        text = played.transcripts[0][1].text
-        assert parsing.parse_action(text).error is None
-        assert constraint.endings_of(chat, cells).automaton.opening == len("<think>")
+        assert parsing.parse_action(played.transcripts[0][1].text).letter is not None
+        assert constraint.letters(chat).opening == len("<think>")
+        batch = rollout.rollout_batch(played, BUDGET, chat, config)
+        assert batch.decisions is None and batch.allowed is not None
     else:
         assert not any(trial.valid for trial in trials)
-    assert all(len(episode.trials) == BUDGET for episode in episodes)
+    assert all(len(start.episode.trials) == BUDGET for start in starts)
     assert np.all(played.state.length_B > 0)

@@ -6,23 +6,20 @@ import jax
 import numpy as np
 import pytest
 
-from autollm_jax.agent.dialogue import PolicyTokenizer
+from autollm_jax.agent.dialogue import encode_turn, panel_ids
 from autollm_jax.agent.distillation import (
     PackedRows,
     batch_order,
+    choices_of,
     distill,
     encode_conversation,
     imitation_loss,
-    interchangeable,
     pack,
-    relabel,
 )
 from autollm_jax.checkpointing.checkpoints import Checkpoints
-from autollm_jax.data.tokenizer import train_tokenizer
 from autollm_jax.errors import UserError
 from autollm_jax.models import transformer
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
-from autollm_jax.text import prompts
 from autollm_jax.text.prompts import agent_turn, environment_turn
 from autollm_jax.training.loop import LoopConfig, Site
 from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -49,10 +46,9 @@ class Letters:
 TURNS = [
     environment_turn("abc"),
     agent_turn("de"),
-    environment_turn("f"),
-    agent_turn("gh", learned=False),
-    environment_turn("i"),
-    agent_turn("j"),
+    environment_turn("fgh"),
+    agent_turn("i"),
+    environment_turn("j"),
 ]
 
 
@@ -79,10 +75,10 @@ def mesh():
     return make_mesh(MeshShape(data=1), jax.devices()[:1])
 
 
-def test_the_loss_mask_is_on_learned_turns_alone():
+def test_the_loss_mask_is_on_agents_turns_alone():
     tokens, mask = encode_conversation(Letters(), TURNS)
     assert tokens.tolist() == [1, *Letters().encode("abcdefghij")]
-    assert mask.tolist() == [0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 1]
+    assert mask.tolist() == [0, 0, 0, 0, 1, 1, 0, 0, 0, 1, 0]
 
 
 def test_packing_keeps_every_conversation_whole():
@@ -220,75 +216,60 @@ def test_rows_pass_through_jax_as_a_batch():
     assert isinstance(jax.tree.map(lambda x: x, rows), PackedRows)
 
 
-NAMES = ("wiki", "code", "books", "law", "news", "chat")
-CHOICE = 'lowest A 12% at {{"{0}": {1},"{2}": {3}}};\n'
+def test_a_turns_choice_is_the_panel_that_it_names_last(tokenizer, taught):
+    ids_P = panel_ids(tokenizer)
+    for trajectory, _ in taught:
+        found, start = choices_of(tokenizer, trajectory.turns), 0
+        expected = []
+        for number, turn in enumerate(trajectory.turns):
+            tokens = encode_turn(tokenizer, turn, opens=number == 0)
+            if turn.role == "agent":
+                named = [n for n, token in enumerate(tokens) if token in ids_P]
+                expected.append((start + named[-1], turn.chances))
+            start += len(tokens)
+        assert [(place, tuple(chance_P)) for place, chance_P in found] == expected
+    assert choices_of(tokenizer, [dataclasses.replace(t, chances=()) for t in TURNS]) == []
 
 
-def mixture_talk(count=60, seed=0):
-    """Turns as they are in mixtures: a list, and one of it stated and run."""
-    random, talks = np.random.default_rng(seed), []
-    for _ in range(count):
-        first, second = random.choice(NAMES, 2, replace=False)
-        said = (first, int(random.integers(2, 40)), second, int(random.integers(2, 40)))
-        line = CHOICE.format(*said)
-        config = line.partition("at ")[2].removesuffix(";\n")
-        talks.append(
-            [
-                environment_turn(f"law for mixtures:\n 0.25 {line}"),
-                agent_turn(f"<think>{line}</think><exec>{config}</exec><end>"),
-            ]
-        )
-    return talks
+ID_P = np.array([20, 21, 22])
 
 
-@pytest.fixture(scope="module")
-def spoken():
-    """A vocabulary of such talk, and its conversations."""
-    talks = mixture_talk()
-    trained = train_tokenizer(
-        [turn.text for talk in talks for turn in talk],
-        len(prompts.SYMBOLS) + 350,
-        user_defined_symbols=prompts.SYMBOLS,
-        split_digits=False,
-    )
-    made = PolicyTokenizer(trained.model)
-    return made, [encode_conversation(made, talk) for talk in talks]
+def chosen_conversations():
+    """Two conversations of one row, with two choices and one; each at the place of a panel."""
+    tokens = [np.array([1, 5, 6, 20, 7, 8, 22]), np.array([1, 9, 21, 6])]
+    masks = [np.isin(np.arange(7), [3, 4, 6]), np.array([False, False, True, True])]
+    chances = np.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.2, 0.7, 0.1]])
+    choices = [[(3, chances[0]), (6, chances[1])], [(2, chances[2])]]
+    return list(zip(tokens, masks, strict=True)), choices, chances
 
 
-def test_numbers_and_names_of_components_may_stand_for_each_other(spoken):
-    tokenizer, found = spoken
-    behind_space, rest, names = (
-        {tokenizer.decode([i]) for i in ids}
-        for ids in interchangeable(tokenizer, [tokens for tokens, _ in found])
-    )
-    assert " 0" in behind_space | {t[:2] for t in behind_space} and not rest & behind_space
-    assert all(text.strip(" 0123456789.-") == "" for text in behind_space | rest)
-    assert "12%" not in behind_space | rest  # forecasts keep their order
-    # "law" begins a line too: it is no name that could be another's.
-    assert names and names <= {"wiki", "code", "books", "news", "chat"}
+def test_choices_move_with_their_conversations_and_leave_the_loss_mask():
+    made, choices, chances = chosen_conversations()
+    rows = pack(made, 12, 0, choices, ID_P)
+    assert rows.chances.place_NJ.tolist() == [[3, 6, 7 + 2]]
+    assert rows.tokens_NT[0, rows.chances.place_NJ[0]].tolist() == [20, 22, 21]
+    np.testing.assert_allclose(rows.chances.chance_NJP[0], chances, rtol=1e-6)
+    assert np.flatnonzero(rows.loss_mask_NT[0]).tolist() == [4, 10]
+    assert pack(made, 12, 0).loss_mask_NT.sum() == 5
+    # A choice behind the end of a row is none; a row with fewer is filled up with place 0.
+    cut = pack(made, 5, 0, choices, ID_P)
+    assert cut.chances.place_NJ.tolist() == [[3], [2]]
 
 
-def test_what_is_copied_stays_a_copy(spoken):
-    tokenizer, found = spoken
-    sets = interchangeable(tokenizer, [tokens for tokens, _ in found])
-    changed = relabel(found, sets, 1.0, seed=3)
-    same = 0
-    for (tokens, mask), (others, its_mask) in zip(found, changed, strict=True):
-        assert mask is its_mask and len(tokens) == len(others)
-        text = tokenizer.decode(others.tolist())
-        stated = text.partition("<think>")[2].partition("</think>")[0]
-        assert stated in text.partition("<think>")[0]
-        same += np.array_equal(tokens, others)
-        moved = tokens != others
-        assert np.isin(tokens[moved], np.concatenate(sets)).all()
-    assert same < 0.1 * len(found)
-
-
-def test_a_share_is_relabelled_the_same_way_each_time(spoken):
-    tokenizer, found = spoken
-    sets = interchangeable(tokenizer, [tokens for tokens, _ in found])
-    none, half, again = (relabel(found, sets, share, seed=3) for share in (0.0, 0.5, 0.5))
-    assert all(np.array_equal(a[0], b[0]) for a, b in zip(none, found, strict=True))
-    assert all(np.array_equal(a[0], b[0]) for a, b in zip(half, again, strict=True))
-    kept = np.mean([np.array_equal(a[0], b[0]) for a, b in zip(half, found, strict=True)])
-    assert 0.3 < kept < 0.7
+def test_a_choices_loss_is_the_cross_entropy_of_its_whole_distribution():
+    made, choices, chances = chosen_conversations()
+    rows = pack(made, 12, 0, choices, ID_P)
+    loss, count, metrics = loss_of(start_params(), rows)
+    apart = [pack([one], 12, 0) for one in made]
+    of_choices = of_others = 0.0
+    for one, places in zip(apart, choices, strict=True):
+        logits_TV = np.asarray(transformer.apply(MODEL, start_params(), one.tokens_NT), float)[0]
+        logits_TV -= logits_TV.max(-1, keepdims=True)
+        log_TV = logits_TV - np.log(np.exp(logits_TV).sum(-1, keepdims=True))
+        at = [place for place, _ in places]
+        for place, chance_P in places:
+            of_choices -= (chance_P * log_TV[place - 1, ID_P]).sum()
+        for place in set(np.flatnonzero(one.loss_mask_NT[0]).tolist()) - set(at):
+            of_others -= log_TV[place - 1, one.tokens_NT[0, place]]
+    np.testing.assert_allclose(metrics["decision_loss"], (of_choices, 3), rtol=1e-4)
+    np.testing.assert_allclose((loss, count), (of_choices + of_others, 5), rtol=1e-4)

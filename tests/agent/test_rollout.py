@@ -291,6 +291,31 @@ def test_rollouts_of_a_step_are_reproducible(model, params, tokenizer, pairs):
     assert a.allowed.token_BTK.shape[-1] >= len(letters(tokenizer).length_R)
 
 
+def test_groups_of_equal_returns_are_replaced_by_those_of_further_rounds(
+    monkeypatch, model, params, tokenizer, pairs
+):
+    """In round 0 no group differs, in round 1 the second does, in round 2 both."""
+    genuine, rounds, config = rollout.play, [], dataclasses.replace(CONFIG, max_new_tokens=8)
+    returns = [[0, 0, 0, 0], [0, 0, 0, 1], [0, 2, 0, 3], [0, 9, 0, 9]]
+
+    def playing(*arguments, **options):
+        played = genuine(*arguments, **options)
+        paid = [[float(r)] + [0.0] * (BUDGET - 1) for r in returns[len(rounds) - 1]]
+        return dataclasses.replace(played, rewards=paid)
+
+    def starts_of_round(number):
+        rounds.append(number)
+        return [functools.partial(lambda p: starts_of([p])[0], pair) for pair in pairs[:2]]
+
+    monkeypatch.setattr(rollout, "play", playing)
+    layout = rollout.Layout(group_size=2)
+    roll = rollout.make_rollout(model, tokenizer, config, starts_of_round, layout, refills=3)
+    batch, metrics = roll(params, KEY, 1)
+    assert rounds == [4, 5, 6] and metrics["groups_that_differ"] == 0
+    # The first free place takes round 1's group, the second the first useful one of round 2.
+    assert batch.rewards_BJ.sum(1).tolist() == [0, 1, 0, 2]
+
+
 def test_play_on_a_mesh_is_the_same(model, params, tokenizer, pairs, group):
     mesh = make_mesh(MeshShape(data=2), jax.devices()[:2])
     starts = starts_of(pairs[:2], copies=2)

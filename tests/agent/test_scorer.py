@@ -9,7 +9,7 @@ import pytest
 from autollm_jax.agent import scorer
 from autollm_jax.agent.scorer import Scorer, Settings, features, init, logits, loss, pad, train
 from autollm_jax.baselines.base import Problem
-from autollm_jax.forecasts.advice import OFFERED, advise, offer
+from autollm_jax.forecasts.advice import MOST, decision_of
 from autollm_jax.forecasts.advisers import counsel
 from autollm_jax.gym.environment import Episode
 from tests.families import bowl_experiment
@@ -28,41 +28,47 @@ def games():
     return [(target, counsel(target.setting, cheap)) for target in targets]
 
 
-def test_the_first_choice_is_the_panels(games):
+@pytest.fixture
+def decision(games):
     target, panel = games[0]
-    advice = advise(panel)
-    rows = offer(panel, advice, 0)
-    x_CF = features(panel, advice, rows, (), 5)
-    params = init(jax.random.key(0), x_CF.shape[1]) | {"out": np.zeros((scorer.WIDTH, 1))}
-    chosen = rows[int(np.asarray(logits(params, *pad([x_CF]))).argmax())]
-    assert chosen == int(advice.remaining_AR.mean(0).argmin())
+    return decision_of(panel, Episode(target, panel.evidence, 5).tell(), 0)
+
+
+def chosen_by(params, decision):
+    """Return the row that a scorer chooses."""
+    padded = pad([features(decision)])
+    return decision.offer.rows[int(np.asarray(logits(params, *padded)).argmax())]
+
+
+def test_the_first_choice_is_the_panels(decision):
+    params = init(jax.random.key(0), features(decision).shape[1])
+    params |= {"out": np.zeros((scorer.WIDTH, 1))}
+    rows = decision.offer.rows
+    assert chosen_by(params, decision) == rows[decision.offer.picks[-1]]
     assert sum(np.size(leaf) for leaf in jax.tree.leaves(params)) < 50_000
 
 
 def test_the_loss_is_minus_the_expected_reward():
     params = init(jax.random.key(0), 4)
     random = np.random.default_rng(0)
-    x_BCF = random.normal(size=(2, OFFERED, 4))
-    offered_BC = np.arange(OFFERED) < np.array([[3], [OFFERED]])
-    reward_BC = random.random((2, OFFERED)) * offered_BC
+    x_BCF = random.normal(size=(2, MOST, 4))
+    offered_BC = np.arange(MOST) < np.array([[3], [MOST]])
+    reward_BC = random.random((2, MOST)) * offered_BC
     chance_BC = np.asarray(jax.nn.softmax(logits(params, x_BCF, offered_BC)))
     assert (chance_BC[~offered_BC] == 0).all()
     expected = -(chance_BC * reward_BC).sum(1).mean()
     np.testing.assert_allclose(loss(params, x_BCF, offered_BC, reward_BC, 0.0), expected, rtol=1e-5)
 
 
-def test_padding_and_order_change_nothing(games):
-    _, panel = games[0]
-    advice = advise(panel)
-    rows = offer(panel, advice, 0)
-    params = init(jax.random.key(1), features(panel, advice, rows, (), 5).shape[1])
-
-    def chosen(rows):
-        padded = pad([features(panel, advice, rows, (), 5)])
-        return rows[int(np.asarray(logits(params, *padded)).argmax())]
-
-    assert chosen(rows) == chosen(tuple(reversed(rows)))
-    assert chosen(rows[:5]) == chosen(tuple(reversed(rows[:5])))
+def test_padding_and_order_change_nothing(decision):
+    params = init(jax.random.key(1), features(decision).shape[1])
+    for count in (len(decision.offer.rows), 5):
+        rows = decision.offer.rows[:count]
+        there, back = (
+            dataclasses.replace(decision, offer=dataclasses.replace(decision.offer, rows=order))
+            for order in (rows, tuple(reversed(rows)))
+        )
+        assert chosen_by(params, there) == chosen_by(params, back)
 
 
 def test_rewards_are_the_episodes_own(games):

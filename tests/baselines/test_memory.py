@@ -8,9 +8,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from autollm_jax.baselines import BASELINES, Problem
-from autollm_jax.curriculum.teacher import respond
 from autollm_jax.evaluation.cost import expected_trials
-from autollm_jax.forecasts.advisers import FORECASTS, forecast
+from autollm_jax.forecasts.advisers import FORECASTS
 from autollm_jax.forecasts.surface import SurfaceTransfer
 from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.experiments import Fidelity, make_experiment
@@ -20,10 +19,9 @@ from autollm_jax.gym.spaces import Dimension, Space
 from autollm_jax.gym.splits import Split
 from autollm_jax.gym.stress import KINDS, Stress, distort
 from autollm_jax.report.landscape import lay_out
-from autollm_jax.text.claims import audit
-from autollm_jax.text.playing import act
+from autollm_jax.text.claims import audit, think
 from autollm_jax.text.prompts import describe, feedback
-from autollm_jax.text.spelling import exec_part
+from tests.families import decided
 
 WIDTHS, BATCHES = (32, 64, 128, 256), (16, 32, 64, 128)
 MOST = 64 * 128
@@ -109,15 +107,14 @@ def test_a_forecast_takes_a_trial_out_of_memory(name, evidence, target):
 
 
 def test_texts_say_that_a_trial_was_infeasible(evidence, target):
-    episode, made = Episode(target, evidence, 2), forecast(target.setting, evidence)
-    assert "infeasible" not in describe(episode.tell(made))
-    trial = act(episode, exec_part(target.cells, int(full_rows(target)[0])))
-    assert "gives no loss infeasible" in feedback(trial, episode.tell(made))
-    reply = respond(episode.tell(made))
-    assert "latest is infeasible" in reply
-    found = audit(reply, episode.tell(made))
-    assert found.true == found.n > 0
-    assert act(episode, reply).valid
+    episode = Episode(target, evidence, 2)
+    assert "infeasible" not in describe(decided(episode), full=True)
+    trial = episode.exec_config(target.configurations[full_rows(target)[0]])
+    decision = decided(episode)
+    said = feedback(trial, decision, episode.tell(), full=True)
+    assert said.startswith("trial 1 is infeasible; width") and "gives no loss, 1 left" in said
+    found = audit(think(decision, 0), decision)
+    assert found.true == found.n == 3 and "latest is infeasible" in think(decision, 0)
 
 
 def test_the_gymnasium_interface_observes_it(evidence, target):

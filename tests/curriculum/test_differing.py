@@ -13,8 +13,8 @@ from autollm_jax.curriculum.augmentation import (
     needs_copies,
 )
 from autollm_jax.curriculum.names import WORDS, part_names
-from autollm_jax.curriculum.pairs import CurationConfig, Families, curate, draw_recipes
-from autollm_jax.curriculum.teacher import SimulationConfig, simulate, simulate_all
+from autollm_jax.curriculum.pairs import CurationConfig, curate
+from autollm_jax.curriculum.teacher import SimulationConfig, simulate
 from tests import differing
 
 ALL = (*AUGMENTATIONS, CHEAPER_COPIES)
@@ -117,16 +117,3 @@ def test_recipes_are_drawn_and_played_where_spaces_differ(different):
         (trajectory,) = simulate(pair, SimulationConfig(budget=2, episodes=1))
         assert len(trajectory.turns) == 4
         assert "invalid" not in trajectory.text
-
-
-def test_a_dimension_that_only_some_have_shows_in_their_prompts_alone():
-    family = differing.rates()
-    settings = CurationConfig(pairs=9, pairs_per_family=9, synthetic=0.0, renamed=0.0)
-    recipes = list(draw_recipes(Families(family), settings))
-    made = simulate_all(family, recipes, SimulationConfig(budget=1, episodes=1, full=True))
-    targets = set()
-    for trajectory in (t for played in made for t in played):
-        prompt = trajectory.turns[0].text.split("default:")[0]
-        assert ("weight_decay" in prompt) == (trajectory.recipe.target == 2)
-        targets.add(trajectory.recipe.target)
-    assert len(targets) > 1

@@ -169,7 +169,7 @@ def test_without_reasoning_the_same_actions_are_taken_without_a_think_part(pair)
 def test_full_texts_are_written_where_they_are_asked_for(pair):
     for full in (False, True):
         (trajectory, *_) = simulate(pair, dataclasses.replace(CONFIG, full=full))
-        assert all(("learning_rate" in t.text) == full for t in trajectory.turns[::2])
+        assert all((" at learning_rate " in t.text) == full for t in trajectory.turns[::2])
         letter = parse_action(trajectory.turns[1].text).letter
         line = trajectory.turns[0].text.partition(f"\n{LETTERS[letter]}")[2]
         assert (" at learning_rate " in line.partition(prompts.LINE)[0]) == full

@@ -72,8 +72,8 @@ def test_the_policys_size_is_scaled(make):
 def test_matching_is_the_same_in_grpos_episodes(make, monkeypatch, matching):
     job, made = make(gym__matching=matching, distill__steps=0), []
 
-    def keep(model, tokenizer, config, prompts_of_step, *rest):
-        made.extend(episode() for episode in prompts_of_step(0))
+    def keep(model, tokenizer, config, starts_of_round, *rest):
+        made.extend(start().episode for start in starts_of_round(0))
 
     monkeypatch.setattr(training_stages, "make_rollout", keep)
     monkeypatch.setattr(training_stages, "train_grpo", lambda *arguments: None)

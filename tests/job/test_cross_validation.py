@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from autollm_jax.baselines import BASELINES
-from autollm_jax.curriculum.teacher import Researcher
 from autollm_jax.evaluation.runner import play_method
 from autollm_jax.gym.experiments import load_experiments
 from autollm_jax.gym.splits import split
@@ -27,18 +26,20 @@ def test_pairs_come_from_every_table_and_are_never_those_held_out(pairs):
 
 
 def test_methods_play_the_same_games_and_the_better_is_seen(pairs):
-    players = {"researcher": Researcher(), "random": play_method(BASELINES["random"])}
+    players = {name: play_method(BASELINES[name]) for name in ("nearest_experiment", "random")}
     found = cross_validation.cross_validate(players, pairs, 3)
     regrets = {name: groups["all"][:3] for name, groups in found.items()}
-    assert (np.diff(regrets["researcher"]) <= 1e-9).all()
-    assert regrets["researcher"][0] < regrets["random"][0]
+    assert (np.diff(regrets["nearest_experiment"]) <= 1e-9).all()
+    assert regrets["nearest_experiment"][0] < regrets["random"][0]
     assert (found["random"]["all"][3:] == 0).all()  # invalid, matched
     again = cross_validation.cross_validate(players, pairs, 3)
     np.testing.assert_array_equal(found["random"]["all"], again["random"]["all"])
 
 
 def test_the_table_has_a_line_for_each_group_and_no_trial_beyond_the_budget(pairs):
-    found = cross_validation.cross_validate({"researcher": Researcher()}, pairs[:6], 2)
+    found = cross_validation.cross_validate(
+        {"random": play_method(BASELINES["random"])}, pairs[:6], 2
+    )
     lines = cross_validation.table(found, 2).splitlines()
     assert lines[0].split() == ["method", "experiments", "1", "invalid", "matched"]
-    assert len(lines) == 1 + len(found["researcher"])
+    assert len(lines) == 1 + len(found["random"])

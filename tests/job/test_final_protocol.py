@@ -65,7 +65,7 @@ def job(tmp_path):
     config.curate.distill_pairs = 16
     config.distill.steps = config.grpo.steps = 0
     config.evaluation.seeds = (0,)
-    config.evaluation.methods = "agent,researcher,random,boosted_trees,gaussian_process"
+    config.evaluation.methods = "agent,panel,random,boosted_trees,gaussian_process"
     job = Job(config, tmp_path, make_mesh(MeshShape(), jax.devices()[:1]))
     named = {f"{level}_{s:.0f}": (level, s) for level, sizes in SIZES.items() for s in sizes}
     meta = {
@@ -121,7 +121,7 @@ def test_the_final_protocol_runs_on_our_own_and_all_public_tables(public_tables,
     config.distill.steps = config.grpo.steps = 0
     config.evaluation.seeds = (0,)
     config.gym.budget = 2
-    config.evaluation.methods = "researcher,random"
+    config.evaluation.methods = "panel,random"
     job = Job(config, tmp_path / "job", make_mesh(MeshShape(), jax.devices()[:1]))
     for name in stages.PIPELINE[1:-1]:  # a report shows the held-out tables alone, which are ours
         stages.STAGES[name](job)

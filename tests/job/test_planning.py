@@ -20,8 +20,11 @@ from autollm_jax.models import transformer
 from autollm_jax.models.transformer import parameter_count
 from autollm_jax.rl import loop as rl_loop
 from autollm_jax.rl import sampler
-from autollm_jax.rl.loop import RolloutBatch
+from autollm_jax.rl.grammar import LEAST_EDGES
+from autollm_jax.rl.logprobs import Allowed
+from autollm_jax.rl.loop import Decisions, RolloutBatch
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
+from autollm_jax.text.symbols import PANELS
 from autollm_jax.training import loop, step
 from tests import scripts
 
@@ -38,7 +41,7 @@ def small(**policy):
     """A job like those of published weights, that are not here, with every part of it small."""
     c = runpy.run_path(str(ROOT / "configs" / "gym.py"))["get_config"]("smoke")
     c.policy.update({"weights": "not-here", "shape": SHAPE, "context": CONTEXT, **policy})
-    c.distill.update({"batch_rows": 16, "row_length": 128, "relabelled": 0.0, "microbatches": 2})
+    c.distill.update({"batch_rows": 16, "row_length": 128, "microbatches": 2})
     c.evaluation.games = ROWS
     c.rollout.cache_block = 256  # less than CONTEXT: the cache grows
     c.grpo.update({"groups": 8, "group_size": 2, "minibatch_rows": 8})
@@ -183,10 +186,18 @@ def test_grpos_planned_steps_are_those_that_run(tmp_path, monkeypatch):
 
     rows, ones = settings.minibatch_rows, np.ones((settings.minibatch_rows, 128), np.int32)
 
+    budget, choices = config.gym.budget, np.tile(np.arange(len(PANELS), dtype=np.int32), (rows, 1))
+    brought = np.tile(choices[:, None], (1, budget, 1)).astype(np.float32)
+    places = np.tile(np.arange(1, budget + 1, dtype=np.int32), (rows, 1))
+    made = Decisions(places, brought, 0 * brought, choices)
+    edges = np.ones((rows, 128, LEAST_EDGES), np.int32)
+    allowed = Allowed(ones > 0, edges, np.ones((rows, job.model.vocab_size), bool))
+
     def rollout(params, key, step):
         rewards = np.arange(rows, dtype=np.float32)[:, None]
         lengths, logprobs = np.full(rows, 128, np.int32), -np.ones((rows, 128), np.float32)
-        played = RolloutBatch(ones, lengths, 0 * ones, logprobs, rewards, np.ones((rows, 1), bool))
+        steps = np.ones((rows, 1), bool)
+        played = RolloutBatch(ones, lengths, 0 * ones, logprobs, rewards, steps, allowed, made)
         return played, {}
 
     monkeypatch.setattr(planning, "_compile", lowered)

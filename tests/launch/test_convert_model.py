@@ -76,7 +76,6 @@ def trained(published, tmp_path):
     def make(**policy):
         config = runpy.run_path(str(ROOT / "configs" / "gym.py"))["get_config"]("smoke")
         config.policy.update({"weights": str(published), **policy})
-        config.distill.relabelled = 0.0
         job = Job(config, tmp_path / "job", make_mesh(MeshShape(1, 2, 1), jax.devices()[:2]))
         write_json_atomic(job.workdir / "config.json", config.to_dict())
         optimizer, axes = job.optimizer(config.grpo), lora.logical_axes(job.model)
@@ -118,18 +117,19 @@ def test_a_trained_policy_is_written_with_its_factors_merged(trained, published,
 
 def test_players_share_what_lora_froze(trained, monkeypatch):
     job, loads, load = trained(lora_rank=2, lora_targets="query,down"), [], pretrained.load
-    job.config.gym.roots = "gym_data"
-    job.config.evaluation.update({"methods": "agent,zero_shot,hybrid", "shots": 0})
+    job.config.gym.roots, job.config.distill.steps = "gym_data", 0
+    job.config.evaluation.update({"methods": "agent,zero_shot,distilled", "shots": 0})
     monkeypatch.setattr(pretrained, "load", lambda *given: loads.append(given) or load(*given))
     given, player = [], scoring_stages.policy_player
     monkeypatch.setattr(
         scoring_stages, "policy_player", lambda *a, **k: given.append(a[1]) or player(*a, **k)
     )
-    assert set(scoring_stages._players(job)) == {"agent", "zero_shot", "hybrid"}
-    agent, zero_shot, hybrid = given
-    assert len(loads) == 1 and agent["embedding"] is zero_shot["embedding"]
+    assert set(scoring_stages._players(job)) == {"agent", "zero_shot", "distilled"}
+    agent, zero_shot, distilled = given
+    assert len(loads) == 1
+    assert agent["embedding"] is zero_shot["embedding"] is distilled["embedding"]
     name = "query" + transformer.LORA_OUT
-    assert agent["layers"][name] is hybrid["layers"][name] is not zero_shot["layers"][name]
+    assert agent["layers"][name] is not zero_shot["layers"][name] is distilled["layers"][name]
 
 
 def test_a_policy_that_several_processes_trained_is_written_by_one(trained, tmp_path):

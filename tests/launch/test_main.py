@@ -133,7 +133,6 @@ def test_published_weights_that_cannot_be_used_end_the_job_before_it_works(
         tmp_path / "workdir",
         "--config=configs/gym.py",
         f"--config.policy.weights={published}",
-        "--config.distill.relabelled=0",
     )
     assert refused(done, words)
     assert not (tmp_path / "workdir").exists()
@@ -144,7 +143,6 @@ def test_lora_targets_that_a_model_does_not_have(tmp_path, published):
         tmp_path / "workdir",
         "--config=configs/gym.py",
         f"--config.policy.weights={published}",
-        "--config.distill.relabelled=0",
         "--config.policy.lora_rank=4",
         "--config.policy.lora_targets=query,q_proj",
     )
@@ -157,7 +155,7 @@ def test_lora_targets_that_a_model_does_not_have(tmp_path, published):
     [
         ("grpo.normalisation", "mean"),
         ("distill.save_every", "0"),
-        ("evaluation.advisor", "nobody"),
+        ("grpo.members", "nobody"),
         ("policy.kv_heads", "3"),
         ("grpo.optimizer.decay", "cosin"),
     ],

@@ -8,6 +8,7 @@ import pytest
 
 from autollm_jax.models import transformer
 from autollm_jax.rl import grammar, sampler
+from autollm_jax.rl.logprobs import Allowed, score_tokens
 from autollm_jax.rl.sampler import SamplerConfig
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 
@@ -124,6 +125,74 @@ def test_allowed_tokens_are_those_of_the_definition_along_every_path(automata):
             wanted = may_follow(turn[:n], endings, 10 - n, longest)
             assert set(np.flatnonzero(may_BV[0]).tolist()) == wanted
             node_B = grammar.advance(node_B, token_BK, child_BK, np.array([token]))
+
+
+OF_ROWS = (
+    (0, np.ones(4, bool)),
+    (1, np.ones(2, bool)),
+    (None, None),
+    (0, [False, True, True, False]),
+)
+
+
+def said_again(automata, state, new_tokens=20):
+    """Say again what each row of `play` could say."""
+    B, T = state.tokens_BS.shape
+    free_BT = np.zeros((B, T), bool)
+    token_BTK = np.full((B, T, grammar.LEAST_EDGES), -1, np.int32)
+    for row, (number, may_R) in enumerate(OF_ROWS):
+        places = np.flatnonzero(state.loss_mask_BS[row])
+        if number is not None:
+            free_BT[row, places], token_BTK[row, places] = grammar.steps(
+                automata[number], np.array(may_R), state.tokens_BS[row, places], new_tokens
+            )
+    return Allowed(free_BT, token_BTK, np.broadcast_to(FREE_V, (B, len(FREE_V))))
+
+
+@pytest.mark.parametrize("new_tokens", [9, 20])
+def test_the_steps_of_a_sampled_turn_are_exactly_what_the_sampler_allowed(
+    params, rules, automata, new_tokens
+):
+    seen = set()
+    for seed in range(10):
+        state = play(params, rules, seed, temperature=3.0, new_tokens=new_tokens)
+        told, start_B = said_again(automata, state, new_tokens), list(map(len, PROMPTS))
+        node_B = np.full(4, grammar.START) + np.maximum(rules.base_B, 0)
+        for n in range(new_tokens):
+            token_BK, child_BK = grammar.edges(rules, node_B)
+            left_B = np.full(4, new_tokens - n)
+            may_BV = np.asarray(grammar.allowed(rules, node_B, token_BK, left_B))
+            place_B = [min(start + n, 63) for start in start_B]
+            for row in (0, 1, 3):
+                if state.loss_mask_BS[row, place_B[row]]:
+                    free, token_K = (x[row, place_B[row]] for x in (told.free_BT, told.token_BTK))
+                    again_V = FREE_V & free
+                    again_V[token_K[token_K >= 0]] = True
+                    np.testing.assert_array_equal(again_V, may_BV[row])
+                    in_free_text = node_B[row] - rules.base_B[row] == grammar.FREE
+                    seen.add((bool(in_free_text), bool(free)))
+            token_B = np.array([state.tokens_BS[row, place] for row, place in enumerate(place_B)])
+            node_B = grammar.advance(node_B, token_BK, child_BK, token_B)
+    assert seen == {(False, False), (True, True), (True, False)}  # the last: an ending barely fits
+
+
+@pytest.mark.parametrize("row_logits", [2**24, 40 * 6])
+def test_the_trainer_recomputes_the_logprobs_of_constrained_turns(
+    params, rules, automata, row_logits
+):
+    model = dataclasses.replace(MODEL, row_logits=row_logits)
+    for seed in range(3):
+        state = play(params, rules, seed, temperature=0.7)
+        allowed = said_again(automata, state)
+        x_BTD = transformer.hidden(model, params, state.tokens_BS[:, :-1])
+        within, anything = (
+            np.asarray(score_tokens(model, params, x_BTD, state.tokens_BS, 0.7, limits)[0])
+            for limits in (allowed, None)
+        )
+        sampled = state.loss_mask_BS & (np.arange(4) != 2)[:, None]
+        assert sampled.sum() > 10
+        np.testing.assert_allclose(within[sampled], state.logprobs_BS[sampled], atol=1e-4)
+        assert np.abs(anything - state.logprobs_BS)[sampled].max() > 0.5
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0])

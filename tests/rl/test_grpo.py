@@ -7,6 +7,7 @@ import pytest
 
 from autollm_jax.rl.grpo import (
     GRPOHyperparameters,
+    decision_loss,
     group_advantages,
     grpo_loss,
     token_advantages,
@@ -177,3 +178,51 @@ def test_clip_share_counts_the_tokens_whose_gradient_is_stopped():
     advantages = jnp.array([[1.0, -1.0, 1.0]])
     _, _, metrics = grpo_loss(logprobs, zeros, zeros, zeros, advantages, mask, HP)
     assert metrics["clip_share"] == (1, 3)
+
+
+def random_decisions():
+    """Logits of two rows' three decisions between four choices, and a mask without one."""
+    rng = np.random.default_rng(0)
+    logits, reference, rewards = rng.normal(size=(3, 2, 3, 4)).astype(np.float32)
+    return logits, reference, rewards, np.array([[True, True, True], [True, False, True]])
+
+
+def softmax(logits):
+    weights = np.exp(logits - logits.max())
+    return weights / weights.sum()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_the_decisions_loss_equals_a_plain_numpy_computation(temperature):
+    logits, reference, rewards, mask = random_decisions()
+    hp = dataclasses.replace(HP, temperature=temperature)
+    total = np.zeros(3)
+    for b, j in zip(*np.nonzero(mask), strict=True):
+        chance, before = (softmax(x[b, j] / temperature) for x in (logits, reference))
+        total += [
+            (chance * rewards[b, j]).sum(),
+            (chance * np.log(chance / before)).sum(),
+            -(chance * np.log(chance)).sum(),
+        ]
+    loss, count, metrics = decision_loss(logits, reference, rewards, mask, hp)
+    np.testing.assert_allclose(loss, total @ [-1, 0.1, -0.01], rtol=1e-4)
+    for name, value in zip(("reward", "kl", "entropy"), total, strict=True):
+        np.testing.assert_allclose(metrics[f"decision_{name}"], (value, 5), rtol=1e-4)
+    assert count == 5
+
+
+def test_a_decisions_gradient_raises_the_chance_of_the_better_choice():
+    logits, reference, rewards, mask = random_decisions()
+    hp = dataclasses.replace(HP, kl_coefficient=0.0, entropy_coefficient=0.0)
+    gradient = jax.grad(lambda x: decision_loss(x, reference, rewards, mask, hp)[0])(logits)
+    for b, j in np.ndindex(2, 3):
+        chance = softmax(logits[b, j])
+        # The group's mean is the baseline: what earns more than it gains probability.
+        better = rewards[b, j] > (chance * rewards[b, j]).sum()
+        assert ((np.asarray(gradient)[b, j] < 0) == better).all() or not mask[b, j]
+        assert mask[b, j] or not np.asarray(gradient)[b, j].any()
+
+
+def test_members_that_there_are_not_are_refused():
+    with pytest.raises(ValueError, match="members='all' must be one of enumerated, sampled"):
+        GRPOHyperparameters(members="all")

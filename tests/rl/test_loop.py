@@ -14,7 +14,15 @@ from autollm_jax.errors import UserError
 from autollm_jax.models import transformer
 from autollm_jax.rl import sampler
 from autollm_jax.rl.grpo import GRPOHyperparameters
-from autollm_jax.rl.loop import GRPOLoopConfig, RolloutBatch, minibatches, score, train_grpo
+from autollm_jax.rl.loop import (
+    Decisions,
+    GRPOLoopConfig,
+    RolloutBatch,
+    Selection,
+    minibatches,
+    score,
+    train_grpo,
+)
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from autollm_jax.training.loop import Site
 from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -60,14 +68,14 @@ def mesh():
     return make_mesh(MeshShape(data=1), jax.devices()[:1])
 
 
-def train(path, loop_config, rollout=even_tokens_pay, learning_rate=1e-2):
+def train(path, loop_config, rollout=even_tokens_pay, learning_rate=1e-2, hp=HP, selection=None):
     optimizer = make_optimizer(
         OptimizerConfig(learning_rate=learning_rate, decay="constant", weight_decay=0.0), 100
     )
     checkpoints = Checkpoints(path / "checkpoints")
     return train_grpo(
-        MODEL, HP, loop_config, optimizer, rollout, start_params(),
-        Site(mesh(), checkpoints, path), jax.random.key(7),
+        MODEL, hp, loop_config, optimizer, rollout, start_params(),
+        Site(mesh(), checkpoints, path), jax.random.key(7), selection,
     )  # fmt: skip
 
 
@@ -193,3 +201,79 @@ def test_every_epoch_sees_each_row_once_and_fill_up_rows_are_masked():
     for epoch in (pieces[:2], pieces[2:]):
         real = [p.tokens_BT[p.mask_BT.any(1), 0] // 12 for p in epoch]
         assert sorted(np.concatenate(real).tolist()) == [1, 2, 3]
+
+
+ENUMERATED = dataclasses.replace(HP, members="enumerated")
+CHOICES = np.array([5, 6, 7])
+
+
+def decided_batch():
+    """Four rows with two turns: three have decisions; of one no choice is better than others."""
+    tokens = np.random.default_rng(0).integers(1, 12, (4, 8)).astype(np.int32)
+    turns = np.full((4, 8), -1, np.int32)
+    turns[:, 2:4], turns[:, 5:7] = 0, 1
+    place_BJ = np.array([[3, 6], [3, 0], [2, 5], [0, 0]], np.int32)
+    tokens[np.arange(4)[:, None], place_BJ] = 6
+    rewards_BJP = np.zeros((4, 2, 3), np.float32)
+    rewards_BJP[0, 1], rewards_BJP[1], rewards_BJP[2] = [0.1, 0.0, 0.5], [0, 0, 1], 0.25
+    rewards_BJP[1, 0] = 0.3  # of the row's other turn, without a decision, choices differ
+    made = Decisions(
+        place_BJ, rewards_BJP, np.zeros((4, 2, 3), np.float32), np.tile(CHOICES, (4, 1))
+    )
+    return RolloutBatch(
+        tokens, np.full(4, 8), turns, -np.ones((4, 8), np.float32),
+        np.arange(8, dtype=np.float32).reshape(4, 2), np.ones((4, 2), bool), decisions=made,
+    )  # fmt: skip
+
+
+def test_enumerated_groups_leave_out_rows_without_differing_rewards():
+    played = decided_batch()
+    batch, informative_B = score(played, ENUMERATED, config(1, group_size=2, length_multiple=8))
+    assert informative_B.tolist() == [True, False, False, False]
+    assert not batch.advantages_BT.any() and batch.decisions is played.decisions
+    # A decision's token leaves the mask; the other sampled tokens stay.
+    gone = (played.turns_BT >= 0) & ~batch.mask_BT
+    assert [np.flatnonzero(row).tolist() for row in gone] == [[3, 6], [3], [2, 5], []]
+    assert not (batch.mask_BT & (played.turns_BT < 0)).any()
+    plain, informative_B = score(played, HP, config(1, group_size=2, length_multiple=8))
+    assert plain.decisions is None and informative_B.all() and plain.advantages_BT.any()
+    np.testing.assert_array_equal(plain.mask_BT, played.turns_BT >= 0)
+    with pytest.raises(ValueError, match="need decisions"):
+        score(dataclasses.replace(played, decisions=None), ENUMERATED, config(1, group_size=2))
+
+
+def test_rows_that_fill_a_minibatch_up_have_no_decision():
+    batch, _ = score(decided_batch(), ENUMERATED, config(1, group_size=2, length_multiple=8))
+    (piece,) = minibatches(batch, np.array([0, 2]), config(1, minibatch_rows=3, epochs=1), seed=0)
+    assert (piece.decisions.place_BJ > 0).sum(1).tolist() == [2, 2, 0]
+
+
+def test_enumerated_groups_raise_the_chance_of_the_choice_that_pays(tmp_path):
+    def decide(params, key, step):
+        return decided_batch(), {}
+
+    settings = config(8, group_size=2, minibatch_rows=4, epochs=1)
+    train(tmp_path, settings, rollout=decide, hp=ENUMERATED)
+    rows = metrics_of(tmp_path)
+    rewards = [row["decision_reward"] for row in rows]
+    assert all(row["informative_share"] == 0.25 for row in rows)
+    assert rewards[-1] > rewards[0] + 0.05
+    assert abs(rows[0]["decision_kl"]) < 1e-5 < 1e-3 < rows[-1]["decision_kl"]
+
+
+def test_the_best_policy_is_kept_and_not_a_later_worse_one(tmp_path):
+    looks, regrets = [], iter([0.9, 0.4, 0.6, 0.4, 0.5])
+
+    def regret(params):
+        looks.append(np.array(params["embedding"]))
+        return next(regrets)
+
+    best = Checkpoints(tmp_path / "best")
+    state = train(tmp_path, config(steps=7), selection=Selection(regret, 2, best))
+    assert len(looks) == 5  # before steps 0, 2, 4 and 6, and after the last one
+    assert best.latest() == 2 and best.extra(2) == {"step": 2, "regret": 0.4}
+    kept = [row["kept_out_regret"] for row in metrics_of(tmp_path) if "kept_out_regret" in row]
+    assert kept == [0.9, 0.4, 0.6, 0.4, 0.5]
+    saved, _ = best.restore(jax.eval_shape(lambda: state))
+    np.testing.assert_array_equal(saved.params["embedding"], looks[1])
+    assert saved.step < state.step and (looks[1] != looks[-1]).any()

@@ -12,26 +12,28 @@ import pytest
 import autollm_jax
 from autollm_jax.agent import rollout
 from autollm_jax.agent.dialogue import PolicyTokenizer
+from autollm_jax.checkpointing.checkpoints import Checkpoints
 from autollm_jax.curriculum.pairs import CurationConfig, Families, build_pair, draw_recipes
 from autollm_jax.curriculum.teacher import SimulationConfig, simulate
-from autollm_jax.data.tokenizer import train_tokenizer
+from autollm_jax.data.tokenizer import reserved_ids, train_tokenizer
 from autollm_jax.job import training_stages
 from autollm_jax.job.job import Job
 from autollm_jax.models import lora, transformer
 from autollm_jax.rl import loop
 from autollm_jax.rl.grpo import GRPOHyperparameters
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
-from autollm_jax.text import prompts
+from autollm_jax.text.symbols import SYMBOLS
 from autollm_jax.training.optimizer import updates_of
 
 ROOT = pathlib.Path(autollm_jax.__file__).parents[1]
-GROUPS, G, STEPS, CONTEXT = 2, 4, 3, 1280
+GROUPS, G, STEPS, CONTEXT = 2, 4, 3, 768
 FAMILIES = Families([])  # synthetic ones alone
 # Every hyperparameter differs from its default, or its test would show nothing.
 SETTINGS = {
     "steps": STEPS, "groups": GROUPS, "group_size": G, "minibatch_rows": GROUPS * G, "epochs": 1,
     "clip_low": 0.3, "clip_high": 0.4, "kl_coefficient": 0.05, "entropy_coefficient": 0.01,
     "temperature": 0.6, "normalisation": "none", "credit": "episode",
+    "speech_coefficient": 0.2, "members": "sampled", "refills": 0, "kept_out": 0,
 }  # fmt: skip
 # Largest mean |log-probability of the sampler - that of the trainer|, nats a token, before a step.
 LARGEST_GAP = {"float32": 1e-4, "bfloat16": 0.02}
@@ -45,10 +47,10 @@ def recipes():
 
 @pytest.fixture(scope="module")
 def tokenizer(recipes):
-    config = SimulationConfig(budget=2, perturbed=0.0)
-    texts = [simulate(build_pair(r, FAMILIES), n, 2, config).text for n, r in enumerate(recipes)]
-    size = len(prompts.SYMBOLS) + 400
-    made = train_tokenizer(texts, size, user_defined_symbols=prompts.SYMBOLS)
+    config = SimulationConfig(budget=2, episodes=1)
+    texts = [t.text for recipe in recipes for t in simulate(build_pair(recipe, FAMILIES), config)]
+    size = reserved_ids(SYMBOLS) + 60
+    made = train_tokenizer(texts, size, user_defined_symbols=SYMBOLS, split_digits=False)
     return PolicyTokenizer(made.model)
 
 
@@ -90,9 +92,9 @@ def small_config(**grpo):
     return config
 
 
-def run(folder, monkeypatch, recipes, tokenizer, steps=STEPS, **policy):
+def run(folder, monkeypatch, recipes, tokenizer, grpo=None, **policy):
     """Run the GRPO stage on one device; rewards are made up, so that every group is informative."""
-    config = small_config(steps=steps)
+    config = small_config(**(grpo or {}))
     model = transformer.TransformerConfig(
         vocab_size=tokenizer.vocab_size, width=16, layers=1, heads=2, kv_heads=1, head_dim=8,
         mlp_width=32, attention_block=CONTEXT, **policy,
@@ -104,13 +106,14 @@ def run(folder, monkeypatch, recipes, tokenizer, steps=STEPS, **policy):
     monkeypatch.setattr(SmallJob, "given", given)
     record, play, policy_loss = Record([], [], [], [], params, {}), rollout.play, loop.policy_loss
 
-    def playing(policy, config, episodes, *arguments, **options):
+    def playing(policy, config, starts, *arguments, **options):
         record.temperatures.append(config.temperature)
-        record.experiments.append([episode.setting.id for episode in episodes])
-        played = play(policy, config, episodes, *arguments, **options)
+        record.experiments.append([start.episode.setting.id for start in starts])
+        played = play(policy, config, starts, *arguments, **options)
         random = np.random.default_rng(len(record.temperatures))
         rewards = [[float(random.normal()) for _ in row] for row in played.rewards]
-        return dataclasses.replace(played, rewards=rewards)
+        known = [[random.normal(size=x.shape) for x in row] for row in played.hindsight]
+        return dataclasses.replace(played, rewards=rewards, hindsight=known)
 
     def losing(model, hp, params, batch):
         record.hyperparameters.append(hp)
@@ -134,14 +137,30 @@ def run(folder, monkeypatch, recipes, tokenizer, steps=STEPS, **policy):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, recipes, tokenizer):
     with pytest.MonkeyPatch.context() as patch:
-        yield run(tmp_path_factory.mktemp("grpo"), patch, recipes, tokenizer)
+        return run(tmp_path_factory.mktemp("grpo"), patch, recipes, tokenizer)
 
 
 def test_every_hyperparameter_of_the_config_reaches_the_loss(whole):
     (hp,) = set(whole.hyperparameters)
     for field in dataclasses.fields(GRPOHyperparameters):
-        assert SETTINGS[field.name] != field.default
+        assert SETTINGS[field.name] != field.default or field.name == "members"
         assert getattr(hp, field.name) == SETTINGS[field.name]
+
+
+def test_enumerated_groups_learn_from_decisions_and_the_best_policy_is_kept(
+    tmp_path, monkeypatch, recipes, tokenizer
+):
+    grpo = {"members": "enumerated", "kept_out": 2, "evaluate_every": 2}
+    record = run(tmp_path, monkeypatch, recipes, tokenizer, grpo)
+    assert {hp.members for hp in record.hyperparameters} == {"enumerated"}
+    rows = [row for row in record.rows if "decision_kl" in row]
+    assert rows and abs(rows[0]["decision_kl"]) < 1e-5 < rows[-1]["decision_kl"]
+    assert all(row["policy_loss"] == 0 for row in rows)
+    # Before the first step and the third, and after the last, kept-out games are played greedily.
+    assert record.temperatures.count(0.0) == 3
+    looks = [row["kept_out_regret"] for row in record.rows if "kept_out_regret" in row]
+    best = Checkpoints(tmp_path / "checkpoints" / "grpo_best")
+    assert len(looks) == 3 and best.extra(best.latest())["regret"] == min(looks)
 
 
 def test_rollouts_and_loss_have_the_configs_temperature(whole):
@@ -165,7 +184,7 @@ def test_the_kl_is_that_against_the_policy_that_training_started_from(whole):
 
 
 def test_sampler_and_trainer_agree_in_bfloat16(tmp_path, monkeypatch, recipes, tokenizer):
-    record = run(tmp_path, monkeypatch, recipes, tokenizer, steps=2, dtype="bfloat16")
+    record = run(tmp_path, monkeypatch, recipes, tokenizer, {"steps": 2}, dtype="bfloat16")
     gaps = [row["logprob_gap"] for row in record.rows]
     # bfloat16 is in use, and the bound is far below another temperature's gap.
     assert LARGEST_GAP["float32"] < max(gaps) < LARGEST_GAP["bfloat16"]
@@ -173,7 +192,7 @@ def test_sampler_and_trainer_agree_in_bfloat16(tmp_path, monkeypatch, recipes, t
 
 def test_lora_trains_its_factors_alone(tmp_path, monkeypatch, recipes, tokenizer):
     record = run(
-        tmp_path, monkeypatch, recipes, tokenizer, steps=2, lora_rank=2,
+        tmp_path, monkeypatch, recipes, tokenizer, {"steps": 2}, lora_rank=2,
         lora_targets=("query", "up"),
     )  # fmt: skip
     model = SmallJob.given["model"]
@@ -192,7 +211,7 @@ def test_a_schedule_that_decays_ends_with_the_last_update(tmp_path):
     """A rollout of 8 rows in minibatches of 3, two epochs: six updates."""
     config = small_config(minibatch_rows=3, epochs=2)
     rows = np.arange(GROUPS * G)
-    columns = [rows[:, None]] * len(dataclasses.fields(loop.UpdateBatch))
+    columns = [rows[:, None]] * (len(dataclasses.fields(loop.UpdateBatch)) - 2)
     settings = loop.GRPOLoopConfig(STEPS, G, minibatch_rows=3, epochs=2)
     a_rollout = len(list(loop.minibatches(loop.UpdateBatch(*columns), rows, settings, seed=0)))
     assert a_rollout == 6 and updates_of(config.grpo) == 6 * STEPS

@@ -114,7 +114,8 @@ def test_broken_turns_never_raise():
     """Cut, spliced and garbled turns reach deeper into the parser than random bytes do."""
     random = np.random.default_rng(1)
     pieces = [b"<think>", b"</think>", b"<exec>", b"</exec>", b"<end>", b'{"a": ', b"}", b"1e999",
-              b"NaN", b"#B", b'"', b"\xff", b"{", b"[", b",", b"\\ud800", b"true", b"9" * 400]  # fmt: skip
+              b"NaN", b"#B", b'"', b"\xff", b"{", b"[", b",", b"\\ud800", b"true",
+              b"9" * 400]  # fmt: skip
     read = 0
     for _ in range(5000):
         text = bytearray(GOOD.encode())

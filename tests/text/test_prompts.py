@@ -83,8 +83,9 @@ def test_a_turn_ends_with_the_first_pick_of_each_panel(episode):
 
 def test_the_full_first_turn_names_task_target_choices_evidence_and_budget(episode):
     text = prompts.describe(decided(episode), full=True)
-    for part in ["task pretraining:\nlearning_rate batch_size;\n4 trials;", "minimize loss", "40.0M parameters 1.6B tokens",
-                 "batch_size: 32 64 128", "default: ", "20.0M 600M at learning_rate",
+    for part in ["task pretraining:\nlearning_rate batch_size;\n4 trials;", "minimize loss",
+                 "40.0M parameters 1.6B tokens", "batch_size: 32 64 128", "default: ",
+                 "20.0M 600M at learning_rate",
                  "target has 2.0 x parameters 2.7 x tokens of the nearest;\n77 configurations;",
                  "advisers own nearest drift trees process;"]:  # fmt: skip
         assert part in text
