@@ -13,7 +13,6 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -85,14 +84,12 @@ class Observation:
       evidence: cheaper experiments, with their outcomes.
       budget_left: trials that are left.
       trials: those made so far.
-      forecast: the forecast that texts about this state quote; the gym itself has no use for it.
     """
 
     setting: Setting
     evidence: tuple[Experiment, ...]
     budget_left: int
     trials: tuple[Trial, ...]
-    forecast: Any = None
 
 
 class Episode:
@@ -156,10 +153,10 @@ class Episode:
     def done(self) -> bool:
         return self._finished or len(self._trials) >= self.budget
 
-    def tell(self, forecast: Any = None) -> Observation:
-        """Return what is known so far; `forecast` is what the observation carries along."""
+    def tell(self) -> Observation:
+        """Return what is known so far."""
         left = 0 if self.done else self.budget - len(self._trials)
-        return Observation(self.setting, self.evidence, left, self.trials, forecast)
+        return Observation(self.setting, self.evidence, left, self.trials)
 
     def finish(self) -> None:
         """End the episode early; the remaining trials do not happen."""

@@ -153,10 +153,8 @@ class Job:
           UserError: these have no training experiment.
         """
         gym, known = self.config.gym, self.split.training
-        tasks = gym.trained_tasks.split(",") if gym.trained_tasks else gym.tasks
-        sources = (
-            gym.trained_sources.split(",") if gym.trained_sources else {e.source for e in known}
-        )
+        tasks = split_names(gym.trained_tasks) or gym.tasks
+        sources = split_names(gym.trained_sources) or {e.source for e in known}
         found = tuple(e for e in known if e.task in tasks and e.source in sources)
         if not found:
             raise UserError(

@@ -161,11 +161,7 @@ def _players(job: Job) -> dict[str, Player]:
 
     makers = {
         "agent": lambda: policy(trained()),
-        **(
-            {"distilled": lambda: policy(job.parameters("distill", first))}
-            if config.grpo.steps
-            else {}
-        ),
+        **({"distilled": distilled} if config.grpo.steps else {}),
         **({"zero_shot": untrained} if job.weights else {}),
         **{name: functools.partial(play_method, cls) for name, cls in BASELINES.items()},
         **{name: functools.partial(learned, name) for name in learners},
