@@ -11,10 +11,10 @@ as a person's uncertainty does: (median - optimum) is then large beside the devi
 The plan in training FLOPs (low, mid, high), as the command above says it for each of
 `--config.ground_truth.levels=low` and so on before the first run:
 
-    pretraining   1,254 runs   5.2e13   2.1e14   2.9e14
-    architecture    522 runs   1.1e13   5.9e13   8.8e13
-    data_mixture    500 runs   1.9e13   9.4e13   1.2e14
-    grpo          1,600 runs   1.4e13   3.8e13   5.5e13
+    pretraining   1,094 runs   5.2e13   2.1e14   8.1e13
+    architecture    462 runs   1.1e13   3.1e13   4.5e13
+    data_mixture    416 runs   1.3e13   4.7e13   7.9e13
+    grpo          1,520 runs   1.4e13   3.8e13   4.4e13
 
 The evaluation of grpo's runs comes on top. Two processes, one a core, waste least: each
 gets `--config.mesh.cpu_devices=1 --config.ground_truth.share=0/2` (and 1/2) and a work directory.
@@ -45,21 +45,21 @@ def get_config(variant: str = "") -> ConfigDict:
     p.head_dim = 32
     low = (-10.5, -9.5, -8.5, -7.5, -7, -6.5, -6, -5.5, -5, -4.5, -4, -3.5, -2.5)
     mid = (-11.5, -10, -8.5, -7.5, -6.5, -5.5, -4.25, -3.5, -2.5)
-    high = (-11.5, -10, -8.5, -7.5, -6.5, -5.5, -4.5, -3.5, -2.5)
+    high = (-10, -8, -7, -6, -5, -3.5)
     p.low.update(pretraining(("16x2", "24x2", "32x2"), (256 * K, 512 * K), low, 1, 5))
     p.mid.update(pretraining(("48x2", "48x3", "64x2"), (512 * K, 1024 * K), mid, 2, 4))
-    p.high.update(pretraining(("80x2", "96x2"), (512 * K, 1024 * K), high, 3, 4))
+    p.high.update(pretraining(("80x2", "96x2"), (512 * K, 768 * K), high, 3, 2))
     a = g.architecture
     a.batch_size = 16
     low, mid, high = ((16, 24, 32), (1, 2, 3)), ((32, 48, 64), (1, 2, 3)), ((48, 64, 96), (2, 3, 4))
     a.low.update(architecture(*low, (256 * K, 384 * K), (20_000, 28_000, 40_000)))
-    a.mid.update(architecture(*mid, (512 * K, 768 * K), (60_000, 80_000, 100_000, 130_000)))
-    a.high.update(architecture(*high, (512 * K, 768 * K), (150_000, 200_000, 260_000)))
+    a.mid.update(architecture(*mid, (384 * K, 512 * K), (60_000, 80_000, 100_000)))
+    a.high.update(architecture(*high, (384 * K, 512 * K), (150_000, 200_000)))
     d = g.data_mixture
     d.head_dim, d.batch_size = 32, 16
-    d.low.update(data_mixture(("24x2", "32x2"), (256 * K, 512 * K)))
-    d.mid.update(data_mixture(("48x2", "64x2"), (512 * K, 768 * K)))
-    d.high.update(data_mixture(("80x2", "96x2"), (768 * K,)))
+    d.low.update(data_mixture(("24x2", "32x2"), (256 * K, 512 * K), 20))
+    d.mid.update(data_mixture(("48x2", "64x2"), (256 * K, 384 * K, 512 * K), 16))
+    d.high.update(data_mixture(("80x2", "96x2"), (384 * K, 512 * K), 16))
     r, optimizer = g.grpo, module["optimizer"]
     r.setup.backbone_optimizer = optimizer(
         3e-3, warmup_fraction=0.0, decay="constant", final_fraction=1.0, weight_decay=0.0
@@ -70,6 +70,7 @@ def get_config(variant: str = "") -> ConfigDict:
     r.low = grpo(32, 2, (24, 48), addition=4500, numbers=1500, sorting=2000)
     r.mid = grpo(64, 4, (16, 32), addition=2500, numbers=800, sorting=1000)
     r.high = grpo(96, 6, (16, 24), numbers=400, sorting=500)
+    r.high.learning_rates = r.high.learning_rates[1:]
     return c
 
 
@@ -96,13 +97,13 @@ def architecture(width, layers, tokens, limits) -> dict:
     }
 
 
-def data_mixture(models, tokens) -> dict:
-    """30 mixtures, half of them shared with the other levels."""
+def data_mixture(models, tokens, mixtures: int) -> dict:
+    """Mixtures, half of them shared with the other levels."""
     return {
         "models": models,
         "tokens": tokens,
-        "mixtures": 30,
-        "own": 15,
+        "mixtures": mixtures,
+        "own": mixtures // 2,
         "rate_times_width": 0.75,
         **REPEATED,
     }

@@ -38,7 +38,7 @@ PRIOR = 8.0  # logits fall by so much for one unit of the panel's expected regre
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How the scorer is trained (chosen on low tables; docs/experiments.md).
+    """How the scorer is trained (chosen on changed copies of low tables).
 
     Attributes:
       pairs: training pairs.
