@@ -97,7 +97,9 @@ def test_workdir_in_a_folder_of_the_config_is_replaced(job):
 
 
 def test_all_runs_every_stage_but_those_on_demand():
-    assert set(stages.STAGES) - set(stages.PIPELINE) == {"verify", "cross_validate", "pool", "plan"}
+    assert set(stages.STAGES) - set(stages.PIPELINE) == {
+        *("verify", "intervene", "cross_validate", "pool", "plan"),
+    }
 
 
 def test_an_unknown_variant_names_the_known_ones():

@@ -67,10 +67,10 @@ def test_another_config_is_refused_by_its_first_field_and_nothing_changes(claime
     ("field", "value", "stage"),
     [
         ("curate__synthetic", 0.3, "curate"),
-        ("simulate__perturbed", 0.1, "simulate"),
+        ("simulate__softness", 0.1, "simulate"),
         ("gym__budget", 3, "simulate"),
         ("policy__vocab_size", 1024, "simulate"),
-        ("policy__width", 64, "distill"),
+        ("policy__width", 96, "distill"),
         ("distill__optimizer__learning_rate", 1e-3, "distill"),
         ("distill__row_length", 1024, "distill"),
         ("policy__context", 1024, "grpo"),
@@ -98,10 +98,10 @@ def test_a_field_may_change_until_its_stage_has_written_and_then_with_restart(
 
 
 def test_the_restart_that_is_named_is_the_earliest_one_needed(claimed):
-    with pytest.raises(UserError, match="config.simulate.perturbed.*--restart=simulate"):
-        workdir.claim(claimed, config(grpo__epochs=2, simulate__perturbed=0.1), scoring=False)
-    with pytest.raises(UserError, match="config.simulate.perturbed"):
-        changed = config(grpo__epochs=2, simulate__perturbed=0.1)
+    with pytest.raises(UserError, match="config.simulate.softness.*--restart=simulate"):
+        workdir.claim(claimed, config(grpo__epochs=2, simulate__softness=0.1), scoring=False)
+    with pytest.raises(UserError, match="config.simulate.softness"):
+        changed = config(grpo__epochs=2, simulate__softness=0.1)
         workdir.claim(claimed, changed, scoring=False, restart="grpo")
     assert (claimed / FIRST["grpo"]).exists()
 

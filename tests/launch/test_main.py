@@ -133,6 +133,7 @@ def test_published_weights_that_cannot_be_used_end_the_job_before_it_works(
         tmp_path / "workdir",
         "--config=configs/gym.py",
         f"--config.policy.weights={published}",
+        "--config.grpo.members=sampled",
     )
     assert refused(done, words)
     assert not (tmp_path / "workdir").exists()
@@ -143,6 +144,7 @@ def test_lora_targets_that_a_model_does_not_have(tmp_path, published):
         tmp_path / "workdir",
         "--config=configs/gym.py",
         f"--config.policy.weights={published}",
+        "--config.grpo.members=sampled",
         "--config.policy.lora_rank=4",
         "--config.policy.lora_targets=query,q_proj",
     )

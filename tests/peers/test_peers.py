@@ -155,7 +155,7 @@ def test_the_evaluation_plays_the_peers_that_it_names(monkeypatch):
     monkeypatch.setitem(PEERS, "ours", Peer("ranks_rows", "RanksRows", ("numpy",)))
     settings = SimpleNamespace(methods="random,ours", seeds=(0,))
     job = SimpleNamespace(
-        config=SimpleNamespace(evaluation=settings),
+        config=SimpleNamespace(evaluation=settings, grpo=SimpleNamespace(steps=0)),
         split=SimpleNamespace(held_out=()),
         first_parameters=lambda: None,
         weights="",
