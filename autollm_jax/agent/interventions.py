@@ -5,7 +5,7 @@ exchanged, and the policy goes on from there, greedily and without a grammar:
 
     trusted   the turn ends with another panel's name; the letter follows if it is that panel's pick
     reading   the latest trial is called better where it was worse, or worse where it was not
-    control   another trial is called the best, in words that no adviser is named in
+    control   the prompt counts one configuration more, which no decision turns on
 
 The first says whether the thinking is what the choice follows from, the last how easily other text
 changes the choice.
@@ -32,7 +32,7 @@ from autollm_jax.text.symbols import PANELS
 ROWS = 64  # turns that go on side by side
 _TRUST = re.compile(r"(.*trust )(\([a-z+]+\))", re.DOTALL)
 _LATEST = re.compile(r"(.*latest is )(better|worse)", re.DOTALL)
-_BEST = re.compile(r"(.*best is trial )(\d)", re.DOTALL)
+_COUNT = re.compile(r"(\d+)(?= configurations)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Cut:
 
     Attributes:
       kind: trusted, reading or control.
-      tokens: of the conversation up to the exchanged words, these included.
+      tokens: of the conversation from which the policy goes on.
       before: the letter's position in the turn as it was.
       wanted: where the letter should go; None where nothing says so.
     """
@@ -73,12 +73,18 @@ def intervene(
     cuts = []
     for row, offers in enumerate(played.offers):
         tokens_S, turns_S = played.state.tokens_BS[row], played.state.turns_BS[row]
+        opening = played.transcripts[row][0].text
+        one_more = _COUNT.sub(lambda found: str(int(found[0]) + 1), opening, count=1)
+        read, instead = map(policy.tokenizer.encode_opening, (opening, one_more))
         for turn, offer in enumerate(offers):
             places = np.flatnonzero(turns_S == turn)
             if len(places):
                 before = tokens_S[: places[0]].tolist()
                 text = policy.tokenizer.decode(tokens_S[places].tolist())
                 cuts += _cuts(policy.tokenizer, before, text, offer)
+                letter = parse_action(text).letter
+                if letter is not None:
+                    cuts.append(Cut("control", [*instead, *before[len(read) :]], letter, None))
     letters = _go_on(policy, config, [cut.tokens for cut in cuts])
     found = {}
     for kind in ("trusted", "reading", "control"):
@@ -112,9 +118,6 @@ def _cuts(tokenizer, before: list[int], text: str, offer: Offer) -> list[Cut]:
     if latest := _LATEST.match(text):
         other = "worse" if latest[2] == "better" else "better"
         cuts.append(cut("reading", latest[1] + other))
-    if best := _BEST.match(text):
-        other = "2" if best[2] == "1" else "1"
-        cuts.append(cut("control", best[1] + other))
     return cuts
 
 

@@ -39,6 +39,7 @@ from autollm_jax.sharding.rules import even_rows
 from autollm_jax.text import prompts
 from autollm_jax.text.claims import Audit
 from autollm_jax.text.prompts import Turn
+from autollm_jax.text.symbols import LETTERS
 
 LEAST_RANGE = 1e-6  # of a group's returns: below it the members earned the same
 
@@ -287,7 +288,7 @@ def _allowed(played: Played, tokenizer, config: PlayConfig) -> Allowed:
 
 
 def _decisions(played: Played, turns: int, tokenizer) -> Decisions | None:
-    """Find where each turn names the panel that it trusts: the last such token of the turn.
+    """Find where each turn names the panel that it trusts: a panel with a letter right after it.
 
     None where the vocabulary spells a panel in several tokens.
     """
@@ -298,7 +299,9 @@ def _decisions(played: Played, turns: int, tokenizer) -> Decisions | None:
     B = len(state.tokens_BS)
     place_BJ = np.zeros((B, turns), np.int32)
     rewards_BJP = np.zeros((B, turns, P), np.float32)
+    letter_ids = [tokenizer.encode(letter)[0] for letter in LETTERS]
     named_BT = np.isin(state.tokens_BS, ids_P) & (state.turns_BS >= 0)
+    named_BT[:, :-1] &= np.isin(state.tokens_BS[:, 1:], letter_ids)
     for row, hindsight in enumerate(played.hindsight):
         for turn, rewards_P in enumerate(hindsight):
             places = np.flatnonzero(named_BT[row] & (state.turns_BS[row] == turn))

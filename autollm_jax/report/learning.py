@@ -41,7 +41,7 @@ def intervention_rows(found: Mapping[str, Mapping[str, float]]) -> list[dict]:
     asked = {
         "trusted": "another panel is named: the letter becomes its pick",
         "reading": "the latest trial is read the other way round",
-        "control": "another trial is called the best",
+        "control": "the prompt counts one configuration more",
     }
     return [
         {

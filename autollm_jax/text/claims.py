@@ -49,7 +49,9 @@ def audit(think: str, decision: Decision) -> Audit:
     claims, rest = check_claims(think, decision), think
     for pattern, _ in _PATTERNS:
         rest = re.sub(pattern, lambda found: " " * len(found[0]), rest)
-    numbers, unchecked = (len(re.findall(r"\b\d[\d.]*", text)) for text in (think, rest))
+    numbers, unchecked = (
+        len(re.findall(r"\b\d[\d.]*(?:e[+-]?\d+)?", text)) for text in (think, rest)
+    )
     words, unread = (len(re.findall(r"\w[^\s,;]*", text)) for text in (think, rest))
     true = sum(claim.true for claim in claims)
     return Audit(len(claims), true, numbers, unchecked, words, unread)
@@ -89,13 +91,32 @@ def think(decision: Decision, trusted: int) -> str:
     return f"{standing}trust {PANELS[trusted]}{letter}"
 
 
-def _latest(decision, word):
+def _losses(decision):
+    """Return the loss of each trial that gave an outcome, by its number."""
     seen = decision.observation
-    return bool(seen.trials) and word == prompts.verdict(seen.trials[-1], seen)
+    return {trial.number: trial.loss(seen.setting) for trial in seen.trials if trial.ok}
+
+
+def _latest(decision, word):
+    """Compare the latest trial with the earlier ones."""
+    if not decision.observation.trials:
+        return False
+    latest, before = decision.observation.trials[-1], _losses(decision)
+    loss = before.pop(latest.number, None)
+    if loss is None:
+        return word == (latest.status if latest.valid else "invalid")
+    if not before:
+        return word == "first"
+    return word == ("better" if loss < min(before.values()) else "worse")
 
 
 def _best(decision, where):
-    return where == prompts.best_text(decision.observation)
+    """Check that no trial was better, and no earlier one as good."""
+    losses = _losses(decision)
+    if where == "none" or not losses:
+        return where == "none" and not losses
+    number = int(where.removeprefix("trial "))
+    return number == min(losses, key=lambda n: (losses[n], n))
 
 
 def _closest(decision, name):

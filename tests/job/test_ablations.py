@@ -48,6 +48,15 @@ def test_a_task_left_out_of_training_is_still_evaluated(make):
     assert {e.task for e in job.split.held_out} == set(job.config.gym.tasks)
 
 
+def test_a_source_left_out_of_training_is_still_evaluated(make):
+    job = make(gym__trained_sources="stdlib_cpu")
+    assert {e.source for e in job.training} == {"stdlib_cpu"}
+    job = make(gym__trained_sources="elsewhere")
+    assert {e.source for e in job.split.held_out} == {"stdlib_cpu"}
+    with pytest.raises(UserError, match="trained_sources=elsewhere: no training experiment"):
+        _ = job.training
+
+
 def test_a_trained_task_that_there_is_not_is_refused(make):
     with pytest.raises(UserError, match="gym.trained_tasks=poetry.*architecture"):
         _ = make(gym__trained_tasks="poetry").training

@@ -261,6 +261,19 @@ def test_enumerated_groups_raise_the_chance_of_the_choice_that_pays(tmp_path):
     assert abs(rows[0]["decision_kl"]) < 1e-5 < 1e-3 < rows[-1]["decision_kl"]
 
 
+def test_the_speech_coefficient_holds_the_tokens_that_decide_nothing(tmp_path):
+    batch = decided_batch()
+    spoken_BT = (batch.turns_BT >= 0) & (batch.tokens_BT != 6)
+
+    def moved(coefficient):
+        hp = dataclasses.replace(ENUMERATED, speech_coefficient=coefficient)
+        settings = config(8, group_size=2, minibatch_rows=4, epochs=1)
+        train(tmp_path / str(coefficient), settings, rollout=lambda *_: (batch, {}), hp=hp)
+        return metrics_of(tmp_path / str(coefficient))[-1]["kl"]
+
+    assert spoken_BT.any() and moved(5.0) < 0.75 * moved(0.0)
+
+
 def test_the_best_policy_is_kept_and_not_a_later_worse_one(tmp_path):
     looks, regrets = [], iter([0.9, 0.4, 0.6, 0.4, 0.5])
 
