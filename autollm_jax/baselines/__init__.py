@@ -26,6 +26,8 @@ BASELINES: dict[str, Callable[[Problem, int], Method]] = {
     "cma_es": CmaEs,
     "successive_halving": SuccessiveHalving,
     "gaussian_process": greedy("gaussian_process"),
+    "own": greedy("own"),
+    "drift": greedy("drift"),
     "panel": greedy("panel"),
 }
 
