@@ -108,6 +108,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.curate.distill_pairs = 300  # (target, evidence) pairs to simulate
     c.curate.synthetic = 0.4  # share of the pairs from the prior of synthetic landscapes
     c.curate.unchanged = 0.1  # share of the tables' families that are not augmented
+    c.curate.failing = 0.15  # share of the pairs in which one adviser is wrong on purpose
     c.curate.renamed = 0.2  # share of the pairs with neutral names of dimensions and components
 
     c.simulate = ConfigDict()
@@ -172,10 +173,11 @@ def get_config(variant: str = "") -> ConfigDict:
     c.plan.device_memory_gib = 0.0  # memory of each; a larger step is an error; 0: no limit
 
     c.stress = ConfigDict()  # stress test: a change of the evidence; has results of its own
-    c.stress.kind = "none"  # none, thin, reverse, noise or rename (gym/stress.py)
+    c.stress.kind = "none"  # none, thin, reverse, noise, rename or lie (gym/stress.py)
     c.stress.keep = 0.3  # thin: share of the evidence's configurations
     c.stress.noise = 0.5  # noise: standard deviation in units of regret
     c.stress.seed = 0  # seed of the change
+    c.stress.adviser = "own"  # lie: the adviser that lies
 
     if variant == "smoke":
         shrink(c)

@@ -94,7 +94,7 @@ def scores():
 
 @pytest.fixture
 def recipe():
-    return Recipe("tables", "made", "pretraining", 0, (), False, 0, (), 0)
+    return Recipe("tables", "made", "pretraining", 0, (), False, "", 0, (), 0)
 
 
 def _make(task: str, name: str, size: float, space: Space, cells, outcomes, **fields) -> Experiment:

@@ -61,7 +61,7 @@ class EnvironmentTurns:
         for start in starts:
             key = (start.episode.setting, start.episode.evidence)
             if key not in panels:
-                panels[key] = start.panel or counsel(*key)
+                panels[key] = start.panel or counsel(*key, failing=config.failing)
         self._panels = [panels[e.setting, e.evidence] for e in self._episodes]
         self._decisions: list[Decision | None] = [None] * len(starts)
         self.transcripts: list[list[Turn]] = [[] for _ in starts]

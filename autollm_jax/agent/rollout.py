@@ -53,6 +53,7 @@ class PlayConfig:
     temperature: 0 is greedy.
     constrained: each turn names a candidate (`agent.constraint`), so that none is invalid.
     full: whether the policy reads full texts or brief ones (`text.prompts`).
+    failing: an adviser that is wrong on purpose (`forecasts.advisers.counsel`).
     """
 
     sampler: SamplerConfig
@@ -60,6 +61,7 @@ class PlayConfig:
     temperature: float = 1.0
     constrained: bool = True
     full: bool = False
+    failing: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,6 +43,7 @@ class Settings:
     Attributes:
       pairs: training pairs.
       synthetic: share of them from the synthetic prior.
+      failing: share of them in which one adviser is wrong on purpose.
       rounds: times that every pair is played with the latest network.
       updates: per round.
       kept: the latest rounds whose decisions are learned from.
@@ -54,6 +55,7 @@ class Settings:
 
     pairs: int = 300
     synthetic: float = 0.4
+    failing: float = 0.15
     rounds: int = 8
     updates: int = 100
     kept: int = 6
@@ -175,11 +177,15 @@ def games_of(training: Sequence[Experiment], seed: int, progress: bool, s: Setti
     """Draw training pairs and ask the advisers about each."""
     families = Families(training)
     config = CurationConfig(
-        seed=10_000 + seed, pairs=s.pairs, synthetic=s.synthetic, pairs_per_family=3
+        seed=10_000 + seed,
+        pairs=s.pairs,
+        synthetic=s.synthetic,
+        failing=s.failing,
+        pairs_per_family=3,
     )
     recipes = tqdm(draw_recipes(families, config), "scorer's pairs", s.pairs, disable=not progress)
     pairs = [build_pair(recipe, families) for recipe in recipes]
-    return [(pair.target, counsel(pair.target.setting, pair.evidence)) for pair in pairs]
+    return [(pair.target, pair.counsel()) for pair in pairs]
 
 
 def train(
@@ -284,7 +290,7 @@ class Scorer:
         self._budget, self._seed = problem.budget, seed
         self._params = {k: v for k, v in learned.items() if k != "regrets"}
         self._candidates = Candidates(problem.setting)
-        self._panel = counsel(problem.setting, problem.evidence)
+        self._panel = counsel(problem.setting, problem.evidence, failing=problem.failing)
         self._trials: list[Trial] = []
 
     @classmethod

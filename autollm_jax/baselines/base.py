@@ -21,11 +21,14 @@ class Problem:
       setting: the question. An experiment is refused, because it holds the answers too.
       evidence: cheaper experiments of the same task and source.
       budget: number of trials.
+      failing: an adviser that is wrong on purpose, for methods that ask all of them (a stress
+        test, as in `forecasts.advisers.counsel`).
     """
 
     setting: Setting
     evidence: tuple[Experiment, ...]
     budget: int
+    failing: str = ""
 
     def __post_init__(self):
         if isinstance(self.setting, Experiment):

@@ -1,11 +1,12 @@
 """Greedy baselines: each tries the row that its forecast ranks first."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from autollm_jax.baselines.base import Candidates, Problem
-from autollm_jax.forecasts.advisers import FORECASTS
+from autollm_jax.forecasts.advisers import FORECASTS, counsel
 from autollm_jax.forecasts.base import Forecast
 from autollm_jax.gym.environment import Trial
 from autollm_jax.gym.experiments import Experiment
@@ -60,6 +61,8 @@ def greedy(name: str) -> Callable[[Problem, int], Greedy]:
     """Return the maker of the greedy baseline of a forecast, by the forecast's name."""
 
     def make(problem: Problem, seed: int) -> Greedy:
+        if problem.failing and name == "panel":
+            return Greedy(functools.partial(counsel, failing=problem.failing), problem, seed)
         return Greedy(FORECASTS[name], problem, seed)
 
     return make

@@ -24,6 +24,9 @@ from autollm_jax.curriculum.augmentation import (
 )
 from autollm_jax.curriculum.synthetic_kinds import sample_family
 from autollm_jax.errors import UserError
+from autollm_jax.forecasts.advisers import COUNSEL, counsel
+from autollm_jax.forecasts.failing import FAILURES
+from autollm_jax.forecasts.panel import Panel
 from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.renaming import renamed_alike
 from autollm_jax.gym.splits import evidence_for
@@ -45,6 +48,7 @@ class CurationConfig:
       unchanged: share of the tables' families that are left as they are.
       renamed: share of pairs whose dimensions and components have neutral names, so that a policy
         does not depend on names.
+      failing: share of pairs in which one adviser fails (`forecasts.failing`).
       pairs_per_family: number of pairs that share a family.
       all_evidence: share of pairs that get all cheaper experiments; the others get some.
       no_evidence: share of pairs without any.
@@ -55,6 +59,7 @@ class CurationConfig:
     synthetic: float = 0.5
     unchanged: float = 0.1
     renamed: float = 0.2
+    failing: float = 0.0
     pairs_per_family: int = 16
     all_evidence: float = 0.6
     no_evidence: float = 0.01
@@ -70,6 +75,7 @@ class Recipe:
       seed: of the family's changes or draw.
       changes: augmentations applied, by name.
       renamed: whether dimensions and components have neutral names.
+      failing: an adviser and how it fails, as for `forecasts.advisers.counsel`; "" for none.
       target: position of the target in the family.
       evidence: positions of the evidence in the family.
       number: the pair's position among all; trajectories derive their seeds from it.
@@ -81,6 +87,7 @@ class Recipe:
     seed: int
     changes: tuple[str, ...]
     renamed: bool
+    failing: str
     target: int
     evidence: tuple[int, ...]
     number: int
@@ -89,6 +96,7 @@ class Recipe:
     def provenance(self) -> str:
         """The origin of the outcomes, for people."""
         changed = [*self.changes, *["neutral names"] * self.renamed]
+        changed += [f"a failing adviser ({self.failing})"] * bool(self.failing)
         changes = f" with {', '.join(changed)}" if changed else ""
         if self.family == synthetic.PROVENANCE:
             return synthetic.PROVENANCE + changes
@@ -127,6 +135,10 @@ class Pair:
     @property
     def provenance(self) -> str:
         return self.recipe.provenance
+
+    def counsel(self) -> Panel:
+        """Make the target's advisers, one of which may fail."""
+        return counsel(self.target.setting, self.evidence, failing=self.recipe.failing)
 
 
 class Families:
@@ -205,7 +217,12 @@ def draw_recipes(families: Families, config: CurationConfig) -> Iterator[Recipe]
             target = targets[position % len(targets)]
             evidence = _draw_evidence(cheaper[target], config, random)
             renamed = bool(random.random() < config.renamed)
-            yield Recipe(kind, source, task, seed, changes, renamed, target, evidence, number)
+            failing = ""
+            if random.random() < config.failing:
+                failing = f"{random.choice(tuple(COUNSEL))}:{random.choice(FAILURES)}"
+            yield Recipe(
+                kind, source, task, seed, changes, renamed, failing, target, evidence, number
+            )
             number += 1
 
 

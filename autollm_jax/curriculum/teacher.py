@@ -17,7 +17,6 @@ import numpy as np
 
 from autollm_jax.curriculum.pairs import Families, Pair, Recipe, build_pair
 from autollm_jax.forecasts.advice import Decision, decision_of
-from autollm_jax.forecasts.advisers import counsel
 from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.experiments import Experiment
 from autollm_jax.text import prompts
@@ -107,7 +106,7 @@ def hindsight(rewards_P: np.ndarray, config: SimulationConfig) -> np.ndarray:
 
 def simulate(pair: Pair, config: SimulationConfig) -> list[Trajectory]:
     """Play the teacher's episodes of one pair; a pair gives the same episodes each time."""
-    panel, played = counsel(pair.target.setting, pair.evidence), []
+    panel, played = pair.counsel(), []
     for number in range(config.episodes):
         random = np.random.default_rng([pair.recipe.number, number, 20260511])
         order = int(random.integers(2**31))

@@ -93,9 +93,15 @@ class Terms:
 
 @dataclass(frozen=True)
 class MethodPlayer:
-    """Plays a baseline: asks it for a configuration, runs that, and tells it the trial."""
+    """Plays a baseline: asks it for a configuration, runs that, and tells it the trial.
+
+    Attributes:
+      method: the baseline.
+      failing: of every problem, as in `Problem`.
+    """
 
     method: Callable[[Problem, int], Method]
+    failing: str = ""
 
     @property
     def identity(self) -> str:
@@ -106,7 +112,7 @@ class MethodPlayer:
         spent = []
         for game in games:
             episode = game.episode
-            problem = Problem(episode.setting, episode.evidence, episode.budget)
+            problem = Problem(episode.setting, episode.evidence, episode.budget, self.failing)
             method = self.method(problem, game.seed)
             while not episode.done:
                 method.tell(episode.exec_config(method.ask()))
@@ -116,9 +122,9 @@ class MethodPlayer:
         return [{"text": None, "evidence_flops": float(flops)} for flops in spent]
 
 
-def play_method(method: Callable[[Problem, int], Method]) -> MethodPlayer:
+def play_method(method: Callable[[Problem, int], Method], failing: str = "") -> MethodPlayer:
     """Return the player of a baseline: a class of `BASELINES`, or a `Learned` one."""
-    return MethodPlayer(method)
+    return MethodPlayer(method, failing)
 
 
 def evaluate(

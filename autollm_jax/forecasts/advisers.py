@@ -9,6 +9,7 @@ from autollm_jax.errors import UserError
 from autollm_jax.forecasts.base import Forecast
 from autollm_jax.forecasts.conditioning import Conditioned
 from autollm_jax.forecasts.drift import Drift
+from autollm_jax.forecasts.failing import Failing
 from autollm_jax.forecasts.landscapes import is_shiftable, usable
 from autollm_jax.forecasts.nearest import NearestExperiment
 from autollm_jax.forecasts.panel import Panel
@@ -50,10 +51,23 @@ COUNSEL: dict[str, Callable[..., Forecast]] = {
 }
 
 
-def counsel(setting: Setting, evidence: Sequence[Experiment], seed: int = 0) -> Panel:
-    """Make the forecasts of all advisers; their mean is the panel's own."""
-    members = [make(setting, evidence, seed) for make in COUNSEL.values()]
-    return Panel(members[0], members, tuple(COUNSEL))
+def counsel(
+    setting: Setting, evidence: Sequence[Experiment], seed: int = 0, failing: str = ""
+) -> Panel:
+    """Make the forecasts of all advisers; their mean is the panel's own.
+
+    Args:
+      setting: the question.
+      evidence: experiments with their outcomes.
+      seed: of draws, where a forecast draws.
+      failing: ADVISER:FAILURE, an adviser that is wrong on purpose (`failing`); "" for none.
+    """
+    members = {name: make(setting, evidence, seed) for name, make in COUNSEL.items()}
+    if failing:
+        name, failure = failing.split(":")
+        members[name] = Failing(members[name], failure)
+    first, *_ = members.values()
+    return Panel(first, tuple(members.values()), tuple(members))
 
 
 # Forecasts by name, each made from (setting, evidence, seed). The meta-learned one needs what it

@@ -6,6 +6,7 @@
              their weights
     noise    adds normal noise to the outcomes
     rename   gives dimensions and mixtures' components neutral names, in the target as well
+    lie      lets one adviser call the best rows the worst, before every method that asks advisers
 
 Only the evidence of a game changes (and names). The targets' outcomes, and methods trained before,
 stay the same.
@@ -25,7 +26,7 @@ from autollm_jax.gym.runs import runs_key
 from autollm_jax.gym.spaces import Dimension, Space
 from autollm_jax.gym.splits import Split
 
-KINDS = ("none", "thin", "reverse", "noise", "rename")
+KINDS = ("none", "thin", "reverse", "noise", "rename", "lie")
 LEAST_RUNS = 3  # configurations of a thinned experiment
 
 
@@ -38,12 +39,14 @@ class Stress:
       keep: of `thin`: share of an experiment's configurations that are kept.
       noise: of `noise`: its deviation, in units of regret (median - optimum).
       seed: of the draws.
+      adviser: of `lie`: who lies.
     """
 
     kind: str = "none"
     keep: float = 0.3
     noise: float = 0.5
     seed: int = 0
+    adviser: str = "own"
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -58,14 +61,21 @@ class Stress:
         """The change's name, fit for a folder: thin_0.1; empty for `none`."""
         if self.kind == "none":
             return ""
+        if self.kind == "lie":
+            return f"lie_{self.adviser}"
         amount = {"thin": f"_{self.keep:g}", "noise": f"_{self.noise:g}"}.get(self.kind, "")
         seed = f"_seed{self.seed}" if self.seed and amount else ""
         return f"{self.kind}{amount}{seed}"
 
+    @property
+    def failing(self) -> str:
+        """The adviser that fails, as for `forecasts.advisers.counsel`; "" for none."""
+        return f"{self.adviser}:reversed" if self.kind == "lie" else ""
+
 
 def distort(split: Split, stress: Stress) -> Split:
     """Return the split with stressed evidence; the outcomes of held-out experiments stay."""
-    if stress.kind == "none":
+    if stress.kind in ("none", "lie"):
         return split
     training, held_out = list(split.training), list(split.held_out)
     if stress.kind == "rename":

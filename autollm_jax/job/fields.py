@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from autollm_jax.baselines import BASELINES, META_LEARNED
 from autollm_jax.errors import UserError
+from autollm_jax.forecasts.advisers import COUNSEL
 from autollm_jax.gym.splits import PROTOCOLS
 from autollm_jax.gym.stress import KINDS
 from autollm_jax.gym.tables import LEVELS
@@ -200,6 +201,7 @@ JOB_RULES = {
     "stress.keep": number(0, 1, open="low"),
     "stress.noise": number(0),
     "stress.seed": SEED,
+    "stress.adviser": one_of(*COUNSEL),
 }
 
 TRAINING_RULES = {
@@ -234,6 +236,7 @@ TRAINING_RULES = {
     "curate.synthetic": SHARE,
     "curate.unchanged": SHARE,
     "curate.renamed": SHARE,
+    "curate.failing": SHARE,
     "simulate.reasoning": FLAG,
     "simulate.episodes": COUNT,
     "simulate.softness": number(0, open="low"),

@@ -234,7 +234,9 @@ class Job:
             chunk_sizes=(rollout.chunk,),
         )
         full, constrained = policy.full_texts, self.config.evaluation.constrained
-        return PlayConfig(sizes, policy.turn_tokens, temperature, constrained, full)
+        return PlayConfig(
+            sizes, policy.turn_tokens, temperature, constrained, full, self.stress.failing
+        )
 
     def first_parameters(self):
         """Make the parameters that training starts from: published or random parameters.

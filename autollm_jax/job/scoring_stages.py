@@ -150,7 +150,8 @@ def _players(job: Job) -> dict[str, Player]:
     def learned(name):
         path = job.workdir / "baselines" / f"{name}.npz"
         method, share = learners[name], settings.meta_learning
-        return play_method(Learned(method, job.training, config.seed, path, share))
+        learned = Learned(method, job.training, config.seed, path, share)
+        return play_method(learned, job.stress.failing)
 
     def distilled():
         return policy(job.parameters("distill", first))
@@ -163,7 +164,10 @@ def _players(job: Job) -> dict[str, Player]:
         "agent": lambda: policy(trained()),
         **({"distilled": distilled} if config.grpo.steps else {}),
         **({"zero_shot": untrained} if job.weights else {}),
-        **{name: functools.partial(play_method, cls) for name, cls in BASELINES.items()},
+        **{
+            name: functools.partial(play_method, cls, job.stress.failing)
+            for name, cls in BASELINES.items()
+        },
         **{name: functools.partial(learned, name) for name in learners},
     }
     names = split_names(settings.methods) or tuple(makers)

@@ -17,6 +17,7 @@ plan            (on demand) compile every step from shapes alone, print memory a
 import contextlib
 import os
 
+import jax
 from ml_collections import ConfigDict
 
 from autollm_jax.cluster import distributed, preemption
@@ -41,6 +42,7 @@ TOGETHER = ("distill", "grpo", "evaluate", "cross_validate")
 SCORING = ("evaluate", "report", "verify", "intervene", "cross_validate")
 # Stages of `--stage=all`; the others run on demand.
 PIPELINE = tuple(work_directory.OUTPUTS)
+LEAST_COMPILE_SECONDS = 0.2  # a program that compiles quicker is not kept
 STAGES = {
     "ground_truth": ground_truth,
     "curate": curate,
@@ -96,12 +98,28 @@ def run(config: ConfigDict, workdir: str, stage: str, restart: str = "") -> None
             work_directory.claim(workdir, values, scoring=stage in SCORING, restart=restart)
 
         distributed.on_main(take)
+        _keep_compiled(workdir)
         if not distributed.is_main():
             nowhere = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
         for name in PIPELINE if stage == "all" else (stage,):
             with spending.timed(job, name):
                 run_stage(job, name)
+
+
+def _keep_compiled(workdir: str) -> None:
+    """Keep compiled programs for later stages, a resumed job, and the workers of `simulate`.
+
+    They lie in the work directory, or where JAX_COMPILATION_CACHE_DIR says. Each may be deleted.
+    """
+    kept = {
+        "jax_compilation_cache_dir": os.path.join(os.path.abspath(workdir), "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": LEAST_COMPILE_SECONDS,
+    }
+    for name, value in kept.items():
+        if name.upper() not in os.environ:
+            os.environ[name.upper()] = str(value)  # processes that this one spawns read it
+            jax.config.update(name, value)
 
 
 def run_stage(job: Job, name: str) -> None:

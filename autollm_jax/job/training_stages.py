@@ -22,7 +22,6 @@ from autollm_jax.curriculum.teacher import SimulationConfig, simulate_all
 from autollm_jax.data.tokenizer import train_tokenizer
 from autollm_jax.errors import UserError
 from autollm_jax.files import write_atomic
-from autollm_jax.forecasts.advisers import counsel
 from autollm_jax.gym.environment import Episode
 from autollm_jax.job.job import Job
 from autollm_jax.rl.loop import GRPOLoopConfig, Selection, train_grpo
@@ -52,6 +51,7 @@ def curate(job: Job) -> None:
             synthetic=synthetic if families.usable_tables() else 1.0,
             unchanged=config.curate.unchanged,
             renamed=config.curate.renamed,
+            failing=config.curate.failing,
             pairs_per_family=PAIRS_PER_FAMILY,
             **({} if config.gym.evidence else {"no_evidence": 1.0}),
         )
@@ -188,7 +188,7 @@ class _Games:
         place = number % len(self._recipes)
         if place not in self._made:
             pair = build_pair(self._recipes[place], self._families)
-            self._made[place] = pair.target, counsel(pair.target.setting, pair.evidence)
+            self._made[place] = pair.target, pair.counsel()
         target, panel = self._made[place]
         gym = self._gym
         terms = {"matching": gym.matching, "invalid_penalty": gym.invalid_penalty}

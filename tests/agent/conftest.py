@@ -20,7 +20,7 @@ BUDGET = 3
 def pairs(family, mixtures, architectures, tunings):
     made = []
     for number, (*cheap, target) in enumerate((family, mixtures, architectures, tunings)):
-        recipe = Recipe("tables", "made", target.task, 0, (), False, 0, (), number)
+        recipe = Recipe("tables", "made", target.task, 0, (), False, "", 0, (), number)
         made.append(Pair(target, tuple(cheap), recipe))
     return made
 

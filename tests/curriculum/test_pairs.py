@@ -16,6 +16,8 @@ from autollm_jax.curriculum.pairs import (
 )
 from autollm_jax.curriculum.synthetic_kinds import sample_family
 from autollm_jax.errors import UserError
+from autollm_jax.forecasts.advisers import COUNSEL
+from autollm_jax.forecasts.failing import Failing
 from autollm_jax.gym.environment import Episode
 from autollm_jax.text.spelling import short_names
 
@@ -117,7 +119,7 @@ def test_a_line_that_is_no_recipe_is_refused(line):
 
 
 def test_a_recipe_of_other_tables_is_refused(family):
-    recipe = Recipe("tables", "made", "pretraining", 0, (), False, 3, (0,), 0)
+    recipe = Recipe("tables", "made", "pretraining", 0, (), False, "", 3, (0,), 0)
     with pytest.raises(UserError, match="same training tables"):
         build_pair(recipe, Families(family[:2]))
 
@@ -174,3 +176,17 @@ def test_a_renamed_pair_has_the_same_landscapes_under_neutral_names(family):
         ):
             assert new.space.names == ("x1", "x2")
             np.testing.assert_array_equal(new.outcomes.values_R, old.outcomes.values_R)
+
+
+def test_a_share_of_the_pairs_has_an_adviser_that_fails(family):
+    config = dataclasses.replace(SMALL, failing=0.5)
+    pairs = curate(family, config)
+    failing = [pair for pair in pairs if pair.recipe.failing]
+    assert 0.2 < len(failing) / len(pairs) < 0.8
+    assert not any(p.recipe.failing for p in curate(family, SMALL))
+    pair = failing[0]
+    name, failure = pair.recipe.failing.split(":")
+    assert pair.recipe.failing in pair.provenance
+    members = dict(zip(COUNSEL, pair.counsel().members, strict=True))
+    assert [n for n, m in members.items() if isinstance(m, Failing)] == [name]
+    assert members[name].failure == failure

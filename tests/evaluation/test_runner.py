@@ -243,10 +243,11 @@ def test_without_evidence_nobody_gets_any(small_split, tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"with_evidence": False}, *(
-    {"stress": Stress(kind, keep=0.1)} for kind in ("thin", "reverse", "noise", "rename")
+    {"stress": Stress(kind, keep=0.1)} for kind in ("thin", "reverse", "noise", "rename", "lie")
 )], ids=str)  # fmt: skip
 def test_every_baseline_plays_under_every_stress(small_split, tmp_path, change):
-    players = {name: play_method(cls) for name, cls in BASELINES.items()}
+    failing = change.get("stress", Stress()).failing
+    players = {name: play_method(cls, failing) for name, cls in BASELINES.items()}
     rows = run(players, small_split, tmp_path, **change).to_pylist()
     assert {row["method"] for row in rows} == set(BASELINES)
     assert all(row["valid"] and not row["matched"] for row in rows)

@@ -173,8 +173,17 @@ def test_a_stress_that_there_is_not_is_refused_by_its_field(bad):
 
 
 def test_labels_tell_stresses_apart():
-    stresses = [Stress("thin"), Stress("thin", keep=0.1), Stress("thin", seed=1), Stress("noise")]
-    assert len({s.label for s in stresses}) == 4
+    stresses = [
+        *(Stress("thin"), Stress("thin", keep=0.1), Stress("thin", seed=1), Stress("noise")),
+        *(Stress("lie"), Stress("lie", adviser="drift")),
+    ]
+    assert len({s.label for s in stresses}) == 6
+
+
+def test_a_lie_changes_no_evidence_and_names_who_lies(whole):
+    assert distort(whole, Stress("lie")) is whole
+    assert Stress("lie", adviser="trees").failing == "trees:reversed"
+    assert not Stress("noise").failing
 
 
 @pytest.mark.parametrize("make", differing.FAMILIES)

@@ -270,3 +270,14 @@ def test_every_field_that_a_message_names_exists():
         for name in re.findall(rf"\b((?:{sections}|data)\.[a-z_]+)=", text):
             assert name in known, f"{path}: {name}="
     assert found > 50
+
+
+def test_compiled_programs_are_kept_in_the_work_directory(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    command = [
+        sys.executable, "launch/main.py", "--config=configs/gym.py:smoke", f"--workdir={tmp_path}",
+        "--stage=ground_truth", "--config.gym.tasks=pretraining",
+        "--config.ground_truth.levels=low",
+    ]  # fmt: skip
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    assert any((tmp_path / "compiled").iterdir())

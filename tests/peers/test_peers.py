@@ -11,6 +11,7 @@ import pytest
 from autollm_jax.baselines import Problem
 from autollm_jax.errors import UserError
 from autollm_jax.gym.environment import Episode
+from autollm_jax.gym.stress import Stress
 from autollm_jax.job import scoring_stages
 from autollm_jax.job.fields import METHODS
 from autollm_jax.peers import PEERS, REQUIREMENTS, Peer, load
@@ -158,6 +159,7 @@ def test_the_evaluation_plays_the_peers_that_it_names(monkeypatch):
         config=SimpleNamespace(evaluation=settings, grpo=SimpleNamespace(steps=0)),
         split=SimpleNamespace(held_out=()),
         first_parameters=lambda: None,
+        stress=Stress(),
         weights="",
     )
     players = scoring_stages._players(job)
