@@ -12,7 +12,7 @@ The plan in training FLOPs (low, mid, high), as the command above says it for ea
 `--config.ground_truth.levels=low` and so on before the first run:
 
     pretraining   1,094 runs   5.2e13   2.1e14   8.1e13
-    architecture    462 runs   1.1e13   3.1e13   4.5e13
+    architecture    550 runs   1.1e13   3.4e13   5.5e13
     data_mixture    416 runs   1.3e13   4.7e13   7.9e13
     grpo          1,520 runs   1.4e13   3.8e13   4.4e13
 
@@ -51,7 +51,9 @@ def get_config(variant: str = "") -> ConfigDict:
     p.high.update(pretraining(("80x2", "96x2"), (512 * K, 768 * K), high, 3, 2))
     a = g.architecture
     a.batch_size = 16
-    low, mid, high = ((16, 24, 32), (1, 2, 3)), ((32, 48, 64), (1, 2, 3)), ((48, 64, 96), (2, 3, 4))
+    low = (16, 24, 32), (1, 2, 3)
+    mid = (16, 32, 48, 64), (1, 2, 3)  # narrow ones widen the range, beside which seeds differ less
+    high = (32, 48, 64, 96), (2, 3, 4)
     a.low.update(architecture(*low, (256 * K, 384 * K), (20_000, 28_000, 40_000)))
     a.mid.update(architecture(*mid, (384 * K, 512 * K), (60_000, 80_000, 100_000)))
     a.high.update(architecture(*high, (384 * K, 512 * K), (150_000, 200_000)))
