@@ -108,6 +108,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.curate.distill_pairs = 300  # (target, evidence) pairs to simulate
     c.curate.synthetic = 0.4  # share of the pairs from the prior of synthetic landscapes
     c.curate.unchanged = 0.1  # share of the tables' families that are not augmented
+    c.curate.far = 0.5  # share of the pairs whose evidence is far below the target
     c.curate.failing = 0.15  # share of the pairs in which one adviser is wrong on purpose
     c.curate.renamed = 0.2  # share of the pairs with neutral names of dimensions and components
 

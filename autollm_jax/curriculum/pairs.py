@@ -35,6 +35,7 @@ from autollm_jax.text.spelling import short_names
 TABLES = "tables"
 CHANGED = 0.75  # share of the applicable augmentations that a changed copy has
 SOME_EVIDENCE = 0.6  # share of the cheaper experiments that a pair with some of them has
+FAR = (2.0, 32.0)  # the least ratio of the target's FLOPs to those of evidence from far below
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,8 @@ class CurationConfig:
       pairs_per_family: number of pairs that share a family.
       all_evidence: share of pairs that get all cheaper experiments; the others get some.
       no_evidence: share of pairs without any.
+      far: share of the others whose evidence leaves the near out: the target is then as far beyond
+        it as held-out experiments are beyond the training ones.
     """
 
     seed: int = 0
@@ -63,6 +66,7 @@ class CurationConfig:
     pairs_per_family: int = 16
     all_evidence: float = 0.6
     no_evidence: float = 0.01
+    far: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,13 +213,16 @@ def draw_recipes(families: Families, config: CurationConfig) -> Iterator[Recipe]
         seed = int(random.integers(2**31))
         kind, source, task, changes = _draw_family(usable, config, family, random)
         family += 1
-        cheaper = _cheaper(families.make(kind, source, task, seed, changes))
+        family_made = families.make(kind, source, task, seed, changes)
+        cheaper = _cheaper(family_made)
         targets = [target for target, evidence in enumerate(cheaper) if evidence]
         if not targets:
             continue
         for position in range(min(config.pairs_per_family, config.pairs - number)):
             target = targets[position % len(targets)]
             evidence = _draw_evidence(cheaper[target], config, random)
+            if evidence and random.random() < config.far:
+                evidence = _far_below(family_made, target, evidence, random)
             renamed = bool(random.random() < config.renamed)
             failing = ""
             if random.random() < config.failing:
@@ -254,6 +261,19 @@ def _draw_evidence(
         return cheaper
     some = tuple(e for e in cheaper if random.random() < SOME_EVIDENCE)
     return some or (cheaper[int(random.integers(len(cheaper)))],)
+
+
+def _far_below(
+    family: Sequence[Experiment],
+    target: int,
+    evidence: tuple[int, ...],
+    random: np.random.Generator,
+) -> tuple[int, ...]:
+    """Leave out the evidence that is nearer to the target than a drawn ratio; keep the cheapest."""
+    ratio = np.exp(random.uniform(*np.log(FAR)))
+    flops = [family[place].fidelity.flops for place in evidence]
+    most = max(family[target].fidelity.flops / ratio, min(flops))
+    return tuple(place for place, each in zip(evidence, flops, strict=True) if each <= most)
 
 
 def _cheaper(family: Sequence[Experiment]) -> list[tuple[int, ...]]:

@@ -237,6 +237,7 @@ TRAINING_RULES = {
     "curate.unchanged": SHARE,
     "curate.renamed": SHARE,
     "curate.failing": SHARE,
+    "curate.far": SHARE,
     "simulate.reasoning": FLAG,
     "simulate.episodes": COUNT,
     "simulate.softness": number(0, open="low"),

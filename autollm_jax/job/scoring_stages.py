@@ -7,6 +7,7 @@ on, and a hash of the results. The report raises an error where any of them has 
 import functools
 import hashlib
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -195,10 +196,9 @@ def intervene(job: Job) -> None:
     found = interventions.intervene(policy, job.play(0.0), starts)
     write_json_atomic(job.results_path.with_name(INTERVENTIONS), found)
     for kind, cell in found.items():
-        print(
-            f"{kind:8} {cell['n']:5} turns, another letter in {cell['changed']:6.1%}, the letter "
-            f"asked for in {cell['followed']:6.1%}"
-        )
+        print(f"{kind:8} {cell['n']:5} turns, another letter in {cell['changed']:6.1%}", end="")
+        asked = not math.isnan(cell["followed"])
+        print(f", the letter asked for in {cell['followed']:6.1%}" if asked else "")
 
 
 def report(job: Job) -> None:

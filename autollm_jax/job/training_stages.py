@@ -52,6 +52,7 @@ def curate(job: Job) -> None:
             unchanged=config.curate.unchanged,
             renamed=config.curate.renamed,
             failing=config.curate.failing,
+            far=config.curate.far,
             pairs_per_family=PAIRS_PER_FAMILY,
             **({} if config.gym.evidence else {"no_evidence": 1.0}),
         )

@@ -190,3 +190,17 @@ def test_a_share_of_the_pairs_has_an_adviser_that_fails(family):
     members = dict(zip(COUNSEL, pair.counsel().members, strict=True))
     assert [n for n, m in members.items() if isinstance(m, Failing)] == [name]
     assert members[name].failure == failure
+
+
+def test_evidence_from_far_below_leaves_the_near_out(family):
+    plain = CurationConfig(pairs=40, synthetic=0.0, all_evidence=1.0, no_evidence=0.0)
+    near = curate(family, plain)
+    far = curate(family, dataclasses.replace(plain, far=1.0))
+    fewer = 0
+    for before, after in zip(near, far, strict=True):
+        assert after.evidence and {e.id for e in after.evidence} <= {e.id for e in before.evidence}
+        kept = max(e.fidelity.flops for e in after.evidence)
+        left_out = {e.id for e in before.evidence} - {e.id for e in after.evidence}
+        assert all(e.fidelity.flops > kept for e in before.evidence if e.id in left_out)
+        fewer += bool(left_out)
+    assert fewer > len(near) / 4
