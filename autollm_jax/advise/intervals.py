@@ -1,0 +1,155 @@
+"""Intervals of predicted outcomes, and how they are calibrated.
+
+A predicted outcome is wrong by its level (what the best runs of the target reach: an extrapolation
+until there is a trial) and by its place in the landscape. The first is measured on the person's own
+runs: the dearest experiments are predicted from the cheaper ones. The second is what the advisers
+say, their disagreement included. Quantiles of (outcome - prediction) / deviation over held-out
+experiments of many sources turn deviations into intervals (split conformal prediction; Vovk et al.,
+2005; Angelopoulos and Bates, arXiv 2107.07511).
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from importlib import resources
+
+import numpy as np
+from scipy import stats
+
+from autollm_jax.forecasts.base import Prediction
+from autollm_jax.forecasts.gathering import TargetScale
+from autollm_jax.gym.environment import Trial
+from autollm_jax.gym.experiments import Experiment
+from autollm_jax.gym.settings import Setting
+from autollm_jax.gym.splits import evidence_for
+
+COVERAGES = (0.8, 0.95)
+BACKTESTS = 8  # dearest experiments that are predicted from the cheaper ones
+LEAST_DISTANCE = math.log(1.5)  # between fidelities; nearer ones count as this far apart
+UNKNOWN_LEVEL = 1.0  # units of regret a doubling, where the runs cannot tell
+FILE = "calibration.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Quantiles of |outcome - prediction| / deviation by coverage, before and after a first trial.
+
+    Attributes:
+      before, after: one number for each of COVERAGES.
+      provenance: how they were measured.
+    """
+
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+    provenance: str = ""
+
+    @classmethod
+    def normal(cls) -> "Calibration":
+        """Return a normal distribution's quantiles: what deviations mean if they are right."""
+        return cls(*[tuple(stats.norm.ppf(0.5 + c / 2) for c in COVERAGES)] * 2, "not calibrated")
+
+    @classmethod
+    def shipped(cls) -> "Calibration":
+        """Read the quantiles that the package comes with."""
+        file = resources.files("autollm_jax.advise") / FILE
+        if not file.is_file():
+            return cls.normal()
+        value = json.loads(file.read_text())
+        return cls(tuple(value["before"]), tuple(value["after"]), value["provenance"])
+
+    def factors(self, tried: bool) -> tuple[float, ...]:
+        return self.after if tried else self.before
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Expected:
+    """What is expected of R configurations, in the objective's units.
+
+    Attributes:
+      mean_R: predicted outcomes; nan where nothing tells their level.
+      deviation_R: their standard deviations.
+      intervals_C2R: lower and upper ends for each of COVERAGES.
+    """
+
+    mean_R: np.ndarray
+    deviation_R: np.ndarray
+    intervals_C2R: np.ndarray
+
+
+def expected(
+    setting: Setting,
+    evidence: Sequence[Experiment],
+    trials: Sequence[Trial],
+    prediction: Prediction,
+    calibration: Calibration,
+) -> Expected:
+    """Turn an advisers' prediction into outcomes with intervals.
+
+    Args:
+      setting, evidence, trials: the question.
+      prediction: in units of regret, given the trials.
+      calibration: quantiles.
+    """
+    mean_R, deviation_R = prediction.outcomes()
+    tried = any(trial.ok for trial in trials)
+    level = 0.0 if tried else level_error(setting, evidence, prediction.unit)
+    deviation_R = np.hypot(deviation_R, level)
+    factors_C = np.array(calibration.factors(tried))
+    widths_CR = factors_C[:, None] * deviation_R
+    return Expected(mean_R, deviation_R, np.stack([mean_R - widths_CR, mean_R + widths_CR], 1))
+
+
+def level_error(setting: Setting, evidence: Sequence[Experiment], unit: float) -> float:
+    """Return by how much an extrapolated level is off, as a standard deviation.
+
+    The runs themselves tell: the level of each of the dearest experiments is extrapolated from the
+    cheaper ones. Errors grow in proportion to the distance in log fidelity.
+
+    Args:
+      setting: the target.
+      evidence: experiments of other fidelities.
+      unit: one unit of regret, in the objective's units.
+    """
+    away = _distance(setting, evidence)
+    rates = []
+    for held_out in sorted(evidence, key=lambda e: -e.fidelity.flops)[:BACKTESTS]:
+        cheaper = evidence_for(held_out.setting, evidence)
+        if cheaper:
+            scale = TargetScale(held_out.setting, cheaper)
+            error = scale.best - held_out.objective.sign * held_out.outcomes.optimum
+            rates.append(error / _distance(held_out.setting, cheaper))
+    if not rates:
+        return UNKNOWN_LEVEL * unit * away / math.log(2)
+    return float(np.sqrt(np.mean(np.square(rates)))) * away
+
+
+def _distance(setting: Setting, evidence: Sequence[Experiment]) -> float:
+    """Return the distance to the nearest experiment in log fidelity (natural logarithms)."""
+    away = [np.sqrt(np.nansum((e.fidelity.log - setting.fidelity.log) ** 2)) for e in evidence]
+    return float(max(min(away, default=LEAST_DISTANCE), LEAST_DISTANCE))
+
+
+def noise_floor(setting: Setting, evidence: Sequence[Experiment], unit: float) -> float:
+    """Return the deviation over seeds that a run of the target has, in the objective's units.
+
+    It is the median over the experiments with repeated seeds, brought to the target by the ratio of
+    their units; nan where no configuration was repeated.
+    """
+    shares = [e.outcomes.noise_regret for e in evidence]
+    known = [share for share in shares if math.isfinite(share)]
+    return float(np.median(known)) * unit if known else math.nan
+
+
+def chance_to_beat(best: float, margin: float, row: int, found: Expected, sign: float) -> float:
+    """Return the chance that a row's outcome is better than `best` by more than a margin."""
+    deviation = max(float(found.deviation_R[row]), 1e-12)
+    gap = sign * (best - float(found.mean_R[row])) - margin
+    return float(stats.norm.cdf(gap / deviation))
+
+
+def expected_gain(best: float, found: Expected, sign: float) -> np.ndarray:
+    """Return the expected improvement [R] over the best outcome so far."""
+    deviation_R = np.maximum(found.deviation_R, 1e-12)
+    z_R = sign * (best - found.mean_R) / deviation_R
+    return deviation_R * (z_R * stats.norm.cdf(z_R) + stats.norm.pdf(z_R))

@@ -1,0 +1,409 @@
+"""Rows as what the gym knows: experiments (the evidence), a setting (the target), its trials.
+
+    1. `clean`: each row as a run: configuration, fidelity, outcome, status; what cannot be used is
+       named with its place
+    2. `question`: runs of one fidelity are an experiment; runs at the target's fidelity are trials
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from autollm_jax.advise.columns import FIDELITIES, Column, Understanding, labelled
+from autollm_jax.advise.reading import Cell, Rows
+from autollm_jax.advise.values import is_missing, number
+from autollm_jax.errors import UserError
+from autollm_jax.gym.cells import Cells
+from autollm_jax.gym.environment import Trial
+from autollm_jax.gym.experiments import Experiment, Fidelity, make_experiment
+from autollm_jax.gym.outcomes import Objective
+from autollm_jax.gym.settings import Setting, design, make_setting
+from autollm_jax.gym.spaces import InvalidConfiguration, Space
+
+SOURCE, TASK = "yours", "pretraining"
+SAME_FIDELITY = 1.02  # a factor: runs whose numbers differ by less are of one experiment
+MOST_EXPERIMENTS = 64
+MOST_CANDIDATES = 512
+STATUSES = {  # what trackers call them
+    "ok": r"ok|finished|complete[d]?|done|success(ful)?|succeeded|true|1|passed|terminated",
+    "diverged": r"diverged|nan|exploded|unstable|pruned|early_?stopped",
+    "infeasible": r"infeasible|oom|out_?of_?memory|cuda_?oom|too_?large|over_?limit",
+    "failed": r"fail(ed|ure)?|crash(ed)?|error(ed)?|killed|preempted|lost|false|0|timeout|aborted",
+    "running": r"running|pending|queued|waiting|scheduled|started|alive",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+      config: one value per hyperparameter.
+      fidelity: by name, what is known of it.
+      outcome: the objective; nan where there is none.
+      status: ok, diverged or infeasible.
+      seed: of the run, or None.
+      place: where the row stands.
+    """
+
+    config: dict
+    fidelity: dict[str, float]
+    outcome: float
+    status: str
+    seed: int | None
+    place: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """What advice is wanted on.
+
+    Attributes:
+      setting: the target.
+      evidence: experiments of other fidelities.
+      trials: runs at the target's fidelity, in their order.
+      notes: what a person should know: rows left out, things guessed.
+      running: configurations that are being run at the target's fidelity.
+    """
+
+    setting: Setting
+    evidence: tuple[Experiment, ...]
+    trials: tuple[Trial, ...]
+    notes: tuple[str, ...] = ()
+    running: tuple[dict, ...] = ()
+
+
+def parse_target(text: str) -> dict[str, float]:
+    """Read 'parameters=7e9,tokens=200B'.
+
+    Raises:
+      UserError: a name or a number is not understood.
+    """
+    found = {}
+    for part in filter(None, re.split(r"[,;]\s*(?=[a-zA-Z_]+\s*=)", text)):
+        name, _, value = (piece.strip() for piece in part.partition("="))
+        amount = number(value)
+        if name not in FIDELITIES or amount is None or not 0 < amount < math.inf:
+            raise UserError(
+                f"target: {part.strip()!r} is not understood; accepted is NAME=NUMBER,... with the "
+                f"names {', '.join(FIDELITIES)}, for example parameters=7e9,tokens=2e11"
+            )
+        found[name] = amount
+    if not found:
+        raise UserError("target: is empty; accepted is for example parameters=7e9,tokens=2e11")
+    return found
+
+
+def clean(rows: Rows, known: Understanding) -> tuple[list[Run], list[Run], list[str]]:
+    """Turn rows into runs.
+
+    Returns:
+      Finished runs, running ones, and a note for each row that cannot be used.
+    """
+    done, running, notes = [], [], []
+    for row, place in zip(rows.rows, rows.places, strict=True):
+        try:
+            status = _status(row, known)
+            if status == "failed":
+                notes.append(f"{place}: failed, for a reason that is not known; left out")
+                continue
+            config = _config(row, known)
+            fidelity = _fidelity(row, known)
+        except _Unusable as problem:
+            notes.append(f"{place}: {problem}; left out")
+            continue
+        outcome = known.number(row, known.objective)
+        if status == "running":
+            running.append(Run(config, fidelity, math.nan, "ok", _seed(row, known), place))
+            continue
+        if status == "ok" and outcome is None:
+            shown = labelled(known.objective, row)
+            notes.append(f"{place}: {known.objective.name} is {shown}, not a number; left out")
+            continue
+        if outcome is None or not math.isfinite(outcome):
+            # An infinite or undefined loss is what a run that diverged leaves behind.
+            outcome, status = math.nan, "diverged" if status == "ok" else status
+        done.append(Run(config, fidelity, outcome, status, _seed(row, known), place))
+    return done, running, notes
+
+
+class _Unusable(ValueError):
+    """A row cannot be used; the message says why."""
+
+
+def _status(row: Mapping[str, Cell], known: Understanding) -> str:
+    """Tell how a run ended: ok, diverged, infeasible, failed or running."""
+    for column in known.of("status"):
+        cell = row.get(column.name)
+        if is_missing(cell):
+            continue
+        text = re.sub(r"[^a-z0-9]+", "_", str(cell).lower()).strip("_")
+        for status, pattern in STATUSES.items():
+            if re.fullmatch(pattern, text):
+                return status
+        raise _Unusable(f"{column.name} is {labelled(column, row)}, which is no status known here")
+    return "ok"
+
+
+def _config(row: Mapping[str, Cell], known: Understanding) -> dict:
+    config: dict = {}
+    for column in known.of("hyperparameter"):
+        cell = row.get(column.name)
+        if column.mixture:
+            weight = known.number(row, column)
+            if weight is None or not math.isfinite(weight):
+                raise _Unusable(f"{column.name} is {labelled(column, row)}, not a number")
+            config.setdefault(column.mixture, {})[column.meaning] = weight
+            continue
+        if is_missing(cell):
+            raise _Unusable(f"{column.name} is missing")
+        config[column.meaning] = _value(row, column, known)
+    for name, value in config.items():
+        if isinstance(value, dict):
+            total = sum(value.values())
+            if total <= 0:
+                raise _Unusable(f"the weights of {name} sum to {total:g}")
+            config[name] = {part: weight / total for part, weight in value.items()}
+    return config
+
+
+def _value(row: Mapping[str, Cell], column: Column, known: Understanding):
+    dimension = column.dimension
+    if dimension is None or not dimension.is_numeric:
+        return str(row.get(column.name))
+    amount = known.number(row, column)
+    if amount is None or not math.isfinite(amount):
+        raise _Unusable(f"{column.name} is {labelled(column, row)}, not a number")
+    try:
+        return dimension.canonical(amount)
+    except InvalidConfiguration:
+        low, high = dimension.extent
+        raise _Unusable(
+            f"{column.name} is {labelled(column, row)}, outside {low:g} to {high:g}"
+        ) from None
+
+
+def _fidelity(row: Mapping[str, Cell], known: Understanding) -> dict[str, float]:
+    found = {}
+    for column in known.of("fidelity"):
+        amount = known.number(row, column)
+        if amount is None or not 0 < amount < math.inf:
+            raise _Unusable(f"{column.name} is {labelled(column, row)}, not a positive number")
+        found[column.meaning] = amount
+    return found
+
+
+def _seed(row: Mapping[str, Cell], known: Understanding) -> int | None:
+    for column in known.of("seed"):
+        amount = known.number(row, column)
+        if amount is not None and math.isfinite(amount):
+            return int(amount)
+    return None
+
+
+def question(
+    runs: Sequence[Run],
+    running: Sequence[Run],
+    known: Understanding,
+    target: Mapping[str, float],
+    *,
+    task: str = TASK,
+    default: Mapping | None = None,
+    candidates: Sequence[Mapping] | None = None,
+) -> Question:
+    """Make the question of a target from runs.
+
+    Args:
+      runs: finished ones.
+      running: runs under way.
+      known: what the columns mean.
+      target: the fidelity that is asked about.
+      task: what the runs are, for the agent's words: architecture, pretraining, grpo, data_mixture.
+      default: the configuration that would be taken untuned; None for the middle of the space.
+      candidates: configurations to choose from; None for a design over the space and what was run.
+
+    Raises:
+      UserError: there is nothing to learn from, or a candidate is not in the space.
+    """
+    space = Space(known.dimensions)
+    names = [name for name in FIDELITIES if any(name in run.fidelity for run in runs)]
+    notes = _fidelity_notes(names, target)
+    groups = _grouped([*runs, *running], names)
+    at_target = [key for key in groups if _same(dict(zip(names, key, strict=True)), target, names)]
+    middle = space.from_unit(np.full(space.width, 0.5))
+    default = space.validate(default) if default else _usual(runs, space, middle)
+    evidence = []
+    objective = Objective(known.objective.meaning, known.minimize)
+    for key, members in groups.items():
+        members = [run for run in members if run in _Identity(runs)]
+        if key in at_target or not any(run.status == "ok" for run in members):
+            continue
+        evidence.append(_experiment(key, names, members, space, objective, task, default))
+    if len(evidence) > MOST_EXPERIMENTS:
+        notes.append(f"{len(evidence)} fidelities: the {MOST_EXPERIMENTS} nearest the target are used")
+    wanted = _known_fidelity(target, "target")
+    evidence.sort(key=lambda e: _distance(e.fidelity, wanted))
+    evidence = evidence[:MOST_EXPERIMENTS]
+    tried = [run for key in at_target for run in groups[key]]
+    done = [run for run in tried if run in _Identity(runs)]
+    setting = _setting(
+        space, wanted, objective, task, default, evidence, done, candidates, target
+    )
+    trials = [trial(number, run, setting) for number, run in enumerate(done, 1)]
+    under_way = tuple(run.config for run in tried if run in _Identity(running))
+    return Question(setting, tuple(evidence), tuple(trials), tuple(notes), under_way)
+
+
+class _Identity:
+    """Membership by identity: runs that are alike are not the same."""
+
+    def __init__(self, runs: Sequence[Run]):
+        self._ids = {id(run) for run in runs}
+
+    def __contains__(self, run: object) -> bool:
+        return id(run) in self._ids
+
+
+def _fidelity_notes(names: Sequence[str], target: Mapping[str, float]) -> list[str]:
+    notes = []
+    if not names:
+        notes.append(
+            "no column says how dear a run is, so all runs count as of one cheaper kind; name one "
+            "by --fidelity=parameters:COLUMN"
+        )
+    lacking = [name for name in names if name not in target]
+    unknown = [name for name in target if names and name not in names]
+    if lacking:
+        notes.append(f"the target does not say its {', '.join(lacking)}: unknown, so not compared")
+    if unknown:
+        notes.append(f"no run says its {', '.join(unknown)}: the target's is not compared")
+    return notes
+
+
+def _grouped(runs: Sequence[Run], names: Sequence[str]) -> dict[tuple, list[Run]]:
+    """Group runs of about the same fidelity; the key is the first run's."""
+    groups: dict[tuple, list[Run]] = {}
+    for run in runs:
+        key = tuple(run.fidelity.get(name, math.nan) for name in names)
+        same = next((k for k in groups if _close(k, key)), key)
+        groups.setdefault(same, []).append(run)
+    return groups
+
+
+def _close(a: tuple, b: tuple) -> bool:
+    return all(
+        (math.isnan(x) and math.isnan(y)) or max(x / y, y / x) <= SAME_FIDELITY
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def _same(fidelity: Mapping[str, float], target: Mapping[str, float], names: Sequence[str]) -> bool:
+    shared = [name for name in names if name in target]
+    return bool(shared) and _close(
+        tuple(fidelity[name] for name in shared), tuple(target[name] for name in shared)
+    )
+
+
+def _known_fidelity(numbers: Mapping[str, float], level: str) -> Fidelity:
+    """Bring what is known of a fidelity into parameters and tokens.
+
+    Where tokens are not known, steps, epochs, FLOPs or hours stand for them: what forecasts compare
+    is their ratio.
+    """
+    parameters = numbers.get("parameters", 0.0)
+    stand_ins = [numbers[name] for name in ("tokens", "steps", "epochs") if name in numbers]
+    if not stand_ins and not parameters:
+        stand_ins = [numbers[name] for name in ("flops", "hours") if name in numbers]
+    tokens = stand_ins[0] if stand_ins else 0.0
+    flops = numbers.get("flops") or (6.0 * parameters * tokens if parameters and tokens else 0.0)
+    return Fidelity(level, parameters, tokens, flops or parameters or tokens)
+
+
+def _distance(a: Fidelity, b: Fidelity) -> float:
+    return float(np.nansum((a.log - b.log) ** 2))
+
+
+def _label(numbers: Mapping[str, float]) -> str:
+    parts = [f"{name}={amount:.4g}" for name, amount in numbers.items() if not math.isnan(amount)]
+    return ",".join(parts) or "cheap"
+
+
+def _experiment(
+    key: tuple, names: Sequence[str], runs: Sequence[Run], space: Space, objective: Objective,
+    task: str, default: Mapping,
+) -> Experiment:  # fmt: skip
+    numbers = {n: v for n, v in zip(names, key, strict=True) if not math.isnan(v)}
+    return make_experiment(
+        source=SOURCE,
+        task=task,
+        name=_label(numbers),
+        space=space,
+        fidelity=_known_fidelity(numbers, "low"),
+        configurations=[run.config for run in runs],
+        outcomes=[run.outcome for run in runs],
+        status=[run.status for run in runs],
+        seeds=None,
+        default=default,
+        default_origin="the most usual configuration of the runs",
+        objective_metric=objective.metric,
+        minimize=objective.minimize,
+    )
+
+
+def _usual(runs: Sequence[Run], space: Space, middle: dict) -> dict:
+    """Return the configuration nearest to the middle of all that were run."""
+    if not runs:
+        return middle
+    units_ND = np.stack([space.to_unit(run.config) for run in runs])
+    away_N = ((units_ND - np.median(units_ND, axis=0)) ** 2).sum(1)
+    return space.validate(runs[int(away_N.argmin())].config)
+
+
+def _setting(
+    space: Space, fidelity: Fidelity, objective: Objective, task: str, default: Mapping,
+    evidence: Sequence[Experiment], done: Sequence[Run], candidates, target: Mapping[str, float],
+) -> Setting:  # fmt: skip
+    """Lay out the configurations to choose from: those given, or a design and what was run."""
+    if candidates is None:
+        ran: list[Mapping] = []
+        for experiment in evidence:  # the nearest experiment first, its best first
+            order = np.argsort(experiment.outcomes.losses_R, kind="stable")
+            ran += [experiment.configurations[row] for row in order]
+        designed = design(space, MOST_CANDIDATES)
+        candidates = [default, *designed, *ran[: MOST_CANDIDATES // 2]]
+    return make_setting(
+        source=SOURCE,
+        task=task,
+        name=_label(target),
+        space=space,
+        fidelity=fidelity,
+        objective=objective,
+        default=default,
+        configurations=[*candidates, *[run.config for run in done]],
+    )
+
+
+def with_configuration(setting: Setting, config: Mapping) -> Setting:
+    """Add a configuration to those to choose from, after the others; a known one adds none."""
+    cells, _ = Cells.pool(setting.space, [*setting.configurations, config])
+    known = len(cells) == len(setting.cells)
+    return setting if known else dataclasses.replace(setting, cells=cells)
+
+
+def trial(number: int, run: Run, setting: Setting) -> Trial:
+    """Say what a run at the target's fidelity brought."""
+    match = setting.match(run.config)
+    return Trial(
+        number=number,
+        proposed=run.config,
+        config=dict(setting.configurations[match.row]),
+        outcome=run.outcome if run.status == "ok" else math.nan,
+        status=run.status,
+        valid=True,
+        matched=False,
+        message="",
+        row=match.row,
+    )

@@ -1,0 +1,7 @@
+"""Ask what to try next, from your own runs: `python launch/advise.py --help`."""
+
+from autollm_jax import command_line
+from autollm_jax.advise import command
+
+if __name__ == "__main__":
+    command_line.run(command.main)
