@@ -12,7 +12,7 @@ import numpy as np
 from autollm_jax.forecasts.gaussian_process import GaussianProcess
 from autollm_jax.forecasts.panel import Panel
 from autollm_jax.gym.experiments import Experiment
-from autollm_jax.gym.settings import Setting
+from autollm_jax.gym.settings import Fidelity, Setting
 
 MOST_ROWS, MOST_FIDELITIES = 60, 8  # that are looked at: configurations, experiments nearest first
 
@@ -50,19 +50,34 @@ def most_telling(
     cheaper = [(e, cost) for e, cost in zip(evidence, costs, strict=True) if 0 < cost < 1]
     if process is None or not cheaper:
         return None
-    cheaper = cheaper[:MOST_FIDELITIES]
+    cheaper = [*cheaper[:MOST_FIDELITIES], *_between(evidence[0], setting)]
     rows = np.linspace(0, len(setting.cells) - 1, MOST_ROWS).astype(int)
     rows = np.unique(np.append(rows, row))
     lowers_FN = process.reduction(row, rows, [e.fidelity for e, _ in cheaper])
     found = []
-    for (experiment, cost), lowers_N in zip(cheaper, lowers_FN, strict=True):
-        measured = {experiment.space.key_of(config) for config in experiment.configurations}
+    for (asked, cost), lowers_N in zip(cheaper, lowers_FN, strict=True):
+        made = asked.configurations if isinstance(asked, Experiment) else ()
+        measured = {asked.space.key_of(config) for config in made}
         for place in np.argsort(-lowers_N):
             config = dict(setting.configurations[rows[place]])
-            if experiment.space.key_of(config) not in measured:
+            if asked.space.key_of(config) not in measured:
                 lowers = float(lowers_N[place])
+                run = CheapRun(config, asked.name, lowers, cost)
                 # A fourth root: nobody wants ten thousand tiny runs.
-                run = CheapRun(config, experiment.name, lowers, cost)
                 found.append((lowers / cost**0.25, run))
                 break
     return max(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def _between(nearest: Experiment, setting: Setting) -> list[tuple[Setting, float]]:
+    """Return a size halfway between the nearest experiment and the target, and its cost."""
+    low, high = nearest.fidelity, setting.fidelity
+    parameters, tokens, flops = (
+        float(np.sqrt(getattr(low, name) * getattr(high, name)))
+        for name in ("parameters", "tokens", "flops")
+    )
+    known = {"parameters": parameters, "tokens": tokens}
+    name = ",".join(f"{key}={value:.2g}" for key, value in known.items() if value)
+    fidelity = Fidelity("low", parameters, tokens, flops)
+    cost = flops / max(high.flops, 1e-300)
+    return [(dataclasses.replace(setting, name=name, fidelity=fidelity), cost)] if cost < 1 else []

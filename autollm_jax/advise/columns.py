@@ -40,7 +40,7 @@ _SEED = r"(random_?|rng_?|torch_?|np_?)?seed|random_?state|repeat|replicate|rep"
 _LABEL = (
     r"(run_?|trial_?|job_?|experiment_?)?(id|name|nr|no|number|index|#|url|path|dir|host|user|notes?|"
     r"tags?|group|commit|sha|hash|date|time|timestamp|created(_?at)?|started|ended|start|end|comment)"
-    r"|experiment|_\w+|column\d+|unnamed.*|.*_?(date|timestamp)|source|task|notes?"
+    r"|experiment|run|trial|job|sweep|project|_\w+|column\d+|unnamed.*|.*_?(date|timestamp)|source|task|notes?"
 )
 _MEASURED = (
     r".*(loss|perplexity|ppl|accuracy|acc|error|err|score|reward|success|return|bpb|bits|nll|f1|bleu|"

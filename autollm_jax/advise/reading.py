@@ -224,10 +224,19 @@ def _read_optuna(spec: str) -> Rows:
         raise
     except Exception as error:  # each kind of storage has errors of its own
         raise UserError(f"optuna:{spec}: cannot be read ({error})") from error
+    return of_study(study)
+
+
+def of_study(study) -> Rows:
+    """Take the trials of an Optuna study: parameters, values, states and user attributes.
+
+    Raises:
+      UserError: it has several objectives.
+    """
     directions = [d.name.lower() for d in study.directions]
     if len(directions) > 1:
         raise UserError(
-            f"optuna:{spec}: a study of {len(directions)} objectives; accepted is one objective"
+            f"study {study.study_name}: a study of {len(directions)} objectives; accepted is one objective"
         )
     rows = []
     for trial in study.trials:
@@ -240,7 +249,7 @@ def _read_optuna(spec: str) -> Rows:
             | _flat(attributes)
             | {"value": value, "state": trial.state.name}
         )
-    found = of_mappings(rows, f"{name}, trial")
+    found = of_mappings(rows, f"{study.study_name}, trial")
     return dataclasses.replace(found, notes=(f"value: {directions[0]}",))
 
 

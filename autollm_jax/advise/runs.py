@@ -232,13 +232,14 @@ def question(
     names = [name for name in FIDELITIES if any(name in run.fidelity for run in runs)]
     notes = _fidelity_notes(names, target)
     groups = _grouped([*runs, *running], names)
+    under_way = set(map(id, running))
     at_target = [key for key in groups if _same(dict(zip(names, key, strict=True)), target, names)]
     middle = space.from_unit(np.full(space.width, 0.5))
     default = space.validate(default) if default else _usual(runs, space, middle)
     evidence = []
     objective = Objective(known.objective.meaning, known.minimize)
     for key, members in groups.items():
-        members = [run for run in members if run in _Identity(runs)]
+        members = [run for run in members if id(run) not in under_way]
         if key in at_target or not any(run.status == "ok" for run in members):
             continue
         evidence.append(_experiment(key, names, members, space, objective, task, default))
@@ -248,23 +249,13 @@ def question(
     evidence.sort(key=lambda e: _distance(e.fidelity, wanted))
     evidence = evidence[:MOST_EXPERIMENTS]
     tried = [run for key in at_target for run in groups[key]]
-    done = [run for run in tried if run in _Identity(runs)]
+    done = [run for run in tried if id(run) not in under_way]
     setting = _setting(
         space, wanted, objective, task, default, evidence, done, candidates, target
     )
     trials = [trial(number, run, setting) for number, run in enumerate(done, 1)]
-    under_way = tuple(run.config for run in tried if run in _Identity(running))
-    return Question(setting, tuple(evidence), tuple(trials), tuple(notes), under_way)
-
-
-class _Identity:
-    """Membership by identity: runs that are alike are not the same."""
-
-    def __init__(self, runs: Sequence[Run]):
-        self._ids = {id(run) for run in runs}
-
-    def __contains__(self, run: object) -> bool:
-        return id(run) in self._ids
+    waiting = tuple(run.config for run in tried if id(run) in under_way)
+    return Question(setting, tuple(evidence), tuple(trials), tuple(notes), waiting)
 
 
 def _fidelity_notes(names: Sequence[str], target: Mapping[str, float]) -> list[str]:

@@ -16,7 +16,7 @@ UNITS = ("params", "parameters", "tokens", "toks", "steps", "epochs", "flops", "
 _NUMBER = re.compile(r"([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(%|[a-z/\- ]*)", re.IGNORECASE)
 _CLOCK = re.compile(r"(?:(\d+) days?,? )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 _GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?")
-_COMMA = re.compile(r"[+-]?\d*,\d+(e[+-]?\d+)?", re.IGNORECASE)
+_COMMA = re.compile(r"[+-]?[\d.]*,\d+(e[+-]?\d+)?", re.IGNORECASE)
 _POWER = re.compile(r"([+-]?\d+\.?\d*)?\s*[*x×]?\s*(10|2)\s*(?:\^|\*\*)\s*\(?([+-]?\d+\.?\d*)\)?")
 
 
