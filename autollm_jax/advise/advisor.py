@@ -1,18 +1,18 @@
 """The advisor: the next configuration of an expensive run, with reasons and honest intervals.
 
-    >>> import itertools
-    >>> rows = [
-    ...     {"learning_rate": 2.0**-n, "batch_size": b, "parameters": p, "tokens": 20 * p,
-    ...      "loss": 3 + 0.1 * (n - 9) ** 2 + 0.01 * b / 32 + p**-0.1}
-    ...     for n, b, p in itertools.product(range(6, 13), (32, 64), (1e6, 2e6, 4e6))
-    ... ]
-    >>> advisor = Advisor.from_runs(rows, target={"parameters": 3e7, "tokens": 6e8}, objective="loss")
-    >>> advice = advisor.ask()
-    >>> sorted(advice.config), len(advice.ranked) > 1
-    (['batch_size', 'learning_rate'], True)
-    >>> advisor = advisor.tell(advice.config, 3.05)
-    >>> len(advisor.question.trials)
-    1
+>>> import itertools
+>>> rows = [
+...     {"learning_rate": 2.0**-n, "batch_size": b, "parameters": p, "tokens": 20 * p,
+...      "loss": 3 + 0.1 * (n - 9) ** 2 + 0.01 * b / 32 + p**-0.1}
+...     for n, b, p in itertools.product(range(6, 13), (32, 64), (1e6, 2e6, 4e6))
+... ]
+>>> advisor = Advisor.from_runs(rows, target={"parameters": 3e7, "tokens": 6e8}, objective="loss")
+>>> advice = advisor.ask()
+>>> sorted(advice.config), len(advice.ranked) > 1
+(['batch_size', 'learning_rate'], True)
+>>> advisor = advisor.tell(advice.config, 3.05)
+>>> len(advisor.question.trials)
+1
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ import numpy as np
 
 from autollm_jax.advise import intervals, reading, runs
 from autollm_jax.advise.cheap_runs import CheapRun, most_telling
-from autollm_jax.advise.columns import Hints, Understanding, understand
+from autollm_jax.advise.columns import FIDELITIES, Hints, Understanding, understand
 from autollm_jax.advise.decider import Decider, Panels
 from autollm_jax.advise.intervals import Calibration, Expected
 from autollm_jax.advise.runs import Question
@@ -36,7 +36,7 @@ from autollm_jax.gym.environment import Observation, Trial
 from autollm_jax.text.claims import Claim
 
 FEW_RUNS = 8
-FAR = math.log(30.0)  # in log fidelity: beyond it advice says that it is a guess
+FAR = math.log(30.0)  # in parameters or tokens: beyond it advice says that it is a guess
 HANDFUL = 5
 
 
@@ -135,7 +135,7 @@ class Advisor:
         cls,
         rows: Sequence[Mapping] | reading.Rows,
         *,
-        target: Mapping[str, float] | str,
+        target: Mapping[str, float | str] | str,
         objective: str = "",
         minimize: bool | None = None,
         hints: Hints | None = None,
@@ -150,6 +150,7 @@ class Advisor:
         Args:
           rows: of runs, by column name; or what `reading.read` returns.
           target: the fidelity asked about: {"parameters": 7e9, "tokens": 2e11}, or such a text.
+            Other names are columns that tell experiments apart, with the target's value.
           objective: the column to be good at; guessed where empty.
           minimize: whether low is good; guessed where None.
           hints: what is known of other columns.
@@ -164,11 +165,13 @@ class Advisor:
         """
         rows = rows if isinstance(rows, reading.Rows) else reading.of_mappings(rows)
         wanted = runs.parse_target(target) if isinstance(target, str) else dict(target)
+        contexts = tuple(name for name in wanted if name not in FIDELITIES)
         hints = dataclasses.replace(
             hints or Hints(),
             objective=objective or (hints.objective if hints else ""),
             minimize=minimize if minimize is not None else (hints.minimize if hints else None),
-            wanted=tuple(wanted),
+            wanted=tuple(name for name in wanted if name in FIDELITIES),
+            contexts=contexts,
         )
         known = understand(rows, hints)
         done, running, notes = runs.clean(rows, known)
@@ -199,10 +202,10 @@ class Advisor:
           InvalidConfiguration: the configuration is not in the space.
         """
         setting = self.question.setting
-        valid = setting.space.validate(config)
+        valid = setting.space.validate(runs.spelled(setting.space, config))
         if not math.isfinite(outcome) and status == "ok":
             status = "diverged"
-        run = runs.Run(valid, {}, outcome, status, None, "told")
+        run = runs.Run(valid, {}, {}, outcome, status, None, "told")
         extended = runs.with_configuration(setting, valid)
         trials = [*self.question.trials]
         trials.append(runs.trial(len(trials) + 1, run, extended))
@@ -248,7 +251,7 @@ class Advisor:
         trials = []
         for number, config in enumerate(question.running, len(question.trials) + 1):
             row = question.setting.match(config).row
-            run = runs.Run(config, {}, float(found.mean_R[row]), "ok", None, "running")
+            run = runs.Run(config, {}, {}, float(found.mean_R[row]), "ok", None, "running")
             trials.append(runs.trial(number, run, question.setting))
         return trials
 
@@ -287,7 +290,9 @@ class Advisor:
             float(found.mean_R[row]),
             (low80, high80),
             (low95, high95),
-            math.nan if math.isnan(best) else intervals.chance_to_beat(best, margin, row, found, sign),
+            math.nan
+            if math.isnan(best)
+            else intervals.chance_to_beat(best, margin, row, found, sign),
             dict(zip(COUNSEL, map(float, remaining_A), strict=True)),
         )
 
@@ -306,13 +311,11 @@ class Advisor:
                 "runs of one fidelity do not tell how the optimum moves with size; a second, "
                 "cheaper or dearer, would"
             )
-        away = [
-            float(np.sqrt(np.nansum((e.fidelity.log - question.setting.fidelity.log) ** 2)))
-            for e in evidence
-        ]
+        gaps = [np.abs(e.fidelity.log - question.setting.fidelity.log) for e in evidence]
+        away = [float(np.nanmax(gap)) for gap in gaps if not np.isnan(gap).all()]
         if away and min(away) > FAR:
             notes.append(
-                f"the target is {math.exp(min(away)):.0f} times away from the nearest runs in size: "
-                "far beyond what was ever checked, so take the intervals as too narrow"
+                f"the target is {math.exp(min(away)):.0f} times the size of the nearest runs: far "
+                "beyond what was ever checked, so take the intervals as too narrow"
             )
         return notes

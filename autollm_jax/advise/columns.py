@@ -3,6 +3,9 @@
 `understand` guesses from names and values. Every guess is a line of `space.json`, which a person
 may edit, and of what `describe` prints.
 
+A context is what tells experiments of one size apart without being chosen: a data set, a device.
+The target names it.
+
 Fidelity is what makes a run dear, known before the run: parameters, tokens, FLOPs, steps, epochs,
 and hours where nothing else is there.
 """
@@ -17,7 +20,7 @@ from autollm_jax.advise.values import has_decimal_commas, is_missing, number, sp
 from autollm_jax.errors import UserError
 from autollm_jax.gym.spaces import Dimension
 
-ROLES = ("hyperparameter", "fidelity", "objective", "status", "seed", "ignored")
+ROLES = ("hyperparameter", "fidelity", "context", "objective", "status", "seed", "ignored")
 FIDELITIES = ("parameters", "tokens", "flops", "steps", "epochs", "hours")
 PREFIXES = ("config/", "config.", "params.", "params_", "hparams/", "hparams.", "hyperparameters.")
 MIXTURE = "mixture"
@@ -28,10 +31,12 @@ WHOLE_NUMBER_SHARE = 0.9  # of a column's cells that are numbers: then the rest 
 LEAST_PARTS, SUM_ERROR = 3, 0.02  # components of a mixture, relative error of their sum
 
 _NAMES = {  # name of a fidelity -> what columns that hold it are called
-    "parameters": r"(n|num|nr|model|total|non_?embedding)?_?(param(eter)?s|params?_?count|model_?size|size)(_?(total|count|non_?emb\w*))?|n",
+    "parameters": r"(n|num|nr|model|total|non_?embedding)?_?(param(eter)?s|params?_?count|"
+    r"model_?size|size)(_?(total|count|non_?emb\w*))?|n",
     "tokens": r"(n|num|total|train(ing)?)?_?tok(en)?s(_?(seen|total|trained|count|budget))?|d",
     "flops": r"(total|train(ing)?)?_?(flops?|compute|c)(_?(total|budget))?",
-    "steps": r"(n|num|max|total|train(ing)?|global)?_?(steps?|iter(ation)?s?|updates)(_?(total|count|budget))?",
+    "steps": r"(n|num|max|total|train(ing)?|global)?_?(steps?|iter(ation)?s?|updates)"
+    r"(_?(total|count|budget))?",
     "epochs": r"(n|num|max|total)?_?epochs?",
     "hours": r"(gpu|device|tpu|wall)?_?(clock)?_?(hours?|h|days|time_?budget)",
 }
@@ -47,7 +52,9 @@ _MEASURED = (
     r"rouge|auc|mfu|throughput|per_?sec(ond)?|speed|latency|memory|mem|vram|runtime|duration|seconds|"
     r"elapsed|wall|grad_?norm|kl|entropy|gpu_?util|hours).*"
 )
-_MAXIMISED = r"acc|score|reward|success|return|f1|bleu|rouge|auc|mfu|throughput|per_?sec|speed|win|pass"
+_MAXIMISED = (
+    r"acc|score|reward|success|return|f1|bleu|rouge|auc|mfu|throughput|per_?sec|speed|win|pass"
+)
 _USUAL = (  # hyperparameters whose names would else be taken for something measured
     r".*(learning_?rate|lr|batch|decay|warm_?up|momentum|beta|eps|dropout|width|depth|layers?|heads?|"
     r"hidden|dim|d_model|rank|alpha|gamma|temperature|group_?size|clip|coef(ficient)?|penalty|weight|"
@@ -161,6 +168,7 @@ class Hints:
       fidelities: column name by fidelity.
       columns: entries of a space.json by column name.
       wanted: the fidelities that the target has.
+      contexts: columns that the target says a value of.
     """
 
     objective: str = ""
@@ -169,6 +177,7 @@ class Hints:
     fidelities: Mapping[str, str] = dataclasses.field(default_factory=dict)
     columns: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
     wanted: tuple[str, ...] = ()
+    contexts: tuple[str, ...] = ()
 
 
 def understand(rows: Rows, hints: Hints = Hints()) -> Understanding:  # noqa: B008
@@ -202,6 +211,7 @@ def understand(rows: Rows, hints: Hints = Hints()) -> Understanding:  # noqa: B0
 
 def _check_names(names: Sequence[str], hints: Hints) -> None:
     given = [hints.objective, *hints.roles, *hints.fidelities.values(), *hints.columns]
+    given += hints.contexts
     for name in filter(None, given):
         if name not in names:
             raise UserError(f"no column {name!r}; the columns are {', '.join(names)}")
@@ -255,8 +265,9 @@ def _objective(names: Sequence[str], values: Mapping[str, _Values], hints: Hints
         and hints.roles.get(name, "objective") == "objective"
         and _stripped(name) == name
         and (re.fullmatch(_MEASURED, _plain(name)) or name == "value")
-        and not re.fullmatch(r".*(seconds|runtime|duration|hours|memory|mem|wall|elapsed|norm).*",
-                             _plain(name))  # fmt: skip
+        and not re.fullmatch(
+            r".*(seconds|runtime|duration|hours|memory|mem|wall|elapsed|norm).*", _plain(name)
+        )  # fmt: skip
         and not re.fullmatch(_USUAL, _plain(name).replace("loss", ""))
     ]
     for pattern in (r"objective|value", rf".*({_VALIDATION}).*", r".*loss.*", r".*"):
@@ -282,12 +293,11 @@ def _minimized(objective: str, rows: Rows, hints: Hints) -> bool:
     return not re.search(_MAXIMISED, plain) or bool(re.search(r"loss|err|neg", plain))
 
 
-def _column(
-    name: str, values: _Values, objective: str, prefixed: bool, hints: Hints
-) -> Column:
+def _column(name: str, values: _Values, objective: str, prefixed: bool, hints: Hints) -> Column:
     """Tell what one column is, by what a person says, by its name, by its values."""
     said = hints.columns.get(name, {})
     role = said.get("role") or hints.roles.get(name)
+    role = "context" if name in hints.contexts else role
     if role is not None and role not in ROLES:
         raise UserError(f"column {name}: role {role!r}; accepted are {', '.join(ROLES)}")
     meant = {column: fidelity for fidelity, column in hints.fidelities.items()}
@@ -301,7 +311,7 @@ def _column(
                 f"column {name}: fidelity {fidelity!r}; accepted are {', '.join(FIDELITIES)}"
             )
         return Column(name, "fidelity", fidelity, why="as you said")
-    if role in ("status", "seed", "ignored"):
+    if role in ("context", "status", "seed", "ignored"):
         return Column(name, role, short, why="as you said")
     if role == "hyperparameter" or said.get("kind"):
         return _hyperparameter(name, short, values, said, "as you said")
@@ -331,9 +341,7 @@ def _fidelity(plain: str) -> str:
     return next((key for key, names in _NAMES.items() if re.fullmatch(names, plain)), "")
 
 
-def _hyperparameter(
-    name: str, meaning: str, values: _Values, said: Mapping, why: str
-) -> Column:
+def _hyperparameter(name: str, meaning: str, values: _Values, said: Mapping, why: str) -> Column:
     kind = said.get("kind")
     if not values.present:
         raise UserError(f"column {name}: has no values, so it is no hyperparameter")
@@ -342,12 +350,13 @@ def _hyperparameter(
             given = {k: tuple(said[k]) for k in ("choices", "bounds") if said.get(k)}
             guess = _dimension(meaning, values, kind)
             kind = kind or guess.kind
-            if not given:
-                given = {"bounds": guess.bounds} if guess.is_continuous else {
-                    "choices": guess.choices}  # fmt: skip
-            return Column(name, "hyperparameter", meaning, Dimension(meaning, kind, **given), "", why)
+            if not given and guess.is_continuous:
+                given = {"bounds": guess.bounds}
+            made = Dimension(meaning, kind, **(given or {"choices": guess.choices}))
+            return Column(name, "hyperparameter", meaning, made, "", why)
         if said.get("mixture"):
-            return Column(name, "hyperparameter", meaning, None, said["mixture"], why)
+            part = meaning.removeprefix(f"{said['mixture']}.")
+            return Column(name, "hyperparameter", part, None, said["mixture"], why)
         return Column(name, "hyperparameter", meaning, _dimension(meaning, values), "", why)
     except (ValueError, TypeError) as error:
         raise UserError(f"column {name}: {error}") from error
@@ -383,8 +392,8 @@ def _one_of_each(columns: dict[str, Column], hints: Hints) -> dict[str, Column]:
             given = hints.fidelities.get(column.meaning, first)
             loser = column.name if given == first else first
             found[column.meaning] = given if given in (first, column.name) else first
-            made[loser] = Column(loser, "ignored", column.meaning, why=f"{found[column.meaning]} is "
-                                 f"{column.meaning} already")  # fmt: skip
+            why = f"{found[column.meaning]} is {column.meaning} already"
+            made[loser] = Column(loser, "ignored", column.meaning, why=why)
     for fidelity, others in (
         ("hours", ("parameters", "tokens", "flops", "steps", "epochs")),
         ("epochs", ("tokens", "steps", "flops")),
@@ -406,7 +415,11 @@ def _with_mixtures(columns: dict[str, Column], values: Mapping[str, _Values]) ->
             continue
         numeric = values[column.name].is_numeric and values[column.name].distinct[0] >= 0
         if numeric:
-            stem = re.split(r"[./_:]", column.meaning)[0] if re.search(r"[./:]", column.meaning) else ""
+            stem = (
+                re.split(r"[./_:]", column.meaning)[0]
+                if re.search(r"[./:]", column.meaning)
+                else ""
+            )
             groups.setdefault(stem, []).append(column.name)
     made = dict(columns)
     for stem, names in groups.items():

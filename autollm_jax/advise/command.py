@@ -6,7 +6,7 @@ reads the runs, says how it understood their columns, and answers with the next 
 target, its predicted outcome with intervals, the reasons, and whether another run is worth it.
 Then run it and tell the outcome (a session keeps the question):
 
-    python launch/advise.py --session=DIR --tell='{"learning_rate": 3e-4, "batch_size": 256} loss=2.41'
+    python launch/advise.py --session=DIR --tell='{"learning_rate": 3e-4, "warmup": 500} loss=2.41'
 
 Every guess about a column can be overruled by a flag, or in the file that --write_space writes and
 --space reads.
@@ -61,7 +61,9 @@ _TELL = flags.DEFINE_multi_string("tell", [], "An expensive run: '{CONFIG AS JSO
 _UNDO = flags.DEFINE_bool("undo", False, "Take the latest told run back.")
 _PLOT = command_line.define_path("plot", None, "HTML file to draw the question into.")
 _JSON = flags.DEFINE_bool("json", False, "Print the advice as JSON, and nothing else.")
-_WRITE_SPACE = command_line.define_path("write_space", None, "File to write the columns' meaning to.")
+_WRITE_SPACE = command_line.define_path(
+    "write_space", None, "File to write the columns' meaning to."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -104,7 +106,9 @@ def main(argv: list[str]) -> None:
 
 def _advisor(arguments: Mapping) -> Advisor:
     if not arguments["target"]:
-        raise UserError("which run? give --target=parameters=7e9,tokens=2e11, or what is known of it")
+        raise UserError(
+            "which run? give --target=parameters=7e9,tokens=2e11, or what is known of it"
+        )
     parts = [reading.read(source) for source in arguments["runs"]]
     rows = reading.Rows(
         tuple(row for part in parts for row in part.rows),

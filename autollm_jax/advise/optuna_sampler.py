@@ -1,11 +1,12 @@
-"""A sampler for Optuna that knows cheap runs: `AutoLLMSampler(evidence=rows, target="tokens=2e11")`.
+"""A sampler for Optuna that knows cheap runs.
 
-    study = optuna.create_study(sampler=AutoLLMSampler(evidence="runs.csv", target="parameters=7e9"))
+    sampler = AutoLLMSampler(evidence="runs.csv", target="parameters=7e9,tokens=2e11")
+    study = optuna.create_study(sampler=sampler)
     study.optimize(objective, n_trials=5)
 
-Each trial of the study is an expensive run. Parameters that all trials share are chosen together, by
-the advisers and the agent; a conditional parameter, which only some trials have, is drawn at random
-until enough trials have it.
+Each trial of the study is an expensive run. Parameters that all trials share are chosen together,
+by the advisers and the agent; a conditional parameter, which only some trials have, is drawn at
+random.
 """
 
 import dataclasses
@@ -14,7 +15,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import optuna
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -65,7 +65,7 @@ class AutoLLMSampler(BaseSampler):
     def __init__(
         self,
         evidence=None,
-        target: Mapping[str, float] | str | None = None,
+        target: Mapping[str, float | str] | str | None = None,
         *,
         objective: str = "",
         hints: Hints | None = None,
@@ -132,7 +132,11 @@ class AutoLLMSampler(BaseSampler):
         return {name: each.value(config[name]) for name, each in names.items()}
 
     def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
     ) -> Any:
         """Take the evidence's proposal in a first trial, else draw."""
         self._raise_error_if_multi_objective(study)
@@ -211,7 +215,9 @@ class AutoLLMSampler(BaseSampler):
             objective, fidelity = asked.objective, asked.fidelity
             evidence = self._advisor.question.evidence
             origin = asked.space
-            default = space.from_unit(project([asked.default], origin, space, default)[0].clip(0, 1))
+            default = space.from_unit(
+                project([asked.default], origin, space, default)[0].clip(0, 1)
+            )
         ran = [
             space.from_unit(unit_D.clip(0.0, 1.0))
             for e in evidence[:4]
@@ -236,7 +242,7 @@ class AutoLLMSampler(BaseSampler):
                 outcome, status = float(mean_R[panel.setting.match(config).row]), "ok"
                 if math.isnan(outcome):
                     continue
-            run = runs.Run(config, {}, outcome, status, None, f"trial {each.number}")
+            run = runs.Run(config, {}, {}, outcome, status, None, f"trial {each.number}")
             found.append(runs.trial(len(found) + 1, run, panel.setting))
         return found
 

@@ -18,12 +18,12 @@ PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>What to try next</title>
 <style>body{{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;
-color:#1F2933}}svg{{max-width:100%;height:auto}}pre{{white-space:pre-wrap;background:#F5F7FA;
+color:#1F2933}}svg{{width:100%;max-width:64rem;height:auto}}pre{{white-space:pre-wrap;background:#F5F7FA;
 padding:1rem;border-radius:6px}}h2{{font-size:1.1rem;margin-top:2rem}}p{{color:#52606D}}</style>
 <h1>What to try next</h1><pre>{words}</pre>
 <h2>Your runs, by size, and what is expected at the target</h2>
-<p>Points: your runs, dark ones dearer; a ring is the best of a size. Line: the least regret that the
-advisers together expect at the target. Dashed: the proposal. Numbers: expensive runs so far.</p>
+<p>Points: your runs, dark ones dearer; a ring is the best of a size. Line: the least regret that
+the advisers together expect at the target. Dashed: the proposal. Numbers: expensive runs.</p>
 {landscape}
 <h2>How the best value moves with size</h2>
 <p>The best run of each size, and the proposal at the target.</p>
@@ -37,7 +37,9 @@ def page(advisor: Advisor, advice: Advice) -> str:
     axes = _numeric(advisor)
     return PAGE.format(
         words=html.escape(advice_text(advisor, advice)),
-        landscape=_landscape(advisor, advice, axes) if axes else "<p>No numeric hyperparameter.</p>",
+        landscape=_landscape(advisor, advice, axes)
+        if axes
+        else "<p>No numeric hyperparameter.</p>",
         drift=_drift(advisor, advice, axes) if axes else "",
     )
 
@@ -51,7 +53,9 @@ def _numeric(advisor: Advisor) -> list[Dimension]:
         regrets_R = nearest.outcomes.regrets_R
 
         def explained(dimension: Dimension) -> float:
-            x_R = np.array([dimension.to_unit(c[dimension.name])[0] for c in nearest.configurations])
+            x_R = np.array(
+                [dimension.to_unit(c[dimension.name])[0] for c in nearest.configurations]
+            )
             if np.ptp(x_R) == 0 or len(x_R) < 4:
                 return 0.0
             fitted_R = np.polyval(np.polyfit(x_R, regrets_R, 2), x_R)
@@ -117,7 +121,9 @@ def _drift(advisor: Advisor, advice: Advice, dimensions: Sequence[Dimension]) ->
     with style("drift", 9):
         figure = Figure(figsize=(3.2 * len(dimensions) + 0.8, 2.6), layout="constrained")
         for axes, dimension in zip(_axes_of(figure, dimensions), dimensions, strict=True):
-            best = [e.configurations[e.outcomes.best_row][dimension.name] for e in question.evidence]
+            best = [
+                e.configurations[e.outcomes.best_row][dimension.name] for e in question.evidence
+            ]
             axes.scatter(best, sizes, color=FAINT, s=22)
             if advice.ranked:
                 axes.scatter([advice.config[dimension.name]], [question.setting.fidelity.flops],

@@ -1,7 +1,7 @@
 """Reads files of runs: CSV and its kin, Parquet, JSON lines, Optuna storages, outcome tables.
 
-Each becomes rows: mappings from a column's name to a text, a number, a truth value or None. What the
-values mean is decided elsewhere (`values`, `columns`).
+Each becomes rows: mappings from a column's name to a text, a number, a truth value or None. What
+the values mean is decided elsewhere (`values`, `columns`).
 """
 
 import csv
@@ -64,7 +64,9 @@ def read(source: str) -> Rows:
     }
     found = readers.get(path.suffix.lower(), _read_delimited)(path)
     if not found.rows:
-        raise UserError(f"{source}: has no rows; accepted is a file with a header and runs below it")
+        raise UserError(
+            f"{source}: has no rows; accepted is a file with a header and runs below it"
+        )
     return found
 
 
@@ -236,7 +238,7 @@ def of_study(study) -> Rows:
     directions = [d.name.lower() for d in study.directions]
     if len(directions) > 1:
         raise UserError(
-            f"study {study.study_name}: a study of {len(directions)} objectives; accepted is one objective"
+            f"study {study.study_name}: has {len(directions)} objectives; accepted is one"
         )
     rows = []
     for trial in study.trials:

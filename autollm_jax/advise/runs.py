@@ -1,8 +1,8 @@
 """Rows as what the gym knows: experiments (the evidence), a setting (the target), its trials.
 
-    1. `clean`: each row as a run: configuration, fidelity, outcome, status; what cannot be used is
-       named with its place
-    2. `question`: runs of one fidelity are an experiment; runs at the target's fidelity are trials
+1. `clean`: each row as a run: configuration, fidelity, outcome, status; what cannot be used is
+   named with its place
+2. `question`: runs of one fidelity are an experiment; runs at the target's fidelity are trials
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from autollm_jax.gym.environment import Trial
 from autollm_jax.gym.experiments import Experiment, Fidelity, make_experiment
 from autollm_jax.gym.outcomes import Objective
 from autollm_jax.gym.settings import Setting, design, make_setting
-from autollm_jax.gym.spaces import InvalidConfiguration, Space
+from autollm_jax.gym.spaces import Dimension, InvalidConfiguration, Space
 
 SOURCE, TASK = "yours", "pretraining"
 SAME_FIDELITY = 1.02  # a factor: runs whose numbers differ by less are of one experiment
@@ -43,6 +43,7 @@ class Run:
     Attributes:
       config: one value per hyperparameter.
       fidelity: by name, what is known of it.
+      context: by column, what tells experiments of one size apart.
       outcome: the objective; nan where there is none.
       status: ok, diverged or infeasible.
       seed: of the run, or None.
@@ -51,6 +52,7 @@ class Run:
 
     config: dict
     fidelity: dict[str, float]
+    context: dict[str, str]
     outcome: float
     status: str
     seed: int | None
@@ -76,20 +78,24 @@ class Question:
     running: tuple[dict, ...] = ()
 
 
-def parse_target(text: str) -> dict[str, float]:
-    """Read 'parameters=7e9,tokens=200B'.
+def parse_target(text: str) -> dict[str, float | str]:
+    """Read 'parameters=7e9,tokens=200B,corpus=c4': fidelities, and columns with a value.
 
     Raises:
       UserError: a name or a number is not understood.
     """
-    found = {}
+    found: dict[str, float | str] = {}
     for part in filter(None, re.split(r"[,;]\s*(?=[a-zA-Z_]+\s*=)", text)):
         name, _, value = (piece.strip() for piece in part.partition("="))
         amount = number(value)
-        if name not in FIDELITIES or amount is None or not 0 < amount < math.inf:
+        if name not in FIDELITIES and value:
+            found[name] = value
+            continue
+        if amount is None or not 0 < amount < math.inf:
             raise UserError(
                 f"target: {part.strip()!r} is not understood; accepted is NAME=NUMBER,... with the "
-                f"names {', '.join(FIDELITIES)}, for example parameters=7e9,tokens=2e11"
+                f"names {', '.join(FIDELITIES)}, and COLUMN=VALUE; for example "
+                "parameters=7e9,tokens=2e11"
             )
         found[name] = amount
     if not found:
@@ -112,12 +118,13 @@ def clean(rows: Rows, known: Understanding) -> tuple[list[Run], list[Run], list[
                 continue
             config = _config(row, known)
             fidelity = _fidelity(row, known)
+            context = {c.name: str(row.get(c.name)) for c in known.of("context")}
         except _Unusable as problem:
             notes.append(f"{place}: {problem}; left out")
             continue
         outcome = known.number(row, known.objective)
         if status == "running":
-            running.append(Run(config, fidelity, math.nan, "ok", _seed(row, known), place))
+            running.append(Run(config, fidelity, context, math.nan, "ok", _seed(row, known), place))
             continue
         if status == "ok" and outcome is None:
             shown = labelled(known.objective, row)
@@ -126,7 +133,7 @@ def clean(rows: Rows, known: Understanding) -> tuple[list[Run], list[Run], list[
         if outcome is None or not math.isfinite(outcome):
             # An infinite or undefined loss is what a run that diverged leaves behind.
             outcome, status = math.nan, "diverged" if status == "ok" else status
-        done.append(Run(config, fidelity, outcome, status, _seed(row, known), place))
+        done.append(Run(config, fidelity, context, outcome, status, _seed(row, known), place))
     return done, running, notes
 
 
@@ -208,7 +215,7 @@ def question(
     runs: Sequence[Run],
     running: Sequence[Run],
     known: Understanding,
-    target: Mapping[str, float],
+    target: Mapping[str, float | str],
     *,
     task: str = TASK,
     default: Mapping | None = None,
@@ -220,7 +227,7 @@ def question(
       runs: finished ones.
       running: runs under way.
       known: what the columns mean.
-      target: the fidelity that is asked about.
+      target: the fidelity that is asked about, and the values of context columns.
       task: what the runs are, for the agent's words: architecture, pretraining, grpo, data_mixture.
       default: the configuration that would be taken untuned; None for the middle of the space.
       candidates: configurations to choose from; None for a design over the space and what was run.
@@ -230,35 +237,47 @@ def question(
     """
     space = Space(known.dimensions)
     names = [name for name in FIDELITIES if any(name in run.fidelity for run in runs)]
-    notes = _fidelity_notes(names, target)
+    contexts = {column.name: str(target[column.name]) for column in known.of("context")}
+    sizes = {name: float(value) for name, value in target.items() if name not in contexts}
+    notes = _fidelity_notes(names, sizes)
     groups = _grouped([*runs, *running], names)
     under_way = set(map(id, running))
-    at_target = [key for key in groups if _same(dict(zip(names, key, strict=True)), target, names)]
+    at_target = [key for key in groups if _same(key, names, sizes) and dict(key[1]) == contexts]
     middle = space.from_unit(np.full(space.width, 0.5))
-    default = space.validate(default) if default else _usual(runs, space, middle)
+    usual = _usual(runs, space, middle)
+    default = spelled(space, default) if default else usual
     evidence = []
     objective = Objective(known.objective.meaning, known.minimize)
     for key, members in groups.items():
         members = [run for run in members if id(run) not in under_way]
         if key in at_target or not any(run.status == "ok" for run in members):
             continue
-        evidence.append(_experiment(key, names, members, space, objective, task, default))
+        evidence.append(_experiment(key, names, members, space, objective, task, usual))
     if len(evidence) > MOST_EXPERIMENTS:
-        notes.append(f"{len(evidence)} fidelities: the {MOST_EXPERIMENTS} nearest the target are used")
-    wanted = _known_fidelity(target, "target")
-    evidence.sort(key=lambda e: _distance(e.fidelity, wanted))
+        notes.append(f"{len(evidence)} fidelities: the nearest {MOST_EXPERIMENTS} are used")
+    wanted = _known_fidelity(sizes, "target")
+    evidence.sort(key=lambda e: (e.facts != contexts, _distance(e.fidelity, wanted)))
     evidence = evidence[:MOST_EXPERIMENTS]
     tried = [run for key in at_target for run in groups[key]]
     done = [run for run in tried if id(run) not in under_way]
     setting = _setting(
-        space, wanted, objective, task, default, evidence, done, candidates, target
+        space,
+        wanted,
+        objective,
+        task,
+        default or usual,
+        evidence,
+        done,
+        candidates,
+        sizes,
+        contexts,
     )
     trials = [trial(number, run, setting) for number, run in enumerate(done, 1)]
     waiting = tuple(run.config for run in tried if id(run) in under_way)
     return Question(setting, tuple(evidence), tuple(trials), tuple(notes), waiting)
 
 
-def _fidelity_notes(names: Sequence[str], target: Mapping[str, float]) -> list[str]:
+def _fidelity_notes(names: Sequence[str], target: Mapping) -> list[str]:
     notes = []
     if not names:
         notes.append(
@@ -274,13 +293,20 @@ def _fidelity_notes(names: Sequence[str], target: Mapping[str, float]) -> list[s
     return notes
 
 
-def _grouped(runs: Sequence[Run], names: Sequence[str]) -> dict[tuple, list[Run]]:
-    """Group runs of about the same fidelity; the key is the first run's."""
-    groups: dict[tuple, list[Run]] = {}
+# The numbers of a fidelity in the order of its names, and the pairs of a context.
+Key = tuple[tuple[float, ...], tuple[tuple[str, str], ...]]
+
+
+def _grouped(runs: Sequence[Run], names: Sequence[str]) -> dict[Key, list[Run]]:
+    """Group runs of about the same fidelity and one context; the key is the first run's."""
+    groups: dict[Key, list[Run]] = {}
     for run in runs:
-        key = tuple(run.fidelity.get(name, math.nan) for name in names)
-        same = next((k for k in groups if _close(k, key)), key)
-        groups.setdefault(same, []).append(run)
+        numbers = tuple(run.fidelity.get(name, math.nan) for name in names)
+        key = numbers, tuple(run.context.items())
+        if key not in groups:
+            same = (k for k in groups if k[1] == key[1] and _close(k[0], numbers))
+            key = next(same, key)
+        groups.setdefault(key, []).append(run)
     return groups
 
 
@@ -291,7 +317,8 @@ def _close(a: tuple, b: tuple) -> bool:
     )
 
 
-def _same(fidelity: Mapping[str, float], target: Mapping[str, float], names: Sequence[str]) -> bool:
+def _same(key: Key, names: Sequence[str], target: Mapping[str, float]) -> bool:
+    fidelity = dict(zip(names, key[0], strict=True))
     shared = [name for name in names if name in target]
     return bool(shared) and _close(
         tuple(fidelity[name] for name in shared), tuple(target[name] for name in shared)
@@ -317,20 +344,22 @@ def _distance(a: Fidelity, b: Fidelity) -> float:
     return float(np.nansum((a.log - b.log) ** 2))
 
 
-def _label(numbers: Mapping[str, float]) -> str:
+def _label(numbers: Mapping[str, float], context: Mapping[str, str]) -> str:
     parts = [f"{name}={amount:.4g}" for name, amount in numbers.items() if not math.isnan(amount)]
+    parts += [f"{name}={value}" for name, value in context.items()]
     return ",".join(parts) or "cheap"
 
 
 def _experiment(
-    key: tuple, names: Sequence[str], runs: Sequence[Run], space: Space, objective: Objective,
+    key: Key, names: Sequence[str], runs: Sequence[Run], space: Space, objective: Objective,
     task: str, default: Mapping,
 ) -> Experiment:  # fmt: skip
-    numbers = {n: v for n, v in zip(names, key, strict=True) if not math.isnan(v)}
+    numbers = {n: v for n, v in zip(names, key[0], strict=True) if not math.isnan(v)}
     return make_experiment(
         source=SOURCE,
         task=task,
-        name=_label(numbers),
+        name=_label(numbers, dict(key[1])),
+        facts=dict(key[1]),
         space=space,
         fidelity=_known_fidelity(numbers, "low"),
         configurations=[run.config for run in runs],
@@ -355,10 +384,14 @@ def _usual(runs: Sequence[Run], space: Space, middle: dict) -> dict:
 
 def _setting(
     space: Space, fidelity: Fidelity, objective: Objective, task: str, default: Mapping,
-    evidence: Sequence[Experiment], done: Sequence[Run], candidates, target: Mapping[str, float],
+    evidence: Sequence[Experiment], done: Sequence[Run], candidates, sizes: Mapping[str, float],
+    contexts: Mapping[str, str],
 ) -> Setting:  # fmt: skip
     """Lay out the configurations to choose from: those given, or a design and what was run."""
-    if candidates is None:
+    if candidates is not None:
+        candidates = [spelled(space, config) for config in candidates]
+        space = Space(tuple(_extended(d, candidates) for d in space.dimensions))
+    else:
         ran: list[Mapping] = []
         for experiment in evidence:  # the nearest experiment first, its best first
             order = np.argsort(experiment.outcomes.losses_R, kind="stable")
@@ -368,7 +401,8 @@ def _setting(
     return make_setting(
         source=SOURCE,
         task=task,
-        name=_label(target),
+        name=_label(sizes, contexts),
+        facts=dict(contexts),
         space=space,
         fidelity=fidelity,
         objective=objective,
@@ -382,6 +416,34 @@ def with_configuration(setting: Setting, config: Mapping) -> Setting:
     cells, _ = Cells.pool(setting.space, [*setting.configurations, config])
     known = len(cells) == len(setting.cells)
     return setting if known else dataclasses.replace(setting, cells=cells)
+
+
+def spelled(space: Space, config: Mapping) -> dict:
+    """Spell a configuration as a file's rows are: categories as texts, numpy's numbers as plain."""
+    made = {}
+    for name, value in config.items():
+        value = value.item() if hasattr(value, "item") else value
+        listed = name in space.names and space[name].kind == "categorical"
+        made[name] = str(value) if listed else value
+    return made
+
+
+def _extended(dimension: Dimension, candidates: Sequence[Mapping]) -> Dimension:
+    """Extend a dimension to what candidates hold: a larger run may have wider choices."""
+    if dimension.kind == "simplex" or any(dimension.name not in c for c in candidates):
+        return dimension
+    values = [candidate[dimension.name] for candidate in candidates]
+    try:
+        if dimension.is_continuous:
+            low, high = dimension.extent
+            return dataclasses.replace(dimension, bounds=(min(low, *values), max(high, *values)))
+        if dimension.kind == "categorical":
+            choices = dict.fromkeys([*dimension.choices, *values])
+        else:
+            choices = sorted({*dimension.choices, *values})
+        return dataclasses.replace(dimension, choices=tuple(choices))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"candidates: {dimension.name}: {error}") from error
 
 
 def trial(number: int, run: Run, setting: Setting) -> Trial:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from autollm_jax.advise.values import number
 from autollm_jax.errors import UserError
-from autollm_jax.files import write_json_atomic, writable_folder
+from autollm_jax.files import writable_folder, write_json_atomic
 
 FILE, FORMAT = "session.json", 1
 
@@ -93,7 +93,9 @@ def parse_told(text: str, objective: str) -> Told:
     Raises:
       UserError: the text is not of that form.
     """
-    accepted = f"""--tell: accepted is '{{"NAME": VALUE, ...}} {objective}=NUMBER' or status=diverged"""
+    accepted = (
+        f"""--tell: accepted is '{{"NAME": VALUE, ...}} {objective}=NUMBER' or status=diverged"""
+    )
     try:
         config, end = json.JSONDecoder().raw_decode(text.strip())
     except ValueError as error:

@@ -12,8 +12,21 @@ INFINITE = ("inf", "+inf", "-inf", "infinity", "-infinity", "1.#inf", "∞")
 # Suffixes of counts and durations. "m" is a million beside k and b, and a minute beside s and h.
 COUNTS = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "bn": 1e9, "tn": 1e12}
 HOURS = {"s": 1 / 3600, "sec": 1 / 3600, "min": 1 / 60, "h": 1.0, "hr": 1.0, "hrs": 1.0, "d": 24.0}
-UNITS = ("params", "parameters", "tokens", "toks", "steps", "epochs", "flops", "flop", "gpu", "nats")
-_NUMBER = re.compile(r"([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(%|[a-z/\- ]*)", re.IGNORECASE)
+UNITS = (
+    "params",
+    "parameters",
+    "tokens",
+    "toks",
+    "steps",
+    "epochs",
+    "flops",
+    "flop",
+    "gpu",
+    "nats",
+)
+_NUMBER = re.compile(
+    r"([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(%|[a-z/\- ]*)", re.IGNORECASE
+)
 _CLOCK = re.compile(r"(?:(\d+) days?,? )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 _GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?")
 _COMMA = re.compile(r"[+-]?[\d.]*,\d+(e[+-]?\d+)?", re.IGNORECASE)

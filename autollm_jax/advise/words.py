@@ -59,7 +59,9 @@ def _outcome(ranked: Ranked, metric: str) -> list[str]:
         f"95 %: {least:.4g} to {most:.4g}"
     ]
     if not math.isnan(ranked.beats_best):
-        lines.append(f"  chance        {ranked.beats_best:.0%} to beat the best so far by the noise")
+        lines.append(
+            f"  chance        {ranked.beats_best:.0%} to beat the best so far by the noise"
+        )
     return lines
 
 
@@ -72,7 +74,9 @@ def _other(ranked: Ranked, metric: str) -> str:
 def _worth(advice: Advice, metric: str) -> list[str]:
     noise = "" if math.isnan(advice.noise) else f"; seeds differ by {advice.noise:.2g}"
     if math.isnan(advice.expected_gain):
-        return [f"no expensive run yet, so the first one is worth it{noise}"] if advice.ranked else []
+        return (
+            [f"no expensive run yet, so the first one is worth it{noise}"] if advice.ranked else []
+        )
     gain = f"expected gain of another run: {advice.expected_gain:.2g} of {metric}{noise}"
     if advice.stop:
         return [f"stop: {gain}, so another expensive run is not worth it"]

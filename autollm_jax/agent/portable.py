@@ -1,8 +1,8 @@
 """A trained agent as a folder of three files, to be shipped and asked without a work directory.
 
-    agent.json           the policy's shape, the size of its context, its texts, its provenance
-    params.safetensors   its parameters
-    tokenizer.model      its vocabulary
+agent.json           the policy's shape, the size of its context, its texts, its provenance
+params.safetensors   its parameters
+tokenizer.model      its vocabulary
 """
 
 import dataclasses

@@ -11,7 +11,9 @@ TARGET = {"parameters": 1.6e7, "tokens": 3.2e8}
 def loss(rate, batch, parameters):
     """The optimum of the learning rate falls with size."""
     best = 1e-3 * (parameters / 1e6) ** -0.2
-    return 2 + 10 * parameters**-0.2 + 0.1 * math.log(rate / best) ** 2 + 0.02 * abs(batch - 64) / 64
+    return (
+        2 + 10 * parameters**-0.2 + 0.1 * math.log(rate / best) ** 2 + 0.02 * abs(batch - 64) / 64
+    )
 
 
 @pytest.fixture(scope="session")

@@ -57,7 +57,9 @@ def test_a_trials_outcome_moves_the_prediction_and_as_expected_narrows_it(adviso
 
 
 def test_telling_makes_another_advisor_and_leaves_the_first(advisor, advice):
-    told = advisor.tell(advice.config, 2.5).tell({"learning_rate": 1e-4, "batch_size": 32}, math.nan)
+    told = advisor.tell(advice.config, 2.5).tell(
+        {"learning_rate": 1e-4, "batch_size": 32}, math.nan
+    )
     assert [t.status for t in told.question.trials] == ["ok", "diverged"]
     assert not advisor.question.trials
     with pytest.raises(InvalidConfiguration, match="learning_rate"):
@@ -107,7 +109,9 @@ def test_thin_evidence_and_far_targets_are_said(rows):
     few = Advisor.from_runs(rows[:3], target=TARGET, decider=Panels()).ask()
     assert any("too few" in note for note in few.notes)
     assert any("one fidelity" in note for note in few.notes)
-    far = Advisor.from_runs(rows, target={"parameters": 7e9, "tokens": 2e11}, decider=Panels()).ask()
+    far = Advisor.from_runs(
+        rows, target={"parameters": 7e9, "tokens": 2e11}, decider=Panels()
+    ).ask()
     assert any("beyond" in note for note in far.notes)
     near = Advisor.from_runs(rows, target=TARGET, decider=Panels()).ask()
     assert not near.notes
@@ -168,7 +172,7 @@ def test_the_decider_has_the_last_word(advisor):
     assert found.thinking == "because" and found.ranked[0].chance == 0
 
 
-@pytest.mark.parametrize("text", ["", "7e9", "parameters=many", "parameters=-1", "size=3"])
+@pytest.mark.parametrize("text", ["", "7e9", "parameters=many", "parameters=-1"])
 def test_a_target_that_is_not_understood_is_refused(text):
     with pytest.raises(UserError, match="parameters=7e9,tokens=2e11"):
         parse_target(text)
@@ -186,3 +190,17 @@ def test_the_levels_error_grows_with_distance_and_is_measured_on_the_runs(adviso
     assert 0 < near < intervals.level_error(far, evidence, 1.0)
     # A law that is straight in the logarithm is extrapolated without error.
     assert intervals.level_error(setting, evidence[:1], 1.0) > 0.5
+
+
+def test_a_column_that_the_target_names_tells_experiments_apart(rows):
+    both = [
+        {**row, "corpus": corpus, "loss": row["loss"] + (corpus == "web")}
+        for row in rows
+        for corpus in ("web", "code")
+    ]
+    advisor = Advisor.from_runs(both, target={**TARGET, "corpus": "code"}, decider=Panels())
+    question = advisor.question
+    assert set(question.setting.space.names) == {"learning_rate", "batch_size"}
+    assert len(question.evidence) == 6 and question.evidence[0].facts == {"corpus": "code"}
+    with pytest.raises(UserError, match="no column 'planet'"):
+        Advisor.from_runs(rows, target={**TARGET, "planet": "Mars"}, decider=Panels())

@@ -63,7 +63,9 @@ ANSWERED = {
         rows, change=lambda n, v: f"{v:,.0f}" if n in ("parameters", "tokens") else v
     ),
     "NaN and inf for runs that diverged": lambda rows: text_of(
-        with_column(rows, "loss", lambda n, row: ("NaN", "inf")[n % 2] if n % 9 == 0 else row["loss"])
+        with_column(
+            rows, "loss", lambda n, row: ("NaN", "inf")[n % 2] if n % 9 == 0 else row["loss"]
+        )
     ),
     "missing losses": lambda rows: text_of(
         with_column(rows, "loss", lambda n, row: "" if n % 9 == 0 else row["loss"])
@@ -72,7 +74,9 @@ ANSWERED = {
         with_column(rows, "again", lambda n, row: row["loss"]),
         header=["run", "learning_rate", "batch_size", "parameters", "tokens", "loss", "loss"],
     ),
-    "a constant column": lambda rows: text_of(with_column(rows, "weight_decay", lambda n, row: 0.1)),
+    "a constant column": lambda rows: text_of(
+        with_column(rows, "weight_decay", lambda n, row: 0.1)
+    ),
     "dates": lambda rows: text_of(
         with_column(rows, "created_at", lambda n, row: f"2026-11-{1 + n % 28:02d} 10:00")
     ),
@@ -90,7 +94,9 @@ ANSWERED = {
         )
     ),
     "a tracker's other prefixes": lambda rows: text_of(
-        renamed(rows, {"learning_rate": "params.lr", "batch_size": "params.bs", "loss": "metrics.loss"})
+        renamed(
+            rows, {"learning_rate": "params.lr", "batch_size": "params.bs", "loss": "metrics.loss"}
+        )
     ),
     "statuses": lambda rows: text_of(
         with_column(rows, "state", lambda n, row: ("finished", "crashed", "OOM", "running")[n % 4])
@@ -108,7 +114,9 @@ def test_a_clumsy_file_is_answered(rows, tmp_path, kind):
     path = tmp_path / "runs.csv"
     path.write_bytes(ANSWERED[kind](rows).encode("cp1252" if kind == "latin letters" else "utf-8"))
     objective = "metrics.loss" if kind == "a tracker's other prefixes" else ""
-    advisor = Advisor.from_runs(read(str(path)), target=TARGET, objective=objective, decider=Panels())
+    advisor = Advisor.from_runs(
+        read(str(path)), target=TARGET, objective=objective, decider=Panels()
+    )
     rates = {e.fidelity.parameters for e in advisor.question.evidence}
     assert rates <= {1e6, 2e6, 4e6}
     config = advisor.ask().config
@@ -162,7 +170,9 @@ def test_rows_that_cannot_be_used_are_named_with_their_lines(rows, tmp_path):
     path.write_text("\n".join(lines))
     advisor = Advisor.from_runs(read(str(path)), target=TARGET, decider=Panels())
     notes = " ".join(advisor.question.notes)
-    assert "runs.csv, line 4: loss is lost" in notes and "runs.csv, line 6: parameters is -5" in notes
+    assert (
+        "runs.csv, line 4: loss is lost" in notes and "runs.csv, line 6: parameters is -5" in notes
+    )
 
 
 def test_a_hundred_thousand_rows_are_answered(rows, tmp_path):
