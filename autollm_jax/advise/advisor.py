@@ -150,7 +150,8 @@ class Advisor:
         Args:
           rows: of runs, by column name; or what `reading.read` returns.
           target: the fidelity asked about: {"parameters": 7e9, "tokens": 2e11}, or such a text.
-            Other names are columns that tell experiments apart, with the target's value.
+            Other names are columns that tell experiments apart, with the target's value;
+            "parameters<=" limits what a configuration may have.
           objective: the column to be good at; guessed where empty.
           minimize: whether low is good; guessed where None.
           hints: what is known of other columns.
@@ -165,13 +166,15 @@ class Advisor:
         """
         rows = rows if isinstance(rows, reading.Rows) else reading.of_mappings(rows)
         wanted = runs.parse_target(target) if isinstance(target, str) else dict(target)
-        contexts = tuple(name for name in wanted if name not in FIDELITIES)
+        limits = [name.removesuffix("<=") for name in wanted if name.endswith("<=")]
+        contexts = [n for n in wanted if n not in FIDELITIES and not n.endswith("<=")]
         hints = dataclasses.replace(
             hints or Hints(),
             objective=objective or (hints.objective if hints else ""),
             minimize=minimize if minimize is not None else (hints.minimize if hints else None),
             wanted=tuple(name for name in wanted if name in FIDELITIES),
-            contexts=contexts,
+            contexts=tuple(contexts),
+            limited=limits[0] if limits else "",
         )
         known = understand(rows, hints)
         done, running, notes = runs.clean(rows, known)

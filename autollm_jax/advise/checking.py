@@ -47,21 +47,30 @@ def file_of(evidence: Sequence[Experiment], target: Experiment) -> tuple[reading
       The rows, the target as `Advisor.from_runs` takes it, and what a person would say of columns:
       that the facts are facts, and which columns are the components of a mixture.
     """
-    facts = sorted(
-        name
-        for name in {name for e in (*evidence, target) for name in e.facts}
-        if len({json.dumps(e.facts.get(name)) for e in (*evidence, target)}) > 1
-        and all(isinstance(e.facts.get(name), str) for e in (*evidence, target))
-    )
-    rows, mixtures = [], {}
+    everyone = (*evidence, target)
+    facts = []
+    for name in sorted({name for e in everyone for name in e.facts}):
+        values = [e.facts.get(name) for e in everyone]
+        if "limit" not in name and all(isinstance(v, str) for v in values) and len(set(values)) > 1:
+            facts.append(name)
+    rows, mixtures, seen = [], {}, set()
+    limited = target.limit is not None
+    kept = [name for name in SIZES if not (limited and name != "tokens")]
     for e in evidence:
         if e.objective.metric != target.objective.metric:
             continue
-        sizes = {n: getattr(e.fidelity, n) for n in SIZES if getattr(e.fidelity, n)}
-        for config, outcome, status in zip(
-            e.configurations, e.outcomes.values_R.tolist(), e.outcomes.status_R, strict=True
+        sizes = {n: getattr(e.fidelity, n) for n in kept if getattr(e.fidelity, n)}
+        own = {f"fact.{name}": e.facts[name] for name in facts}
+        for number, (config, outcome, status) in enumerate(
+            zip(e.configurations, e.outcomes.values_R.tolist(), e.outcomes.status_R, strict=True)
         ):
-            row = {f"fact.{name}": e.facts[name] for name in facts} | sizes
+            row = own | sizes
+            if limited:
+                row["parameters"] = float(e.sizes_R[number])
+                key = json.dumps([row, config])
+                if status == "infeasible" or key in seen:  # one run answers several limits
+                    continue
+                seen.add(key)
             for name, value in config.items():
                 if isinstance(value, dict):
                     row |= {f"config.{name}.{part}": weight for part, weight in value.items()}
@@ -72,8 +81,10 @@ def file_of(evidence: Sequence[Experiment], target: Experiment) -> tuple[reading
                 else:
                     row[f"config.{name}"] = value
             rows.append(row | {"outcome": outcome, "status": str(status)})
-    sizes = {n: getattr(target.fidelity, n) for n in SIZES if getattr(target.fidelity, n)}
-    asked = sizes | {f"fact.{name}": target.facts[name] for name in facts}
+    asked = {n: getattr(target.fidelity, n) for n in kept if getattr(target.fidelity, n)}
+    asked |= {f"fact.{name}": target.facts[name] for name in facts}
+    if target.limit is not None:
+        asked["parameters<="] = target.limit["at_most"]
     hints = Hints("outcome", target.objective.minimize, columns=mixtures)
     return reading.of_mappings(rows), asked, hints
 
@@ -88,7 +99,10 @@ def check(
     """Ask about one experiment, and let its table answer, trial by trial."""
     rows, asked, hints = file_of(evidence, target)
     feasible = np.flatnonzero(target.feasible_R).tolist()
-    candidates = [target.configurations[row] for row in feasible]
+    candidates = [dict(target.configurations[row]) for row in feasible]
+    if target.limit is not None:
+        for candidate, row in zip(candidates, feasible, strict=True):
+            candidate["parameters"] = float(target.sizes_R[row])
     advisor = Advisor.from_runs(
         rows, target=asked, hints=hints, candidates=candidates, default=target.default,
         task=target.task, decider=decider, budget=budget,

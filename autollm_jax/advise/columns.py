@@ -6,6 +6,8 @@ may edit, and of what `describe` prints.
 A context is what tells experiments of one size apart without being chosen: a data set, a device.
 The target names it.
 
+A size is what a configuration has, known before its run, and what the target limits.
+
 Fidelity is what makes a run dear, known before the run: parameters, tokens, FLOPs, steps, epochs,
 and hours where nothing else is there.
 """
@@ -20,7 +22,9 @@ from autollm_jax.advise.values import has_decimal_commas, is_missing, number, sp
 from autollm_jax.errors import UserError
 from autollm_jax.gym.spaces import Dimension
 
-ROLES = ("hyperparameter", "fidelity", "context", "objective", "status", "seed", "ignored")
+ROLES = (
+    "hyperparameter", "fidelity", "size", "context", "objective", "status", "seed", "ignored",
+)  # fmt: skip
 FIDELITIES = ("parameters", "tokens", "flops", "steps", "epochs", "hours")
 PREFIXES = ("config/", "config.", "params.", "params_", "hparams/", "hparams.", "hyperparameters.")
 MIXTURE = "mixture"
@@ -169,6 +173,7 @@ class Hints:
       columns: entries of a space.json by column name.
       wanted: the fidelities that the target has.
       contexts: columns that the target says a value of.
+      limited: the quantity that the target limits: a column, or a fidelity's name.
     """
 
     objective: str = ""
@@ -178,6 +183,7 @@ class Hints:
     columns: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
     wanted: tuple[str, ...] = ()
     contexts: tuple[str, ...] = ()
+    limited: str = ""
 
 
 def understand(rows: Rows, hints: Hints = Hints()) -> Understanding:  # noqa: B008
@@ -311,6 +317,8 @@ def _column(name: str, values: _Values, objective: str, prefixed: bool, hints: H
                 f"column {name}: fidelity {fidelity!r}; accepted are {', '.join(FIDELITIES)}"
             )
         return Column(name, "fidelity", fidelity, why="as you said")
+    if hints.limited and hints.limited in (name, meant.get(name) or _fidelity(plain)):
+        return Column(name, "size", hints.limited, why="the target limits it")
     if role in ("context", "status", "seed", "ignored"):
         return Column(name, role, short, why="as you said")
     if role == "hyperparameter" or said.get("kind"):

@@ -1,9 +1,8 @@
 """Intervals of predicted outcomes, and how they are calibrated.
 
 A predicted outcome is wrong by its level (what the best runs of the target reach: an extrapolation
-until there is a trial) and by its place in the landscape. The first is measured on the person's own
-runs: the dearest experiments are predicted from the cheaper ones. The second is what the advisers
-say, their disagreement included. Quantiles of (outcome - prediction) / deviation over held-out
+until there is a trial; `levels`) and by its place in the landscape (what the advisers say, their
+disagreement included). Quantiles of (outcome - prediction) / deviation over held-out
 experiments of many sources turn deviations into intervals (split conformal prediction; Vovk et al.,
 2005; Angelopoulos and Bates, arXiv 2107.07511).
 """
@@ -17,17 +16,13 @@ from importlib import resources
 import numpy as np
 from scipy import stats
 
+from autollm_jax.advise.levels import level_of
 from autollm_jax.forecasts.base import Prediction
-from autollm_jax.forecasts.gathering import TargetScale
 from autollm_jax.gym.environment import Trial
 from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.settings import Setting
-from autollm_jax.gym.splits import evidence_for
 
 COVERAGES = (0.8, 0.95)
-BACKTESTS = 8  # dearest experiments that are predicted from the cheaper ones
-LEAST_DISTANCE = math.log(1.5)  # between fidelities; nearer ones count as this far apart
-UNKNOWN_LEVEL = 1.0  # units of regret a doubling, where the runs cannot tell
 FILE = "calibration.json"
 
 
@@ -93,41 +88,13 @@ def expected(
     """
     mean_R, deviation_R = prediction.outcomes()
     tried = any(trial.ok for trial in trials)
-    level = 0.0 if tried else level_error(setting, evidence, prediction.unit)
-    deviation_R = np.hypot(deviation_R, level)
+    if not tried:
+        level = level_of(setting, evidence, prediction.unit)
+        mean_R = mean_R + prediction.sign * (level.loss - prediction.level)
+        deviation_R = np.hypot(deviation_R, level.error)
     factors_C = np.array(calibration.factors(tried))
     widths_CR = factors_C[:, None] * deviation_R
     return Expected(mean_R, deviation_R, np.stack([mean_R - widths_CR, mean_R + widths_CR], 1))
-
-
-def level_error(setting: Setting, evidence: Sequence[Experiment], unit: float) -> float:
-    """Return by how much an extrapolated level is off, as a standard deviation.
-
-    The runs themselves tell: the level of each of the dearest experiments is extrapolated from the
-    cheaper ones. Errors grow in proportion to the distance in log fidelity.
-
-    Args:
-      setting: the target.
-      evidence: experiments of other fidelities.
-      unit: one unit of regret, in the objective's units.
-    """
-    away = _distance(setting, evidence)
-    rates = []
-    for held_out in sorted(evidence, key=lambda e: -e.fidelity.flops)[:BACKTESTS]:
-        cheaper = evidence_for(held_out.setting, evidence)
-        if cheaper:
-            scale = TargetScale(held_out.setting, cheaper)
-            error = scale.best - held_out.objective.sign * held_out.outcomes.optimum
-            rates.append(error / _distance(held_out.setting, cheaper))
-    if not rates:
-        return UNKNOWN_LEVEL * unit * away / math.log(2)
-    return float(np.sqrt(np.mean(np.square(rates)))) * away
-
-
-def _distance(setting: Setting, evidence: Sequence[Experiment]) -> float:
-    """Return the distance to the nearest experiment in log fidelity (natural logarithms)."""
-    away = [np.sqrt(np.nansum((e.fidelity.log - setting.fidelity.log) ** 2)) for e in evidence]
-    return float(max(min(away, default=LEAST_DISTANCE), LEAST_DISTANCE))
 
 
 def noise_floor(setting: Setting, evidence: Sequence[Experiment], unit: float) -> float:

@@ -27,6 +27,7 @@ SOURCE, TASK = "yours", "pretraining"
 SAME_FIDELITY = 1.02  # a factor: runs whose numbers differ by less are of one experiment
 MOST_EXPERIMENTS = 64
 MOST_CANDIDATES = 512
+LOWER_LIMITS = (0.25, 0.5)  # of the target's limit: experiments made of the same runs
 STATUSES = {  # what trackers call them
     "ok": r"ok|finished|complete[d]?|done|success(ful)?|succeeded|true|1|passed|terminated",
     "diverged": r"diverged|nan|exploded|unstable|pruned|early_?stopped",
@@ -46,6 +47,7 @@ class Run:
       context: by column, what tells experiments of one size apart.
       outcome: the objective; nan where there is none.
       status: ok, diverged or infeasible.
+      size: of the configuration, where the target limits it; nan elsewhere.
       seed: of the run, or None.
       place: where the row stands.
     """
@@ -57,6 +59,7 @@ class Run:
     status: str
     seed: int | None
     place: str
+    size: float = math.nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,13 +84,18 @@ class Question:
 def parse_target(text: str) -> dict[str, float | str]:
     """Read 'parameters=7e9,tokens=200B,corpus=c4': fidelities, and columns with a value.
 
+    'parameters<=1e8' limits what a configuration may have; its name ends in <= in what is returned.
+
     Raises:
       UserError: a name or a number is not understood.
     """
     found: dict[str, float | str] = {}
-    for part in filter(None, re.split(r"[,;]\s*(?=[a-zA-Z_]+\s*=)", text)):
+    for part in filter(None, re.split(r"[,;]\s*(?=[^,;=]+=)", text)):
         name, _, value = (piece.strip() for piece in part.partition("="))
         amount = number(value)
+        if name.endswith("<") and amount is not None:
+            found[f"{name}="] = amount
+            continue
         if name not in FIDELITIES and value:
             found[name] = value
             continue
@@ -117,14 +125,16 @@ def clean(rows: Rows, known: Understanding) -> tuple[list[Run], list[Run], list[
                 notes.append(f"{place}: failed, for a reason that is not known; left out")
                 continue
             config = _config(row, known)
-            fidelity = _fidelity(row, known)
+            fidelity, size = _fidelity(row, known), _size(row, known)
             context = {c.name: str(row.get(c.name)) for c in known.of("context")}
         except _Unusable as problem:
             notes.append(f"{place}: {problem}; left out")
             continue
         outcome = known.number(row, known.objective)
         if status == "running":
-            running.append(Run(config, fidelity, context, math.nan, "ok", _seed(row, known), place))
+            running.append(
+                Run(config, fidelity, context, math.nan, "ok", _seed(row, known), place, size)
+            )
             continue
         if status == "ok" and outcome is None:
             shown = labelled(known.objective, row)
@@ -133,7 +143,7 @@ def clean(rows: Rows, known: Understanding) -> tuple[list[Run], list[Run], list[
         if outcome is None or not math.isfinite(outcome):
             # An infinite or undefined loss is what a run that diverged leaves behind.
             outcome, status = math.nan, "diverged" if status == "ok" else status
-        done.append(Run(config, fidelity, context, outcome, status, _seed(row, known), place))
+        done.append(Run(config, fidelity, context, outcome, status, _seed(row, known), place, size))
     return done, running, notes
 
 
@@ -203,12 +213,64 @@ def _fidelity(row: Mapping[str, Cell], known: Understanding) -> dict[str, float]
     return found
 
 
+def _size(row: Mapping[str, Cell], known: Understanding) -> float:
+    for column in known.of("size"):
+        amount = known.number(row, column)
+        if amount is None or not 0 < amount < math.inf:
+            raise _Unusable(f"{column.name} is {labelled(column, row)}, not a positive number")
+        return amount
+    return math.nan
+
+
 def _seed(row: Mapping[str, Cell], known: Understanding) -> int | None:
     for column in known.of("seed"):
         amount = known.number(row, column)
         if amount is not None and math.isfinite(amount):
             return int(amount)
     return None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Target:
+    """What is asked about.
+
+    Attributes:
+      space: of the runs' configurations.
+      objective: the outcome's name and direction.
+      task: what the runs are.
+      sizes: the fidelity, by name.
+      contexts: the values of context columns.
+      quantity, at_most: what a configuration may have; "" and nan without a limit.
+    """
+
+    space: Space
+    objective: Objective
+    task: str
+    sizes: Mapping[str, float]
+    contexts: Mapping[str, str]
+    quantity: str
+    at_most: float
+
+    def limit(self, at_most: float) -> dict | None:
+        """Return a limit as settings have it; None for an infinite one."""
+        if not self.quantity or not math.isfinite(at_most):
+            return None
+        return {"quantity": "parameters", "at_most": at_most}
+
+    def fidelity(self, numbers: Mapping[str, float], level: str, at_most: float) -> Fidelity:
+        """Bring what is known of a fidelity into parameters and tokens.
+
+        Where tokens are not known, steps, epochs, FLOPs or hours stand for them: what forecasts
+        compare is their ratio. Under a limit the limit stands for the parameters.
+        """
+        limited = bool(self.quantity) and math.isfinite(at_most)
+        parameters = at_most if limited else numbers.get("parameters", 0.0)
+        stand_ins = [numbers[name] for name in ("tokens", "steps", "epochs") if name in numbers]
+        if not stand_ins and not parameters:
+            stand_ins = [numbers[name] for name in ("flops", "hours") if name in numbers]
+        tokens = stand_ins[0] if stand_ins else 0.0
+        flops = numbers.get("flops") or (6.0 * parameters * tokens if tokens else 0.0)
+        return Fidelity(level, parameters, tokens, flops or parameters or tokens)
 
 
 def question(
@@ -227,54 +289,69 @@ def question(
       runs: finished ones.
       running: runs under way.
       known: what the columns mean.
-      target: the fidelity that is asked about, and the values of context columns.
+      target: the fidelity that is asked about, the values of context columns, and a limit
+        ("parameters<=").
       task: what the runs are, for the agent's words: architecture, pretraining, grpo, data_mixture.
-      default: the configuration that would be taken untuned; None for the middle of the space.
+      default: the configuration that would be taken untuned; None for the most usual one.
       candidates: configurations to choose from; None for a design over the space and what was run.
+        Under a limit they have its quantity besides, and None stands for what was run.
 
     Raises:
-      UserError: there is nothing to learn from, or a candidate is not in the space.
+      UserError: a candidate is not understood.
     """
     space = Space(known.dimensions)
     names = [name for name in FIDELITIES if any(name in run.fidelity for run in runs)]
-    contexts = {column.name: str(target[column.name]) for column in known.of("context")}
-    sizes = {name: float(value) for name, value in target.items() if name not in contexts}
-    notes = _fidelity_notes(names, sizes)
+    limits = [(name[:-2], float(amount)) for name, amount in target.items() if name.endswith("<=")]
+    asked = _Target(
+        space,
+        Objective(known.objective.meaning, known.minimize),
+        task,
+        {name: float(amount) for name, amount in target.items() if name in FIDELITIES},
+        {column.name: str(target[column.name]) for column in known.of("context")},
+        *(limits[0] if limits else ("", math.nan)),
+    )
+    notes = _fidelity_notes(names, asked.sizes)
     groups = _grouped([*runs, *running], names)
     under_way = set(map(id, running))
-    at_target = [key for key in groups if _same(key, names, sizes) and dict(key[1]) == contexts]
-    middle = space.from_unit(np.full(space.width, 0.5))
-    usual = _usual(runs, space, middle)
-    default = spelled(space, default) if default else usual
+    at_target = [
+        key
+        for key in groups
+        if not limits and _same(key, names, asked.sizes) and dict(key[1]) == asked.contexts
+    ]
+    usual = _usual(runs, space)
     evidence = []
-    objective = Objective(known.objective.meaning, known.minimize)
     for key, members in groups.items():
         members = [run for run in members if id(run) not in under_way]
-        if key in at_target or not any(run.status == "ok" for run in members):
+        if key in at_target:
             continue
-        evidence.append(_experiment(key, names, members, space, objective, task, usual))
+        for at_most in _limits(members, asked):
+            if any(run.status == "ok" and not run.size > at_most for run in members):
+                evidence.append(_experiment(key, names, members, asked, usual, at_most))
     if len(evidence) > MOST_EXPERIMENTS:
         notes.append(f"{len(evidence)} fidelities: the nearest {MOST_EXPERIMENTS} are used")
-    wanted = _known_fidelity(sizes, "target")
-    evidence.sort(key=lambda e: (e.facts != contexts, _distance(e.fidelity, wanted)))
+    wanted = asked.fidelity(asked.sizes, "target", asked.at_most)
+    evidence.sort(key=lambda e: (e.facts != asked.contexts, _distance(e.fidelity, wanted)))
     evidence = evidence[:MOST_EXPERIMENTS]
     tried = [run for key in at_target for run in groups[key]]
     done = [run for run in tried if id(run) not in under_way]
-    setting = _setting(
-        space,
-        wanted,
-        objective,
-        task,
-        default or usual,
-        evidence,
-        done,
-        candidates,
-        sizes,
-        contexts,
-    )
+    default = spelled(space, default) if default else usual
+    setting = _setting(asked, wanted, default, evidence, [*runs], done, candidates)
     trials = [trial(number, run, setting) for number, run in enumerate(done, 1)]
     waiting = tuple(run.config for run in tried if id(run) in under_way)
     return Question(setting, tuple(evidence), tuple(trials), tuple(notes), waiting)
+
+
+def _limits(runs: Sequence[Run], asked: _Target) -> list[float]:
+    """Return the limits under which some runs are an experiment: one that holds all, lower ones.
+
+    The same runs answer what is best under each, so that a forecast sees how the best moves.
+    """
+    if not asked.quantity:
+        return [math.nan]
+    sizes = sorted(run.size for run in runs)
+    most = sizes[-1]
+    lower = [asked.at_most * share for share in LOWER_LIMITS]
+    return [*[each for each in lower if sizes[0] <= each < most], most]
 
 
 def _fidelity_notes(names: Sequence[str], target: Mapping) -> list[str]:
@@ -325,21 +402,6 @@ def _same(key: Key, names: Sequence[str], target: Mapping[str, float]) -> bool:
     )
 
 
-def _known_fidelity(numbers: Mapping[str, float], level: str) -> Fidelity:
-    """Bring what is known of a fidelity into parameters and tokens.
-
-    Where tokens are not known, steps, epochs, FLOPs or hours stand for them: what forecasts compare
-    is their ratio.
-    """
-    parameters = numbers.get("parameters", 0.0)
-    stand_ins = [numbers[name] for name in ("tokens", "steps", "epochs") if name in numbers]
-    if not stand_ins and not parameters:
-        stand_ins = [numbers[name] for name in ("flops", "hours") if name in numbers]
-    tokens = stand_ins[0] if stand_ins else 0.0
-    flops = numbers.get("flops") or (6.0 * parameters * tokens if parameters and tokens else 0.0)
-    return Fidelity(level, parameters, tokens, flops or parameters or tokens)
-
-
 def _distance(a: Fidelity, b: Fidelity) -> float:
     return float(np.nansum((a.log - b.log) ** 2))
 
@@ -351,71 +413,106 @@ def _label(numbers: Mapping[str, float], context: Mapping[str, str]) -> str:
 
 
 def _experiment(
-    key: Key, names: Sequence[str], runs: Sequence[Run], space: Space, objective: Objective,
-    task: str, default: Mapping,
-) -> Experiment:  # fmt: skip
+    key: Key,
+    names: Sequence[str],
+    runs: Sequence[Run],
+    asked: _Target,
+    default: Mapping,
+    at_most: float,
+) -> Experiment:
     numbers = {n: v for n, v in zip(names, key[0], strict=True) if not math.isnan(v)}
+    over = [bool(asked.quantity) and run.size > at_most for run in runs]
+    label = _label(numbers, dict(key[1]))
     return make_experiment(
         source=SOURCE,
-        task=task,
-        name=_label(numbers, dict(key[1])),
+        task=asked.task,
+        name=f"{label},{asked.quantity}<={at_most:.4g}" if asked.quantity else label,
         facts=dict(key[1]),
-        space=space,
-        fidelity=_known_fidelity(numbers, "low"),
+        space=asked.space,
+        fidelity=asked.fidelity(numbers, "low", at_most),
         configurations=[run.config for run in runs],
-        outcomes=[run.outcome for run in runs],
-        status=[run.status for run in runs],
-        seeds=None,
+        outcomes=[math.nan if o else run.outcome for run, o in zip(runs, over, strict=True)],
+        status=["infeasible" if o else run.status for run, o in zip(runs, over, strict=True)],
         default=default,
         default_origin="the most usual configuration of the runs",
-        objective_metric=objective.metric,
-        minimize=objective.minimize,
+        parameters=[run.size for run in runs] if asked.quantity else None,
+        limit=asked.limit(at_most),
+        objective_metric=asked.objective.metric,
+        minimize=asked.objective.minimize,
     )
 
 
-def _usual(runs: Sequence[Run], space: Space, middle: dict) -> dict:
+def _usual(runs: Sequence[Run], space: Space) -> dict:
     """Return the configuration nearest to the middle of all that were run."""
-    if not runs:
-        return middle
     units_ND = np.stack([space.to_unit(run.config) for run in runs])
     away_N = ((units_ND - np.median(units_ND, axis=0)) ** 2).sum(1)
     return space.validate(runs[int(away_N.argmin())].config)
 
 
 def _setting(
-    space: Space, fidelity: Fidelity, objective: Objective, task: str, default: Mapping,
-    evidence: Sequence[Experiment], done: Sequence[Run], candidates, sizes: Mapping[str, float],
-    contexts: Mapping[str, str],
-) -> Setting:  # fmt: skip
+    asked: _Target,
+    fidelity: Fidelity,
+    default: Mapping,
+    evidence: Sequence[Experiment],
+    runs: Sequence[Run],
+    done: Sequence[Run],
+    candidates: Sequence[Mapping] | None,
+) -> Setting:
     """Lay out the configurations to choose from: those given, or a design and what was run."""
+    space, sizes = asked.space, None
     if candidates is not None:
-        candidates = [spelled(space, config) for config in candidates]
-        space = Space(tuple(_extended(d, candidates) for d in space.dimensions))
+        chosen, sizes = _given(asked, candidates)
+        space = Space(tuple(_extended(d, [*chosen, default]) for d in space.dimensions))
+    elif asked.quantity:
+        chosen, sizes = [run.config for run in runs], [run.size for run in runs]
     else:
         ran: list[Mapping] = []
         for experiment in evidence:  # the nearest experiment first, its best first
             order = np.argsort(experiment.outcomes.losses_R, kind="stable")
             ran += [experiment.configurations[row] for row in order]
-        designed = design(space, MOST_CANDIDATES)
-        candidates = [default, *designed, *ran[: MOST_CANDIDATES // 2]]
+        chosen = [default, *design(space, MOST_CANDIDATES), *ran[: MOST_CANDIDATES // 2]]
+    chosen = [*chosen, *[run.config for run in done]]
     return make_setting(
         source=SOURCE,
-        task=task,
-        name=_label(sizes, contexts),
-        facts=dict(contexts),
+        task=asked.task,
+        name=_label(asked.sizes, asked.contexts),
+        facts=dict(asked.contexts),
         space=space,
         fidelity=fidelity,
-        objective=objective,
+        objective=asked.objective,
         default=default,
-        configurations=[*candidates, *[run.config for run in done]],
+        configurations=chosen,
+        parameters=sizes,
+        limit=asked.limit(asked.at_most),
     )
 
 
+def _given(asked: _Target, candidates: Sequence[Mapping]) -> tuple[list[dict], list[float] | None]:
+    """Split candidates into configurations and, under a limit, what each of them has."""
+    names = asked.space.names
+    chosen = [spelled(asked.space, {n: c[n] for n in names if n in c}) for c in candidates]
+    if not asked.quantity:
+        return chosen, None
+    if any(asked.quantity not in candidate for candidate in candidates):
+        raise UserError(
+            f"candidates: under {asked.quantity}<={asked.at_most:g} each needs its {asked.quantity}"
+        )
+    return chosen, [float(candidate[asked.quantity]) for candidate in candidates]
+
+
 def with_configuration(setting: Setting, config: Mapping) -> Setting:
-    """Add a configuration to those to choose from, after the others; a known one adds none."""
+    """Add a configuration to those to choose from, after the others; a known one adds none.
+
+    Under a limit the most similar configuration tells what it has.
+    """
     cells, _ = Cells.pool(setting.space, [*setting.configurations, config])
-    known = len(cells) == len(setting.cells)
-    return setting if known else dataclasses.replace(setting, cells=cells)
+    if len(cells) == len(setting.cells):
+        return setting
+    sizes_R = setting.parameters_R
+    if sizes_R is not None:
+        similar = setting.nearest_row(setting.space.to_unit(config))
+        sizes_R = np.append(sizes_R, sizes_R[similar])
+    return dataclasses.replace(setting, cells=cells, parameters_R=sizes_R)
 
 
 def spelled(space: Space, config: Mapping) -> dict:

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from autollm_jax.advise import intervals
+from autollm_jax.advise import levels
 from autollm_jax.advise.advisor import Advisor
 from autollm_jax.advise.decider import Choice, Panels, conversation
 from autollm_jax.advise.runs import parse_target
@@ -182,14 +182,16 @@ def test_a_target_is_read_with_suffixes():
     assert parse_target("parameters=7B, tokens=200B") == {"parameters": 7e9, "tokens": 2e11}
 
 
-def test_the_levels_error_grows_with_distance_and_is_measured_on_the_runs(advisor):
+def test_the_level_follows_a_power_law_and_its_error_grows_with_distance(rows, advisor):
     evidence, setting = advisor.question.evidence, advisor.question.setting
     fidelity = dataclasses.replace(setting.fidelity, parameters=1e9, tokens=2e10)
     far = dataclasses.replace(setting, fidelity=fidelity)
-    near = intervals.level_error(setting, evidence, 1.0)
-    assert 0 < near < intervals.level_error(far, evidence, 1.0)
-    # A law that is straight in the logarithm is extrapolated without error.
-    assert intervals.level_error(setting, evidence[:1], 1.0) > 0.5
+    near = levels.level_of(setting, evidence, 1.0)
+    assert near.loss == pytest.approx(2 + 10 * 1.6e7**-0.2, abs=0.05)
+    assert 0 < near.error < 0.1 and near.error < levels.level_of(far, evidence, 1.0).error
+    # Runs of one size do not tell how a level moves.
+    assert levels.level_of(setting, evidence[:1], 1.0).error > 0.5
+    assert math.isnan(levels.level_of(setting, (), 1.0).loss)
 
 
 def test_a_column_that_the_target_names_tells_experiments_apart(rows):
