@@ -99,7 +99,7 @@ class Advice:
 
     def to_json(self) -> dict:
         """Return plain values, nan as None."""
-        return _plain(dataclasses.asdict(self))
+        return {key: _plain(value) for key, value in dataclasses.asdict(self).items()}
 
 
 def _plain(value):

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from autollm_jax.forecasts.coordinates import project
 from autollm_jax.forecasts.gaussian_process import GaussianProcess
 from autollm_jax.forecasts.panel import Panel
+from autollm_jax.gym.cells import SAME_CELL
 from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.settings import Fidelity, Setting
 
@@ -56,13 +58,14 @@ def most_telling(
     lowers_FN = process.reduction(row, rows, [e.fidelity for e, _ in cheaper])
     found = []
     for (asked, cost), lowers_N in zip(cheaper, lowers_FN, strict=True):
-        made = asked.configurations if isinstance(asked, Experiment) else ()
-        measured = {asked.space.key_of(config) for config in made}
+        made_ND = np.full((1, setting.space.width), np.inf)
+        if isinstance(asked, Experiment):
+            made_ND = project(asked.configurations, asked.space, setting.space, setting.default)
         for place in np.argsort(-lowers_N):
-            config = dict(setting.configurations[rows[place]])
-            if asked.space.key_of(config) not in measured:
+            unit_D = setting.units_RD[rows[place]]
+            if (np.abs(made_ND - unit_D).max(1) > SAME_CELL).all():
                 lowers = float(lowers_N[place])
-                run = CheapRun(config, asked.name, lowers, cost)
+                run = CheapRun(dict(setting.configurations[rows[place]]), asked.name, lowers, cost)
                 # A fourth root: nobody wants ten thousand tiny runs.
                 found.append((lowers / cost**0.25, run))
                 break

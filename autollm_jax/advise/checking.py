@@ -136,7 +136,7 @@ def check(
 
 def calibrated(found: Iterable[Checked], provenance: str) -> Calibration:
     """Measure the quantiles of |error| / deviation; each source weighs alike."""
-    quantiles = []
+    quantiles: list[tuple[float, ...]] = []
     for after in (False, True):
         ratios, weights = [], []
         by_source: dict[str, list[float]] = {}
@@ -153,7 +153,7 @@ def calibrated(found: Iterable[Checked], provenance: str) -> Calibration:
         quantiles.append(
             tuple(float(np.array(ratios)[order][np.searchsorted(reached, c)]) for c in COVERAGES)
         )
-    return Calibration(*quantiles, provenance)
+    return Calibration(quantiles[0], quantiles[1], provenance)
 
 
 def coverage(found: Sequence[Checked], calibration: Calibration) -> dict[bool, list[float]]:

@@ -358,9 +358,10 @@ def _hyperparameter(name: str, meaning: str, values: _Values, said: Mapping, why
             given = {k: tuple(said[k]) for k in ("choices", "bounds") if said.get(k)}
             guess = _dimension(meaning, values, kind)
             kind = kind or guess.kind
-            if not given and guess.is_continuous:
-                given = {"bounds": guess.bounds}
-            made = Dimension(meaning, kind, **(given or {"choices": guess.choices}))
+            if not given:
+                made = dataclasses.replace(guess, kind=kind)
+            else:
+                made = Dimension(meaning, kind, **given)
             return Column(name, "hyperparameter", meaning, made, "", why)
         if said.get("mixture"):
             part = meaning.removeprefix(f"{said['mixture']}.")

@@ -13,11 +13,10 @@ Every guess about a column can be overruled by a flag, or in the file that --wri
 """
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from absl import flags
+from absl import flags, logging
 
 from autollm_jax import command_line
 from autollm_jax.advise import reading
@@ -162,6 +161,6 @@ def _hints(arguments: Mapping) -> Hints:
 
 
 def run() -> None:
-    """Run the command: the entry point `autollm-advise`."""
-    sys.argv[0] = "advise"
+    """Run the command: the entry point `autollm-advise`, and `launch/advise.py`."""
+    logging.set_verbosity(logging.WARNING)
     command_line.run(main)

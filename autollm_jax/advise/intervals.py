@@ -42,7 +42,8 @@ class Calibration:
     @classmethod
     def normal(cls) -> "Calibration":
         """Return a normal distribution's quantiles: what deviations mean if they are right."""
-        return cls(*[tuple(stats.norm.ppf(0.5 + c / 2) for c in COVERAGES)] * 2, "not calibrated")
+        factors = tuple(float(stats.norm.ppf(0.5 + c / 2)) for c in COVERAGES)
+        return cls(factors, factors, "not calibrated")
 
     @classmethod
     def shipped(cls) -> "Calibration":

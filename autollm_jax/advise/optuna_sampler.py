@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -208,8 +209,7 @@ class AutoLLMSampler(BaseSampler):
         minimize = study.direction != StudyDirection.MAXIMIZE
         objective, fidelity = Objective("value", minimize), Fidelity("high", 0.0, 0.0, 1.0)
         evidence: Sequence[Experiment] = ()
-        middle = [0.5] * space.width
-        default = space.from_unit(middle)
+        default = space.from_unit(np.full(space.width, 0.5))
         if self._advisor is not None:
             asked = self._advisor.question.setting
             objective, fidelity = asked.objective, asked.fidelity

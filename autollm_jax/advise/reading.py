@@ -11,6 +11,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from autollm_jax.errors import UserError
 
 Cell = str | float | int | bool | None
@@ -200,8 +202,8 @@ def _flat(row: Mapping, prefix: str = "") -> dict[str, Cell]:
         elif isinstance(value, str | int | float | bool) or value is None:
             made[name] = value
         else:
-            item = getattr(value, "item", None)
-            made[name] = item() if callable(item) and not hasattr(value, "__len__") else str(value)
+            plain = value.item() if isinstance(value, np.generic) else value
+            made[name] = plain if isinstance(plain, str | int | float | bool) else str(value)
     return made
 
 

@@ -120,10 +120,7 @@ class GaussianProcess(Forecast):
         count = len(self.units_RD)
         return np.asarray(mean_R)[:count], np.sqrt(np.asarray(variance_R)[:count]), scores_T
 
-
-    def reduction(
-        self, row: int, rows: np.ndarray, fidelities: Sequence[Fidelity]
-    ) -> np.ndarray:
+    def reduction(self, row: int, rows: np.ndarray, fidelities: Sequence[Fidelity]) -> np.ndarray:
         """Return what runs at other fidelities would tell of a row.
 
         Args:
