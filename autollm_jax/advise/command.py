@@ -53,7 +53,8 @@ _QUESTION = {
         "What the runs are, for the agent's words."),
     "budget": flags.DEFINE_integer("budget", 5, "Expensive runs in all.", lower_bound=1),
     "agent": command_line.define_path(
-        "agent", None, "Folder of a trained agent (launch/export_agent.py); `panel` asks none."),
+        "agent", None, "Work directory of a trained agent, or what launch/export_agent.py wrote; "
+        "`panel` asks none."),
 }  # fmt: skip
 _SESSION = command_line.define_path("session", None, "Folder that keeps the question and outcomes.")
 _TELL = flags.DEFINE_multi_string("tell", [], "An expensive run: '{CONFIG AS JSON} loss=2.41'.")

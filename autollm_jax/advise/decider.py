@@ -58,7 +58,8 @@ class Agent:
     """Asks a trained language model.
 
     Args:
-      folder: as `agent.portable.save` writes it; None for the agent that the package ships.
+      folder: as `agent.portable.save` writes it, or a work directory of `launch/main.py`; None for
+        the agent that the package ships.
     """
 
     def __init__(self, folder: Path | None = None):
@@ -66,7 +67,12 @@ class Agent:
 
         if folder is None:
             folder = Path(str(resources.files("autollm_jax.advise") / SHIPPED))
-        self.portable = portable.load(folder)
+        if (folder / "checkpoints").is_dir():
+            from autollm_jax.advise import exporting
+
+            self.portable = exporting.of_workdir(folder)
+        else:
+            self.portable = portable.load(folder)
 
     @staticmethod
     def is_shipped() -> bool:

@@ -48,7 +48,7 @@ class PortableAgent:
 
 
 def save(folder: Path, agent: PortableAgent) -> None:
-    """Write an agent's folder; parameters are rounded to bfloat16's precision in float32's place.
+    """Write an agent's folder.
 
     Args:
       folder: to write to; it is made.
