@@ -1,6 +1,7 @@
 """Advice as text for a terminal."""
 
 import math
+import re
 from collections.abc import Mapping
 
 from autollm_jax.advise.advisor import Advice, Advisor, Ranked
@@ -16,12 +17,11 @@ def advice_text(advisor: Advisor, advice: Advice) -> str:
         first = advice.ranked[0]
         lines += ["try next", *_config(first.config), *_outcome(first, metric)]
         if advice.thinking:
-            lines.append(f"  because       {advice.thinking}")
+            lines.append(f"  because       {in_words(advice.thinking)}")
             false = [claim.text for claim in advice.claims if not claim.true]
-            checked = f"{len(advice.claims)} statements checked against the runs, " + (
-                f"false: {'; '.join(false)}" if false else "all true"
-            )
-            lines += [f"                ({checked})"] if advice.claims else []
+            verdict = f"false: {'; '.join(false)}" if false else "all true"
+            if advice.claims:
+                lines.append(f"                (statements checked against the runs: {verdict})")
         said = ", ".join(f"{name} {100 * v:.1f}" for name, v in first.advisers.items())
         lines.append(f"  advisers      expect so many hundredths of the range to remain: {said}")
         if len(advice.ranked) > 1:
@@ -37,6 +37,41 @@ def advice_text(advisor: Advisor, advice: Advice) -> str:
         )
     lines += [f"note: {note}" for note in advice.notes]
     return "\n".join(lines)
+
+
+ADVISERS = {  # what each of them does, in a person's words
+    "own": "a law that moves the landscape with size",
+    "nearest": "the nearest size as it stands",
+    "drift": "how the landscape drifted from size to size",
+    "trees": "boosted trees over all runs",
+    "process": "a Gaussian process over all runs",
+}
+
+
+def in_words(thinking: str) -> str:
+    """Say the agent's thinking in sentences; other texts stay.
+
+    >>> in_words("best is trial 1; trust (drift)#C")
+    'run 1 is the best so far; it trusts drift (how the landscape drifted from size to size)'
+    """
+    standing = {
+        r"latest is first": "there is one run so far",
+        r"latest is (\w+)": r"the latest run is \1 than the best before",
+        r"best is trial (\d+)": r"run \1 is the best so far",
+        r"best is none": "none has an outcome yet",
+        r"closest \(([a-z]+)\)": r"\1 was least off so far",
+    }
+    for pattern, words in standing.items():
+        thinking = re.sub(pattern, words, thinking)
+
+    def trusted(found: re.Match) -> str:
+        if found[1] == "all":
+            return "it trusts all advisers together"
+        names = found[1].split("+")
+        explained = " and ".join(f"{name} ({ADVISERS.get(name, name)})" for name in names)
+        return f"it trusts {explained}"
+
+    return re.sub(r"trust \(([a-z+]+)\) ?#[A-P]", trusted, thinking)
 
 
 def _config(config: Mapping) -> list[str]:
@@ -60,7 +95,7 @@ def _outcome(ranked: Ranked, metric: str) -> list[str]:
     ]
     if not math.isnan(ranked.beats_best):
         lines.append(
-            f"  chance        {ranked.beats_best:.0%} to beat the best so far by the noise"
+            f"  chance        {ranked.beats_best:.0%} to beat the best so far by more than the noise"
         )
     return lines
 

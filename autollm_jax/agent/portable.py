@@ -14,7 +14,8 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+from safetensors.numpy import save as serialize
 
 from autollm_jax.agent.dialogue import PolicyTokenizer
 from autollm_jax.agent.rollout import Policy
@@ -65,7 +66,8 @@ def save(folder: Path, agent: PortableAgent) -> None:
         )
     folder.mkdir(parents=True, exist_ok=True)
     flat = flatten_dict(jax.tree.map(np.asarray, policy.params), sep="/")
-    save_file({k: np.ascontiguousarray(v, np.float32) for k, v in flat.items()}, folder / PARAMS)
+    arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in flat.items()}
+    write_atomic(folder / PARAMS, serialize(arrays))
     write_atomic(folder / TOKENIZER, policy.tokenizer.model)
     fields = dataclasses.asdict(agent) | {"model": dataclasses.asdict(policy.model)}
     del fields["policy"]
