@@ -63,6 +63,11 @@ def run(main: Callable[[list[str]], None]) -> None:
     A `UserError`, and any mistake in a flag or a config file, ends the script with one line.
     """
 
+    if main.__module__ != "__main__":  # --help shows the text and the flags of main's module
+        sys.modules["__main__"].__doc__ = sys.modules[main.__module__].__doc__
+        for flag in flags.FLAGS.get_key_flags_for_module(main.__module__):
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+
     def whole(argv):
         main(argv)
         # The work is done: a stop that comes while Python ends must not change the exit code.

@@ -6,9 +6,9 @@ import pkgutil
 
 import pytest
 
-from autollm_jax import baselines, evaluation, forecasts, gym, sources
+from autollm_jax import advise, baselines, evaluation, forecasts, gym, sources
 
-PACKAGES = (gym, sources, forecasts, baselines, evaluation)
+PACKAGES = (gym, sources, forecasts, baselines, evaluation, advise)
 MODULES = [package.__name__ for package in PACKAGES] + [
     f"{package.__name__}.{module.name}"
     for package in PACKAGES
@@ -16,6 +16,7 @@ MODULES = [package.__name__ for package in PACKAGES] + [
 ]
 # The modules, functions and classes that a user meets first.
 CALLED = [
+    "advise.advisor",
     "baselines.cma_es.CmaEs",
     "baselines.default.DefaultFirst",
     "baselines.greedy.Greedy",

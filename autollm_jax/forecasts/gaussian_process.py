@@ -30,7 +30,7 @@ from autollm_jax.forecasts.conditioning import LEVEL_VARIANCE
 from autollm_jax.forecasts.gathering import gather
 from autollm_jax.forecasts.matern import matern
 from autollm_jax.gym.experiments import Experiment
-from autollm_jax.gym.settings import Setting
+from autollm_jax.gym.settings import Fidelity, Setting
 
 FIT_ROWS = 256  # rows that the hyperparameters are fitted on, about
 ROWS = 1000  # rows that the posterior is conditioned on, about
@@ -77,6 +77,7 @@ class GaussianProcess(Forecast):
         reference = z_NZ if len(rows) else z_RZ
         centre_Z, deviation_Z = reference.mean(0), reference.std(0)
         unit_Z = np.where(deviation_Z > 1e-9, deviation_Z, 1.0)
+        self._centre_Z, self._unit_Z = centre_Z, unit_Z
         z_NZ, z_RZ = (z_NZ - centre_Z) / unit_Z, (z_RZ - centre_Z) / unit_Z
         self._inputs = float(z_NZ.shape[1])
         self._theta_P = prior_mean(z_NZ.shape[1])
@@ -87,12 +88,13 @@ class GaussianProcess(Forecast):
         used_N = pad(np.ones(len(z_NZ)), ROW_SIZES)
         self._z_RZ = pad(z_RZ, CELL_SIZES, INPUT_SIZES)
         self._theta_P = _pad_theta(self._theta_P)
+        self._evidence = pad(z_NZ, ROW_SIZES, INPUT_SIZES), used_N
         # The evidence stays as it is, so it is conditioned on once; `posterior` adds the trials.
         with jax.enable_x64(True):
             self._given = _condition(
                 self._theta_P,
                 self._inputs,
-                pad(z_NZ, ROW_SIZES, INPUT_SIZES),
+                self._evidence[0],
                 pad(rows.scores_N, ROW_SIZES),
                 used_N,
                 self._z_RZ,
@@ -117,6 +119,36 @@ class GaussianProcess(Forecast):
             variance_R = np.maximum(np.asarray(variance_R) - LEVEL_VARIANCE, 1e-12)
         count = len(self.units_RD)
         return np.asarray(mean_R)[:count], np.sqrt(np.asarray(variance_R)[:count]), scores_T
+
+    def reduction(self, row: int, rows: np.ndarray, fidelities: Sequence[Fidelity]) -> np.ndarray:
+        """Return what runs at other fidelities would tell of a row.
+
+        Args:
+          row: of the setting.
+          rows: N configurations of the setting.
+          fidelities: F fidelities to run each of them at.
+
+        Returns:
+          [F, N] the share of the variance of the row's score that each such run would take away,
+          given the evidence and no trial.
+        """
+        z_RZ = np.asarray(self._z_RZ)
+        inputs, own = int(self._inputs), z_RZ[row]
+        points = [own]
+        for fidelity in fidelities:
+            relative_2 = np.nan_to_num(fidelity.log - self.setting.fidelity.log)
+            z_NZ = z_RZ[rows].copy()
+            ends = slice(inputs - 2, inputs)  # the last inputs are the fidelity's
+            z_NZ[:, ends] = (relative_2 - self._centre_Z[ends]) / self._unit_Z[ends]
+            points += list(z_NZ)
+        z_JZ = pad(np.stack(points), CELL_SIZES)
+        with jax.enable_x64(True):
+            covariance_J, variance_J = map(
+                np.asarray, _joint(self._theta_P, self._inputs, *self._evidence, z_JZ)
+            )
+        noise = np.exp(self._theta_P[2]) + JITTER
+        share_J = covariance_J**2 / ((variance_J + noise) * max(float(variance_J[0]), JITTER))
+        return share_J[1 : len(points)].reshape(len(fidelities), len(rows))
 
 
 def pad(array: np.ndarray, *sizes: tuple[int, ...]) -> np.ndarray:
@@ -256,6 +288,17 @@ def _condition(theta_P, inputs, z_NZ, scores_N, used_N, z_RZ):
     half_N = solve_triangular(factor_NN, scores_N, lower=True)
     prior_R = _kernel_diagonal(theta_P, inputs, z_RZ) + LEVEL_VARIANCE
     return half_NR, half_NR.T @ half_N, prior_R - (half_NR**2).sum(0)
+
+
+@jax.jit
+def _joint(theta_P, inputs, z_NZ, used_N, z_JZ):
+    """Return posterior covariances [J] of points with the first one, and their variances [J]."""
+    factor_NN = jnp.linalg.cholesky(_covariance(theta_P, inputs, z_NZ, used_N))
+    covariance_NJ = _kernel(theta_P, inputs, z_NZ, z_JZ) * used_N[:, None]
+    half_NJ = solve_triangular(factor_NN, covariance_NJ, lower=True)
+    prior_J = _kernel(theta_P, inputs, z_JZ[:1], z_JZ)[0]
+    variance_J = _kernel_diagonal(theta_P, inputs, z_JZ) - (half_NJ**2).sum(0)
+    return prior_J - half_NJ[:, 0] @ half_NJ, jnp.maximum(variance_J, JITTER)
 
 
 @jax.jit

@@ -1,0 +1,456 @@
+"""Which column of a file is what: hyperparameter, fidelity, objective, status, seed, or nothing.
+
+`understand` guesses from names and values. Every guess is a line of `space.json`, which a person
+may edit, and of what `describe` prints.
+
+A context is what tells experiments of one size apart without being chosen: a data set, a device.
+The target names it.
+
+A size is what a configuration has, known before its run, and what the target limits.
+
+Fidelity is what makes a run dear, known before the run: parameters, tokens, FLOPs, steps, epochs,
+and hours where nothing else is there.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+from autollm_jax.advise.reading import Cell, Rows
+from autollm_jax.advise.values import has_decimal_commas, is_missing, number, spell
+from autollm_jax.errors import UserError
+from autollm_jax.gym.spaces import Dimension
+
+ROLES = (
+    "hyperparameter", "fidelity", "size", "context", "objective", "status", "seed", "ignored",
+)  # fmt: skip
+FIDELITIES = ("parameters", "tokens", "flops", "steps", "epochs", "hours")
+PREFIXES = ("config/", "config.", "params.", "params_", "hparams/", "hparams.", "hyperparameters.")
+MIXTURE = "mixture"
+LISTED = 12  # a column of at most so many numbers may be a list of choices
+LEAST_REPEATS = 2.0  # runs for each of these numbers in the mean
+LOG_RATIO = 8.0  # positive numbers that span so much are compared by their ratios
+WHOLE_NUMBER_SHARE = 0.9  # of a column's cells that are numbers: then the rest are mistakes
+LEAST_PARTS, SUM_ERROR = 3, 0.02  # components of a mixture, relative error of their sum
+
+_NAMES = {  # name of a fidelity -> what columns that hold it are called
+    "parameters": r"(n|num|nr|model|total|non_?embedding)?_?(param(eter)?s|params?_?count|"
+    r"model_?size|size)(_?(total|count|non_?emb\w*))?|n",
+    "tokens": r"(n|num|total|train(ing)?)?_?tok(en)?s(_?(seen|total|trained|count|budget))?|d",
+    "flops": r"(total|train(ing)?)?_?(flops?|compute|c)(_?(total|budget))?",
+    "steps": r"(n|num|max|total|train(ing)?|global)?_?(steps?|iter(ation)?s?|updates)"
+    r"(_?(total|count|budget))?",
+    "epochs": r"(n|num|max|total)?_?epochs?",
+    "hours": r"(gpu|device|tpu|wall)?_?(clock)?_?(hours?|h|days|time_?budget)",
+}
+_STATUS = r"status|state|outcome_?status|run_?state|result"
+_SEED = r"(random_?|rng_?|torch_?|np_?)?seed|random_?state|repeat|replicate|rep"
+_LABEL = (
+    r"(run_?|trial_?|job_?|experiment_?)?(id|name|nr|no|number|index|#|url|path|dir|host|user|notes?|"
+    r"tags?|group|commit|sha|hash|date|time|timestamp|created(_?at)?|started|ended|start|end|comment)"
+    r"|experiment|run|trial|job|sweep|project|_\w+|column\d+|unnamed.*|.*_?(date|timestamp)|source|task|notes?"
+)
+_MEASURED = (
+    r".*(loss|perplexity|ppl|accuracy|acc|error|err|score|reward|success|return|bpb|bits|nll|f1|bleu|"
+    r"rouge|auc|mfu|throughput|per_?sec(ond)?|speed|latency|memory|mem|vram|runtime|duration|seconds|"
+    r"elapsed|wall|grad_?norm|kl|entropy|gpu_?util|hours).*"
+)
+_MAXIMISED = (
+    r"acc|score|reward|success|return|f1|bleu|rouge|auc|mfu|throughput|per_?sec|speed|win|pass"
+)
+_USUAL = (  # hyperparameters whose names would else be taken for something measured
+    r".*(learning_?rate|lr|batch|decay|warm_?up|momentum|beta|eps|dropout|width|depth|layers?|heads?|"
+    r"hidden|dim|d_model|rank|alpha|gamma|temperature|group_?size|clip|coef(ficient)?|penalty|weight|"
+    r"schedule|optimi[sz]er|kl_coef\w*|ratio|init|norm_?type|activation|vocab|context|seq_?len\w*).*"
+)
+_VALIDATION = r"val|valid|eval|test|held"
+_LOG_NAMES = r".*(learning_?rate|lr|decay|eps|batch|coef).*"
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """What one column is.
+
+    Attributes:
+      name: of the column in the file.
+      role: one of ROLES.
+      meaning: the name by which it is known: of a hyperparameter its own, of a fidelity one of
+        FIDELITIES.
+      dimension: of a hyperparameter that is no part of a mixture.
+      mixture: of a component of a mixture, the mixture's name.
+      why: the reason for the role, in a few words.
+    """
+
+    name: str
+    role: str
+    meaning: str = ""
+    dimension: Dimension | None = None
+    mixture: str = ""
+    why: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Understanding:
+    """What the columns of some rows mean.
+
+    Attributes:
+      columns: by name.
+      minimize: whether a low objective is good.
+      decimal_commas: columns whose numbers have decimal commas.
+    """
+
+    columns: dict[str, Column]
+    minimize: bool
+    decimal_commas: frozenset[str] = frozenset()
+
+    def of(self, role: str) -> list[Column]:
+        """Return the columns of a role, in the file's order."""
+        return [column for column in self.columns.values() if column.role == role]
+
+    @property
+    def objective(self) -> Column:
+        return self.of("objective")[0]
+
+    def number(self, row: Mapping[str, Cell], column: Column) -> float | None:
+        """Read a number; None where the cell is missing or no number."""
+        return number(row.get(column.name), column.name in self.decimal_commas)
+
+    @property
+    def dimensions(self) -> tuple[Dimension, ...]:
+        """The space's dimensions: the columns' own, then mixtures."""
+        own = [c.dimension for c in self.of("hyperparameter") if c.dimension is not None]
+        parts: dict[str, list[str]] = {}
+        for column in self.of("hyperparameter"):
+            if column.mixture:
+                parts.setdefault(column.mixture, []).append(column.meaning)
+        return (*own, *(Dimension(name, "simplex", tuple(each)) for name, each in parts.items()))
+
+    def describe(self) -> str:
+        """Write what was understood, a line a column."""
+        lines = []
+        for column in self.columns.values():
+            what = column.role
+            if column.dimension is not None:
+                what += f", {column.dimension.kind}: {column.dimension.describe_choices()}"
+            elif column.mixture:
+                what += f", a component of {column.mixture}"
+            elif column.role == "fidelity":
+                what += f": {column.meaning}"
+            elif column.role == "objective":
+                what += ", lower is better" if self.minimize else ", higher is better"
+            why = f" ({column.why})" if column.why else ""
+            lines.append(f"  {column.name:28} {what}{why}")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict:
+        """Write space.json."""
+        return {
+            "goal": "minimize" if self.minimize else "maximize",
+            "columns": {
+                column.name: {"role": column.role}
+                | ({"fidelity": column.meaning} if column.role == "fidelity" else {})
+                | ({"mixture": column.mixture} if column.mixture else {})
+                | (
+                    {k: v for k, v in column.dimension.to_json().items() if k != "name"}
+                    if column.dimension
+                    else {}
+                )
+                for column in self.columns.values()
+            },
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Hints:
+    """What a person says of the columns, above every guess.
+
+    Attributes:
+      objective: the objective's column.
+      minimize: whether low is good; None to guess.
+      roles: role by column name.
+      fidelities: column name by fidelity.
+      columns: entries of a space.json by column name.
+      wanted: the fidelities that the target has.
+      contexts: columns that the target says a value of.
+      limited: the quantity that the target limits: a column, or a fidelity's name.
+    """
+
+    objective: str = ""
+    minimize: bool | None = None
+    roles: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    fidelities: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    columns: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
+    wanted: tuple[str, ...] = ()
+    contexts: tuple[str, ...] = ()
+    limited: str = ""
+
+
+def understand(rows: Rows, hints: Hints = Hints()) -> Understanding:  # noqa: B008
+    """Tell what each column is.
+
+    Raises:
+      UserError: there is no objective, or no hyperparameter; the message says which flag to give.
+    """
+    names = list(dict.fromkeys(name for row in rows.rows for name in row))
+    _check_names(names, hints)
+    cells = {name: [row.get(name) for row in rows.rows] for name in names}
+    commas = frozenset(
+        name for name in names if rows.decimal_comma and has_decimal_commas(cells[name])
+    )
+    values = {name: _Values(cells[name], name in commas) for name in names}
+    objective = hints.objective or _objective(names, values, hints)
+    prefixed = any(_stripped(name) != name for name in names)
+    columns = {}
+    for name in names:
+        columns[name] = _column(name, values[name], objective, prefixed, hints)
+    columns = _one_of_each(columns, hints)
+    columns = _with_mixtures(columns, values)
+    found = Understanding(columns, _minimized(objective, rows, hints), commas)
+    if not found.dimensions:
+        raise UserError(
+            f"no column varies that could be a hyperparameter; the columns are {', '.join(names)}; "
+            "name them by --hyperparameters=NAME,NAME"
+        )
+    return found
+
+
+def _check_names(names: Sequence[str], hints: Hints) -> None:
+    given = [hints.objective, *hints.roles, *hints.fidelities.values(), *hints.columns]
+    given += hints.contexts
+    for name in filter(None, given):
+        if name not in names:
+            raise UserError(f"no column {name!r}; the columns are {', '.join(names)}")
+
+
+class _Values:
+    """The cells of one column, and what they are."""
+
+    def __init__(self, cells: Sequence[Cell], decimal_comma: bool):
+        self.present = [cell for cell in cells if not is_missing(cell)]
+        numbers = [number(cell, decimal_comma) for cell in self.present]
+        self.numbers = [n for n in numbers if n is not None]
+        self.finite = [n for n in self.numbers if math.isfinite(n)]
+        self.distinct = sorted(set(self.finite))
+        self.texts = list(dict.fromkeys(str(cell) for cell in self.present))
+        self.is_numeric = bool(self.finite) and (
+            len(self.numbers) >= WHOLE_NUMBER_SHARE * len(self.present)
+        )
+
+    @property
+    def varies(self) -> bool:
+        return len(self.distinct if self.is_numeric else self.texts) > 1
+
+
+def _stripped(name: str) -> str:
+    """Take the prefix off that trackers put before hyperparameters."""
+    for prefix in PREFIXES:
+        if name.lower().startswith(prefix) and len(name) > len(prefix):
+            return name[len(prefix) :]
+    return name
+
+
+def _plain(name: str) -> str:
+    """Spell a name in lower case with underscores: trainTokens, "train tokens", train/tokens."""
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
+    name = re.sub(r"\(.*?\)|\[.*?\]", "", name)
+    return re.sub(r"[^a-z0-9#]+", "_", name.lower()).strip("_")
+
+
+def _objective(names: Sequence[str], values: Mapping[str, _Values], hints: Hints) -> str:
+    """Guess the objective: something measured, of validation first.
+
+    Raises:
+      UserError: nothing or several things could be it.
+    """
+    may = [
+        name
+        for name in names
+        if values[name].is_numeric
+        and values[name].varies
+        and hints.roles.get(name, "objective") == "objective"
+        and _stripped(name) == name
+        and (re.fullmatch(_MEASURED, _plain(name)) or name == "value")
+        and not re.fullmatch(
+            r".*(seconds|runtime|duration|hours|memory|mem|wall|elapsed|norm).*", _plain(name)
+        )  # fmt: skip
+        and not re.fullmatch(_USUAL, _plain(name).replace("loss", ""))
+    ]
+    for pattern in (r"objective|value", rf".*({_VALIDATION}).*", r".*loss.*", r".*"):
+        found = [name for name in may if re.fullmatch(pattern, _plain(name))]
+        if len(found) == 1:
+            return found[0]
+        if found and pattern != r".*":
+            shortest = sorted(found, key=len)
+            if len(shortest[0]) < len(shortest[1]):  # loss beside loss.web, loss.code
+                return shortest[0]
+    numeric = [name for name in names if values[name].is_numeric and values[name].varies]
+    which = f"it may be {', '.join(may)}" if may else f"columns of numbers are {', '.join(numeric)}"
+    raise UserError(f"which column is the objective? {which}; name it by --objective=NAME")
+
+
+def _minimized(objective: str, rows: Rows, hints: Hints) -> bool:
+    if hints.minimize is not None:
+        return hints.minimize
+    for note in rows.notes:
+        if note in ("value: minimize", "value: maximize"):
+            return note.endswith("minimize")
+    plain = _plain(objective)
+    return not re.search(_MAXIMISED, plain) or bool(re.search(r"loss|err|neg", plain))
+
+
+def _column(name: str, values: _Values, objective: str, prefixed: bool, hints: Hints) -> Column:
+    """Tell what one column is, by what a person says, by its name, by its values."""
+    said = hints.columns.get(name, {})
+    role = said.get("role") or hints.roles.get(name)
+    role = "context" if name in hints.contexts else role
+    if role is not None and role not in ROLES:
+        raise UserError(f"column {name}: role {role!r}; accepted are {', '.join(ROLES)}")
+    meant = {column: fidelity for fidelity, column in hints.fidelities.items()}
+    short, plain = _stripped(name), _plain(_stripped(name))
+    if name == objective or role == "objective":
+        return Column(name, "objective", short)
+    if name in meant or role == "fidelity":
+        fidelity = meant.get(name) or said.get("fidelity") or _fidelity(plain)
+        if fidelity not in FIDELITIES:
+            raise UserError(
+                f"column {name}: fidelity {fidelity!r}; accepted are {', '.join(FIDELITIES)}"
+            )
+        return Column(name, "fidelity", fidelity, why="as you said")
+    if hints.limited and hints.limited in (name, meant.get(name) or _fidelity(plain)):
+        return Column(name, "size", hints.limited, why="the target limits it")
+    if role in ("context", "status", "seed", "ignored"):
+        return Column(name, role, short, why="as you said")
+    if role == "hyperparameter" or said.get("kind"):
+        return _hyperparameter(name, short, values, said, "as you said")
+    if re.fullmatch(_STATUS, plain) and not values.is_numeric:
+        return Column(name, "status", short)
+    if re.fullmatch(_SEED, plain):
+        return Column(name, "seed", short)
+    fidelity = _fidelity(plain)
+    if fidelity and values.is_numeric and (values.varies or fidelity in hints.wanted):
+        return Column(name, "fidelity", fidelity)
+    if prefixed and short == name:
+        return Column(name, "ignored", short, why="no prefix, as hyperparameters have here")
+    usual = re.fullmatch(_USUAL, plain)
+    if re.fullmatch(_LABEL, plain) and not usual:
+        return Column(name, "ignored", short, why="a label")
+    if re.fullmatch(_MEASURED, plain) and not usual and short == name:
+        return Column(name, "ignored", short, why="measured, not chosen")
+    if not values.varies:
+        return Column(name, "ignored", short, why="the same in every run")
+    if not values.is_numeric and len(values.texts) > max(LISTED, len(values.present) // 2):
+        return Column(name, "ignored", short, why="a text of its own in each run")
+    return _hyperparameter(name, short, values, {}, "")
+
+
+def _fidelity(plain: str) -> str:
+    """Return the fidelity of a name in plain spelling; "" if it is none."""
+    return next((key for key, names in _NAMES.items() if re.fullmatch(names, plain)), "")
+
+
+def _hyperparameter(name: str, meaning: str, values: _Values, said: Mapping, why: str) -> Column:
+    kind = said.get("kind")
+    if not values.present:
+        raise UserError(f"column {name}: has no values, so it is no hyperparameter")
+    try:
+        if kind or said.get("choices") or said.get("bounds"):
+            given = {k: tuple(said[k]) for k in ("choices", "bounds") if said.get(k)}
+            guess = _dimension(meaning, values, kind)
+            kind = kind or guess.kind
+            if not given:
+                made = dataclasses.replace(guess, kind=kind)
+            else:
+                made = Dimension(meaning, kind, **given)
+            return Column(name, "hyperparameter", meaning, made, "", why)
+        if said.get("mixture"):
+            part = meaning.removeprefix(f"{said['mixture']}.")
+            return Column(name, "hyperparameter", part, None, said["mixture"], why)
+        return Column(name, "hyperparameter", meaning, _dimension(meaning, values), "", why)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"column {name}: {error}") from error
+
+
+def _dimension(name: str, values: _Values, kind: str | None = None) -> Dimension:
+    """Make the dimension of a column: numbers listed or within bounds, or texts."""
+    if kind == "categorical" or not values.is_numeric:
+        return Dimension(name, "categorical", tuple(sorted(values.texts)))
+    numbers = values.distinct
+    low, high = numbers[0], numbers[-1]
+    ratio = high / low if low > 0 else 0.0
+    log = low > 0 and (ratio >= LOG_RATIO or (ratio > 2 and re.fullmatch(_LOG_NAMES, _plain(name))))
+    few = len(numbers) <= LISTED and len(values.finite) >= LEAST_REPEATS * len(numbers)
+    if kind in (None, "ordinal", "log-ordinal") and (few or kind) or len(numbers) == 1:
+        whole = [int(n) if float(n).is_integer() else n for n in numbers]
+        return Dimension(name, kind or ("log-ordinal" if log else "ordinal"), tuple(whole))
+    return Dimension(name, kind or ("log-continuous" if log else "continuous"), (), (low, high))
+
+
+def _one_of_each(columns: dict[str, Column], hints: Hints) -> dict[str, Column]:
+    """Keep one column of each fidelity, and the fidelities that can be planned.
+
+    Hours are measured where something else says how dear a run is. Epochs and steps follow tokens.
+    """
+    found: dict[str, str] = {}
+    made = dict(columns)
+    for column in columns.values():
+        if column.role != "fidelity":
+            continue
+        first = found.setdefault(column.meaning, column.name)
+        if first != column.name:
+            given = hints.fidelities.get(column.meaning, first)
+            loser = column.name if given == first else first
+            found[column.meaning] = given if given in (first, column.name) else first
+            why = f"{found[column.meaning]} is {column.meaning} already"
+            made[loser] = Column(loser, "ignored", column.meaning, why=why)
+    for fidelity, others in (
+        ("hours", ("parameters", "tokens", "flops", "steps", "epochs")),
+        ("epochs", ("tokens", "steps", "flops")),
+        ("steps", ("tokens",)),
+    ):
+        name = found.get(fidelity)
+        wanted = fidelity in hints.wanted or fidelity in hints.fidelities
+        if name and not wanted and any(other in found for other in others):
+            made[name] = Column(name, "ignored", fidelity, why="follows from the other fidelities")
+    return made
+
+
+def _with_mixtures(columns: dict[str, Column], values: Mapping[str, _Values]) -> dict[str, Column]:
+    """Find components of a mixture: columns of one prefix, or all shares, whose rows sum to 1."""
+    groups: dict[str, list[str]] = {}
+    for column in columns.values():
+        dimension = column.dimension
+        if column.role != "hyperparameter" or dimension is None or column.why == "as you said":
+            continue
+        numeric = values[column.name].is_numeric and values[column.name].distinct[0] >= 0
+        if numeric:
+            stem = (
+                re.split(r"[./_:]", column.meaning)[0]
+                if re.search(r"[./:]", column.meaning)
+                else ""
+            )
+            groups.setdefault(stem, []).append(column.name)
+    made = dict(columns)
+    for stem, names in groups.items():
+        if len(names) < LEAST_PARTS or not _sums_alike([values[name].numbers for name in names]):
+            continue
+        for name in names:
+            meaning = columns[name].meaning
+            part = meaning[len(stem) + 1 :] if stem else meaning
+            made[name] = Column(name, "hyperparameter", part, None, stem or MIXTURE,
+                                "shares that sum to one")  # fmt: skip
+    return made
+
+
+def _sums_alike(numbers: Sequence[Sequence[float]]) -> bool:
+    if len({len(column) for column in numbers}) != 1:
+        return False
+    sums = [sum(row) for row in zip(*numbers, strict=True)]
+    whole = 100.0 if sums and sums[0] > 50 else 1.0
+    return all(abs(total - whole) <= SUM_ERROR * whole for total in sums)
+
+
+def labelled(column: Column, row: Mapping[str, Cell]) -> str:
+    """Show a row's cell, for messages."""
+    cell = row.get(column.name)
+    return "nothing" if is_missing(cell) else spell(cell)[:40]

@@ -1,0 +1,102 @@
+"""What the cells of a person's file mean: numbers in all their spellings, and missing values."""
+
+import math
+import re
+from collections.abc import Sequence
+
+from autollm_jax.advise.reading import Cell
+
+MISSING = ("", "-", "--", "na", "n/a", "null", "none", "nil", "?", ".", "#n/a", "missing")
+NOT_A_NUMBER = ("nan", "-nan", "1.#qnan", "1.#ind", "#num!", "#div/0!")
+INFINITE = ("inf", "+inf", "-inf", "infinity", "-infinity", "1.#inf", "∞")
+# Suffixes of counts and durations. "m" is a million beside k and b, and a minute beside s and h.
+COUNTS = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "bn": 1e9, "tn": 1e12}
+HOURS = {"s": 1 / 3600, "sec": 1 / 3600, "min": 1 / 60, "h": 1.0, "hr": 1.0, "hrs": 1.0, "d": 24.0}
+UNITS = (
+    "params",
+    "parameters",
+    "tokens",
+    "toks",
+    "steps",
+    "epochs",
+    "flops",
+    "flop",
+    "gpu",
+    "nats",
+)
+_NUMBER = re.compile(
+    r"([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(%|[a-z/\- ]*)", re.IGNORECASE
+)
+_CLOCK = re.compile(r"(?:(\d+) days?,? )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
+_GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?")
+_COMMA = re.compile(r"[+-]?[\d.]*,\d+(e[+-]?\d+)?", re.IGNORECASE)
+_POWER = re.compile(r"([+-]?\d+\.?\d*)?\s*[*x×]?\s*(10|2)\s*(?:\^|\*\*)\s*\(?([+-]?\d+\.?\d*)\)?")
+
+
+def is_missing(cell: Cell) -> bool:
+    """Whether a cell says nothing; NaN is not missing: something was measured."""
+    return cell is None or (isinstance(cell, str) and cell.strip().lower() in MISSING)
+
+
+def number(cell: Cell, decimal_comma: bool = False) -> float | None:
+    """Read a number: 3e-4, 1,000, 2^-9, 7B, 300k tokens, 12 h, 1:30:00, 5%; nan and infinities.
+
+    Counts are plain numbers, durations are hours, percents are shares of 1.
+
+    Args:
+      cell: of a file.
+      decimal_comma: whether 0,5 is a half.
+
+    Returns:
+      None where the cell is no number.
+    """
+    if isinstance(cell, bool) or cell is None:
+        return None
+    if isinstance(cell, int | float):
+        try:
+            return float(cell)
+        except OverflowError:
+            return math.inf
+    text = cell.strip().lower().strip("'\"~≈$")
+    if text in NOT_A_NUMBER:
+        return math.nan
+    if text in INFINITE:
+        return -math.inf if text.startswith("-") else math.inf
+    text = text.replace("−", "-").replace("\u00a0", " ")
+    if found := _CLOCK.fullmatch(text):
+        days, hours, minutes, seconds = (float(part or 0) for part in found.groups())
+        return 24 * days + hours + minutes / 60 + seconds / 3600
+    if found := _POWER.fullmatch(text):
+        factor, base, exponent = found.groups()
+        return float(factor or 1) * float(base) ** float(exponent)
+    if decimal_comma and _COMMA.match(text):
+        text = text.replace(".", "").replace(",", ".")
+    elif _GROUPED.match(text):
+        text = text.replace(",", "")
+    return _with_unit(text)
+
+
+def _with_unit(text: str) -> float | None:
+    found = _NUMBER.fullmatch(text)
+    if not found:
+        return None
+    value, unit = float(found[1].replace("_", "")), found[2].strip()
+    if unit == "%":
+        return value / 100
+    for word in UNITS:
+        unit = unit.removesuffix(word).strip(" -/")
+    if not unit:
+        return value
+    factor = COUNTS.get(unit) or HOURS.get(unit)
+    return None if factor is None else value * factor
+
+
+def has_decimal_commas(cells: Sequence[Cell]) -> bool:
+    """Whether a column's commas stand before decimals: 0,001 and 12,5, not 1,000."""
+    texts = [cell.strip() for cell in cells if isinstance(cell, str) and "," in cell]
+    return bool(texts) and not all(_GROUPED.fullmatch(text) for text in texts)
+
+
+def spell(value: Cell) -> str:
+    """Spell a value briefly: six digits of a number."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

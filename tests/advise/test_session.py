@@ -1,0 +1,101 @@
+"""The command, as a person uses it: ask, tell, ask again, take back."""
+
+import csv
+import json
+
+import pytest
+
+from autollm_jax.advise.session import Session, Told, parse_told
+from autollm_jax.errors import UserError
+from tests.scripts import run
+
+TARGET = "--target=parameters=1.6e7,tokens=3.2e8"
+
+
+@pytest.fixture
+def file(rows, tmp_path):
+    path = tmp_path / "runs.csv"
+    with path.open("w") as out:
+        writer = csv.DictWriter(out, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def ask(*flags):
+    return run("launch/advise.py", "--agent=panel", *flags)
+
+
+def test_it_answers_remembers_and_takes_back(file, tmp_path):
+    session = f"--session={tmp_path / 'session'}"
+    done = ask(f"--runs={file}", TARGET, session)
+    assert done.returncode == 0, done.stderr
+    assert "learning_rate" in done.stdout and "try next" in done.stdout
+    assert "fidelity: parameters" in done.stdout and "objective, lower is better" in done.stdout
+    told = ask(session, "--json", '--tell={"learning_rate": 1e-3, "batch_size": 64} loss=2.4')
+    value = json.loads(told.stdout)
+    assert value["expected_gain"] is not None
+    config = {"learning_rate": 1e-3, "batch_size": 64}
+    assert all(ranked["config"] != config for ranked in value["ranked"])
+    again = json.loads(ask(session, "--json").stdout)
+    assert again["ranked"] == value["ranked"]
+    undone = json.loads(ask(session, "--json", "--undo").stdout)
+    assert undone["expected_gain"] is None
+    kept = Session.load(tmp_path / "session")
+    assert kept.told == () and len(kept.advice) == 4
+    nothing = ask(session, "--undo")
+    assert nothing.returncode == 1 and "nothing was told" in nothing.stderr
+
+
+def test_guesses_are_written_and_overruled(file, tmp_path):
+    space = tmp_path / "space.json"
+    assert ask(f"--runs={file}", TARGET, f"--write_space={space}").returncode == 0
+    value = json.loads(space.read_text())
+    assert value["columns"]["learning_rate"]["kind"] == "log-ordinal"
+    value["columns"]["learning_rate"] = {
+        "role": "hyperparameter", "kind": "log-continuous", "bounds": [1e-5, 1e-1]
+    }  # fmt: skip
+    space.write_text(json.dumps(value))
+    done = ask(f"--runs={file}", TARGET, f"--space={space}")
+    assert "log-continuous: numbers from 1e-05 to 0.1" in done.stdout
+    ignored = ask(f"--runs={file}", TARGET, "--ignore=batch_size", "--json")
+    assert set(json.loads(ignored.stdout)["ranked"][0]["config"]) == {"learning_rate"}
+
+
+def test_the_plot_is_one_page_with_its_figures(file, tmp_path):
+    page = tmp_path / "out.html"
+    assert ask(f"--runs={file}", TARGET, f"--plot={page}").returncode == 0
+    text = page.read_text()
+    assert text.count("<svg") == 2 and "src=" not in text and 'href="http' not in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ((), "--runs=FILE"),
+        (("--runs=nowhere.csv", TARGET), "nowhere.csv: no such file"),
+        (("--runs={file}",), "--target=parameters"),
+        (("--runs={file}", TARGET, "--objective=los"), "no column 'los'"),
+        (("--runs={file}", TARGET, "--tell=2.4"), "--tell: accepted is"),
+        (("--runs={file}", TARGET, "--agent=nowhere"), "no agent"),
+    ],
+)
+def test_a_mistake_is_one_line(file, flags, words):
+    done = run("launch/advise.py", *[flag.format(file=file) for flag in flags])
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ") and words in line
+
+
+def test_outcomes_are_told_in_one_form():
+    assert parse_told('{"lr": 1e-3} loss=2.4', "loss") == Told({"lr": 1e-3}, 2.4, "ok")
+    assert parse_told('{"lr": 1} status=diverged', "loss") == Told({"lr": 1}, None, "diverged")
+    for text in ('{"lr": 1}', '{"lr": 1} loss=good', "lr=1 loss=2", "{} loss=2"):
+        with pytest.raises(UserError, match="--tell: accepted"):
+            parse_told(text, "loss")
+
+
+def test_a_damaged_session_says_so(tmp_path):
+    (tmp_path / "session.json").write_text('{"format": 1, "told"')
+    with pytest.raises(UserError, match="not a session"):
+        Session.load(tmp_path)
