@@ -3,8 +3,9 @@
     python launch/main.py --config=configs/gym_full.py
     python launch/main.py --config=configs/gym_full.py --config.gym.roots=gym_data,tables
 
-Twice as many simulated pairs, eight times as many pairs of GRPO, five times as many steps. The recipe is
-for own and public tables together, whose sources differ in whom to trust. Not measured yet.
+Twice as many simulated pairs, eight times as many pairs of GRPO, five times as many steps. The
+recipe is for own and public tables together, whose sources differ in whom to trust. Not measured
+yet.
 The variant `:smoke` is the same as that of the main job.
 """
 

@@ -94,9 +94,8 @@ def _outcome(ranked: Ranked, metric: str) -> list[str]:
         f"95 %: {least:.4g} to {most:.4g}"
     ]
     if not math.isnan(ranked.beats_best):
-        lines.append(
-            f"  chance        {ranked.beats_best:.0%} to beat the best so far by more than the noise"
-        )
+        chance = f"{ranked.beats_best:.0%}"
+        lines.append(f"  chance        {chance} to beat the best so far by more than the noise")
     return lines
 
 
