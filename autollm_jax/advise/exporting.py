@@ -1,6 +1,7 @@
 """Takes the trained agent out of a work directory."""
 
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -21,7 +22,7 @@ def of_workdir(workdir: Path) -> PortableAgent:
     path = workdir / "config.json"
     if not path.exists():
         raise UserError(f"{path}: no such file; accepted is a work directory of launch/main.py")
-    config = ConfigDict(read_json(path))
+    config: Any = ConfigDict(read_json(path))
     job = Job.start(config, str(workdir))
     parameters = job.parameters("grpo" if config.grpo.steps else "distill")
     provenance = {
