@@ -22,7 +22,7 @@ from autollm_jax.models import lora, transformer
 from autollm_jax.rl import loop
 from autollm_jax.rl.grpo import GRPOHyperparameters
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
-from autollm_jax.text.symbols import SYMBOLS
+from autollm_jax.text.symbols import LETTERS, PANELS, SYMBOLS
 from autollm_jax.training.optimizer import updates_of
 
 ROOT = pathlib.Path(autollm_jax.__file__).parents[1]
@@ -92,6 +92,17 @@ def small_config(**grpo):
     return config
 
 
+def deciding(state, tokenizer):
+    """Let every turn begin with a panel and its letter, as no untrained policy's does."""
+    tokens_BS = np.array(state.tokens_BS)
+    said = tokenizer.encode(PANELS[0])[0], tokenizer.encode(LETTERS[0])[0]
+    for row, turns_S in enumerate(state.turns_BS):
+        for turn in range(turns_S.max() + 1):
+            places = np.flatnonzero(turns_S == turn)[:2]
+            tokens_BS[row, places] = said[: len(places)]
+    return dataclasses.replace(state, tokens_BS=tokens_BS)
+
+
 def run(folder, monkeypatch, recipes, tokenizer, grpo=None, **policy):
     """Run the GRPO stage on one device; rewards are made up, so that every group is informative."""
     config = small_config(**(grpo or {}))
@@ -104,6 +115,7 @@ def run(folder, monkeypatch, recipes, tokenizer, grpo=None, **policy):
     job = SmallJob(config, folder, make_mesh(MeshShape(), jax.devices()[:1]))
     given = {"model": model, "params": params, "tokenizer": tokenizer, "recipes": recipes}
     monkeypatch.setattr(SmallJob, "given", given)
+    members = config.grpo.members
     record, play, policy_loss = Record([], [], [], [], params, {}), rollout.play, loop.policy_loss
 
     def playing(policy, config, starts, *arguments, **options):
@@ -113,6 +125,8 @@ def run(folder, monkeypatch, recipes, tokenizer, grpo=None, **policy):
         random = np.random.default_rng(len(record.temperatures))
         rewards = [[float(random.normal()) for _ in row] for row in played.rewards]
         known = [[random.normal(size=x.shape) for x in row] for row in played.hindsight]
+        if config.temperature and members == "enumerated":
+            played = dataclasses.replace(played, state=deciding(played.state, tokenizer))
         return dataclasses.replace(played, rewards=rewards, hindsight=known)
 
     def losing(model, hp, params, batch):
