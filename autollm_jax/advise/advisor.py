@@ -205,7 +205,8 @@ class Advisor:
           InvalidConfiguration: the configuration is not in the space.
         """
         setting = self.question.setting
-        valid = setting.space.validate(runs.spelled(setting.space, config))
+        known = {**config, **runs.spelled(setting.space, config)}  # other names are refused
+        valid = setting.space.validate(known)
         if not math.isfinite(outcome) and status == "ok":
             status = "diverged"
         run = runs.Run(valid, {}, {}, outcome, status, None, "told")

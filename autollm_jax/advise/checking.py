@@ -109,10 +109,10 @@ def check(
     )  # fmt: skip
     advisor = dataclasses.replace(advisor, calibration=calibration)
     space = advisor.question.setting.space
-    row_of = {
-        space.key_of(space.validate(spelled(space, target.configurations[row]))): row
-        for row in feasible
-    }
+    row_of: dict = {}
+    for row in feasible:
+        config = space.validate(spelled(space, target.configurations[row]))
+        row_of.setdefault(space.key_of(config), row)
     regrets, errors, best = [], [], math.inf
     for _ in range(budget):
         advice = advisor.ask()

@@ -310,6 +310,8 @@ def question(
         {column.name: str(target[column.name]) for column in known.of("context")},
         *(limits[0] if limits else ("", math.nan)),
     )
+    if limits:
+        runs = _one_size_each(runs, space)
     notes = _fidelity_notes(names, asked.sizes)
     groups = _grouped([*runs, *running], names)
     under_way = set(map(id, running))
@@ -334,11 +336,23 @@ def question(
     evidence = evidence[:MOST_EXPERIMENTS]
     tried = [run for key in at_target for run in groups[key]]
     done = [run for run in tried if id(run) not in under_way]
-    default = spelled(space, default) if default else usual
+    default = usual | spelled(space, default or {})
     setting = _setting(asked, wanted, default, evidence, [*runs], done, candidates)
     trials = [trial(number, run, setting) for number, run in enumerate(done, 1)]
     waiting = tuple(run.config for run in tried if id(run) in under_way)
     return Question(setting, tuple(evidence), tuple(trials), tuple(notes), waiting)
+
+
+def _one_size_each(runs: Sequence[Run], space: Space) -> list[Run]:
+    """Give every run of a configuration the largest size that one of them has.
+
+    They differ where something that is not a hyperparameter here changes the size, too.
+    """
+    largest: dict = {}
+    for run in runs:
+        key = space.key_of(run.config)
+        largest[key] = max(largest.get(key, 0.0), run.size)
+    return [dataclasses.replace(run, size=largest[space.key_of(run.config)]) for run in runs]
 
 
 def _limits(runs: Sequence[Run], asked: _Target) -> list[float]:
@@ -489,15 +503,19 @@ def _setting(
 
 def _given(asked: _Target, candidates: Sequence[Mapping]) -> tuple[list[dict], list[float] | None]:
     """Split candidates into configurations and, under a limit, what each of them has."""
-    names = asked.space.names
-    chosen = [spelled(asked.space, {n: c[n] for n in names if n in c}) for c in candidates]
+    chosen = [spelled(asked.space, candidate) for candidate in candidates]
     if not asked.quantity:
         return chosen, None
     if any(asked.quantity not in candidate for candidate in candidates):
         raise UserError(
             f"candidates: under {asked.quantity}<={asked.at_most:g} each needs its {asked.quantity}"
         )
-    return chosen, [float(candidate[asked.quantity]) for candidate in candidates]
+    sizes = [float(candidate[asked.quantity]) for candidate in candidates]
+    first: dict[str, int] = {}
+    for place, config in enumerate(chosen):
+        first.setdefault(repr(config), place)
+    places = list(first.values())
+    return [chosen[place] for place in places], [sizes[place] for place in places]
 
 
 def with_configuration(setting: Setting, config: Mapping) -> Setting:
@@ -516,12 +534,16 @@ def with_configuration(setting: Setting, config: Mapping) -> Setting:
 
 
 def spelled(space: Space, config: Mapping) -> dict:
-    """Spell a configuration as a file's rows are: categories as texts, numpy's numbers as plain."""
+    """Spell a configuration as a file's rows are: categories as texts, numpy's numbers as plain.
+
+    What the space does not have is left out: it was the same in every run.
+    """
     made = {}
     for name, value in config.items():
+        if name not in space.names:
+            continue
         value = value.item() if hasattr(value, "item") else value
-        listed = name in space.names and space[name].kind == "categorical"
-        made[name] = str(value) if listed else value
+        made[name] = str(value) if space[name].kind == "categorical" else value
     return made
 
 
