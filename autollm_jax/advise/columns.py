@@ -205,7 +205,7 @@ def understand(rows: Rows, hints: Hints = Hints()) -> Understanding:  # noqa: B0
     for name in names:
         columns[name] = _column(name, values[name], objective, prefixed, hints)
     columns = _one_of_each(columns, hints)
-    columns = _with_mixtures(columns, values)
+    columns = _with_mixtures(columns, values, hints)
     found = Understanding(columns, _minimized(objective, rows, hints), commas)
     if not found.dimensions:
         raise UserError(
@@ -292,9 +292,8 @@ def _objective(names: Sequence[str], values: Mapping[str, _Values], hints: Hints
 def _minimized(objective: str, rows: Rows, hints: Hints) -> bool:
     if hints.minimize is not None:
         return hints.minimize
-    for note in rows.notes:
-        if note in ("value: minimize", "value: maximize"):
-            return note.endswith("minimize")
+    if rows.minimize is not None:
+        return rows.minimize
     plain = _plain(objective)
     return not re.search(_MAXIMISED, plain) or bool(re.search(r"loss|err|neg", plain))
 
@@ -415,12 +414,15 @@ def _one_of_each(columns: dict[str, Column], hints: Hints) -> dict[str, Column]:
     return made
 
 
-def _with_mixtures(columns: dict[str, Column], values: Mapping[str, _Values]) -> dict[str, Column]:
+def _with_mixtures(
+    columns: dict[str, Column], values: Mapping[str, _Values], hints: Hints
+) -> dict[str, Column]:
     """Find components of a mixture: columns of one prefix, or all shares, whose rows sum to 1."""
     groups: dict[str, list[str]] = {}
     for column in columns.values():
         dimension = column.dimension
-        if column.role != "hyperparameter" or dimension is None or column.why == "as you said":
+        said = column.name in hints.roles or column.name in hints.columns
+        if column.role != "hyperparameter" or dimension is None or said:
             continue
         numeric = values[column.name].is_numeric and values[column.name].distinct[0] >= 0
         if numeric:

@@ -109,13 +109,7 @@ def _advisor(arguments: Mapping) -> Advisor:
         raise UserError(
             "which run? give --target=parameters=7e9,tokens=2e11, or what is known of it"
         )
-    parts = [reading.read(source) for source in arguments["runs"]]
-    rows = reading.Rows(
-        tuple(row for part in parts for row in part.rows),
-        tuple(place for part in parts for place in part.places),
-        any(part.decimal_comma for part in parts),
-        tuple(note for part in parts for note in part.notes),
-    )
+    rows = reading.join([reading.read(source) for source in arguments["runs"]])
     candidates = None
     hints = _hints(arguments)
     if arguments["candidates"]:

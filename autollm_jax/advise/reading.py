@@ -34,12 +34,14 @@ class Rows:
       places: where each row stands, for messages: "runs.csv, line 7".
       decimal_comma: whether the file can have decimal commas: its delimiter is no comma.
       notes: what was noticed about the file as a whole.
+      minimize: whether low is good, where the file itself says so (an Optuna study); else None.
     """
 
     rows: tuple[dict[str, Cell], ...]
     places: tuple[str, ...]
     decimal_comma: bool = False
     notes: tuple[str, ...] = ()
+    minimize: bool | None = None
 
 
 def read(source: str) -> Rows:
@@ -70,6 +72,18 @@ def read(source: str) -> Rows:
             f"{source}: has no rows; accepted is a file with a header and runs below it"
         )
     return found
+
+
+def join(parts: Sequence[Rows]) -> Rows:
+    """Put the rows of several files one after the other."""
+    said = [part.minimize for part in parts if part.minimize is not None]
+    return Rows(
+        tuple(row for part in parts for row in part.rows),
+        tuple(place for part in parts for place in part.places),
+        any(part.decimal_comma for part in parts),
+        tuple(note for part in parts for note in part.notes),
+        said[0] if said else None,
+    )
 
 
 def of_mappings(rows: Sequence[Mapping], name: str = "row") -> Rows:
@@ -254,7 +268,7 @@ def of_study(study) -> Rows:
             | {"value": value, "state": trial.state.name}
         )
     found = of_mappings(rows, f"{study.study_name}, trial")
-    return dataclasses.replace(found, notes=(f"value: {directions[0]}",))
+    return dataclasses.replace(found, minimize=directions[0] != "maximize")
 
 
 def _optuna_storage(url: str):

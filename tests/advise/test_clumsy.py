@@ -4,13 +4,14 @@ import csv
 import io
 import json
 
+import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from autollm_jax.advise.advisor import Advisor
 from autollm_jax.advise.decider import Panels
-from autollm_jax.advise.reading import read
+from autollm_jax.advise.reading import join, read
 from autollm_jax.errors import UserError
 
 from .conftest import TARGET
@@ -197,3 +198,24 @@ def test_every_kind_of_file_holds_the_same_runs(rows, tmp_path):
         counts.append([(e.id, len(e.cells), e.outcomes.optimum) for e in advisor.question.evidence])
     assert all(each == counts[0] for each in counts)
     assert set(read(str(tmp_path / "nested.jsonl")).rows[0]) == {"config.learning_rate", "loss"}
+
+
+def test_a_maximised_study_says_so_itself_also_beside_another_file(rows, tmp_path):
+    storage, name = f"sqlite:///{tmp_path / 'study.db'}", "mine"
+    study = optuna.create_study(storage=storage, study_name=name, direction="maximize")
+    for row in rows:
+        study.add_trial(
+            optuna.create_trial(
+                params={"learning_rate": row["learning_rate"]},
+                distributions={
+                    "learning_rate": optuna.distributions.FloatDistribution(1e-5, 1, log=True)
+                },
+                user_attrs={"parameters": row["parameters"], "tokens": row["tokens"]},
+                value=-row["loss"],
+            )
+        )
+    for source in (f"optuna:{storage}#{name}", f"optuna:{tmp_path / 'study.db'}"):
+        found = join([read(source), read(source)])
+        advisor = Advisor.from_runs(found, target=TARGET, decider=Panels())
+        assert not advisor.question.setting.objective.minimize
+        assert len(advisor.question.evidence) == 3
