@@ -24,10 +24,12 @@ import numpy as np
 
 from autollm_jax.advise import intervals, reading, runs
 from autollm_jax.advise.cheap_runs import CheapRun, most_telling
-from autollm_jax.advise.columns import FIDELITIES, Hints, Understanding, understand
+from autollm_jax.advise.columns import Hints, Understanding, understand
 from autollm_jax.advise.decider import Decider, Panels
 from autollm_jax.advise.intervals import Calibration, Expected
-from autollm_jax.advise.runs import Question
+from autollm_jax.advise.question import TASK, Question, spelled, trial, with_configuration
+from autollm_jax.advise.question import question as make_question
+from autollm_jax.advise.target import Target
 from autollm_jax.errors import UserError
 from autollm_jax.forecasts.advice import decision_of
 from autollm_jax.forecasts.advisers import COUNSEL, counsel
@@ -135,13 +137,13 @@ class Advisor:
         cls,
         rows: Sequence[Mapping] | reading.Rows,
         *,
-        target: Mapping[str, float | str] | str,
+        target: Target | Mapping[str, float | str] | str,
         objective: str = "",
         minimize: bool | None = None,
         hints: Hints | None = None,
         candidates: Sequence[Mapping] | None = None,
         default: Mapping | None = None,
-        task: str = runs.TASK,
+        task: str = TASK,
         decider: Decider | None = None,
         budget: int = 5,
     ) -> "Advisor":
@@ -165,24 +167,22 @@ class Advisor:
           UserError: the rows cannot be used; the message says why and what to do.
         """
         rows = rows if isinstance(rows, reading.Rows) else reading.of_mappings(rows)
-        wanted = runs.parse_target(target) if isinstance(target, str) else dict(target)
-        limits = [name.removesuffix("<=") for name in wanted if name.endswith("<=")]
-        contexts = [n for n in wanted if n not in FIDELITIES and not n.endswith("<=")]
+        wanted = Target.of(target)
         hints = dataclasses.replace(
             hints or Hints(),
             objective=objective or (hints.objective if hints else ""),
             minimize=minimize if minimize is not None else (hints.minimize if hints else None),
-            wanted=tuple(name for name in wanted if name in FIDELITIES),
-            contexts=tuple(contexts),
-            limited=limits[0] if limits else "",
+            wanted=tuple(wanted.sizes),
+            contexts=tuple(wanted.contexts),
+            limited=wanted.quantity,
         )
         known = understand(rows, hints)
-        done, running, notes = runs.clean(rows, known)
-        if not done:
+        made, notes = runs.clean(rows, known)
+        if all(run.status == "running" for run in made):
             reasons = "; ".join(notes[:3]) or "there are no rows"
             raise UserError(f"no run can be used: {reasons}")
-        question = runs.question(
-            done, running, known, wanted, task=task, default=default, candidates=candidates
+        question = make_question(
+            made, known, wanted, task=task, default=default, candidates=candidates
         )
         notes = [*rows.notes, *notes, *question.notes]
         question = dataclasses.replace(question, notes=tuple(notes))
@@ -205,14 +205,14 @@ class Advisor:
           InvalidConfiguration: the configuration is not in the space.
         """
         setting = self.question.setting
-        known = {**config, **runs.spelled(setting.space, config)}  # other names are refused
+        known = {**config, **spelled(setting.space, config)}  # other names are refused
         valid = setting.space.validate(known)
         if not math.isfinite(outcome) and status == "ok":
             status = "diverged"
-        run = runs.Run(valid, {}, {}, outcome, status, None, "told")
-        extended = runs.with_configuration(setting, valid)
+        run = runs.Run(valid, {}, {}, outcome, status, "told")
+        extended = with_configuration(setting, valid)
         trials = [*self.question.trials]
-        trials.append(runs.trial(len(trials) + 1, run, extended))
+        trials.append(trial(len(trials) + 1, run, extended))
         question = dataclasses.replace(self.question, setting=extended, trials=tuple(trials))
         advisor = dataclasses.replace(self, question=question)
         if extended is setting and "panel" in self.__dict__:
@@ -255,8 +255,8 @@ class Advisor:
         trials = []
         for number, config in enumerate(question.running, len(question.trials) + 1):
             row = question.setting.match(config).row
-            run = runs.Run(config, {}, {}, float(found.mean_R[row]), "ok", None, "running")
-            trials.append(runs.trial(number, run, question.setting))
+            run = runs.Run(config, {}, {}, float(found.mean_R[row]), "ok", "running")
+            trials.append(trial(number, run, question.setting))
         return trials
 
     def _expected(self, trials: Sequence[Trial]) -> Expected:

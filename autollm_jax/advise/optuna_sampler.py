@@ -27,10 +27,13 @@ from optuna.search_space import IntersectionSearchSpace
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from autollm_jax.advise import reading, runs
+from autollm_jax.advise import reading
 from autollm_jax.advise.advisor import Advisor
 from autollm_jax.advise.columns import Hints
 from autollm_jax.advise.decider import Agent, Decider, Panels
+from autollm_jax.advise.question import SOURCE, TASK
+from autollm_jax.advise.question import trial as make_trial
+from autollm_jax.advise.runs import Run
 from autollm_jax.forecasts.advice import decision_of
 from autollm_jax.forecasts.advisers import counsel
 from autollm_jax.forecasts.coordinates import project
@@ -224,7 +227,7 @@ class AutoLLMSampler(BaseSampler):
             for unit_D in project(e.configurations, e.space, space, default)
         ]
         return make_setting(
-            source=runs.SOURCE, task=runs.TASK, name="study", space=space, fidelity=fidelity,
+            source=SOURCE, task=TASK, name="study", space=space, fidelity=fidelity,
             objective=objective, default=default,
             configurations=[default, *design(space), *ran[:256], *configs],
         )  # fmt: skip
@@ -242,8 +245,8 @@ class AutoLLMSampler(BaseSampler):
                 outcome, status = float(mean_R[panel.setting.match(config).row]), "ok"
                 if math.isnan(outcome):
                     continue
-            run = runs.Run(config, {}, {}, outcome, status, None, f"trial {each.number}")
-            found.append(runs.trial(len(found) + 1, run, panel.setting))
+            run = Run(config, {}, {}, outcome, status, f"trial {each.number}")
+            found.append(make_trial(len(found) + 1, run, panel.setting))
         return found
 
 

@@ -9,7 +9,7 @@ import pytest
 from autollm_jax.advise import levels
 from autollm_jax.advise.advisor import Advisor
 from autollm_jax.advise.decider import Choice, Panels, conversation
-from autollm_jax.advise.runs import parse_target
+from autollm_jax.advise.target import Target
 from autollm_jax.errors import UserError
 from autollm_jax.forecasts.advice import decision_of
 from autollm_jax.gym.environment import Observation
@@ -181,11 +181,11 @@ def test_the_decider_has_the_last_word(advisor):
 @pytest.mark.parametrize("text", ["", "7e9", "parameters=many", "parameters=-1"])
 def test_a_target_that_is_not_understood_is_refused(text):
     with pytest.raises(UserError, match="parameters=7e9,tokens=2e11"):
-        parse_target(text)
+        Target.of(text)
 
 
 def test_a_target_is_read_with_suffixes():
-    assert parse_target("parameters=7B, tokens=200B") == {"parameters": 7e9, "tokens": 2e11}
+    assert Target.of("parameters=7B, tokens=200B") == Target({"parameters": 7e9, "tokens": 2e11})
 
 
 def test_the_level_follows_a_power_law_and_its_error_grows_with_distance(rows, advisor):

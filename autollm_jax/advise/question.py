@@ -1,0 +1,343 @@
+"""Runs as the gym knows them: experiments (the evidence), a setting (the target), its trials.
+
+Runs of one size are an experiment; runs at the target's size are trials.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from autollm_jax.advise.columns import FIDELITIES, Understanding
+from autollm_jax.advise.runs import Run
+from autollm_jax.advise.target import Target, label
+from autollm_jax.errors import UserError
+from autollm_jax.gym.cells import Cells
+from autollm_jax.gym.environment import Trial
+from autollm_jax.gym.experiments import Experiment, Fidelity, make_experiment
+from autollm_jax.gym.outcomes import Objective
+from autollm_jax.gym.settings import Setting, design, make_setting
+from autollm_jax.gym.spaces import Dimension, Space
+
+SOURCE, TASK = "yours", "pretraining"
+SAME_FIDELITY = 1.02  # a factor: runs whose numbers differ by less are of one experiment
+MOST_EXPERIMENTS = 64
+MOST_CANDIDATES = 512
+LOWER_LIMITS = (0.25, 0.5)  # of the target's limit: experiments made of the same runs
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """What advice is wanted on.
+
+    Attributes:
+      setting: the target.
+      evidence: experiments of other fidelities.
+      trials: runs at the target's fidelity, in their order.
+      notes: what a person should know: rows left out, things guessed.
+      running: configurations that are being run at the target's fidelity.
+    """
+
+    setting: Setting
+    evidence: tuple[Experiment, ...]
+    trials: tuple[Trial, ...]
+    notes: tuple[str, ...] = ()
+    running: tuple[dict, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """A target with what its experiments share: their space, objective and task."""
+
+    target: Target
+    space: Space
+    objective: Objective
+    task: str
+
+
+def question(
+    runs: Sequence[Run],
+    known: Understanding,
+    target: Target,
+    *,
+    task: str = TASK,
+    default: Mapping | None = None,
+    candidates: Sequence[Mapping] | None = None,
+) -> Question:
+    """Make the question of a target from runs.
+
+    Args:
+      runs: finished ones, one at least, and those under way.
+      known: what the columns mean.
+      target: what is asked about.
+      task: what the runs are, for the agent's words: architecture, pretraining, grpo, data_mixture.
+      default: the configuration that would be taken untuned; None for the most usual one.
+      candidates: configurations to choose from; None for a design over the space and what was run.
+        Under a limit they have its quantity besides, and None stands for what was run.
+
+    Raises:
+      UserError: a candidate is not understood.
+    """
+    names = [name for name in FIDELITIES if any(name in run.fidelity for run in runs)]
+    objective = Objective(known.objective.meaning, known.minimize)
+    asked = _Asked(target, Space(known.dimensions), objective, task)
+    if target.quantity:
+        runs = _one_size_each(runs, asked.space)
+    finished = [run for run in runs if run.status != "running"]
+    usual = _usual(finished, asked.space)
+    notes, evidence, tried = _fidelity_notes(names, target.sizes), [], []
+    for key, members in _grouped(runs, names).items():
+        alike = _same(key, names, target.sizes) and dict(key[1]) == target.contexts
+        if alike and not target.quantity:
+            tried += members
+            continue
+        members = [run for run in members if run.status != "running"]
+        for at_most in _limits(members, target):
+            if any(run.status == "ok" and not run.size > at_most for run in members):
+                evidence.append(_experiment(key, names, members, asked, usual, at_most))
+    if len(evidence) > MOST_EXPERIMENTS:
+        notes.append(f"{len(evidence)} fidelities: the nearest {MOST_EXPERIMENTS} are used")
+    wanted = target.fidelity(target.sizes, "target", target.at_most)
+    evidence.sort(key=lambda e: (e.facts != target.contexts, _distance(e.fidelity, wanted)))
+    evidence = evidence[:MOST_EXPERIMENTS]
+    done = [run for run in tried if run.status != "running"]
+    default = usual | spelled(asked.space, default or {})
+    setting = _setting(asked, wanted, default, evidence, finished, done, candidates)
+    trials = [trial(number, run, setting) for number, run in enumerate(done, 1)]
+    waiting = tuple(run.config for run in tried if run.status == "running")
+    return Question(setting, tuple(evidence), tuple(trials), tuple(notes), waiting)
+
+
+def _one_size_each(runs: Sequence[Run], space: Space) -> list[Run]:
+    """Give every run of a configuration the largest size that one of them has.
+
+    They differ where something that is not a hyperparameter here changes the size, too.
+    """
+    largest: dict = {}
+    for run in runs:
+        key = space.key_of(run.config)
+        largest[key] = max(largest.get(key, 0.0), run.size)
+    return [dataclasses.replace(run, size=largest[space.key_of(run.config)]) for run in runs]
+
+
+def _limits(runs: Sequence[Run], target: Target) -> list[float]:
+    """Return the limits under which some runs are an experiment: one that holds all, lower ones.
+
+    The same runs answer what is best under each, so that a forecast sees how the best moves.
+    """
+    if not target.quantity:
+        return [math.nan]
+    if not runs:
+        return []
+    sizes = sorted(run.size for run in runs)
+    most = sizes[-1]
+    lower = [target.at_most * share for share in LOWER_LIMITS]
+    return [*[each for each in lower if sizes[0] <= each < most], most]
+
+
+def _fidelity_notes(names: Sequence[str], target: Mapping) -> list[str]:
+    notes = []
+    if not names:
+        notes.append(
+            "no column says how dear a run is, so all runs count as of one cheaper kind; name one "
+            "by --fidelity=parameters:COLUMN"
+        )
+    lacking = [name for name in names if name not in target]
+    unknown = [name for name in target if names and name not in names]
+    if lacking:
+        notes.append(f"the target does not say its {', '.join(lacking)}: unknown, so not compared")
+    if unknown:
+        notes.append(f"no run says its {', '.join(unknown)}: the target's is not compared")
+    return notes
+
+
+# The numbers of a fidelity in the order of its names, and the pairs of a context.
+Key = tuple[tuple[float, ...], tuple[tuple[str, str], ...]]
+
+
+def _grouped(runs: Sequence[Run], names: Sequence[str]) -> dict[Key, list[Run]]:
+    """Group runs of about the same fidelity and one context; the key is the first run's."""
+    groups: dict[Key, list[Run]] = {}
+    for run in runs:
+        numbers = tuple(run.fidelity.get(name, math.nan) for name in names)
+        key = numbers, tuple(run.context.items())
+        if key not in groups:
+            same = (k for k in groups if k[1] == key[1] and _close(k[0], numbers))
+            key = next(same, key)
+        groups.setdefault(key, []).append(run)
+    return groups
+
+
+def _close(a: tuple, b: tuple) -> bool:
+    return all(
+        (math.isnan(x) and math.isnan(y)) or max(x / y, y / x) <= SAME_FIDELITY
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def _same(key: Key, names: Sequence[str], target: Mapping[str, float]) -> bool:
+    fidelity = dict(zip(names, key[0], strict=True))
+    shared = [name for name in names if name in target]
+    return bool(shared) and _close(
+        tuple(fidelity[name] for name in shared), tuple(target[name] for name in shared)
+    )
+
+
+def _distance(a: Fidelity, b: Fidelity) -> float:
+    return float(np.nansum((a.log - b.log) ** 2))
+
+
+def _experiment(
+    key: Key,
+    names: Sequence[str],
+    runs: Sequence[Run],
+    asked: _Asked,
+    default: Mapping,
+    at_most: float,
+) -> Experiment:
+    numbers = {n: v for n, v in zip(names, key[0], strict=True) if not math.isnan(v)}
+    over = [bool(asked.target.quantity) and run.size > at_most for run in runs]
+    name = label(numbers, dict(key[1]))
+    return make_experiment(
+        source=SOURCE,
+        task=asked.task,
+        name=f"{name},{asked.target.quantity}<={at_most:.4g}" if asked.target.quantity else name,
+        facts=dict(key[1]),
+        space=asked.space,
+        fidelity=asked.target.fidelity(numbers, "low", at_most),
+        configurations=[run.config for run in runs],
+        outcomes=[math.nan if o else run.outcome for run, o in zip(runs, over, strict=True)],
+        status=["infeasible" if o else run.status for run, o in zip(runs, over, strict=True)],
+        default=default,
+        default_origin="the most usual configuration of the runs",
+        parameters=[run.size for run in runs] if asked.target.quantity else None,
+        limit=asked.target.limit(at_most),
+        objective_metric=asked.objective.metric,
+        minimize=asked.objective.minimize,
+    )
+
+
+def _usual(runs: Sequence[Run], space: Space) -> dict:
+    """Return the configuration nearest to the middle of all that were run."""
+    units_ND = np.stack([space.to_unit(run.config) for run in runs])
+    away_N = ((units_ND - np.median(units_ND, axis=0)) ** 2).sum(1)
+    return space.validate(runs[int(away_N.argmin())].config)
+
+
+def _setting(
+    asked: _Asked,
+    fidelity: Fidelity,
+    default: Mapping,
+    evidence: Sequence[Experiment],
+    runs: Sequence[Run],
+    done: Sequence[Run],
+    candidates: Sequence[Mapping] | None,
+) -> Setting:
+    """Lay out the configurations to choose from: those given, or a design and what was run."""
+    space, sizes = asked.space, None
+    if candidates is not None:
+        chosen, sizes = _given(asked, candidates)
+        space = Space(tuple(_extended(d, [*chosen, default]) for d in space.dimensions))
+    elif asked.target.quantity:
+        chosen, sizes = [run.config for run in runs], [run.size for run in runs]
+    else:
+        ran: list[Mapping] = []
+        for experiment in evidence:  # the nearest experiment first, its best first
+            order = np.argsort(experiment.outcomes.losses_R, kind="stable")
+            ran += [experiment.configurations[row] for row in order]
+        chosen = [default, *design(space, MOST_CANDIDATES), *ran[: MOST_CANDIDATES // 2]]
+    chosen = [*chosen, *[run.config for run in done]]
+    return make_setting(
+        source=SOURCE,
+        task=asked.task,
+        name=asked.target.label,
+        facts=dict(asked.target.contexts),
+        space=space,
+        fidelity=fidelity,
+        objective=asked.objective,
+        default=default,
+        configurations=chosen,
+        parameters=sizes,
+        limit=asked.target.limit(asked.target.at_most),
+    )
+
+
+def _given(asked: _Asked, candidates: Sequence[Mapping]) -> tuple[list[dict], list[float] | None]:
+    """Split candidates into configurations and, under a limit, what each of them has."""
+    chosen = [spelled(asked.space, candidate) for candidate in candidates]
+    if not asked.target.quantity:
+        return chosen, None
+    if any(asked.target.quantity not in candidate for candidate in candidates):
+        raise UserError(
+            f"candidates: each needs its {asked.target.quantity}, which the target limits"
+        )
+    sizes = [float(candidate[asked.target.quantity]) for candidate in candidates]
+    first: dict[str, int] = {}
+    for place, config in enumerate(chosen):
+        first.setdefault(repr(config), place)
+    places = list(first.values())
+    return [chosen[place] for place in places], [sizes[place] for place in places]
+
+
+def with_configuration(setting: Setting, config: Mapping) -> Setting:
+    """Add a configuration to those to choose from, after the others; a known one adds none.
+
+    Under a limit the most similar configuration tells what it has.
+    """
+    cells, _ = Cells.pool(setting.space, [*setting.configurations, config])
+    if len(cells) == len(setting.cells):
+        return setting
+    sizes_R = setting.parameters_R
+    if sizes_R is not None:
+        similar = setting.nearest_row(setting.space.to_unit(config))
+        sizes_R = np.append(sizes_R, sizes_R[similar])
+    return dataclasses.replace(setting, cells=cells, parameters_R=sizes_R)
+
+
+def spelled(space: Space, config: Mapping) -> dict:
+    """Spell a configuration as a file's rows are: categories as texts, numpy's numbers as plain.
+
+    What the space does not have is left out: it was the same in every run.
+    """
+    made = {}
+    for name, value in config.items():
+        if name not in space.names:
+            continue
+        value = value.item() if hasattr(value, "item") else value
+        made[name] = str(value) if space[name].kind == "categorical" else value
+    return made
+
+
+def _extended(dimension: Dimension, candidates: Sequence[Mapping]) -> Dimension:
+    """Extend a dimension to what candidates hold: a larger run may have wider choices."""
+    if dimension.kind == "simplex" or any(dimension.name not in c for c in candidates):
+        return dimension
+    values = [candidate[dimension.name] for candidate in candidates]
+    try:
+        if dimension.is_continuous:
+            low, high = dimension.extent
+            return dataclasses.replace(dimension, bounds=(min(low, *values), max(high, *values)))
+        if dimension.kind == "categorical":
+            choices = dict.fromkeys([*dimension.choices, *values])
+        else:
+            choices = sorted({*dimension.choices, *values})
+        return dataclasses.replace(dimension, choices=tuple(choices))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"candidates: {dimension.name}: {error}") from error
+
+
+def trial(number: int, run: Run, setting: Setting) -> Trial:
+    """Say what a run at the target's fidelity brought."""
+    match = setting.match(run.config)
+    return Trial(
+        number=number,
+        proposed=run.config,
+        config=dict(setting.configurations[match.row]),
+        outcome=run.outcome if run.status == "ok" else math.nan,
+        status=run.status,
+        valid=True,
+        matched=False,
+        message="",
+        row=match.row,
+    )
