@@ -276,14 +276,12 @@ def _objective(names: Sequence[str], values: Mapping[str, _Values], hints: Hints
         )  # fmt: skip
         and not re.fullmatch(_USUAL, _plain(name).replace("loss", ""))
     ]
+    # loss.web and loss/code are parts of loss, where that is there.
+    may = [name for name in may if re.split(r"[./]", name)[0] not in {*may} - {name}]
     for pattern in (r"objective|value", rf".*({_VALIDATION}).*", r".*loss.*", r".*"):
         found = [name for name in may if re.fullmatch(pattern, _plain(name))]
         if len(found) == 1:
             return found[0]
-        if found and pattern != r".*":
-            shortest = sorted(found, key=len)
-            if len(shortest[0]) < len(shortest[1]):  # loss beside loss.web, loss.code
-                return shortest[0]
     numeric = [name for name in names if values[name].is_numeric and values[name].varies]
     which = f"it may be {', '.join(may)}" if may else f"columns of numbers are {', '.join(numeric)}"
     raise UserError(f"which column is the objective? {which}; name it by --objective=NAME")

@@ -17,7 +17,7 @@ from autollm_jax.errors import UserError
 
 Cell = str | float | int | bool | None
 ACCEPTED = (
-    "CSV, TSV, Parquet, JSON lines, optuna:STORAGE#STUDY, or a folder of outcome tables "
+    "CSV, TSV, Parquet, JSON lines, optuna:STORAGE#STUDY, an outcome table, or a folder of tables "
     "(SOURCE/TASK.parquet)"
 )
 DELIMITERS = ",;\t|"
@@ -171,6 +171,11 @@ def _read_parquet(path: Path) -> Rows:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from autollm_jax.gym import tables
+
+    if path.with_suffix(".json").exists() and tables.is_table_half(path):
+        return _read_table(path)
+
     try:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
@@ -291,16 +296,26 @@ def _read_tables(folder: Path) -> Rows:
     from autollm_jax.gym import tables
 
     inside = folder / "gym_data"
-    root = inside if inside.is_dir() else folder
-    rows, places = [], []
-    for path in tables.find_tables([root]):
-        table = tables.read_table(path)
-        for number, row in enumerate(table.rows.to_pylist(), 1):
-            fidelity = table.meta["experiments"][row["experiment"]]["fidelity"]
-            sizes = {key: fidelity[key] for key in ("parameters", "tokens", "flops")}
-            known = {key: value for key, value in row.items() if value is not None}
-            rows.append(_flat(sizes | known))
-            places.append(f"{path.parent.name}/{path.name}, row {number}")
-    if not rows:
+    found = tables.find_tables([inside if inside.is_dir() else folder])
+    if not found:
         raise UserError(f"{folder}: no outcome table; accepted are {ACCEPTED}")
+    if len({path.stem for path in found}) > 1:
+        raise UserError(
+            f"{folder}: has tables of several tasks; name one of {', '.join(map(str, found))}"
+        )
+    return join([_read_table(path) for path in found])
+
+
+def _read_table(path: Path) -> Rows:
+    """Read one outcome table; the file beside it tells the size of each experiment's runs."""
+    from autollm_jax.gym import tables
+
+    table = tables.read_table(path)
+    rows, places = [], []
+    for number, row in enumerate(table.rows.to_pylist(), 1):
+        fidelity = table.meta["experiments"][row["experiment"]]["fidelity"]
+        sizes = {key: fidelity[key] for key in ("parameters", "tokens", "flops")}
+        known = {key: value for key, value in row.items() if value is not None}
+        rows.append(_flat(sizes | known))
+        places.append(f"{path.parent.name}/{path.name}, row {number}")
     return Rows(tuple(rows), tuple(places))

@@ -171,14 +171,14 @@ def find_tables(roots: Roots) -> list[Path]:
         files = {*root.glob("[!.]*/[!.]*.parquet"), *root.glob("[!.]*/[!.]*.json")}
         for file in sorted(files):
             other = file.with_suffix(".json" if file.suffix == ".parquet" else ".parquet")
-            if other not in files and not _is_table_half(file):
+            if other not in files and not is_table_half(file):
                 _warn_of_stray(file)
             elif other not in files or file.suffix == ".parquet":
                 paths.append(file.with_suffix(".parquet"))
     return paths
 
 
-def _is_table_half(file: Path) -> bool:
+def is_table_half(file: Path) -> bool:
     """Tell whether a lone file could be one of a table's two; a damaged one could be."""
     try:
         if file.suffix == ".json":

@@ -219,3 +219,22 @@ def test_a_maximised_study_says_so_itself_also_beside_another_file(rows, tmp_pat
         advisor = Advisor.from_runs(found, target=TARGET, decider=Panels())
         assert not advisor.question.setting.objective.minimize
         assert len(advisor.question.evidence) == 3
+
+
+def test_outcome_tables_are_read_one_task_at_a_time():
+    with pytest.raises(UserError, match="several tasks; name one of .*pretraining.parquet"):
+        read("gym_data")
+    found = read("gym_data/stdlib_cpu/pretraining.parquet")
+    advisor = Advisor.from_runs(found, target={"parameters": 1e6, "tokens": 4e6}, decider=Panels())
+    assert advisor.known.objective.name == "loss"
+    assert set(advisor.question.setting.space.names) == {"learning_rate", "batch_size"}
+    assert len({e.fidelity.parameters for e in advisor.question.evidence}) > 3
+
+
+def test_a_journal_of_a_study_is_read(rows, tmp_path):
+    backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.log"))
+    study = optuna.create_study(storage=optuna.storages.JournalStorage(backend))
+    study.optimize(lambda trial: trial.suggest_float("lr", 1e-4, 1e-1, log=True), n_trials=3)
+    found = read(f"optuna:{tmp_path / 'study.log'}")
+    assert len(found.rows) == 3 and {"params.lr", "value", "state"} <= set(found.rows[0])
+    assert found.minimize
