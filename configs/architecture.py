@@ -10,6 +10,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+K = 1024  # tokens
+
 
 def get_config(variant: str = "") -> ConfigDict:
     """Return the main job's config, on this task alone."""
@@ -21,26 +23,27 @@ def get_config(variant: str = "") -> ConfigDict:
 def ground_truth() -> ConfigDict:
     """Return the grids of the project's own table, one per level."""
     g = ConfigDict()
-    g.batch_size = 8  # sequences
+    g.batch_size = 16  # sequences
     g.rate_times_width = 0.75  # peak learning rate x width
-    g.low = level(width=(16, 24, 32), tokens=(32_768, 65_536), limits=(20_000, 30_000))
-    g.mid = level(width=(24, 32, 48), tokens=(65_536, 98_304), limits=(32_000, 50_000))
-    g.high = level(width=(24, 32, 48), tokens=(131_072, 163_840), limits=(42_000, 70_000))
+    g.low = level((16, 24, 32), (1, 2, 3), (256 * K, 384 * K), limits=(20_000, 28_000, 40_000))
+    # Widths far too narrow widen the range of losses, beside which seeds differ less.
+    g.mid = level((16, 32, 48, 64), (1, 2, 3), (384 * K, 512 * K), limits=(60_000, 80_000, 100_000))
+    g.high = level((32, 48, 64, 96), (2, 3, 4), (384 * K, 512 * K), limits=(150_000, 200_000))
     return g
 
 
-def level(width, tokens, limits) -> ConfigDict:
-    """Return the grid of a level: 108 architectures."""
+def level(width, layers, tokens, limits) -> ConfigDict:
+    """Return the grid of a level; architectures over the largest limit are not trained."""
     c = ConfigDict()
     c.width = width
-    c.layers = (1, 2, 3)
+    c.layers = layers
     c.heads = (2, 4)
     c.kv_heads = (1, 2)
-    c.mlp_ratio = (1, 2, 4)
+    c.mlp_ratio = (2, 4)
     c.tokens = tokens
     c.limits = limits  # of all parameters, including the embedding
-    c.seeds = 2
-    c.repeated_every = 1  # one architecture in so many has all seeds
+    c.seeds = 3
+    c.repeated_every = 3  # one architecture in so many has all seeds
     return c
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+K = 1024  # tokens
+
 
 def get_config(variant: str = "") -> ConfigDict:
     """Return the main job's config, on this task alone."""
@@ -29,24 +31,24 @@ def ground_truth() -> ConfigDict:
     g.natural.language_reference = 0.04
     g.natural.library_code = 0.36
     g.natural.test_code = 0.35
-    g.head_dim = 8
-    g.batch_size = 8  # sequences
-    g.low = level(models=("16x2",), tokens=(32_768, 65_536), rate_times_width=0.5)
-    g.mid = level(models=("24x2",), tokens=(65_536, 98_304), rate_times_width=0.75)
-    g.high = level(models=("32x2",), tokens=(98_304, 131_072), rate_times_width=32 * 2.0**-5.5)
+    g.head_dim = 32
+    g.batch_size = 16  # sequences
+    g.low = level(("24x2", "32x2"), (256 * K, 512 * K), mixtures=20)
+    g.mid = level(("48x2", "64x2"), (256 * K, 384 * K, 512 * K), mixtures=16)
+    g.high = level(("80x2", "96x2"), (384 * K, 512 * K), mixtures=16)
     return g
 
 
-def level(models, tokens, rate_times_width) -> ConfigDict:
-    """Return the grid of a level: 50 mixtures, half of them shared with the other levels."""
+def level(models, tokens, mixtures) -> ConfigDict:
+    """Return the grid of a level: mixtures, half of them shared with the other levels."""
     c = ConfigDict()
     c.models = models  # WIDTHxLAYERS
     c.tokens = tokens
-    c.mixtures = 50
-    c.own = 25  # mixtures that no other level has
-    c.rate_times_width = rate_times_width  # peak learning rate x width
-    c.seeds = 2
-    c.repeated_every = 5  # one mixture in so many has all seeds
+    c.mixtures = mixtures
+    c.own = mixtures // 2  # mixtures that no other level has
+    c.rate_times_width = 0.75  # peak learning rate x width
+    c.seeds = 3
+    c.repeated_every = 3  # one mixture in so many has all seeds
     return c
 
 

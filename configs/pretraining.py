@@ -10,6 +10,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+K = 1024  # tokens
+
 
 def get_config(variant: str = "") -> ConfigDict:
     """Return the main job's config, on this task alone."""
@@ -19,24 +21,31 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def ground_truth() -> ConfigDict:
-    """Return the grids of the project's own table, one per level."""
+    """Return the grids of the project's own table, one per level.
+
+    The rates reach far below and above the optimum, as a person's uncertainty does: (median -
+    optimum) is then large beside the deviation between seeds.
+    """
     g = ConfigDict()
-    g.head_dim = 8
-    g.low = level(models=("16x2", "24x2"), tokens=(65_536, 131_072), first=-9)
-    g.mid = level(models=("32x2",), tokens=(131_072, 196_608), first=-9.5)
-    g.high = level(models=("40x2",), tokens=(163_840, 229_376), first=-10)
+    g.head_dim = 32
+    low = (-10.5, -9.5, -8.5, -7.5, -7, -6.5, -6, -5.5, -5, -4.5, -4, -3.5, -2.5)
+    mid = (-11.5, -10, -8.5, -7.5, -6.5, -5.5, -4.25, -3.5, -2.5)
+    high = (-10, -8, -7, -6, -5, -3.5)
+    g.low = level(("16x2", "24x2", "32x2"), (256 * K, 512 * K), low, (2, 4, 8, 16, 32))
+    g.mid = level(("48x2", "48x3", "64x2"), (512 * K, 1024 * K), mid, (4, 8, 16, 32))
+    g.high = level(("80x2", "96x2"), (512 * K, 768 * K), high, (8, 16))
     return g
 
 
-def level(models, tokens, first) -> ConfigDict:
-    """Return the grid of a level: 15 learning rates, from 2^first in steps of 2^0.5, x 7 sizes."""
+def level(models, tokens, exponents, batch_sizes) -> ConfigDict:
+    """Return the grid of a level: learning rates 2^exponent x batch sizes."""
     c = ConfigDict()
     c.models = models  # WIDTHxLAYERS
     c.tokens = tokens
-    c.learning_rates = tuple(2.0 ** (first + k / 2) for k in range(15))
-    c.batch_sizes = (1, 2, 4, 8, 16, 32, 64)  # sequences
-    c.seeds = 2
-    c.repeated_every = 5  # one learning rate in so many has all seeds
+    c.learning_rates = tuple(2.0**exponent for exponent in exponents)
+    c.batch_sizes = batch_sizes  # sequences
+    c.seeds = 3
+    c.repeated_every = 3  # one learning rate in so many has all seeds
     return c
 
 

@@ -177,7 +177,7 @@ def _sweep_groups(cache: Path, mesh) -> list[tuple]:
         dataclasses.replace(base, width=24, batch_size=batch_size, learning_rate=float(rate))
         for batch_size in (4, 16) for rate in 2.0 ** np.arange(-9, -1)
     ]  # fmt: skip
-    problems = ProblemRun("arithmetic", 16, 2, 2, 200, 16, 1e-4, 0.1, 8, 0.2, 1.0, 0)
+    problems = ProblemRun("addition", 16, 2, 2, 200, 16, 1e-4, 0.1, 8, 0.2, 1.0, 0)
     rewarded = [
         dataclasses.replace(problems, group_size=size, learning_rate=rate)
         for size in (4, 8) for rate in (1e-5, 1e-4, 1e-3, 1e-2)

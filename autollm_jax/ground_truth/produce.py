@@ -2,11 +2,14 @@
 
 import dataclasses
 import math
+import os
 import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -177,12 +180,28 @@ def table_meta(plan: Plan, part: Plan, trainer: Trainer, command: str) -> dict:
     }
 
 
-def write_own_table(root, meta: dict, rows: list[dict]) -> Path:
-    """Write a table, with the noise floor of each experiment; return the table's path."""
+def write_own_table(
+    root: str | os.PathLike, meta: dict, rows: list[dict], most_noise: float = math.inf
+) -> Path:
+    """Write a table, with the noise floor of each experiment; return the table's path.
+
+    Args:
+      root: folder of outcome tables.
+      meta: the table's JSON file.
+      rows: the table's rows.
+      most_noise: largest noise floor, in units of regret, of a mid or high experiment. No method
+        can show skill on a noisier one: the table leaves it out, and `dropped` has its noise.
+    """
     table = read_table(write_table(root, meta, rows))
-    experiments = dict(meta["experiments"])
+    kept, dropped = {}, {}
     for experiment in table_experiments(table):
+        noise = experiment.outcomes.noise_regret
+        if experiment.fidelity.level != "low" and noise > most_noise:
+            dropped[experiment.name] = noise
+            continue
         # The noise floor is the standard deviation over seeds, pooled over the configurations.
         floor = experiment.outcomes.noise if math.isfinite(experiment.outcomes.noise) else None
-        experiments[experiment.name] = experiments[experiment.name] | {"noise_floor": floor}
-    return write_table(root, meta | {"experiments": experiments}, table.rows)
+        kept[experiment.name] = meta["experiments"][experiment.name] | {"noise_floor": floor}
+    meta = meta | {"experiments": kept} | ({"dropped": dropped} if dropped else {})
+    is_kept = pc.is_in(table.rows["experiment"], pa.array(list(kept)))
+    return write_table(root, meta, table.rows.filter(is_kept))

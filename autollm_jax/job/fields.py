@@ -290,6 +290,7 @@ GROUND_TRUTH_RULES = {
     ),
     "levels": names(LEVELS, form=tuple),
     "checkpoint_seconds": number(0),
+    "most_noise": number(0),
     "language_model.corpus": text_like(r"stdlib|tfds:.+", "stdlib, or tfds:NAME[/CONFIG]"),
     "language_model.vocab_size": COUNT,
     "language_model.sequence_length": whole(1, 65_534),

@@ -37,7 +37,11 @@ def ground_truth(job: Job) -> None:
             meta = read_table(path).meta
             complete = not meta.get("unfinished")
             if complete and meta.get("plan_digest") == plan.digest():
-                print(f"ground_truth: {path} is complete, {len(meta['experiments'])} experiments")
+                dropped = len(meta.get("dropped", ()))
+                print(
+                    f"ground_truth: {path} is complete, {len(meta['experiments'])} experiments"
+                    + (f" and {dropped} too noisy ones left out" if dropped else "")
+                )
                 continue
             if complete:
                 raise UserError(
@@ -62,7 +66,8 @@ def _make_table(job: Job, plan: Plan, path: Path) -> None:
         if part.experiments.keys() - written:
             written.update(part.experiments)
             meta = table_meta(plan, part, trainer, command)
-            write_own_table(job.tables_root, meta, table_rows(part, ledger))
+            rows = table_rows(part, ledger)
+            write_own_table(job.tables_root, meta, rows, config.most_noise)
         return ledger
 
     ledger = Ledger(path, setup, share)

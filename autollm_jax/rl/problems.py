@@ -21,6 +21,7 @@ _ID_OF = {character: number for number, character in enumerate(CHARACTERS)}
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
 # Which problems are held out: a shuffle with a seed of its own, the same for every run.
 _SPLIT_SEED = 2402_03300
+HELD_OUT, MOST_TRAINING = 4096, 16_384  # problems of a set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +47,8 @@ class ProblemSet:
     training: tuple[Problem, ...]
     held_out: tuple[Problem, ...]
     is_right: Callable[[str, str], bool]
-    temperature: float
-    wrong_share: float
+    temperature: float = 1.0
+    wrong_share: float = 0.25
 
     def examples(self) -> list[Problem]:
         """Return the training problems with the answers for pre-training, some of them wrong.
@@ -89,26 +90,18 @@ def problem_set(name: str) -> ProblemSet:
     Args:
       name: `addition`: sums of two three-digit numbers with at least one carry; `numbers`: three
         numbers and a target, to be reached with +, - and * and each number once; `sorting`: four
-        numbers, to be put in ascending order. `arithmetic` and `countdown` are smaller sets of the
-        first two kinds, answered greedily and without wrong answers in pre-training.
+        numbers, to be put in ascending order.
 
     Raises:
       ValueError: there is no such set.
     """
     if name not in _MAKERS:
         raise ValueError(f"problems {name!r}: accepted are {', '.join(_MAKERS)}")
-    make, is_right, settings = _MAKERS[name]
-    problems, held_out = make(), settings["held_out"]
+    make, is_right = _MAKERS[name]
+    problems = make()
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(problems))
-    shuffled = [problems[number] for number in order[: held_out + settings["training"]]]
-    return ProblemSet(
-        name,
-        tuple(shuffled[held_out:]),
-        tuple(shuffled[:held_out]),
-        is_right,
-        settings["temperature"],
-        settings["wrong_share"],
-    )
+    shuffled = [problems[number] for number in order[: HELD_OUT + MOST_TRAINING]]
+    return ProblemSet(name, tuple(shuffled[HELD_OUT:]), tuple(shuffled[:HELD_OUT]), is_right)
 
 
 def _addition() -> list[Problem]:
@@ -122,39 +115,27 @@ def _carries(a: int, b: int) -> bool:
     return any(a // place % 10 + b // place % 10 > 9 for place in (1, 10, 100))
 
 
-def _arithmetic() -> list[Problem]:
-    return [
-        Problem(f"{a}+{b}=", str(a + b))
-        for a, b in itertools.product(range(10, 100), repeat=2)
-        if _carries(a, b)
-    ]
-
-
 def _sums_up(prompt: str, answer: str) -> bool:
     a, b = prompt.rstrip("=").split("+")
     return answer == str(int(a) + int(b))
 
 
-def _countdown(largest: int = 15, highest: int = 60) -> list[Problem]:
-    """Three different numbers from 2 on, and each target from 1 on that they reach."""
+def _numbers() -> list[Problem]:
+    """Three different numbers from 2 to 25, and each target from 1 to 99 that they reach."""
     problems = []
-    for numbers in itertools.combinations(range(2, largest + 1), 3):
+    for numbers in itertools.combinations(range(2, 26), 3):
         answers: dict[int, str] = {}
         for a, b, c in itertools.permutations(numbers):
             for first, second in itertools.product("+-*", repeat=2):
                 text = f"{a}{first}{b}{second}{c}"
                 value = _value(text, numbers)
-                if value is not None and 1 <= value <= highest:
+                if value is not None and 1 <= value <= 99:
                     answers.setdefault(value, text)
         problems += [
             Problem(f"{','.join(map(str, numbers))}:{target}=", text)
             for target, text in sorted(answers.items())
         ]
     return problems
-
-
-def _numbers() -> list[Problem]:
-    return _countdown(largest=25, highest=99)
 
 
 def _sorting() -> list[Problem]:
@@ -202,15 +183,10 @@ def _value(text: str, numbers: Sequence[int]) -> int | None:
     return value if sorted(used) == sorted(numbers) else None
 
 
-# held_out and training: how many problems, the latter at most.
-_LARGE = {"held_out": 4096, "training": 16_384, "temperature": 1.0, "wrong_share": 0.25}
-_SMALL = {"held_out": 256, "training": 1 << 20, "temperature": 0.0, "wrong_share": 0.0}
-# By name: all problems, the check of an answer, and the settings.
+# By name: all problems, and the check of an answer.
 _MAKERS = {
-    "addition": (_addition, _sums_up, _LARGE),
-    "numbers": (_numbers, _reaches_target, _LARGE),
-    "sorting": (_sorting, _is_sorted, _LARGE),
-    "arithmetic": (_arithmetic, _sums_up, _SMALL),
-    "countdown": (_countdown, _reaches_target, _SMALL),
+    "addition": (_addition, _sums_up),
+    "numbers": (_numbers, _reaches_target),
+    "sorting": (_sorting, _is_sorted),
 }
 NAMES = tuple(_MAKERS)

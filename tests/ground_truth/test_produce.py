@@ -14,7 +14,7 @@ from autollm_jax.ground_truth.produce import (
     write_own_table,
 )
 from autollm_jax.ground_truth.verify import incomparable, verify
-from autollm_jax.gym.experiments import load_experiments
+from autollm_jax.gym.experiments import load_experiments, table_experiments
 from autollm_jax.gym.tables import read_table
 
 
@@ -168,6 +168,26 @@ def test_an_interrupted_sweep_has_a_table_of_its_finished_experiments(
     assert meta["unfinished"] == [n for n in mixture_plan.experiments if n not in low]
     write_own_table(tmp_path / "tables", meta, table_rows(part, ledger))
     assert {e.name for e in load_experiments([tmp_path / "tables"])} == set(low)
+
+
+def test_a_dearer_experiment_that_is_too_noisy_is_left_out(root, tmp_path):
+    table = table_of(root, "pretraining")
+    (noisy,) = table_experiments(table)
+    rows = table.rows.to_pylist()
+    first = {(r["config.learning_rate"], r["config.batch_size"]): r for r in rows if not r["seed"]}
+    alike = [first[row["config.learning_rate"], row["config.batch_size"]] for row in rows]
+    calm = [
+        row | {"experiment": "calm", "seed": 0 if number % 2 else 1}
+        for number, row in enumerate(alike)
+    ]
+    for level, left in (("low", {noisy.name, "calm"}), ("mid", {"calm"})):
+        entry = table.meta["experiments"][noisy.name]
+        entry = entry | {"fidelity": entry["fidelity"] | {"level": level}}
+        meta = dict(table.meta) | {"experiments": {noisy.name: entry, "calm": entry}}
+        noise = noisy.outcomes.noise_regret
+        kept = read_table(write_own_table(tmp_path, meta, rows + calm, 0.9 * noise))
+        assert set(kept.meta["experiments"]) == set(kept.rows["experiment"].to_pylist()) == left
+    assert kept.meta["dropped"] == {noisy.name: pytest.approx(noise)}
 
 
 def test_half_a_last_line_of_the_ledger_is_trained_again(tmp_path, capsys):

@@ -129,8 +129,8 @@ def test_each_objective_is_an_experiment_of_its_own(mixture_plan):
 
 
 def test_each_choice_of_grpo_has_repeated_configurations():
-    ladder = runpy.run_path(str(CONFIGS / "ladder.py"))["get_config"]().ground_truth.to_dict()
-    plan = make_plan(ladder, "grpo")
+    config = runpy.run_path(str(CONFIGS / "gym.py"))["get_config"]().ground_truth.to_dict()
+    plan = make_plan(config, "grpo")
     for name, entry in plan.experiments.items():
         cells = [cell for cell in plan.cells if cell.experiment == name]
         repeated = [cell.config for cell in cells if cell.run.seed == 1]
