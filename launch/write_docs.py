@@ -5,13 +5,14 @@ python launch/write_docs.py --workdir=DIR
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from autollm_jax import command_line
 from autollm_jax.errors import UserError
 from autollm_jax.files import read_json, read_json_lines, write_atomic
 from autollm_jax.gym.experiments import Experiment, load_experiments
+from autollm_jax.report.markdown import table
 
 WORKDIR = command_line.define_path("workdir", None, "Work directory of a job that has a report.")
 OUT = command_line.define_path("out", "docs", "Folder to write the pages into.")
@@ -148,12 +149,6 @@ def experiment_row(experiment: Experiment) -> tuple:
         f"{outcomes.noise_regret:.2f}",
         f"{default:.2f}",
     )
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Write a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 if __name__ == "__main__":

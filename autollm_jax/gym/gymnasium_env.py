@@ -5,6 +5,8 @@
         experiment=experiment, evidence=evidence, budget=5,
     )
 
+`gymnasium.make_vec` takes the same arguments and `num_envs`, for copies that play side by side.
+
 Gymnasium imports the module in front of the colon and expects the environment to be registered
 then, so importing this module calls `register`.
 """

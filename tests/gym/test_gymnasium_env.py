@@ -44,6 +44,24 @@ def test_an_episode_returns_the_mean_score_of_its_trials(env):
     assert observation["budget_left"] == 0
 
 
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_copies_side_by_side_play_as_each_would_alone(env, make, mode):
+    vector = gymnasium.make_vec(
+        ADDRESS, num_envs=2, vectorization_mode=mode,
+        experiment=make(), evidence=[make("cheap", flops=1e14)], budget=3,
+    )  # fmt: skip
+    actions = np.array([[[1, 1], [0, 1]], [[0, 1], [0, 0]], [[0, 0], [1, 0]]], np.float32)
+    vector.reset(seed=0)
+    together = [vector.step(pair) for pair in actions]
+    vector.close()
+    for copy in range(2):
+        env.reset(seed=0)
+        for (observation, reward_V, ended_V, *_), pair in zip(together, actions, strict=True):
+            alone, reward, ended, *_ = env.step(pair[copy])
+            assert reward_V[copy] == reward and ended_V[copy] == ended
+            assert data_equivalence({k: v[copy] for k, v in observation.items()}, alone)
+
+
 def test_observed_outcomes_are_lower_the_better_for_a_score_too(make):
     env = gymnasium_env.ConfigureEnv(make(minimize=False), [make("cheap")])
     observation, *_ = env.step(np.array([1, 1], np.float32))

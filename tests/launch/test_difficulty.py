@@ -36,11 +36,13 @@ def test_the_section_of_a_page_is_replaced(tmp_path):
     table(tmp_path / "root")
     page = tmp_path / "tables.md"
     page.write_text("# Tables\n\n## Difficulty\n\nold figures\n\n## Later\n\nkept\n")
-    done = run(f"--roots={tmp_path / 'root'}", "--seeds=2", f"--page={page}")
+    root = tmp_path / "root"
+    done = run(f"--roots={root}", f"--own={root}", "--seeds=2", f"--page={page}")
     assert done.returncode == 0, done.stderr
     text = page.read_text()
-    assert "old figures" not in text and text.endswith("\n## Later\n\nkept\n")
-    [line] = [line for line in text.splitlines() if line.startswith("| pretraining")]
+    assert "old figures" not in text and "\n## Later\n\nkept\n" in text
+    assert "| pretraining | mid | 1 | 1 | 5 |" in text
+    [line] = [line for line in text.splitlines() if line.startswith("| pretraining | mine")]
     assert line.startswith("| pretraining | mine | 1 | ") and line in done.stdout
     assert ".00 / .00 / .00 (nearest_experiment)" in line
 
