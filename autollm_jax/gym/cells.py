@@ -89,8 +89,9 @@ class Cells:
         Where optimisers chose the configurations, most lie crowded around a few places, and a plain
         mean over rows is a mean over these. A cell's crowd is the number of cells within a radius,
         itself included; the radius is half of what separates most cells from their nearest
-        neighbours. In a grid, also one with gaps, every weight is 1. So it is in a space with a
-        mixture, where the cells were drawn by a design, and in a table of few cells.
+        neighbours. In a grid, also one with gaps, every weight is 1, unless its steps are finer in
+        places. So it is in a space with a mixture, where the cells were drawn by a design, and in
+        a table of few cells.
 
         >>> from autollm_jax.gym.spaces import Dimension
         >>> space = Space((Dimension("rate", "continuous", bounds=(0.0, 1.0)),))
