@@ -1,8 +1,12 @@
-"""Runs the examples of the docstrings, and checks that the functions users call have one."""
+"""Runs the examples: of the docstrings of what users call, and the files of `examples/`."""
 
 import doctest
 import importlib
+import os
 import pkgutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -61,3 +65,31 @@ def test_the_examples_of_a_module_are_right(module):
 def test_a_name_that_users_meet_first_has_an_example(name):
     documented = pkgutil.resolve_name(f"autollm_jax.{name}")
     assert doctest.DocTestParser().get_examples(documented.__doc__)
+
+
+# Each file's last line begins so.
+FILES = {
+    "baseline.py": "random mean regret",
+    "optuna_study.py": "TPE",
+    "own_runs.py": "a cheap run",
+    "play.py": "regret",
+    "ray_tune.py": "best 2.",
+}
+
+
+def test_every_example_file_is_run():
+    assert sorted(path.name for path in Path("examples").glob("*.py")) == sorted(FILES)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_example_file_is_short_and_runs(name, tmp_path):
+    if name == "ray_tune.py":
+        pytest.importorskip("ray", reason="needs requirements-ray.txt")
+    path = Path("examples") / name
+    assert len(path.read_text().splitlines()) < 50
+    done = subprocess.run(
+        [sys.executable, path], capture_output=True, text=True, timeout=600, check=False,
+        env=os.environ | {"HOME": str(tmp_path), "PYTHONPATH": "."},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith(FILES[name])
