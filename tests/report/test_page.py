@@ -73,7 +73,7 @@ def test_summary_file_is_the_summary(plain):
 
 def test_transcripts_are_escaped(plain):
     _, _, page = plain
-    assert "&lt;script&gt;alert(1)" in page and "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page and page.count("<script") == 1  # its own
 
 
 def test_the_page_needs_nothing_from_elsewhere(plain):
