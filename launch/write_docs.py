@@ -1,4 +1,4 @@
-"""Write docs/results.md and docs/own_tables.md: every figure from a work directory and the tables.
+"""Write docs/results.md, own_tables.md and picture.svg, all from a work directory and the tables.
 
 python launch/main.py --config=configs/gym.py --workdir=DIR
 python launch/write_docs.py --workdir=DIR
@@ -27,7 +27,10 @@ def main(argv: Sequence[str]) -> None:
     write_atomic(Path(OUT.value) / "results.md", results_page(Path(WORKDIR.value)))
     tables = load_experiments(ROOT.value)
     write_atomic(Path(OUT.value) / "own_tables.md", tables_page(ROOT.value, tables))
-    print(f"wrote {OUT.value}/results.md and {OUT.value}/own_tables.md")
+    drawn = Path(WORKDIR.value) / "report" / "picture.svg"
+    if drawn.exists():
+        write_atomic(Path(OUT.value) / "picture.svg", drawn.read_text())
+    print(f"wrote results.md, own_tables.md and picture.svg into {OUT.value}")
 
 
 def results_page(workdir: Path) -> str:

@@ -28,39 +28,45 @@ def regret_curves(
     """
     with style(name, 10):
         figure = Figure(figsize=(8.2, 4.0), layout="constrained")
-        axes = figure.subplots()
-        looks = colours(list(curves), focus)
-        for method in sorted(curves, key=lambda m: m == focus):
-            colour, line = looks[method]
-            strong = method == focus
-            if strong:
-                _band(axes, curves[method], colour, 0.16)
-            axes.plot(
-                *_series(curves[method]),
-                line,
-                color=colour,
-                linewidth=3 if strong else 1.8,
-                marker="o",
-                markersize=7 if strong else 5,
-                zorder=4 if strong else 3,
-            )
-        means = [i.mean for curve in curves.values() for i in curve]
-        focus_high = max((i.high for i in curves[focus]), default=0)
-        shown_floor = floor if math.isfinite(floor) else 0.0
-        limit = max(0.1, *means, focus_high * 0.8, min(shown_floor, 1) * 1.1)
-        limit = min(1.02, limit * 1.08)
-        last = max(map(len, curves.values()))
-        _ends(axes, curves, focus, last, limit * 0.062)
-        if math.isfinite(floor):
-            _floor(axes, floor, floor_of, limit)
-        axes.set_xlim(0.85, last + 0.1)
-        axes.set_ylim(-limit * 0.03, limit)
-        axes.set_xticks(range(1, last + 1))
-        axes.set_xlabel("trials")
-        axes.set_ylabel("mean regret of the best trial so far")
-        axes.grid(axis="y", color=RULE, linewidth=0.8)
-        axes.set_axisbelow(True)
+        draw_curves(figure.subplots(), curves, focus, floor, floor_of)
         return svg(figure)
+
+
+def draw_curves(
+    axes, curves: Curves, focus: str, floor: float = math.nan, floor_of: str = ""
+) -> None:
+    """Draw what `regret_curves` draws into axes."""
+    looks = colours(list(curves), focus)
+    for method in sorted(curves, key=lambda m: m == focus):
+        colour, line = looks[method]
+        strong = method == focus
+        if strong:
+            _band(axes, curves[method], colour, 0.16)
+        axes.plot(
+            *_series(curves[method]),
+            line,
+            color=colour,
+            linewidth=3 if strong else 1.8,
+            marker="o",
+            markersize=7 if strong else 5,
+            zorder=4 if strong else 3,
+        )
+    means = [i.mean for curve in curves.values() for i in curve]
+    focus_high = max((i.high for i in curves[focus]), default=0)
+    shown_floor = floor if math.isfinite(floor) else 0.0
+    limit = max(0.1, *means, focus_high * 0.8, min(shown_floor, 1) * 1.1)
+    limit = min(1.02, limit * 1.08)
+    last = max(map(len, curves.values()))
+    _ends(axes, curves, focus, last, limit * 0.062)
+    if math.isfinite(floor):
+        _floor(axes, floor, floor_of, limit)
+    axes.set_xlim(0.85, last + 0.1)
+    axes.set_ylim(-limit * 0.03, limit)
+    axes.set_xticks(range(1, last + 1))
+    axes.set_xlabel("trials")
+    axes.set_ylabel("mean regret of the best trial so far")
+    axes.grid(axis="y", color=RULE, linewidth=0.8)
+    axes.set_axisbelow(True)
 
 
 def method_panels(curves: Curves, focus: str, name: str) -> str:

@@ -79,13 +79,8 @@ def landscape(
       other: the method with marks beside it; None for none.
     """
     laid_out = lay_out(experiment)
-    trials = {m: _first_seed(rows, m) for m in (focus, other) if m}
-    marks = [
-        Mark(trial["trial"], trial["config"], trial["regret"], method == focus)
-        for method, own in trials.items()
-        for trial in own
-        if trial["config"]
-    ]
+    trials = {m: first_seed(rows, m) for m in (focus, other) if m}
+    marks = [mark for method, own in trials.items() for mark in marks_of(own, method == focus)]
     wide = isinstance(laid_out, Strips)
     left_out = laid_out.left_out if wide else 0
     return {
@@ -180,7 +175,13 @@ def _notes(experiment: Experiment, left_out: int) -> list[str]:
     return notes
 
 
-def _first_seed(rows: Sequence[Mapping], method: str) -> list[dict]:
+def marks_of(trials: Sequence[Mapping], focus: bool) -> list[Mark]:
+    """Return the marks of a method's trials in a landscape."""
+    return [Mark(t["trial"], t["config"], t["regret"], focus) for t in trials if t["config"]]
+
+
+def first_seed(rows: Sequence[Mapping], method: str) -> list[dict]:
+    """Return a method's trials in the first of its seeds, their configurations read."""
     own = [row for row in rows if row["method"] == method]
     seed = min((row["seed"] for row in own), default=None)
     return [{**row, "config": json.loads(row["config"])} for row in own if row["seed"] == seed]

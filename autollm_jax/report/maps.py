@@ -39,45 +39,50 @@ def landscape_figure(landscape: Grid | Strips, marks: Sequence[Mark], name: str)
 
 def heat_map(grid: Grid, marks: Sequence[Mark], name: str) -> str:
     """Draw regret over two dimensions, failures hatched."""
-    height, width = grid.regret_YX.shape
+    height = len(grid.regret_YX)
     with style(name):
         figure = Figure(
             figsize=(5.6, min(5.4, max(1.9, 1.35 + 0.29 * height))), layout="constrained"
         )
-        axes = figure.subplots()
-        axes.set_facecolor(UNMEASURED)
-        failed = grid.status_YX == "failed"
-        mesh = axes.pcolormesh(
-            np.arange(width + 1) - 0.5,
-            np.arange(height + 1) - 0.5,
-            np.ma.masked_invalid(np.where(failed, np.nan, grid.regret_YX)),
-            cmap=REGRET_COLOURS,
-            vmin=0,
-            vmax=1,
-            edgecolors="white",
-            linewidth=0.6,
-        )
-        for y, x in np.argwhere(failed):
-            _hatched(axes, x - 0.5, y - 0.5, 1, 1)
-        cells: dict[tuple, dict[bool, list[int]]] = {}
-        for mark in marks:
-            cell = cells.setdefault(grid.cell(mark.config), {})
-            cell.setdefault(mark.focus, []).append(mark.number)
-        best = grid.cell(grid.best_config)
-        aside = 0.2 if best in cells else 0.0
-        _star(axes, best[0] + aside, best[1] + aside)
-        for (x, y), numbers in cells.items():
-            back = aside if (x, y) == best else 0.0
-            apart = 0.24 if len(numbers) > 1 else 0.0
-            for focus, shown in numbers.items():
-                _number(axes, x - back, y - back + (apart if focus else -apart), shown, focus)
-        _ticks(axes, grid)
-        axes.spines[:].set_visible(False)
-        axes.tick_params(length=0)
-        bar = figure.colorbar(mesh, ax=axes, fraction=0.05, pad=0.02, aspect=24)
-        bar.outline.set_visible(False)
-        bar.set_label("regret")
+        draw_heat_map(figure.subplots(), grid, marks)
         return svg(figure)
+
+
+def draw_heat_map(axes, grid: Grid, marks: Sequence[Mark]) -> None:
+    """Draw a grid's regrets, its optimum, the trials and the scale of colours into axes."""
+    height, width = grid.regret_YX.shape
+    axes.set_facecolor(UNMEASURED)
+    failed = grid.status_YX == "failed"
+    mesh = axes.pcolormesh(
+        np.arange(width + 1) - 0.5,
+        np.arange(height + 1) - 0.5,
+        np.ma.masked_invalid(np.where(failed, np.nan, grid.regret_YX)),
+        cmap=REGRET_COLOURS,
+        vmin=0,
+        vmax=1,
+        edgecolors="white",
+        linewidth=0.6,
+    )
+    for y, x in np.argwhere(failed):
+        _hatched(axes, x - 0.5, y - 0.5, 1, 1)
+    cells: dict[tuple, dict[bool, list[int]]] = {}
+    for mark in marks:
+        cell = cells.setdefault(grid.cell(mark.config), {})
+        cell.setdefault(mark.focus, []).append(mark.number)
+    best = grid.cell(grid.best_config)
+    aside = 0.2 if best in cells else 0.0
+    _star(axes, best[0] + aside, best[1] + aside)
+    for (x, y), numbers in cells.items():
+        back = aside if (x, y) == best else 0.0
+        apart = 0.24 if len(numbers) > 1 else 0.0
+        for focus, shown in numbers.items():
+            _number(axes, x - back, y - back + (apart if focus else -apart), shown, focus)
+    _ticks(axes, grid)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    bar = axes.figure.colorbar(mesh, ax=axes, fraction=0.05, pad=0.02, aspect=24)
+    bar.outline.set_visible(False)
+    bar.set_label("regret")
 
 
 def strips(landscape: Strips, marks: Sequence[Mark], name: str) -> str:

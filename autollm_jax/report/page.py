@@ -29,6 +29,7 @@ from autollm_jax.report import comparisons, details, maps, sections
 from autollm_jax.report.curves import method_panels
 from autollm_jax.report.formats import show_name, show_task
 from autollm_jax.report.learning import intervention_rows, learning_curves
+from autollm_jax.report.picture import picture
 
 GLOSSARY = {
     "task": "The kind of run to configure: pretraining, architecture, grpo or data_mixture.",
@@ -87,7 +88,8 @@ def write_report(
     Args:
       results_path: `results.parquet`; `transcripts.jsonl` is read beside it, where there is one.
       experiments: the scored experiments; one without results is left out.
-      out_dir: folder of `summary.json` and `index.html`.
+      out_dir: folder of `summary.json`, `index.html`, and `picture.svg` where a scored experiment
+        is a two-dimensional grid.
       agent_method: the method in focus; the best one where this one has no results.
       provenance: facts about the run to show: nested mappings of plain values.
       stress_paths: `results.parquet` under each stress, by its label.
@@ -133,10 +135,20 @@ def write_report(
         "interventions": intervention_rows(interventions or {}),
         "provenance": _flatten(provenance or {}),
     }
-    page = render(Scored(results, rows, targets, transcripts), agent_method, extra)
+    scored = Scored(results, rows, targets, transcripts)
     write_json_atomic(Path(out_dir) / "summary.json", summary)
-    write_atomic(Path(out_dir) / "index.html", page)
+    write_atomic(Path(out_dir) / "index.html", render(scored, agent_method, extra))
+    drawn = picture(results, rows, targets, focus_of(results, agent_method))
+    if drawn is not None:
+        write_atomic(Path(out_dir) / "picture.svg", drawn)
     return summary
+
+
+def focus_of(results: Results, agent_method: str) -> str:
+    """Return the method in focus: the agent's, or the best one where this one has no results."""
+    if agent_method in results.methods:
+        return agent_method
+    return min(results.methods, key=lambda m: results.curve(m, ALL)[-1].mean)
 
 
 @dataclass(frozen=True)
@@ -166,16 +178,13 @@ def render(scored: Scored, agent_method: str, extra: Mapping) -> str:
         section without values is left out.
     """
     results = scored.results
-    has_agent = agent_method in results.methods
-    focus = agent_method
-    if not has_agent:
-        focus = min(results.methods, key=lambda m: results.curve(m, ALL)[-1].mean)
+    focus = focus_of(results, agent_method)
     methods = [focus, *(m for m in results.methods if m != focus)]
     several = len(results.tasks) > 1
     # With one task, "all" is that task again.
     main_task = ALL if several else results.tasks[0]
     return _template().render(
-        has_agent=has_agent,
+        has_agent=focus == agent_method,
         focus=focus,
         methods=methods,
         tasks=results.tasks,

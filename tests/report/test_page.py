@@ -71,6 +71,19 @@ def test_summary_file_is_the_summary(plain):
     assert json.loads((folder / "report" / "summary.json").read_text()) == summary
 
 
+def test_the_picture_shows_a_landscape_beside_the_best_methods(plain, tmp_path):
+    folder, *_ = plain
+    drawn = (folder / "report" / "picture.svg").read_text()
+    assert "agent configures a held-out run" in drawn and "random" in drawn
+    assert "learning rate" in drawn and "batch size" in drawn
+    space = Space((Dimension("rate", "log-ordinal", RATES),))
+    one = Split(
+        (), (small("line", "mid", space=space, configurations=[{"rate": r} for r in RATES]),)
+    )
+    write(one, tmp_path, ("random",))
+    assert not (tmp_path / "report" / "picture.svg").exists()
+
+
 def test_transcripts_are_escaped(plain):
     _, _, page = plain
     assert "&lt;script&gt;alert(1)" in page and page.count("<script") == 1  # its own
