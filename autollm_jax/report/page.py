@@ -89,7 +89,7 @@ def write_report(
       results_path: `results.parquet`; `transcripts.jsonl` is read beside it, where there is one.
       experiments: the scored experiments; one without results is left out.
       out_dir: folder of `summary.json`, `index.html`, and `picture.svg` where a scored experiment
-        is a two-dimensional grid.
+        is a grid of one or two dimensions.
       agent_method: the method in focus; the best one where this one has no results.
       provenance: facts about the run to show: nested mappings of plain values.
       stress_paths: `results.parquet` under each stress, by its label.

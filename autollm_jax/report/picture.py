@@ -22,8 +22,8 @@ def picture(
 ) -> str | None:
     """Draw a landscape with the focus's numbered trials beside the regret curves, as SVG.
 
-    The landscape is that of the two-dimensional grid where the focus's final regret is the median,
-    so it is neither its best nor its worst.
+    The landscape is that of the grid, of one or two dimensions, where the focus's final regret is
+    the median: neither its best nor its worst.
 
     Args:
       results: the results.
@@ -32,7 +32,7 @@ def picture(
       focus: the method in focus.
 
     Returns:
-      The figure; None where no scored experiment is a two-dimensional grid.
+      The figure; None where no scored experiment is such a grid.
     """
     grids = [(e, laid_out) for e in experiments if isinstance(laid_out := lay_out(e), Grid)]
     if not grids:

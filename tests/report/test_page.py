@@ -76,10 +76,9 @@ def test_the_picture_shows_a_landscape_beside_the_best_methods(plain, tmp_path):
     drawn = (folder / "report" / "picture.svg").read_text()
     assert "agent configures a held-out run" in drawn and "random" in drawn
     assert "learning rate" in drawn and "batch size" in drawn
-    space = Space((Dimension("rate", "log-ordinal", RATES),))
-    one = Split(
-        (), (small("line", "mid", space=space, configurations=[{"rate": r} for r in RATES]),)
-    )
+    space = Space((Dimension("mixture", "simplex", ("web", "code")),))
+    mixtures = [{"mixture": {"web": share, "code": 1 - share}} for share in (0.2, 0.4, 0.6, 0.8)]
+    one = Split((), (small("mixed", "mid", space=space, configurations=mixtures),))
     write(one, tmp_path, ("random",))
     assert not (tmp_path / "report" / "picture.svg").exists()
 
