@@ -158,6 +158,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.evaluation.temperature = 0.0  # temperature of the agent; 0 is greedy
     c.evaluation.methods = ""  # names of methods, comma-separated; empty for all but the peers
     c.evaluation.games = 192  # most games that a policy plays side by side
+    c.evaluation.processes = 2  # that play the baselines
     c.evaluation.meta_learning = 1.0  # share of the learned baselines' training steps
     c.evaluation.shots = 1  # examples in the prompt of zero_shot (untrained published weights)
     c.evaluation.constrained = True  # the agent names offered candidates alone, in GRPO too
@@ -202,7 +203,7 @@ def shrink(c: ConfigDict) -> None:
     c.distill.update({"steps": 10, "batch_rows": 4, "save_every": 5})
     c.grpo.update({"steps": 2, "groups": 2, "group_size": 4, "minibatch_rows": 8, "save_every": 1})
     c.grpo.update({"pairs": 4, "kept_out": 3, "evaluate_every": 1})
-    c.evaluation.update({"seeds": (0, 1), "meta_learning": 0.05})
+    c.evaluation.update({"seeds": (0, 1), "meta_learning": 0.05, "processes": 1})
 
 
 def publish(c: ConfigDict, weights: str) -> None:

@@ -59,13 +59,13 @@ class Greedy:
 
 def greedy(name: str) -> Callable[[Problem, int], Greedy]:
     """Return the maker of the greedy baseline of a forecast, by the forecast's name."""
+    return functools.partial(_greedy, name)
 
-    def make(problem: Problem, seed: int) -> Greedy:
-        if problem.failing and name == "panel":
-            return Greedy(functools.partial(counsel, failing=problem.failing), problem, seed)
-        return Greedy(FORECASTS[name], problem, seed)
 
-    return make
+def _greedy(name: str, problem: Problem, seed: int) -> Greedy:
+    if problem.failing and name == "panel":
+        return Greedy(functools.partial(counsel, failing=problem.failing), problem, seed)
+    return Greedy(FORECASTS[name], problem, seed)
 
 
 class GreedyFSBO(Greedy):

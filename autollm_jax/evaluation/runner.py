@@ -9,9 +9,13 @@
 4. Concatenate the parts to results.parquet and transcripts.jsonl.
 """
 
+import atexit
+import concurrent.futures
+import functools
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -98,10 +102,13 @@ class MethodPlayer:
     Attributes:
       method: the baseline.
       failing: of every problem, as in `Problem`.
+      processes: 1 plays in this process; more are spawned, which needs a main module that can be
+        imported without work, and share the games.
     """
 
     method: Callable[[Problem, int], Method]
     failing: str = ""
+    processes: int = 1
 
     @property
     def identity(self) -> str:
@@ -109,22 +116,50 @@ class MethodPlayer:
         return getattr(self.method, "digest", "")
 
     def __call__(self, games: Sequence[Game]) -> list[Transcript] | None:
-        spent = []
-        for game in games:
-            episode = game.episode
-            problem = Problem(episode.setting, episode.evidence, episode.budget, self.failing)
-            method = self.method(problem, game.seed)
-            while not episode.done:
-                method.tell(episode.exec_config(method.ask()))
-            spent.append(getattr(method, "evidence_flops", None))
+        count = min(self.processes, len(games))
+        if count > 1:
+            shares = [games[start::count] for start in range(count)]
+            spent = [0.0] * len(games)
+            for start, played in enumerate(_pool(self.processes).map(self._played, shares)):
+                for number, (configs, flops) in enumerate(played):
+                    place = start + number * count
+                    spent[place] = flops
+                    for config in configs:
+                        games[place].episode.exec_config(config)
+        else:
+            spent = [flops for _, flops in self._played(games)]
         if any(flops is None for flops in spent):
             return None
         return [{"text": None, "evidence_flops": float(flops)} for flops in spent]
 
+    def _played(self, games: Sequence[Game]) -> list[tuple[list, float | None]]:
+        """Play games; return each one's asked configurations, and the method's `evidence_flops`."""
+        played = []
+        for game in games:
+            episode, asked = game.episode, []
+            problem = Problem(episode.setting, episode.evidence, episode.budget, self.failing)
+            method = self.method(problem, game.seed)
+            while not episode.done:
+                asked.append(method.ask())
+                method.tell(episode.exec_config(asked[-1]))
+            played.append((asked, getattr(method, "evidence_flops", None)))
+        return played
 
-def play_method(method: Callable[[Problem, int], Method], failing: str = "") -> MethodPlayer:
+
+@functools.cache
+def _pool(processes: int) -> concurrent.futures.Executor:
+    """Return the processes that play; they stay, since each imports every library once."""
+    context = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(processes, mp_context=context)
+    atexit.register(pool.shutdown)
+    return pool
+
+
+def play_method(
+    method: Callable[[Problem, int], Method], failing: str = "", processes: int = 1
+) -> MethodPlayer:
     """Return the player of a baseline: a class of `BASELINES`, or a `Learned` one."""
-    return MethodPlayer(method, failing)
+    return MethodPlayer(method, failing, processes)
 
 
 def evaluate(

@@ -276,6 +276,7 @@ TRAINING_RULES = {
     "evaluation.methods": names(METHODS, empty=True),
     "evaluation.games": COUNT,
     "evaluation.meta_learning": number(0, open="low"),
+    "evaluation.processes": COUNT,
     "evaluation.shots": whole(0),
     "evaluation.constrained": FLAG,
 }

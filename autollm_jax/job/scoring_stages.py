@@ -166,7 +166,7 @@ def _players(job: Job) -> dict[str, Player]:
         **({"distilled": distilled} if config.grpo.steps else {}),
         **({"zero_shot": untrained} if job.weights else {}),
         **{
-            name: functools.partial(play_method, cls, job.stress.failing)
+            name: functools.partial(play_method, cls, job.stress.failing, settings.processes)
             for name, cls in BASELINES.items()
         },
         **{name: functools.partial(learned, name) for name in learners},

@@ -253,6 +253,20 @@ def test_every_baseline_plays_under_every_stress(small_split, tmp_path, change):
     assert all(row["valid"] and not row["matched"] for row in rows)
 
 
+@pytest.mark.parametrize("name", ["random", "gaussian_process", "successive_halving"])
+def test_processes_that_share_the_games_play_what_one_plays(small_split, tmp_path, name):
+    found = []
+    for processes in (1, 3):
+        player = play_method(BASELINES[name], processes=processes)
+        folder = tmp_path / str(processes)
+        terms = {"seeds": (0, 1, 2, 3)}
+        rows = run({name: player}, small_split, folder, **terms).to_pylist()
+        texts = (folder / "transcripts.jsonl").read_text()
+        found.append((str(rows), texts))  # a failed run's outcome is nan
+        assert len(rows) == 3 * 2 * 4
+    assert found[0] == found[1]
+
+
 def test_what_a_game_carries_besides_its_text_is_written_with_it(small_split, tmp_path):
     def player(games):
         Scripted([MEASURED])(games)
