@@ -7,6 +7,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests import quick_xla
+
 NOTEBOOK = Path("launch/colab.ipynb")
 
 
@@ -24,7 +26,8 @@ def repository(tmp_path):
     return tmp_path
 
 
-def test_it_runs_from_top_to_bottom(repository):
+def test_it_runs_from_top_to_bottom(repository, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", quick_xla.FLAGS)  # without the suite's eight devices
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     resources = {"metadata": {"path": str(repository)}}
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
