@@ -1,4 +1,4 @@
-"""Write docs/results.md, own_tables.md and picture.svg, all from a work directory and the tables.
+"""Write docs/results.md, own_tables.md, picture.svg and README's results, none of it by hand.
 
 python launch/main.py --config=configs/gym.py --workdir=DIR
 python launch/write_docs.py --workdir=DIR
@@ -12,25 +12,88 @@ from autollm_jax import command_line
 from autollm_jax.errors import UserError
 from autollm_jax.files import read_json, read_json_lines, write_atomic
 from autollm_jax.gym.experiments import Experiment, load_experiments
-from autollm_jax.report.markdown import table
+from autollm_jax.report.markdown import table, with_section
 
 WORKDIR = command_line.define_path("workdir", None, "Work directory of a job that has a report.")
 OUT = command_line.define_path("out", "docs", "Folder to write the pages into.")
 ROOT = command_line.define_path("root", "gym_data", "Folder of our own outcome tables.")
-AGENT = "agent"
+README = command_line.define_path("readme", "README.md", "Page whose section Results is replaced.")
+AGENT, HEADING = "agent", "## Results"
+YARDSTICKS = ("random", "default")
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
     if WORKDIR.value is None:
         raise UserError("--workdir is missing; give the work directory of a job that has a report")
-    write_atomic(Path(OUT.value) / "results.md", results_page(Path(WORKDIR.value)))
+    workdir, out, readme = Path(WORKDIR.value), Path(OUT.value), Path(README.value)
+    write_atomic(out / "results.md", results_page(workdir))
     tables = load_experiments(ROOT.value)
-    write_atomic(Path(OUT.value) / "own_tables.md", tables_page(ROOT.value, tables))
-    drawn = Path(WORKDIR.value) / "report" / "picture.svg"
+    write_atomic(out / "own_tables.md", tables_page(ROOT.value, tables))
+    drawn = workdir / "report" / "picture.svg"
     if drawn.exists():
-        write_atomic(Path(OUT.value) / "picture.svg", drawn.read_text())
-    print(f"wrote results.md, own_tables.md and picture.svg into {OUT.value}")
+        write_atomic(out / "picture.svg", drawn.read_text())
+    write_atomic(readme, with_section(readme.read_text(), HEADING, front_section(workdir)))
+    print(f"wrote results.md, own_tables.md and picture.svg into {out}, and {HEADING} of {readme}")
+
+
+def front_section(workdir: Path) -> str:
+    """Write README's section: the agent beside the best other method, its start, and the bounds."""
+    summary = read_json(workdir / "report" / "summary.json")
+    record = read_json(workdir / "evaluation" / "evaluated.json")
+    regret, difference = summary["regret"], summary["difference"]
+    others = [name for name in regret if name not in (AGENT, "distilled")]
+    best = min(others, key=lambda name: sum(c["mean"] for c in regret[name]["all"].values()))
+    lines = [
+        f"The agent: {means(regret[AGENT])}. The best other method, {shown(best)}: "
+        f"{means(regret[best])}. The difference: {gaps(difference[best])}."
+    ]
+    if "distilled" in regret:
+        lines.append(
+            f"Before GRPO, after distillation alone: {means(regret['distilled'])}. The difference: "
+            f"{gaps(difference['distilled'])}."
+        )
+    bounds = [f"{shown(name)} {means(regret[name])}" for name in YARDSTICKS if name in regret]
+    if "ceiling" in summary:
+        known = " / ".join(f"{x:.3f}" for x in summary["ceiling"]["all"].values())
+        bounds.append(f"what a reader of the held-out tables could know {known}")
+    lines.append(f"Yardsticks: {'; '.join(bounds)}.")
+    claims = summary["claims"][AGENT]["all"]
+    lines.append(
+        f"{100 * summary['invalid_rate'][AGENT]:.1f} % of the agent's calls are invalid; "
+        f"{100 * claims['true']:.1f} % of the {claims['n']:,} claims in its thinking are true."
+    )
+    *_, (_, seconds, peak) = stage_rows(workdir)
+    lines.append(
+        f"The whole job, from tables to report: {float(seconds) / 60:.0f} minutes and {peak} GiB "
+        f"on 2 CPU cores, at commit {record['code'][:9]}."
+    )
+    return (
+        f"{HEADING}\n\nMean regret after {' / '.join(regret[AGENT]['all'])} trials on "
+        f"{summary['counts']['all']['experiments']} held-out experiments of our own tables, "
+        f"protocol `{record['fields']['protocol']}`, one training. 0 is the best configuration, 1 "
+        "no better than the median one; below 0 a difference speaks for the agent. "
+        "[docs/results.md](docs/results.md) has every method, with intervals.\n\n"
+        + "".join(f"- {line}\n" for line in lines)
+    )
+
+
+def means(by_task: Mapping) -> str:
+    """Spell a method's pooled regrets."""
+    return " / ".join(f"{cell['mean']:.3f}" for cell in by_task["all"].values())
+
+
+def gaps(by_task: Mapping) -> str:
+    """Spell pooled differences with their 95 % intervals; below 0 the agent is better."""
+    return ", ".join(
+        f"{cell['mean']:+.3f} [{cell['low']:+.3f}, {cell['high']:+.3f}]"
+        for cell in by_task["all"].values()
+    )
+
+
+def shown(method: str) -> str:
+    """Spell a method's name."""
+    return "all advisers together" if method == "panel" else method.replace("_", " ")
 
 
 def results_page(workdir: Path) -> str:

@@ -27,7 +27,7 @@ class Advice:
       mean_AR: expected regrets, up to a constant of each adviser.
       deviation_AR: standard deviations of these.
       remaining_AR: the regret expected to remain after trying a row next, relative to the adviser's
-        best row; inf where a row is not open.
+        best row, and a share of the row's own (`Forecast.costs`); inf where a row is not open.
       best_A: the least score of a trial, on the adviser's own scale; nan before any.
       surprise_A: how far the adviser's expectations before the first trial were off at the trials,
         their common level apart (mean absolute difference); 0 before two trials.
@@ -53,7 +53,7 @@ def advise(panel: Panel, trials: Sequence[Trial] = ()) -> Advice:
         scores_T = _of_failed(np.asarray(scores_T, float))
         means.append(mean_R)
         deviations.append(deviation_R)
-        remaining.append(member.expected_regrets(trials))
+        remaining.append(member.costs(trials))
         best.append(min(scores_T, default=np.nan))
         off_T = scores_T - member.scored()[0][tried]
         surprise.append(np.abs(off_T - off_T.mean()).mean() if len(seen) > 1 else 0.0)

@@ -28,6 +28,9 @@ from autollm_jax.gym.settings import Setting
 # What a forecast knows of a trial: the row that answered, and its loss (inf where it failed).
 Seen = tuple[tuple[int, float], ...]
 
+# Share of a row's own expected regret in the cost of trying it next (docs/experiments.md, 47).
+TASTE = 0.1
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prediction:
@@ -156,6 +159,16 @@ class Forecast(abc.ABC):
         rank_R, open_R = self.ranking(trials), self.open_rows(trials)
         least = rank_R[open_R].min(initial=np.inf)
         return np.where(open_R, np.clip(rank_R - least, 0.0, 1.0), np.inf)
+
+    def costs(self, trials: Sequence[Trial] = ()) -> np.ndarray:
+        """Return `expected_regrets` [R] and a share of the regret that the row itself is to have.
+
+        Where trials have left little to gain, every row's expected remaining regret is alike, and
+        the least one is of the least known row. The share prefers a row that is good itself.
+        """
+        mean_R, open_R = self.scored(trials)[0], self.open_rows(trials)
+        least = mean_R[open_R].min(initial=np.inf)
+        return self.expected_regrets(trials) + TASTE * np.clip(mean_R - least, 0.0, 1.0)
 
     def open_rows(self, trials: Sequence[Trial]) -> np.ndarray:
         """Tell which rows [R] are feasible and untried."""

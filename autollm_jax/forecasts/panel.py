@@ -55,6 +55,10 @@ class Panel(Forecast):
         """Return the mean [R] of the members' expected regrets; inf where a row is not open."""
         return np.mean([member.expected_regrets(trials) for member in self.members], axis=0)
 
+    def costs(self, trials: Sequence[Trial] = ()) -> np.ndarray:
+        """Return the mean [R] of the members' costs."""
+        return np.mean([member.costs(trials) for member in self.members], axis=0)
+
     def ranking(self, trials: Sequence[Trial] = ()) -> np.ndarray:
-        """Return the expected regrets: members' own rankings have no common scale."""
-        return self.expected_regrets(trials)
+        """Return the costs: members' own rankings have no common scale."""
+        return self.costs(trials)

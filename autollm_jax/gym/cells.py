@@ -23,6 +23,7 @@ _CODE_SEED = 2605_11518
 # Two cells are of one crowd where they are nearer to each other than CROWD_SHARE of the distance
 # that separates most cells, this quantile of them, from their nearest neighbours at most.
 CROWD_SHARE, CROWD_QUANTILE = 0.5, 0.9
+GRID_SHARE = 0.5
 LEAST_CROWDED = 32  # of fewer cells the distances do not tell a crowd from chance
 _CHUNK = 512  # cells that are compared with all cells at once
 
@@ -89,9 +90,8 @@ class Cells:
         Where optimisers chose the configurations, most lie crowded around a few places, and a plain
         mean over rows is a mean over these. A cell's crowd is the number of cells within a radius,
         itself included; the radius is half of what separates most cells from their nearest
-        neighbours. In a grid, also one with gaps, every weight is 1, unless its steps are finer in
-        places. So it is in a space with a mixture, where the cells were drawn by a design, and in
-        a table of few cells.
+        neighbours. In a grid, also one with gaps or uneven steps, every weight is 1. So it is in a
+        space with a mixture, where the cells were drawn by a design, and in a table of few cells.
 
         >>> from autollm_jax.gym.spaces import Dimension
         >>> space = Space((Dimension("rate", "continuous", bounds=(0.0, 1.0)),))
@@ -100,11 +100,20 @@ class Cells:
         >>> cells.weights_R[[0, 19, 20, 41, 42]].round(2)
         array([1.  , 1.  , 0.33, 0.33, 0.33])
         """
-        designed = any(dimension.kind == "simplex" for dimension in self.space.dimensions)
-        plain = designed or len(self) < LEAST_CROWDED
+        drawn = any(dimension.kind == "simplex" for dimension in self.space.dimensions)
+        plain = drawn or len(self) < LEAST_CROWDED or self._is_grid
         weights_R = np.ones(len(self)) if plain else 1.0 / self._crowds()
         weights_R.setflags(write=False)
         return weights_R
+
+    @property
+    def _is_grid(self) -> bool:
+        """Whether the cells are at least `GRID_SHARE` of all combinations of their values."""
+        dimensions = self.space.dimensions
+        if not all(dimension.is_discrete for dimension in dimensions):
+            return False
+        values = [{c[dimension.name] for c in self.configurations} for dimension in dimensions]
+        return len(self) >= GRID_SHARE * math.prod(map(len, values))
 
     def _crowds(self) -> np.ndarray:
         """Count the cells of each cell's crowd [R]."""

@@ -4,6 +4,8 @@ import pytest
 from autollm_jax.baselines import BASELINES, Problem
 from autollm_jax.errors import UserError
 from autollm_jax.forecasts.advisers import COUNSEL, forecast
+from autollm_jax.forecasts.base import Forecast
+from autollm_jax.forecasts.panel import Panel
 from autollm_jax.gym.environment import Episode
 
 
@@ -25,6 +27,24 @@ def test_the_panel_is_the_mean_of_its_members(episode):
         np.testing.assert_allclose(panel_R, each_AR.mean(0), rtol=1e-6)
         assert (np.isinf(panel_R) == np.isinf(each_AR[0])).all()
         episode.exec_config(episode.setting.configurations[int(panel_R.argmin())])
+
+
+def test_where_nothing_is_left_to_gain_a_good_row_costs_less_than_a_bad_one(episode):
+    class Content(Forecast):
+        """Expects the last row to be the best, and that no trial would gain anything."""
+
+        def posterior(self, seen):
+            mean_R = np.linspace(1.0, 0.0, len(self.setting.cells))
+            return mean_R, np.ones_like(mean_R), np.zeros(len(seen))
+
+        def ranking(self, trials=()):
+            return np.zeros(len(self.setting.cells))
+
+    forecast = Content(episode.setting, episode.evidence)
+    assert (forecast.expected_regrets()[forecast.open_rows(())] == 0).all()
+    costs_R = forecast.costs()
+    assert costs_R.argmin() == len(costs_R) - 1 and costs_R.min() == 0
+    np.testing.assert_allclose(Panel(forecast, [forecast] * 2).ranking(), costs_R)
 
 
 @pytest.mark.parametrize("name", ["gaussian_process", "boosted_trees"])

@@ -1,0 +1,52 @@
+import json
+
+import pytest
+
+from tests import scripts
+from tests.report.test_page import proven
+
+RECORD = {
+    "code": "0123456789abcdef",
+    "versions": "jax 1",
+    "roots": "gym_data",
+    "fields": {"protocol": "dev"},
+}
+STAGES = [
+    {"stage": "grpo", "seconds": 60.0, "peak_gib": 1.5},
+    {"stage": "grpo", "seconds": 30.0, "peak_gib": 2.5},
+    {"stage": "evaluate", "seconds": 30.0, "peak_gib": 1.0},
+]
+
+
+@pytest.fixture
+def workdir(small_split, tmp_path):
+    """A work directory with a report, and what the stages keep beside it."""
+    folder = tmp_path / "workdir"
+    proven(small_split, folder)
+    (folder / "evaluation" / "evaluated.json").write_text(json.dumps(RECORD))
+    (folder / "stages.jsonl").write_text("".join(json.dumps(line) + "\n" for line in STAGES))
+    return folder
+
+
+def run(*arguments):
+    return scripts.run("launch/write_docs.py", *arguments)
+
+
+def test_the_pages_are_written_and_only_the_readmes_results_are_replaced(workdir, tmp_path):
+    readme, docs = tmp_path / "README.md", tmp_path / "docs"
+    readme.write_text("# Name\n\n## Results\n\nold\n\n## Quickstart\n\nkept\n")
+    done = run(f"--workdir={workdir}", f"--out={docs}", f"--readme={readme}")
+    assert done.returncode == 0, done.stderr
+    text = readme.read_text()
+    assert "old" not in text and text.endswith("\n## Quickstart\n\nkept\n")
+    assert "- The agent: " in text and "- Yardsticks: random " in text
+    assert "2 minutes and 2.5 GiB on 2 CPU cores, at commit 012345678" in text
+    results = (docs / "results.md").read_text()
+    assert "| grpo | 90 | 2.5 |" in results and "| agent |" in results
+    assert "## grpo" in (docs / "own_tables.md").read_text()
+    assert (docs / "picture.svg").read_text().startswith("<svg")
+
+
+def test_without_a_work_directory_it_says_what_to_give():
+    done = run()
+    assert done.returncode == 1 and "--workdir is missing" in done.stderr.splitlines()[-1]
