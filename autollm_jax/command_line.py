@@ -36,6 +36,9 @@ def _keep_freed_memory() -> None:
 # While there is one thread: the second one fixes the number of arenas when it allocates. So scripts
 # import this module before any that starts threads.
 _keep_freed_memory()
+# Spawned processes and XLA share the cores, and BLAS threads spin while they wait for work: two
+# processes took three times as long to simulate (docs/performance.md). NumPy reads it when loaded.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Loading JAX takes seconds, in which there is nothing to save.
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGTERM, lambda *_: os._exit(PREEMPTED_EXIT_CODE))

@@ -116,7 +116,7 @@ def results_page(workdir: Path) -> str:
         table(("stage", "seconds", "peak GiB so far"), stage_rows(workdir)),
         "\n## Regret after 1 / 3 / 5 trials\n\n",
         "Tasks weigh alike in the column *all*, whose interval is a 95 % bootstrap over settings, "
-        "experiments and seeds. With two settings a task the intervals cover less than 95 %. "
+        "experiments and seeds. "
         "*Could be known* is no method: it reads the held-out table and predicts each "
         "configuration from all others.\n\n",
         table(("method", *tasks, "all", "interval at 1"), regret_rows(summary, tasks)),

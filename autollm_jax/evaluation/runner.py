@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from autollm_jax.baselines.base import Method, Problem
+from autollm_jax.baselines.learned import Learned
 from autollm_jax.cluster import distributed
 from autollm_jax.errors import UserError
 from autollm_jax.files import package_digest, write_atomic
@@ -119,7 +120,7 @@ class MethodPlayer:
         count = min(self.processes, len(games))
         if count > 1:
             shares = [games[start::count] for start in range(count)]
-            spent = [0.0] * len(games)
+            spent: list[float | None] = [None] * len(games)
             for start, played in enumerate(_pool(self.processes).map(self._played, shares)):
                 for number, (configs, flops) in enumerate(played):
                     place = start + number * count
@@ -128,9 +129,10 @@ class MethodPlayer:
                         games[place].episode.exec_config(config)
         else:
             spent = [flops for _, flops in self._played(games)]
-        if any(flops is None for flops in spent):
+        known = [float(flops) for flops in spent if flops is not None]
+        if len(known) < len(spent):
             return None
-        return [{"text": None, "evidence_flops": float(flops)} for flops in spent]
+        return [{"text": None, "evidence_flops": flops} for flops in known]
 
     def _played(self, games: Sequence[Game]) -> list[tuple[list, float | None]]:
         """Play games; return each one's asked configurations, and the method's `evidence_flops`."""
@@ -144,6 +146,16 @@ class MethodPlayer:
                 method.tell(episode.exec_config(asked[-1]))
             played.append((asked, getattr(method, "evidence_flops", None)))
         return played
+
+
+def learn_side_by_side(learners: Sequence[Learned], processes: int) -> None:
+    """Let processes learn what meta-learned methods lack; each keeps it in the method's file."""
+    if min(processes, len(learners)) > 1:
+        list(_pool(processes).map(_learn, learners))
+
+
+def _learn(learner: Learned) -> None:
+    _ = learner.arrays
 
 
 @functools.cache

@@ -73,8 +73,8 @@ class Optimum:
 
 def optima(experiments: Iterable[Experiment]) -> list[Optimum]:
     """Return the optimum's place along each dimension of positive numbers."""
-    places: dict[tuple, dict[str, list[float]]] = {}
-    inside: dict[tuple, list[bool]] = {}
+    places: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+    inside: dict[tuple[str, str, str], list[bool]] = {}
     for (task, source, level), found in _by_level(experiments):
         for experiment in found:
             for name, octave, is_inside in _places(experiment):

@@ -19,7 +19,15 @@ from autollm_jax.baselines import BASELINES, META_LEARNED
 from autollm_jax.baselines.learned import Learned
 from autollm_jax.cluster import distributed
 from autollm_jax.errors import UserError
-from autollm_jax.evaluation.runner import Player, Terms, evaluate, play_method, table_hashes
+from autollm_jax.evaluation.runner import (
+    MethodPlayer,
+    Player,
+    Terms,
+    evaluate,
+    learn_side_by_side,
+    play_method,
+    table_hashes,
+)
 from autollm_jax.evaluation.trainings import pool_trainings
 from autollm_jax.files import read_json, read_json_lines, write_json_atomic
 from autollm_jax.forecasts.left_out import left_out_predictions
@@ -42,8 +50,12 @@ GAME_FIELDS = ("gym.tasks", "gym.evidence", "gym.budget", "gym.matching", "proto
 def evaluate_methods(job: Job) -> None:
     """Score the agent and the baselines on the held-out experiments."""
     config, tables = job.config, table_hashes(job.roots)
+    players = _players(job)
+    methods = [player.method for player in players.values() if isinstance(player, MethodPlayer)]
+    learners = [method for method in methods if isinstance(method, Learned)]
+    distributed.on_main(lambda: learn_side_by_side(learners, config.evaluation.processes))
     evaluate(
-        _players(job),
+        players,
         job.split,
         Terms(
             config.gym.budget,
