@@ -2,7 +2,8 @@
 
     python launch/main.py --config=configs/gym.py
 
-docs/experiments.md (38 to 45) has what was measured of this recipe's agent.
+README's section Results has what to expect of it on 2 CPU cores: regrets, minutes, memory;
+docs/experiments.md (38 to 48) has the reasons for the recipe.
 
     python launch/main.py --config=configs/gym.py:smoke
 

@@ -1,12 +1,12 @@
 """Keeps the learned arrays of a meta-learned baseline in a file: nothing is learned twice."""
 
+import dataclasses
 import functools
 import hashlib
 import io
 import json
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +24,14 @@ def experiments_digest(experiments: Sequence[Experiment]) -> str:
     digest = hashlib.sha256()
     for e in experiments:
         described = [e.id, e.space.to_json(), e.default, e.objective.metric, e.objective.minimize]
-        described += [dict(e.facts), vars(e.fidelity), dict(e.limit or {})]
+        described += [dict(e.facts), dataclasses.asdict(e.fidelity), dict(e.limit or {})]
         digest.update(json.dumps(described, sort_keys=True, default=str).encode())
         for array in (e.units_RD, e.outcomes.values_R, e.outcomes.status_R, e.feasible_R):
             digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Learned:
     """A meta-learned baseline that is called like any other: with a problem and a seed.
 

@@ -16,7 +16,7 @@ from autollm_jax.baselines import (
     neural_acquisition,
 )
 from autollm_jax.baselines.greedy import Greedy
-from autollm_jax.baselines.learned import Learned
+from autollm_jax.baselines.learned import Learned, experiments_digest
 from autollm_jax.forecasts import fsbo
 from autollm_jax.forecasts.problem_arrays import column_names, layout, read_problem, training_spaces
 from autollm_jax.forecasts.relevance import relevant_evidence
@@ -251,6 +251,15 @@ def test_other_tables_another_seed_and_damage_learn_again(counting, evidence, tm
     path.write_bytes(path.read_bytes()[:40])
     assert Learned(counting, evidence[1:], 1, path).arrays
     assert counting.calls == 4
+
+
+def test_what_was_read_of_the_experiments_meanwhile_changes_nothing(evidence):
+    fresh = tuple(evidence)
+    for e in fresh:
+        vars(e.fidelity).pop("log", None)  # as if nobody had asked yet
+    before = experiments_digest(fresh)
+    assert all(np.isfinite(e.fidelity.log).all() for e in fresh)
+    assert experiments_digest(fresh) == before
 
 
 def test_changed_code_learns_again(counting, evidence, tmp_path, monkeypatch):
