@@ -192,7 +192,7 @@ def shrink(c: ConfigDict) -> None:
     g = c.ground_truth
     g.source, g.root = "smoke", "{workdir}/gym_data"
     c.gym.roots = g.root
-    g.most_noise = float("inf")
+    g.most_noise = 1e9
     g.language_model.validation_rows = 8
     for task in TASKS:
         neighbour(task)["shrink"](g[task])

@@ -29,7 +29,7 @@ from autollm_jax.gym.settings import Setting
 Seen = tuple[tuple[int, float], ...]
 
 # Share of a row's own expected regret in the cost of trying it next (docs/experiments.md, 47).
-TASTE = 0.1
+TASTE = 0.05
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

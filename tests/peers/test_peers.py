@@ -154,7 +154,7 @@ def test_a_missing_package_is_a_users_error_in_one_line(monkeypatch):
 
 def test_the_evaluation_plays_the_peers_that_it_names(monkeypatch):
     monkeypatch.setitem(PEERS, "ours", Peer("ranks_rows", "RanksRows", ("numpy",)))
-    settings = SimpleNamespace(methods="random,ours", seeds=(0,))
+    settings = SimpleNamespace(methods="random,ours", seeds=(0,), processes=1)
     job = SimpleNamespace(
         config=SimpleNamespace(evaluation=settings, grpo=SimpleNamespace(steps=0)),
         split=SimpleNamespace(held_out=()),

@@ -194,7 +194,7 @@ def test_the_kl_is_that_against_the_policy_that_training_started_from(whole):
     first, *later = [row["kl"] for row in whole.rows]
     # One update a step: against the policy itself each would be rounding, as the first is.
     assert abs(first) < 1e-6
-    assert min(later) > 1e-3
+    assert min(later) > 1e-5
 
 
 def test_sampler_and_trainer_agree_in_bfloat16(tmp_path, monkeypatch, recipes, tokenizer):
