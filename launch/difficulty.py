@@ -4,8 +4,8 @@
 
 Signal: experiments, settings, noise and the optimum's shift with scale, of the tables in --own.
 Difficulty, under protocol dev (the evidence is low, the targets are mid): regrets of random, the
-default and the best cheap baseline, and of what could be known. About 4 seconds an experiment on
-one core. With --page the sections "Signal" and "Difficulty" of that page are replaced.
+default and the best cheap baseline, and of what could be known. With
+--page the sections "Signal" and "Difficulty" of that page are replaced.
 """
 
 import dataclasses

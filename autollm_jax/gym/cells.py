@@ -23,7 +23,7 @@ _CODE_SEED = 2605_11518
 # Two cells are of one crowd where they are nearer to each other than CROWD_SHARE of the distance
 # that separates most cells, this quantile of them, from their nearest neighbours at most.
 CROWD_SHARE, CROWD_QUANTILE = 0.5, 0.9
-GRID_SHARE = 0.5
+GRID_SHARE = 0.5  # of all combinations of their values: so many cells are a grid
 LEAST_CROWDED = 32  # of fewer cells the distances do not tell a crowd from chance
 _CHUNK = 512  # cells that are compared with all cells at once
 
