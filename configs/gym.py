@@ -102,7 +102,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.policy.turn_tokens = 48  # most tokens of a turn of the policy
 
     c.rollout = ConfigDict()  # how the policy plays, in GRPO and in evaluation
-    c.rollout.cache_block = 256  # tokens by which the KV cache grows; each size compiles once
+    c.rollout.cache_block = 800  # tokens by which the KV cache grows; each size compiles once
     c.rollout.chunk = 160  # tokens of an answer that the policy reads at once
 
     c.curate = ConfigDict()
@@ -130,7 +130,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.distill.optimizer = optimizer(3e-3, b2=0.98, weight_decay=0.05)
 
     c.grpo = ConfigDict()
-    c.grpo.steps = 40  # 0: the distilled policy is scored
+    c.grpo.steps = 24  # 0: the distilled policy is scored
     c.grpo.pairs = 96  # pairs to play; each is played again in later steps
     c.grpo.synthetic = 0.25  # share of pairs from the synthetic prior
     c.grpo.groups = 16  # pairs a step
@@ -138,7 +138,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.grpo.members = "enumerated"  # of a group: all choices of a decision, or sampled episodes
     c.grpo.minibatch_rows = 16  # episodes an update sees
     c.grpo.microbatches = 1
-    c.grpo.epochs = 1  # passes over each rollout
+    c.grpo.epochs = 3  # passes over each rollout
     c.grpo.clip_low = 0.2  # probability ratios count from 1 - clip_low ...
     c.grpo.clip_high = 0.28  # ... to 1 + clip_high
     c.grpo.kl_coefficient = 0.003  # weight of the divergence from the distilled policy
@@ -150,7 +150,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.grpo.refills = 2  # sampled groups: rounds that may replace groups of equal returns
     c.grpo.credit = "turn"  # turn: a token gets the rewards from its turn on; or episode
     c.grpo.kept_out = 32  # pairs of other families, to find the best policy; 0: the last is best
-    c.grpo.evaluate_every = 5  # steps between two looks at them
+    c.grpo.evaluate_every = 6  # steps between two looks at them
     c.grpo.save_every = 10  # steps
     c.grpo.optimizer = optimizer(5e-4, warmup_fraction=0.1, decay="cosine", weight_decay=0.0)
 
@@ -158,7 +158,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.evaluation.seeds = (0, 1, 2)
     c.evaluation.temperature = 0.0  # temperature of the agent; 0 is greedy
     c.evaluation.methods = ""  # names of methods, comma-separated; empty for all but the peers
-    c.evaluation.games = 192  # most games that a policy plays side by side
+    c.evaluation.games = 32  # most games that a policy plays side by side
     c.evaluation.processes = 2  # that play the baselines
     c.evaluation.meta_learning = 1.0  # share of the learned baselines' training steps
     c.evaluation.shots = 1  # examples in the prompt of zero_shot (untrained published weights)

@@ -3,9 +3,8 @@
     python launch/main.py --config=configs/gym_full.py
     python launch/main.py --config=configs/gym_full.py --config.gym.roots=gym_data,tables
 
-Twice as many simulated pairs, eight times as many pairs of GRPO, five times as many steps. The
-recipe is for own and public tables together, whose sources differ in whom to trust. Not measured
-yet.
+Twice as many simulated pairs, six times as many pairs of GRPO, more steps. The recipe is for own
+and public tables together, whose sources differ in whom to trust (docs/experiments.md, 49).
 The variant `:smoke` is the same as that of the main job.
 """
 
@@ -21,6 +20,6 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "smoke":
         return c
     c.curate.distill_pairs = 600
-    c.distill.steps = 600
-    c.grpo.update({"pairs": 800, "steps": 200, "kept_out": 128, "evaluate_every": 20})
+    c.distill.steps = 400
+    c.grpo.update({"pairs": 600, "steps": 40, "kept_out": 128, "evaluate_every": 8})
     return c

@@ -1,6 +1,7 @@
 """The environment's side of a batch of conversations: prompts, replies, their tokens, look-ups."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,9 @@ from autollm_jax.text.claims import Audit, audit
 from autollm_jax.text.parsing import parse_action
 from autollm_jax.text.playing import act
 from autollm_jax.text.prompts import Turn
+
+# The agent and the policy that it started from play the same games one after the other.
+_counsel = functools.lru_cache(maxsize=128)(counsel)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +65,7 @@ class EnvironmentTurns:
         for start in starts:
             key = (start.episode.setting, start.episode.evidence)
             if key not in panels:
-                panels[key] = start.panel or counsel(*key, failing=config.failing)
+                panels[key] = start.panel or _counsel(*key, failing=config.failing)
         self._panels = [panels[e.setting, e.evidence] for e in self._episodes]
         self._decisions: list[Decision | None] = [None] * len(starts)
         self.transcripts: list[list[Turn]] = [[] for _ in starts]

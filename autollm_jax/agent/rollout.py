@@ -409,10 +409,14 @@ def _exchange(
     return jax.tree.map(put, batch, other)
 
 
-def mean_regret(policy: Policy, config: PlayConfig, starts: Sequence[Start], mesh: Mesh) -> float:
-    """Play episodes, and return their mean regret over all trials: what the return counts."""
-    layout = Layout(rows=even_rows(len(starts), mesh), mesh=mesh)
-    play(policy, config, starts, range(len(starts)), jax.random.key(0), layout)
+def mean_regret(
+    policy: Policy, config: PlayConfig, starts: Sequence[Start], rows: int, mesh: Mesh
+) -> float:
+    """Play episodes, so many rows at once; return their mean regret over all trials."""
+    layout = Layout(rows=even_rows(min(rows, len(starts)), mesh), mesh=mesh)
+    for first in range(0, len(starts), layout.rows or 1):
+        batch = starts[first : first + (layout.rows or 1)]
+        play(policy, config, batch, range(first, first + len(batch)), jax.random.key(0), layout)
     return float(
         np.mean(
             [

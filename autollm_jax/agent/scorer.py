@@ -44,6 +44,7 @@ class Settings:
       pairs: training pairs.
       synthetic: share of them from the synthetic prior.
       failing: share of them in which one adviser is wrong on purpose.
+      far: share of them whose evidence is far below the target.
       rounds: times that every pair is played with the latest network.
       updates: per round.
       kept: the latest rounds whose decisions are learned from.
@@ -56,6 +57,7 @@ class Settings:
     pairs: int = 300
     synthetic: float = 0.4
     failing: float = 0.15
+    far: float = 0.5
     rounds: int = 8
     updates: int = 100
     kept: int = 6
@@ -181,6 +183,7 @@ def games_of(training: Sequence[Experiment], seed: int, progress: bool, s: Setti
         pairs=s.pairs,
         synthetic=s.synthetic,
         failing=s.failing,
+        far=s.far,
         pairs_per_family=3,
     )
     recipes = tqdm(draw_recipes(families, config), "scorer's pairs", s.pairs, disable=not progress)

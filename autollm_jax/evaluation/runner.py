@@ -119,11 +119,13 @@ class MethodPlayer:
     def __call__(self, games: Sequence[Game]) -> list[Transcript] | None:
         count = min(self.processes, len(games))
         if count > 1:
-            shares = [games[start::count] for start in range(count)]
+            shares = _shares(games, count)
             spent: list[float | None] = [None] * len(games)
-            for start, played in enumerate(_pool(self.processes).map(self._played, shares)):
-                for number, (configs, flops) in enumerate(played):
-                    place = start + number * count
+            of_shares = [[games[place] for place in share] for share in shares]
+            for share, played in zip(
+                shares, _pool(self.processes).map(self._played, of_shares), strict=True
+            ):
+                for place, (configs, flops) in zip(share, played, strict=True):
                     spent[place] = flops
                     for config in configs:
                         games[place].episode.exec_config(config)
@@ -146,6 +148,16 @@ class MethodPlayer:
                 method.tell(episode.exec_config(asked[-1]))
             played.append((asked, getattr(method, "evidence_flops", None)))
         return played
+
+
+def _shares(games: Sequence[Game], count: int) -> list[list[int]]:
+    """Deal the places of games; those of one experiment stay together, for they share fits."""
+    places: dict[str, list[int]] = {}
+    for place, game in enumerate(games):
+        places.setdefault(game.episode.setting.id, []).append(place)
+    groups = list(places.values())
+    dealt = [groups[start::count] for start in range(min(count, len(groups)))]
+    return [[place for group in share for place in group] for share in dealt]
 
 
 def learn_side_by_side(learners: Sequence[Learned], processes: int) -> None:

@@ -14,9 +14,14 @@ from autollm_jax.gym.settings import Setting
 # Share of each experiment's rows, the best ones, that `move_along_law` fits the law to. Chosen on
 # cheap experiments.
 BEST_SHARE = 0.02
+# A setting counts as at most so many times as far from the evidence's mean as the farthest
+# experiment, along each direction in which their fidelities vary. Where these hardly vary, a slope
+# is noise, which a setting far along the direction multiplies. Chosen on cheap experiments.
+REACH = 3.0
 # A direction in which the fidelities vary by less than this share of their greatest variation gets
 # slope 0. Two tables, say, determine the slope along the line through their fidelities only.
 RANK_TOLERANCE = 0.02
+LEAST_VARIED = 1e-9  # below it fidelities are equal but for rounding
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,8 @@ class Rows:
       points_ND: coordinates on the setting's scale.
       sizes_NS: relative sizes (S = 1) if the setting and all relevant experiments have sizes; else
         S = 0.
-      fidelities_NF: log parameters and log tokens, relative to the setting; 0 where missing.
+      fidelities_NF: log parameters and log tokens, relative to the setting, which counts as within
+        reach of the evidence (`within_reach`); 0 where missing.
       scores_N: the spread regret (`Experiment.spread_regrets_R`), 0 at the experiment's best and 1
         at its spread median and above. The cut at 1 keeps detail near the optimum. A failed run
         scores 1.
@@ -58,6 +64,7 @@ def gather(setting: Setting, evidence: Sequence[Experiment], limit: int) -> Rows
     if not relevant:
         empty = np.zeros((0, setting.space.width)), np.zeros((0, int(sized))), np.zeros((0, 2))
         return Rows(*empty, np.zeros(0), np.zeros(0, int))
+    at_F = within_reach(np.stack([e.fidelity.log for e in relevant]), setting.fidelity.log)
     points, sizes, fidelities, scores, experiments = [], [], [], [], []
     for index, experiment in enumerate(relevant):
         regrets_R = experiment.spread_regrets_R
@@ -70,18 +77,51 @@ def gather(setting: Setting, evidence: Sequence[Experiment], limit: int) -> Rows
             coordinates.project(configs, experiment.space, setting.space, setting.default)
         )
         sizes.append(coordinates.relative_sizes(experiment)[rows, : int(sized)])
-        relative_F = np.nan_to_num(experiment.fidelity.log - setting.fidelity.log)
+        relative_F = np.nan_to_num(experiment.fidelity.log - at_F)
         fidelities.append(np.tile(relative_F, (len(rows), 1)))
         scores.append(regrets_R[rows])
         experiments.append(np.full(len(rows), index))
     return Rows(*map(np.concatenate, (points, sizes, fidelities, scores, experiments)))
 
 
+def within_reach(features_EF: np.ndarray, at_F: np.ndarray) -> np.ndarray:
+    """Move a point towards the experiments' mean until it is within REACH of them.
+
+    It moves along their principal directions; one in which they do not vary at all is left alone.
+
+    >>> experiments = np.array([[0.0, 0.1], [2.0, -0.1], [4.0, -0.1], [6.0, 0.1]])
+    >>> within_reach(experiments, np.array([9.0, -1.0])).round(1)
+    array([ 9. , -0.3])
+
+    Args:
+      features_EF: the experiments' features.
+      at_F: the point's.
+
+    Returns:
+      [F] the point's features; one that is missing (nan) somewhere stays.
+    """
+    known_F = np.isfinite(features_EF).all(0) & np.isfinite(at_F)
+    features_EF, known = features_EF[:, known_F], at_F[known_F]
+    if len(features_EF) < 2 or not len(known):
+        return at_F
+    mean_F = features_EF.mean(0)
+    _, varied_M, directions_MF = np.linalg.svd(features_EF - mean_F, full_matrices=False)
+    directions_MF = directions_MF[varied_M > LEAST_VARIED]
+    farthest_M = np.abs((features_EF - mean_F) @ directions_MF.T).max(0, initial=0.0)
+    away_M = directions_MF @ (known - mean_F)
+    over_M = away_M - np.clip(away_M, -REACH * farthest_M, REACH * farthest_M)
+    moved_F = at_F.copy()
+    moved_F[known_F] = known - over_M @ directions_MF
+    return moved_F
+
+
 def extrapolate(features_EF: np.ndarray, values_ED: np.ndarray, at_F: np.ndarray) -> np.ndarray:
     """Fit a linear function by least squares, with the slope of least norm, and evaluate it.
 
-    >>> extrapolate(np.array([[0.0], [1.0]]), np.array([[0.0], [2.0]]), np.array([3.0]))
-    array([6.])
+    It is evaluated within reach of the features (`within_reach`).
+
+    >>> extrapolate(np.array([[0.0], [1.0]]), np.array([[0.0], [2.0]]), np.array([2.0]))
+    array([4.])
 
     Args:
       features_EF: features; one with a missing number (nan) is dropped.
@@ -93,6 +133,7 @@ def extrapolate(features_EF: np.ndarray, values_ED: np.ndarray, at_F: np.ndarray
     """
     known_F = np.isfinite(features_EF).all(0) & np.isfinite(at_F)
     features_EF, at_F = features_EF[:, known_F], at_F[known_F]
+    at_F = within_reach(features_EF, at_F)
     mean_F, mean_D = features_EF.mean(0), values_ED.mean(0)
     slope_FD = np.linalg.pinv(features_EF - mean_F, rcond=RANK_TOLERANCE) @ (values_ED - mean_D)
     return mean_D + (at_F - mean_F) @ slope_FD

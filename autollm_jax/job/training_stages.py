@@ -145,7 +145,8 @@ def grpo(job: Job) -> None:
     def kept_out_regret(params):
         starts = [kept_out.start(n) for n in range(config.kept_out)]
         policy = Policy(job.model, params, job.tokenizer)
-        return mean_regret(policy, job.play(0.0), starts, job.mesh)
+        rows = job.config.evaluation.games
+        return mean_regret(policy, job.play(0.0), starts, rows, job.mesh)
 
     selection = Selection(kept_out_regret, config.evaluate_every, job.best_checkpoints("grpo"))
     train_grpo(

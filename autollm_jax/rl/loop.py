@@ -133,7 +133,7 @@ class GRPOLoopConfig:
     minibatch_rows: int
     epochs: int = 1
     microbatches: int = 1
-    length_multiple: int = 128
+    length_multiple: int = 256
     save_every: int = 10
 
 

@@ -63,11 +63,11 @@ class ProblemSet:
         ]
         return [*swapped, *self.training[wrong:]]
 
-    @property
+    @functools.cached_property
     def longest_prompt(self) -> int:
         return max(len(problem.prompt) for problem in self.training + self.held_out)
 
-    @property
+    @functools.cached_property
     def longest_answer(self) -> int:
         """Characters of the longest answer, its stop token among them."""
         return 1 + max(len(problem.answer) for problem in self.training + self.held_out)

@@ -206,7 +206,8 @@ def test_metrics_tell_an_untrained_policy_and_the_constraint(model, params, toke
 def test_the_mean_regret_counts_every_trial(model, params, tokenizer, pairs):
     starts, mesh = starts_of(pairs[:3]), make_mesh(MeshShape(data=2), jax.devices()[:2])
     config = dataclasses.replace(CONFIG, temperature=0.0)
-    found = rollout.mean_regret(rollout.Policy(model, params, tokenizer), config, starts, mesh)
+    policy = rollout.Policy(model, params, tokenizer)
+    found = rollout.mean_regret(policy, config, starts, 2, mesh)  # two batches
     regrets = [
         pair.target.outcomes.regrets_R[[trial.row for trial in start.episode.trials]]
         for pair, start in zip(pairs, starts, strict=False)

@@ -10,6 +10,7 @@ from autollm_jax.errors import UserError
 from autollm_jax.evaluation import runner
 from autollm_jax.evaluation.runner import SCHEMA, Terms, evaluate, play_method, table_hashes
 from autollm_jax.evaluation.summary import Results, summarise
+from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.settings import Setting
 from autollm_jax.gym.splits import Split
 from autollm_jax.gym.stress import Stress
@@ -289,3 +290,14 @@ def test_a_method_that_makes_cheap_runs_itself_says_what_they_cost(small_split, 
 def test_a_protocol_that_holds_nothing_out_is_a_users_error(small_split, tmp_path):
     with pytest.raises(UserError, match="nothing to score.*config.protocol"):
         run({"a": Scripted([MEASURED])}, Split(small_split.training, ()), tmp_path)
+
+
+def test_the_games_of_one_experiment_are_dealt_to_one_process(small_split):
+    targets = [*small_split.held_out, *small_split.training]
+    games = [
+        runner.Game(Episode(target, (), budget=1), seed) for seed in (0, 1) for target in targets
+    ]
+    shares = runner._shares(games, 2)
+    assert sorted(place for share in shares for place in share) == list(range(len(games)))
+    names = [{games[place].episode.setting.id for place in share} for share in shares]
+    assert len(shares) == 2 and all(names) and not names[0] & names[1]
