@@ -1,7 +1,10 @@
-"""Write docs/results.md, own_tables.md, picture.svg and README's results, none of it by hand.
+"""Write the pages of results, own_tables.md, picture.svg and README's results, none of it by hand.
 
-python launch/main.py --config=configs/gym.py --workdir=DIR
-python launch/write_docs.py --workdir=DIR
+    python launch/main.py --config=configs/gym.py --workdir=DIR
+    python launch/write_docs.py --workdir=DIR [--public=POOL]
+
+POOL is the work directory of several trainings on own and public tables (`--stage=pool`), or of
+one.
 """
 
 import json
@@ -12,9 +15,13 @@ from autollm_jax import command_line
 from autollm_jax.errors import UserError
 from autollm_jax.files import read_json, read_json_lines, write_atomic
 from autollm_jax.gym.experiments import Experiment, load_experiments
+from autollm_jax.job.fields import split_names
 from autollm_jax.report.markdown import table, with_section
 
 WORKDIR = command_line.define_path("workdir", None, "Work directory of a job that has a report.")
+PUBLIC = command_line.define_path(
+    "public", None, "Work directory of a pool of trainings on own and public tables, with a report."
+)
 OUT = command_line.define_path("out", "docs", "Folder to write the pages into.")
 ROOT = command_line.define_path("root", "gym_data", "Folder of our own outcome tables.")
 README = command_line.define_path("readme", "README.md", "Page whose section Results is replaced.")
@@ -27,18 +34,55 @@ def main(argv: Sequence[str]) -> None:
     if WORKDIR.value is None:
         raise UserError("--workdir is missing; give the work directory of a job that has a report")
     workdir, out, readme = Path(WORKDIR.value), Path(OUT.value), Path(README.value)
-    write_atomic(out / "results.md", results_page(workdir))
+    write_atomic(out / "results.md", results_page(workdir, "Results on our own tables"))
+    sections = [(workdir, "our own tables")]
+    if PUBLIC.value is not None:
+        public = Path(PUBLIC.value)
+        page = results_page(public, "Results on own and public tables")
+        write_atomic(out / "public_results.md", page)
+        sections = [(public, "own and public tables"), *sections]
     tables = load_experiments(ROOT.value)
     write_atomic(out / "own_tables.md", tables_page(ROOT.value, tables))
     drawn = workdir / "report" / "picture.svg"
     if drawn.exists():
         write_atomic(out / "picture.svg", drawn.read_text())
-    write_atomic(readme, with_section(readme.read_text(), HEADING, front_section(workdir)))
-    print(f"wrote results.md, own_tables.md and picture.svg into {out}, and {HEADING} of {readme}")
+    write_atomic(readme, with_section(readme.read_text(), HEADING, front_section(sections)))
+    print(f"wrote the pages of results and of tables into {out}, and {HEADING} of {readme}")
 
 
-def front_section(workdir: Path) -> str:
-    """Write README's section: the agent beside the best other method, its start, and the bounds."""
+def front_section(sections: Sequence[tuple[Path, str]]) -> str:
+    """Write README's section, from work directories and what their tables are."""
+    first = read_json(sections[0][0] / "report" / "summary.json")
+    trials = " / ".join(first["regret"][AGENT]["all"])
+    parts = [
+        f"{HEADING}\n\nMean regret after {trials} trials on experiments dearer than any that was "
+        "learned from. 0 is the best configuration, 1 no better than the median one; below 0 a "
+        "difference speaks for the agent; brackets hold 95 % intervals."
+    ]
+    for workdir, what in sections:
+        record = read_json(workdir / "evaluation" / "evaluated.json")
+        summary = read_json(workdir / "report" / "summary.json")
+        page = "results.md" if workdir == sections[-1][0] else "public_results.md"
+        number = trainings(workdir)
+        counted = "one training" if number == 1 else f"{number} trainings"
+        parts.append(
+            f"**{what.capitalize()}**: {summary['counts']['all']['experiments']} held-out "
+            f"experiments, protocol `{record['fields']['protocol']}`, {counted} "
+            f"([every method](docs/{page})).\n\n"
+            + "".join(f"- {line}\n" for line in front_lines(workdir, number)).rstrip()
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def trainings(workdir: Path) -> int:
+    """Count the trainings whose results a work directory holds."""
+    path = workdir / "config.json"
+    pooled = read_json(path).get("pool", {}).get("workdirs", "") if path.exists() else ""
+    return len(split_names(pooled)) or 1
+
+
+def front_lines(workdir: Path, number: int) -> list[str]:
+    """Write the agent beside the best other method, its start, the bounds, its claims, its cost."""
     summary = read_json(workdir / "report" / "summary.json")
     record = read_json(workdir / "evaluation" / "evaluated.json")
     regret, difference = summary["regret"], summary["difference"]
@@ -63,19 +107,13 @@ def front_section(workdir: Path) -> str:
         f"{100 * summary['invalid_rate'][AGENT]:.1f} % of the agent's calls are invalid; "
         f"{100 * claims['true']:.1f} % of the {claims['n']:,} claims in its thinking are true."
     )
-    *_, (_, seconds, peak) = stage_rows(workdir)
-    lines.append(
-        f"The whole job, from tables to report: {float(seconds) / 60:.0f} minutes and {peak} GiB "
-        f"on 2 CPU cores, at commit {record['code'][:9]}."
-    )
-    return (
-        f"{HEADING}\n\nMean regret after {' / '.join(regret[AGENT]['all'])} trials on "
-        f"{summary['counts']['all']['experiments']} held-out experiments of our own tables, "
-        f"protocol `{record['fields']['protocol']}`, one training. 0 is the best configuration, 1 "
-        "no better than the median one; below 0 a difference speaks for the agent. "
-        "[docs/results.md](docs/results.md) has every method, with intervals.\n\n"
-        + "".join(f"- {line}\n" for line in lines)
-    )
+    if number == 1:
+        *_, (_, seconds, peak) = stage_rows(workdir)
+        lines.append(
+            f"The whole job, from tables to report: {float(seconds) / 60:.0f} minutes and {peak} "
+            f"GiB on 2 CPU cores, at commit {record['code'][:9]}."
+        )
+    return lines
 
 
 def means(by_task: Mapping) -> str:
@@ -96,7 +134,7 @@ def shown(method: str) -> str:
     return "all advisers together" if method == "panel" else method.replace("_", " ")
 
 
-def results_page(workdir: Path) -> str:
+def results_page(workdir: Path, title: str) -> str:
     """Write the page of a job's results, from its summary, its record and its log of stages."""
     summary = read_json(workdir / "report" / "summary.json")
     record = read_json(workdir / "evaluation" / "evaluated.json")
@@ -106,13 +144,13 @@ def results_page(workdir: Path) -> str:
     counts = summary["counts"]
     numbers = [f"{task} {counts[task]['experiments']}" for task in tasks]
     parts = [
-        "# Results\n\n",
+        f"# {title}\n\n",
         "Written by `python launch/write_docs.py --workdir=DIR` from a work directory of "
         "`launch/main.py`. Below are the stages that ran and the methods that were scored.\n\n",
         f"Commit {record['code']}; {record['versions']}; protocol {fields['protocol']}; tables "
         f"{record['roots']}; {counts['all']['experiments']} held-out experiments "
-        f"({', '.join(numbers)}).\n\n",
-        "## Time and memory of the job\n\n",
+        f"({', '.join(numbers)}); trainings: {trainings(workdir)}.\n\n",
+        "## Time and memory of the first training's job\n\n",
         table(("stage", "seconds", "peak GiB so far"), stage_rows(workdir)),
         "\n## Regret after 1 / 3 / 5 trials\n\n",
         "Tasks weigh alike in the column *all*, whose interval is a 95 % bootstrap over settings, "
@@ -121,6 +159,12 @@ def results_page(workdir: Path) -> str:
         "configuration from all others.\n\n",
         table(("method", *tasks, "all", "interval at 1"), regret_rows(summary, tasks)),
     ]
+    sources = list(next(iter(summary["regret_by_source"].values())))
+    if len(sources) > len(tasks):
+        parts += [
+            "\n## By source\n\n",
+            table(("method", *sources), source_rows(summary, sources)),
+        ]
     if summary["difference"]:
         parts += [
             "\n## The agent minus each other method\n\n",
@@ -162,6 +206,16 @@ def regret_rows(summary: Mapping, tasks: Sequence[str]) -> list[tuple]:
         means = [" / ".join(f"{x:.3f}" for x in ceiling[t].values()) for t in (*tasks, "all")]
         rows.append(("*could be known*", *means, ""))
     return rows
+
+
+def source_rows(summary: Mapping, sources: Sequence[str]) -> list[tuple]:
+    """Return a row per method: the mean regrets on each source, the best method first."""
+    regret = summary["regret_by_source"]
+    order = sorted(regret, key=lambda name: summary["regret"][name]["all"]["1"]["mean"])
+    return [
+        (name, *(" / ".join(f"{c['mean']:.2f}" for c in regret[name][s].values()) for s in sources))
+        for name in order
+    ]
 
 
 def difference_rows(difference: Mapping) -> list[tuple]:

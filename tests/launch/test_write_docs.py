@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -34,17 +35,33 @@ def run(*arguments):
 
 def test_the_pages_are_written_and_only_the_readmes_results_are_replaced(workdir, tmp_path):
     readme, docs = tmp_path / "README.md", tmp_path / "docs"
-    readme.write_text("# Name\n\n## Results\n\nold\n\n## Quickstart\n\nkept\n")
+    readme.write_text("# Name\n\n## Results\n\nformer\n\n## Quickstart\n\nkept\n")
     done = run(f"--workdir={workdir}", f"--out={docs}", f"--readme={readme}")
     assert done.returncode == 0, done.stderr
     text = readme.read_text()
-    assert "old" not in text and text.endswith("\n## Quickstart\n\nkept\n")
+    assert "former" not in text and text.endswith("\n## Quickstart\n\nkept\n")
     assert "- The agent: " in text and "- Yardsticks: random " in text
     assert "2 minutes and 2.5 GiB on 2 CPU cores, at commit 012345678" in text
     results = (docs / "results.md").read_text()
     assert "| grpo | 90 | 2.5 |" in results and "| agent |" in results
     assert "## grpo" in (docs / "own_tables.md").read_text()
     assert (docs / "picture.svg").read_text().startswith("<svg")
+
+
+def test_a_pool_on_more_tables_has_its_own_page_and_comes_first(workdir, tmp_path):
+    readme, docs = tmp_path / "README.md", tmp_path / "docs"
+    readme.write_text("# Name\n")
+    pool = tmp_path / "pool"
+    shutil.copytree(workdir, pool)
+    (pool / "config.json").write_text(json.dumps({"pool": {"workdirs": "a,b,c"}}))
+    done = run(f"--workdir={workdir}", f"--public={pool}", f"--out={docs}", f"--readme={readme}")
+    assert done.returncode == 0, done.stderr
+    text = readme.read_text()
+    pooled, alone = text.index("**Own and public tables**"), text.index("**Our own tables**")
+    assert pooled < alone and text.count("on 2 CPU cores") == 1
+    assert "3 trainings ([every method](docs/public_results.md))" in text[pooled:alone]
+    assert "one training ([every method](docs/results.md))" in text[alone:]
+    assert "trainings: 3" in (docs / "public_results.md").read_text()
 
 
 def test_without_a_work_directory_it_says_what_to_give():
