@@ -25,7 +25,7 @@ import numpy as np
 from autollm_jax.advise import intervals, reading, runs
 from autollm_jax.advise.cheap_runs import CheapRun, most_telling
 from autollm_jax.advise.columns import Hints, Understanding, understand
-from autollm_jax.advise.decider import Decider, Panels
+from autollm_jax.advise.decider import Decider, default_decider
 from autollm_jax.advise.intervals import Calibration, Expected
 from autollm_jax.advise.question import TASK, Question, spelled, trial, with_configuration
 from autollm_jax.advise.question import question as make_question
@@ -186,7 +186,7 @@ class Advisor:
         )
         notes = [*rows.notes, *notes, *question.notes]
         question = dataclasses.replace(question, notes=tuple(notes))
-        return cls(question, known, decider or Panels(), Calibration.shipped(), budget)
+        return cls(question, known, decider or default_decider(), Calibration.shipped(), budget)
 
     @functools.cached_property
     def panel(self) -> Panel:

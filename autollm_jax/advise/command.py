@@ -22,7 +22,7 @@ from autollm_jax import command_line
 from autollm_jax.advise import reading
 from autollm_jax.advise.advisor import Advisor
 from autollm_jax.advise.columns import Hints
-from autollm_jax.advise.decider import Agent, Panels
+from autollm_jax.advise.decider import Agent, Panels, default_decider
 from autollm_jax.advise.session import Session, parse_told
 from autollm_jax.advise.words import advice_text
 from autollm_jax.errors import UserError
@@ -114,9 +114,10 @@ def _advisor(arguments: Mapping) -> Advisor:
     hints = _hints(arguments)
     if arguments["candidates"]:
         candidates = [_plain(row) for row in reading.read(arguments["candidates"]).rows]
-    decider = Panels()
-    if arguments["agent"] != "panel" and (arguments["agent"] or Agent.is_shipped()):
-        decider = Agent(Path(arguments["agent"]) if arguments["agent"] else None)
+    if arguments["agent"] == "panel":
+        decider = Panels()
+    else:
+        decider = Agent(Path(arguments["agent"])) if arguments["agent"] else default_decider()
     return Advisor.from_runs(
         rows,
         target=arguments["target"],

@@ -99,6 +99,11 @@ class Agent:
         return Choice(action.letter, chances_C, thinking, check_claims(thinking, decision))
 
 
+def default_decider() -> Decider:
+    """Return the agent that the package ships; all advisers together where it ships none."""
+    return Agent() if Agent.is_shipped() else Panels()
+
+
 def conversation(
     panel: Panel, seen: Observation, decision: Decision, budget: int, full: bool
 ) -> list[prompts.Turn]:
