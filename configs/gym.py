@@ -117,6 +117,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.simulate.episodes = 4  # of each pair
     c.simulate.softness = 0.03  # temperature of the teacher's hindsight, in units of reward
     c.simulate.uniform = 0.1  # share of the teacher's choices that hindsight does not guide
+    c.simulate.prior = 0.3  # chance of all advisers together before hindsight
     c.simulate.reasoning = True  # whether turns have a think part
     c.simulate.processes = 2
 
@@ -133,8 +134,8 @@ def get_config(variant: str = "") -> ConfigDict:
     c.grpo.steps = 24  # 0: the distilled policy is scored
     c.grpo.pairs = 96  # pairs to play; each is played again in later steps
     c.grpo.synthetic = 0.25  # share of pairs from the synthetic prior
-    c.grpo.groups = 16  # pairs a step
-    c.grpo.group_size = 2  # episodes a pair
+    c.grpo.groups = 32  # pairs a step
+    c.grpo.group_size = 1  # episodes a pair
     c.grpo.members = "enumerated"  # of a group: all choices of a decision, or sampled episodes
     c.grpo.minibatch_rows = 16  # episodes an update sees
     c.grpo.microbatches = 1
@@ -218,7 +219,7 @@ def publish(c: ConfigDict, weights: str) -> None:
     c.policy.context = c.distill.row_length = 4096
     c.policy.turn_tokens = 96
     c.grpo.members = "sampled"  # a panel's name is several tokens
-    c.grpo.group_size = 8
+    c.grpo.update({"groups": 16, "group_size": 8})
 
 
 def neighbour(name: str) -> dict:

@@ -5,7 +5,9 @@
 
 Each held-out experiment is asked about with the columns of cheaper runs alone. With --calibrate the
 experiments of training are asked about instead, those with cheaper ones beside them, and the
-quantiles of their errors are written. Some seconds an experiment on one core.
+quantiles of their errors are written: with all of the cheaper ones, and once more with those alone
+that are far below the target, for that is where held-out experiments lie. Some seconds an
+experiment on one core.
 """
 
 import dataclasses
@@ -35,6 +37,7 @@ AGENT = command_line.define_path(
 MOST = flags.DEFINE_integer(
     "most", 1000, "Most experiments of each source and task.", lower_bound=1
 )
+FAR = 4.0  # how many times as many FLOPs as its far evidence a target has, at least
 CALIBRATE = command_line.define_path("calibrate", None, "File to write the measured quantiles to.")
 
 
@@ -47,9 +50,13 @@ def main(argv: Sequence[str]) -> None:
     groups: dict[str, list] = {}
     for target in asked:
         evidence = evidence_for(target, found.training)
-        if evidence:
-            groups.setdefault(f"{target.source}/{target.task}", []).append((target, evidence))
-    chosen = {name: members[: MOST.value] for name, members in groups.items()}
+        far = [e for e in evidence if e.fidelity.flops * FAR <= target.fidelity.flops]
+        choices = [evidence] if evidence else []
+        if CALIBRATE.value and 0 < len(far) < len(evidence):
+            choices.append(far)
+        games = groups.setdefault(f"{target.source}/{target.task}", [])
+        games += [(target, chosen) for chosen in choices]
+    chosen = {name: members[: MOST.value] for name, members in groups.items() if members}
     if not chosen:
         raise UserError(f"{ROOTS.value}: no experiment with cheaper ones to ask about")
     checked: dict[str, list[checking.Checked]] = {}
@@ -65,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
         sources = ", ".join(chosen)
         provenance = (
             f"python launch/check_advice.py --calibrate at {code_commit()}, "
-            f"{len(everything)} training experiments of protocol {PROTOCOL.value}: {sources}"
+            f"{len(everything)} games on training experiments of protocol {PROTOCOL.value}: {sources}"
         )
         calibration = checking.calibrated(everything, provenance)
         write_json_atomic(CALIBRATE.value, dataclasses.asdict(calibration))

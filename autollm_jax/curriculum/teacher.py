@@ -34,6 +34,8 @@ class SimulationConfig:
       episodes: of each pair.
       softness: temperature of the hindsight distribution, in units of reward.
       uniform: share of the draws that hindsight does not guide.
+      prior: chance of trusting all advisers together before hindsight; the other panels share the
+        rest. Where hindsight does not tell them apart, all together stay the likeliest.
       reasoning: whether turns have a think part.
       full: whether texts are full (`text.prompts`).
       matching: whether an unmeasured configuration is replaced by the nearest measured one.
@@ -43,6 +45,7 @@ class SimulationConfig:
     episodes: int = 4
     softness: float = 0.1
     uniform: float = 0.1
+    prior: float = 0.3
     reasoning: bool = True
     full: bool = False
     matching: bool = True
@@ -98,10 +101,14 @@ def turn_text(decision: Decision, trusted: int, reasoning: bool = True) -> str:
 def hindsight(rewards_P: np.ndarray, config: SimulationConfig) -> np.ndarray:
     """Return the chance [P] of trusting each panel, given the rewards of their first picks.
 
-    Panels with the same pick share a reward, so that the chance counts panels, not picks.
+    Panels with the same pick share a reward, so that the chance counts panels, not picks. The last
+    panel is all advisers together.
     """
-    weights_P = np.exp((rewards_P - rewards_P.max()) / config.softness)
-    return (1 - config.uniform) * weights_P / weights_P.sum() + config.uniform / len(rewards_P)
+    others = len(rewards_P) - 1
+    prior_P = np.append(np.full(others, (1 - config.prior) / max(others, 1)), config.prior)
+    weights_P = prior_P * np.exp((rewards_P - rewards_P.max()) / config.softness)
+    guided_P = weights_P / weights_P.sum()
+    return (1 - config.uniform) * guided_P + config.uniform * prior_P / prior_P.sum()
 
 
 def simulate(pair: Pair, config: SimulationConfig) -> list[Trajectory]:

@@ -77,6 +77,11 @@ def _weights(config: ConfigDict) -> Iterator[str]:
             f"config.grpo.members={members} needs a vocabulary in which the name of each panel is "
             "one token, one trained here; with config.policy.weights accepted is sampled"
         )
+    if members == "sampled" and config.grpo.steps and config.grpo.group_size < 2:
+        yield (
+            f"config.grpo.group_size={config.grpo.group_size}: sampled episodes are compared within "
+            "their group; accepted is 2 or more with config.grpo.members=sampled"
+        )
     if policy.lora_rank and not policy.weights:
         yield (
             f"config.policy.lora_rank={policy.lora_rank}: LoRA factors are trained beside "

@@ -242,6 +242,7 @@ TRAINING_RULES = {
     "simulate.episodes": COUNT,
     "simulate.softness": number(0, open="low"),
     "simulate.uniform": SHARE,
+    "simulate.prior": number(0, 1, open="both"),
     "simulate.processes": COUNT,
     "distill.steps": whole(0),
     "distill.batch_rows": COUNT,

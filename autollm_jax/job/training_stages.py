@@ -70,6 +70,7 @@ def simulate(job: Job) -> None:
             episodes=config.episodes,
             softness=config.softness,
             uniform=config.uniform,
+            prior=config.prior,
             reasoning=config.reasoning,
             full=job.config.policy.full_texts,
             matching=job.config.gym.matching,
