@@ -76,13 +76,21 @@ def test_every_statement_of_every_simulated_turn_is_true(played):
 def test_hindsight_prefers_the_rewarding_panel_and_rules_none_out():
     rewards_P = np.array([0.0, 0.3, 0.1, 0.3, 0.9])
     for uniform, softness in ((0.1, 0.1), (0.3, 0.5)):
-        config = SimulationConfig(softness=softness, uniform=uniform)
+        config = SimulationConfig(softness=softness, uniform=uniform, prior=0.2)  # as of the others
         chance_P = hindsight(rewards_P, config)
         assert chance_P.sum() == pytest.approx(1) and chance_P.min() >= uniform / 5 > 0
         assert chance_P[0] < chance_P[2] < chance_P[1] == chance_P[3] < chance_P[4]
         guided_P = (chance_P - uniform / 5) / (1 - uniform)
         assert guided_P[4] / guided_P[1] == pytest.approx(np.exp(0.6 / softness))
-    np.testing.assert_allclose(hindsight(np.full(4, 0.7), SimulationConfig()), 0.25)
+    np.testing.assert_allclose(hindsight(np.full(4, 0.7), SimulationConfig(prior=0.25)), 0.25)
+
+
+def test_before_hindsight_all_advisers_together_are_the_likeliest():
+    config = SimulationConfig(softness=0.1, uniform=0.1, prior=0.4)
+    np.testing.assert_allclose(hindsight(np.zeros(4), config), [0.2, 0.2, 0.2, 0.4])
+    # Half a softness is too little for another panel, twice the softness is enough.
+    assert hindsight(np.array([0.05, 0.0, 0.0, 0.0]), config).argmax() == 3
+    assert hindsight(np.array([0.20, 0.0, 0.0, 0.0]), config).argmax() == 0
 
 
 def test_the_chances_of_a_turn_are_hindsights_over_the_picks_rewards(pair):
@@ -98,8 +106,8 @@ def test_the_chances_of_a_turn_are_hindsights_over_the_picks_rewards(pair):
 
 def test_panels_are_drawn_as_likely_as_their_chances_say(pair):
     """At a low temperature without a uniform share only the best picks are left."""
-    sure = dataclasses.replace(CONFIG, softness=1e-3, uniform=0.0, episodes=6)
-    free = dataclasses.replace(CONFIG, softness=1e3, episodes=6)
+    sure = dataclasses.replace(CONFIG, softness=1e-3, uniform=0.0, prior=1 / 16, episodes=6)
+    free = dataclasses.replace(CONFIG, softness=1e3, prior=1 / 16, episodes=6)
     for trajectory in simulate(pair, sure):
         for turn in trajectory.turns[1::2]:
             assert turn.chances[trusted_of(turn)] >= max(turn.chances) - 0.01
