@@ -13,6 +13,7 @@ and hours where nothing else is there.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -106,7 +107,14 @@ class Understanding:
 
     def of(self, role: str) -> list[Column]:
         """Return the columns of a role, in the file's order."""
-        return [column for column in self.columns.values() if column.role == role]
+        return self._by_role.get(role, [])
+
+    @functools.cached_property
+    def _by_role(self) -> dict[str, list[Column]]:
+        found: dict[str, list[Column]] = {}
+        for column in self.columns.values():
+            found.setdefault(column.role, []).append(column)
+        return found
 
     @property
     def objective(self) -> Column:
@@ -227,15 +235,22 @@ class _Values:
     """The cells of one column, and what they are."""
 
     def __init__(self, cells: Sequence[Cell], decimal_comma: bool):
-        self.present = [cell for cell in cells if not is_missing(cell)]
-        numbers = [number(cell, decimal_comma) for cell in self.present]
+        numbers = [number(cell, decimal_comma) for cell in cells]
+        self.present = [
+            cell
+            for cell, value in zip(cells, numbers, strict=True)
+            if value is not None or not is_missing(cell)
+        ]
         self.numbers = [n for n in numbers if n is not None]
         self.finite = [n for n in self.numbers if math.isfinite(n)]
         self.distinct = sorted(set(self.finite))
-        self.texts = list(dict.fromkeys(str(cell) for cell in self.present))
         self.is_numeric = bool(self.finite) and (
             len(self.numbers) >= WHOLE_NUMBER_SHARE * len(self.present)
         )
+
+    @functools.cached_property
+    def texts(self) -> list[str]:
+        return list(dict.fromkeys(map(str, self.present)))
 
     @property
     def varies(self) -> bool:

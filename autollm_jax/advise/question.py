@@ -4,6 +4,7 @@ Runs of one size are an experiment; runs at the target's size are trials.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -22,8 +23,13 @@ from autollm_jax.gym.spaces import Dimension, Space
 
 SOURCE, TASK = "yours", "pretraining"
 SAME_FIDELITY = 1.02  # a factor: runs whose numbers differ by less are of one experiment
+GRID_STEP = 1.001 * math.log(SAME_FIDELITY)
 MOST_EXPERIMENTS = 64
 MOST_CANDIDATES = 512
+# Configurations that are learned from: of one experiment, and of all; each has this many at least.
+MOST_ROWS, MOST_ROWS_IN_ALL, LEAST_ROWS = 1024, 8192, 128
+MOST_TRIALS = 256  # that are told: every forecast is conditioned on each
+USUAL_ROWS = 8192  # runs, about, that tell the most usual configuration
 LOWER_LIMITS = (0.25, 0.5)  # of the target's limit: experiments made of the same runs
 
 
@@ -86,7 +92,7 @@ def question(
         runs = _one_size_each(runs, asked.space)
     finished = [run for run in runs if run.status != "running"]
     usual = _usual(finished, asked.space)
-    notes, evidence, tried = _fidelity_notes(names, target.sizes), [], []
+    notes, groups, tried = _fidelity_notes(names, target.sizes), [], []
     for key, members in _grouped(runs, names).items():
         alike = _same(key, names, target.sizes) and dict(key[1]) == target.contexts
         if alike and not target.quantity:
@@ -95,15 +101,29 @@ def question(
         members = [run for run in members if run.status != "running"]
         for at_most in _limits(members, target):
             if any(run.status == "ok" and not run.size > at_most for run in members):
-                evidence.append(_experiment(key, names, members, asked, usual, at_most))
-    if len(evidence) > MOST_EXPERIMENTS:
-        notes.append(f"{len(evidence)} fidelities: the nearest {MOST_EXPERIMENTS} are used")
+                numbers = {n: v for n, v in zip(names, key[0], strict=True) if not math.isnan(v)}
+                groups.append(_Group(numbers, dict(key[1]), members, at_most, asked))
     wanted = target.fidelity(target.sizes, "target", target.at_most)
-    evidence.sort(key=lambda e: (e.facts != target.contexts, _distance(e.fidelity, wanted)))
-    evidence = evidence[:MOST_EXPERIMENTS]
-    done = [run for run in tried if run.status != "running"]
+    groups.sort(key=lambda g: (g.facts != target.contexts, _distance(g.fidelity, wanted)))
+    if len(groups) > MOST_EXPERIMENTS:
+        notes.append(f"{len(groups)} fidelities: the nearest {MOST_EXPERIMENTS} are used")
+        groups = groups[:MOST_EXPERIMENTS]
+    most = min(max(MOST_ROWS_IN_ALL // max(len(groups), 1), LEAST_ROWS), MOST_ROWS)
+    kept = [group.thinned(most) for group in groups]
+    if thinned := sum(len(a.runs) < len(b.runs) for a, b in zip(kept, groups, strict=True)):
+        notes.append(
+            f"more than {most} configurations of a size, in {thinned} of {len(groups)} sizes: "
+            "every second (third, ...) in order of outcome is used there, the best among them"
+        )
+    evidence = [group.experiment(usual) for group in kept]
+    done, untold = _told([run for run in tried if run.status != "running"], objective)
+    if untold:
+        notes.append(
+            f"{len(done) + len(untold)} runs of the target's size: the best and the latest "
+            f"{MOST_TRIALS // 2} are used; what the others tried is not proposed again"
+        )
     default = usual | spelled(asked.space, default or {})
-    setting = _setting(asked, wanted, default, evidence, finished, done, candidates)
+    setting = _setting(asked, wanted, default, evidence, finished, done, candidates, untold)
     trials = [trial(number, run, setting) for number, run in enumerate(done, 1)]
     waiting = tuple(run.config for run in tried if run.status == "running")
     return Question(setting, tuple(evidence), tuple(trials), tuple(notes), waiting)
@@ -159,13 +179,23 @@ Key = tuple[tuple[float, ...], tuple[tuple[str, str], ...]]
 def _grouped(runs: Sequence[Run], names: Sequence[str]) -> dict[Key, list[Run]]:
     """Group runs of about the same fidelity and one context; the key is the first run's."""
     groups: dict[Key, list[Run]] = {}
+    key_of: dict[Key, Key] = {}
+    numbered: dict[tuple, list[tuple[int, Key]]] = {}  # keys with their numbers, by place on a grid
     for run in runs:
         numbers = tuple(run.fidelity.get(name, math.nan) for name in names)
-        key = numbers, tuple(run.context.items())
-        if key not in groups:
-            same = (k for k in groups if k[1] == key[1] and _close(k[0], numbers))
-            key = next(same, key)
-        groups.setdefault(key, []).append(run)
+        own = numbers, tuple(run.context.items())
+        if own not in key_of:
+            # Numbers that are close lie in one step of a grid, or in steps beside each other.
+            steps = [
+                None if math.isnan(n) else math.floor(math.log(n) / GRID_STEP) for n in numbers
+            ]
+            around = itertools.product(*[(s,) if s is None else (s - 1, s, s + 1) for s in steps])
+            near = [each for place in around for each in numbered.get((place, own[1]), ())]
+            same = [each for each in near if _close(each[1][0], numbers)]
+            key_of[own] = min(same, key=lambda each: each[0])[1] if same else own
+            if not same:
+                numbered.setdefault((tuple(steps), own[1]), []).append((len(groups), own))
+        groups.setdefault(key_of[own], []).append(run)
     return groups
 
 
@@ -188,38 +218,90 @@ def _distance(a: Fidelity, b: Fidelity) -> float:
     return float(np.nansum((a.log - b.log) ** 2))
 
 
-def _experiment(
-    key: Key,
-    names: Sequence[str],
-    runs: Sequence[Run],
-    asked: _Asked,
-    default: Mapping,
-    at_most: float,
-) -> Experiment:
-    numbers = {n: v for n, v in zip(names, key[0], strict=True) if not math.isnan(v)}
-    over = [bool(asked.target.quantity) and run.size > at_most for run in runs]
-    name = label(numbers, dict(key[1]))
-    return make_experiment(
-        source=SOURCE,
-        task=asked.task,
-        name=f"{name},{asked.target.quantity}<={at_most:.4g}" if asked.target.quantity else name,
-        facts=dict(key[1]),
-        space=asked.space,
-        fidelity=asked.target.fidelity(numbers, "low", at_most),
-        configurations=[run.config for run in runs],
-        outcomes=[math.nan if o else run.outcome for run, o in zip(runs, over, strict=True)],
-        status=["infeasible" if o else run.status for run, o in zip(runs, over, strict=True)],
-        default=default,
-        default_origin="the most usual configuration of the runs",
-        parameters=[run.size for run in runs] if asked.target.quantity else None,
-        limit=asked.target.limit(at_most),
-        objective_metric=asked.objective.metric,
-        minimize=asked.objective.minimize,
-    )
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """Runs of one size, from which an experiment can be made.
+
+    Attributes:
+      numbers: the fidelity, by name.
+      facts: the context.
+      runs: finished ones.
+      at_most: the limit; nan without one.
+      asked: what all groups share.
+    """
+
+    numbers: Mapping[str, float]
+    facts: Mapping[str, str]
+    runs: Sequence[Run]
+    at_most: float
+    asked: _Asked
+
+    @property
+    def fidelity(self) -> Fidelity:
+        return self.asked.target.fidelity(self.numbers, "low", self.at_most)
+
+    def thinned(self, most: int) -> "_Group":
+        """Keep at most so many configurations, at even steps in order of outcome, with all runs."""
+        if len(self.runs) <= most:
+            return self
+        members: dict[tuple, list[Run]] = {}
+        for run in self.runs:
+            members.setdefault(_values(run.config), []).append(run)
+        if len(members) <= most:
+            return self
+
+        def loss(runs: Sequence[Run]) -> float:
+            ran = [run for run in runs if run.status == "ok" and not run.size > self.at_most]
+            total = self.asked.objective.sign * sum(run.outcome for run in ran)
+            return total / len(ran) if ran else math.inf
+
+        ranked = sorted(members.values(), key=loss)[:: -(-len(members) // most)]
+        return dataclasses.replace(self, runs=[run for runs in ranked for run in runs])
+
+    def experiment(self, default: Mapping) -> Experiment:
+        runs, asked, quantity = self.runs, self.asked, self.asked.target.quantity
+        over = [bool(quantity) and run.size > self.at_most for run in runs]
+        name = label(self.numbers, self.facts)
+        return make_experiment(
+            source=SOURCE,
+            task=asked.task,
+            name=f"{name},{quantity}<={self.at_most:.4g}" if quantity else name,
+            facts=self.facts,
+            space=asked.space,
+            fidelity=self.fidelity,
+            configurations=[run.config for run in runs],
+            outcomes=[math.nan if o else run.outcome for run, o in zip(runs, over, strict=True)],
+            status=["infeasible" if o else run.status for run, o in zip(runs, over, strict=True)],
+            default=default,
+            default_origin="the most usual configuration of the runs",
+            parameters=[run.size for run in runs] if quantity else None,
+            limit=asked.target.limit(self.at_most),
+            objective_metric=asked.objective.metric,
+            minimize=asked.objective.minimize,
+        )
+
+
+def _values(config: Mapping) -> tuple:
+    """Return a configuration's values as something hashable."""
+    return tuple(tuple(v.values()) if isinstance(v, Mapping) else v for v in config.values())
+
+
+def _told(done: Sequence[Run], objective: Objective) -> tuple[list[Run], list[Run]]:
+    """Split trials into those that are told, the best and the latest of many, and the others."""
+    if len(done) <= MOST_TRIALS:
+        return list(done), []
+    places = range(len(done))
+    losses = [objective.sign * run.outcome if run.status == "ok" else math.inf for run in done]
+    kept = {
+        *sorted(places, key=losses.__getitem__)[: MOST_TRIALS // 2],
+        *places[-MOST_TRIALS // 2 :],
+    }
+    return [done[p] for p in places if p in kept], [done[p] for p in places if p not in kept]
 
 
 def _usual(runs: Sequence[Run], space: Space) -> dict:
     """Return the configuration nearest to the middle of all that were run."""
+    runs = runs[:: -(-len(runs) // USUAL_ROWS)]
     units_ND = np.stack([space.to_unit(run.config) for run in runs])
     away_N = ((units_ND - np.median(units_ND, axis=0)) ** 2).sum(1)
     return space.validate(runs[int(away_N.argmin())].config)
@@ -233,6 +315,7 @@ def _setting(
     runs: Sequence[Run],
     done: Sequence[Run],
     candidates: Sequence[Mapping] | None,
+    untold: Sequence[Run],
 ) -> Setting:
     """Lay out the configurations to choose from: those given, or a design and what was run."""
     space, sizes = asked.space, None
@@ -247,6 +330,9 @@ def _setting(
             order = np.argsort(experiment.outcomes.losses_R, kind="stable")
             ran += [experiment.configurations[row] for row in order]
         chosen = [default, *design(space, MOST_CANDIDATES), *ran[: MOST_CANDIDATES // 2]]
+    if untold:  # never under a limit, so there are no sizes
+        tried = {_values(run.config) for run in untold}
+        chosen = [c for c in chosen if _values(space.validate(c)) not in tried]
     chosen = [*chosen, *[run.config for run in done]]
     return make_setting(
         source=SOURCE,

@@ -106,14 +106,14 @@ def _read_delimited(path: Path) -> Rows:
         if repeated:
             notes.append(f"columns named twice: {', '.join(repeated)}; each is kept, as NAME.2")
         for cells in reader:
-            if not any(cell.strip() for cell in cells):
+            cells = [cell.strip() for cell in cells]
+            if not any(cells):
                 continue
             place = f"{path.name}, line {first + reader.line_num}"
             if len(cells) > len(header):
-                extra = [cell for cell in cells[len(header) :] if cell.strip()]
-                if extra:
+                if any(cells[len(header) :]):
                     notes.append(f"{place}: more cells than the header has; the last are left out")
-            cells = [cell.strip() for cell in cells] + [""] * (len(header) - len(cells))
+            cells += [""] * (len(header) - len(cells))
             rows.append(dict(zip(header, cells, strict=False)))
             places.append(place)
     except csv.Error as error:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from autollm_jax.advise.reading import Cell
 
-MISSING = ("", "-", "--", "na", "n/a", "null", "none", "nil", "?", ".", "#n/a", "missing")
+MISSING = frozenset(
+    ("", "-", "--", "na", "n/a", "null", "none", "nil", "?", ".", "#n/a", "missing")
+)
 NOT_A_NUMBER = ("nan", "-nan", "1.#qnan", "1.#ind", "#num!", "#div/0!")
 INFINITE = ("inf", "+inf", "-inf", "infinity", "-infinity", "1.#inf", "∞")
 # Suffixes of counts and durations. "m" is a million beside k and b, and a minute beside s and h.
@@ -57,11 +59,21 @@ def number(cell: Cell, decimal_comma: bool = False) -> float | None:
             return float(cell)
         except OverflowError:
             return math.inf
+    try:
+        return float(cell)  # most cells are plain numbers; the spellings below take far longer
+    except ValueError:
+        return _spelled(cell, decimal_comma)
+
+
+def _spelled(cell: str, decimal_comma: bool) -> float | None:
+    """Read a number that is spelled in a person's way."""
     text = cell.strip().lower().strip("'\"~≈$")
     if text in NOT_A_NUMBER:
         return math.nan
     if text in INFINITE:
         return -math.inf if text.startswith("-") else math.inf
+    if text[:1].isalpha() and text[0] != "x":  # x10^-3 is a number, other words are none
+        return None
     text = text.replace("−", "-").replace("\u00a0", " ")
     if found := _CLOCK.fullmatch(text):
         days, hours, minutes, seconds = (float(part or 0) for part in found.groups())

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 
+import numpy as np
 import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,10 +12,11 @@ import pytest
 
 from autollm_jax.advise.advisor import Advisor
 from autollm_jax.advise.decider import Panels
+from autollm_jax.advise.question import MOST_ROWS, MOST_TRIALS
 from autollm_jax.advise.reading import join, read
 from autollm_jax.errors import UserError
 
-from .conftest import TARGET
+from .conftest import TARGET, loss
 
 
 def text_of(rows, delimiter=",", change=lambda name, value: value, header=None):
@@ -238,3 +240,56 @@ def test_a_journal_of_a_study_is_read(rows, tmp_path):
     found = read(f"optuna:{tmp_path / 'study.log'}")
     assert len(found.rows) == 3 and {"params.lr", "value", "state"} <= set(found.rows[0])
     assert found.minimize
+
+
+def many(rows, count):
+    """Write runs of distinct configurations, and a crashed one in every hundred."""
+    random, made = np.random.default_rng(0), []
+    for number in range(count):
+        size = rows[15 * (number % 3)]["parameters"]
+        rate, batch = 10 ** random.uniform(-4, -2), int(random.choice((32, 64, 128)))
+        made.append(
+            {
+                "learning_rate": rate, "batch_size": batch, "parameters": size,
+                "tokens": 20 * size, "state": "crashed" if number % 100 == 99 else "finished",
+                "loss": loss(rate, batch, size),
+            }
+        )  # fmt: skip
+    return made
+
+
+def test_of_very_many_configurations_an_even_part_is_used_with_the_best(rows):
+    made = many(rows, 6000)
+    advisor = Advisor.from_runs(made, target=TARGET, decider=Panels())
+    for experiment in advisor.question.evidence:
+        size = experiment.fidelity.parameters
+        losses = [r["loss"] for r in made if r["parameters"] == size and r["state"] == "finished"]
+        assert len(experiment.cells) <= MOST_ROWS < len(losses)
+        assert experiment.outcomes.optimum == min(losses)
+        assert experiment.outcomes.median == pytest.approx(np.median(losses), abs=0.02)
+    notes = advisor.question.notes
+    assert any("every second (third, ...) in order of outcome" in note for note in notes)
+
+
+def test_many_rows_with_one_fault_are_counted_not_listed(rows):
+    made = many(rows, 3000)
+    advisor = Advisor.from_runs(made, target=TARGET, decider=Panels())
+    failed = [note for note in advisor.question.notes if "failed" in note]
+    assert len(failed) == 4 and failed[0].startswith("row 100:")
+    assert failed[-1].startswith("27 more rows: failed")
+
+
+def test_of_very_many_trials_the_best_and_the_latest_are_told_and_none_is_repeated(rows):
+    here = [
+        {**row, **TARGET, "batch_size": 2 ** (n % 30)} for n, row in enumerate(many(rows, 3000))
+    ]
+    kept = [row for row in here if row["state"] == "finished"]
+    advisor = Advisor.from_runs([*rows, *here], target=TARGET, decider=Panels())
+    question = advisor.question
+    assert len(question.trials) <= MOST_TRIALS < len(kept)
+    outcomes = [trial.outcome for trial in question.trials]
+    assert min(outcomes) == min(row["loss"] for row in kept) and outcomes[-1] == kept[-1]["loss"]
+    told = {tuple(trial.config.values()) for trial in question.trials}
+    tried = {(row["learning_rate"], row["batch_size"]) for row in kept}
+    offered = {tuple(config.values()) for config in question.setting.configurations}
+    assert not (offered - told) & tried
