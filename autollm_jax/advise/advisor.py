@@ -27,6 +27,7 @@ from autollm_jax.advise.cheap_runs import CheapRun, most_telling
 from autollm_jax.advise.columns import Hints, Understanding, understand
 from autollm_jax.advise.decider import Decider, default_decider
 from autollm_jax.advise.intervals import Calibration, Expected
+from autollm_jax.advise.notes import notes_of
 from autollm_jax.advise.question import TASK, Question, spelled, trial, with_configuration
 from autollm_jax.advise.question import question as make_question
 from autollm_jax.advise.target import Target
@@ -37,8 +38,6 @@ from autollm_jax.forecasts.panel import Panel
 from autollm_jax.gym.environment import Observation, Trial
 from autollm_jax.text.claims import Claim
 
-FEW_RUNS = 8
-FAR = math.log(30.0)  # in parameters or tokens: beyond it advice says that it is a guess
 HANDFUL = 5
 
 
@@ -227,10 +226,10 @@ class Advisor:
         seen = Observation(setting, question.evidence, left, trials)
         decision = decision_of(self.panel, seen, seed=0)
         found = self._expected(trials)
-        notes = [*question.notes, *self._notes()]
         noise = intervals.noise_floor(setting, question.evidence, self.panel.unit)
         if decision is None:
-            return Advice((), "", (), True, math.nan, noise, None, tuple(notes))
+            notes = (*question.notes, *notes_of(question, None))
+            return Advice((), "", (), True, math.nan, noise, None, notes)
         chosen = self.decider.decide(self.panel, seen, decision)
         gain, stop = self._stop(found, noise, decision.advice.open_R)
         order = np.argsort(-chosen.chances_C, kind="stable")
@@ -241,10 +240,10 @@ class Advisor:
         ]
         row = decision.offer.rows[chosen.place]
         cheap = most_telling(self.panel, question.evidence, setting, row)
+        notes = (*question.notes, *notes_of(question, ranked[0].config))
         return Advice(
-            tuple(ranked), chosen.thinking, tuple(chosen.claims), stop, gain, noise, cheap,
-            tuple(notes),
-        )  # fmt: skip
+            tuple(ranked), chosen.thinking, tuple(chosen.claims), stop, gain, noise, cheap, notes
+        )
 
     def _under_way(self) -> list[Trial]:
         """Take running configurations as tried, with the outcome that is expected of them."""
@@ -299,27 +298,3 @@ class Advisor:
             else intervals.chance_to_beat(best, margin, row, found, sign),
             dict(zip(COUNSEL, map(float, remaining_A), strict=True)),
         )
-
-    def _notes(self) -> list[str]:
-        """Say where evidence is thin, and where the target is far beyond it."""
-        question, notes = self.question, []
-        evidence = question.evidence
-        count = sum(len(experiment.cells) for experiment in evidence)
-        if count < FEW_RUNS:
-            notes.append(
-                f"{count} cheap configurations: too few to see a landscape; {FEW_RUNS} or more, "
-                "spread over the space, would help most"
-            )
-        if len(evidence) == 1:
-            notes.append(
-                "runs of one fidelity do not tell how the optimum moves with size; a second, "
-                "cheaper or dearer, would"
-            )
-        gaps = [np.abs(e.fidelity.log - question.setting.fidelity.log) for e in evidence]
-        away = [float(np.nanmax(gap)) for gap in gaps if not np.isnan(gap).all()]
-        if away and min(away) > FAR:
-            notes.append(
-                f"the target is {math.exp(min(away)):.0f} times the size of the nearest runs: far "
-                "beyond what was ever checked, so take the intervals as too narrow"
-            )
-        return notes

@@ -370,6 +370,8 @@ def _hyperparameter(name: str, meaning: str, values: _Values, said: Mapping, why
             given = {k: tuple(said[k]) for k in ("choices", "bounds") if said.get(k)}
             guess = _dimension(meaning, values, kind)
             kind = kind or guess.kind
+            if len(given) == 1:  # a list has choices and a range has bounds, whatever was guessed
+                kind = _kind_with(kind, "bounds" in given)
             if not given:
                 made = dataclasses.replace(guess, kind=kind)
             else:
@@ -381,6 +383,14 @@ def _hyperparameter(name: str, meaning: str, values: _Values, said: Mapping, why
         return Column(name, "hyperparameter", meaning, _dimension(meaning, values), "", why)
     except (ValueError, TypeError) as error:
         raise UserError(f"column {name}: {error}") from error
+
+
+def _kind_with(kind: str, bounded: bool) -> str:
+    """Return the kind of the same scale that has bounds, or that has choices."""
+    scale = "log-" if kind.startswith("log-") else ""
+    if bounded:
+        return f"{scale}continuous" if kind.endswith("ordinal") else kind
+    return f"{scale}ordinal" if kind.endswith("continuous") else kind
 
 
 def _dimension(name: str, values: _Values, kind: str | None = None) -> Dimension:

@@ -43,6 +43,7 @@ class Question:
       trials: runs at the target's fidelity, in their order.
       notes: what a person should know: rows left out, things guessed.
       running: configurations that are being run at the target's fidelity.
+      closed: whether only given candidates, or what was run, may be proposed.
     """
 
     setting: Setting
@@ -50,6 +51,7 @@ class Question:
     trials: tuple[Trial, ...]
     notes: tuple[str, ...] = ()
     running: tuple[dict, ...] = ()
+    closed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +128,8 @@ def question(
     setting = _setting(asked, wanted, default, evidence, finished, done, candidates, untold)
     trials = [trial(number, run, setting) for number, run in enumerate(done, 1)]
     waiting = tuple(run.config for run in tried if run.status == "running")
-    return Question(setting, tuple(evidence), tuple(trials), tuple(notes), waiting)
+    closed = candidates is not None or bool(target.quantity)
+    return Question(setting, tuple(evidence), tuple(trials), tuple(notes), waiting, closed)
 
 
 def _one_size_each(runs: Sequence[Run], space: Space) -> list[Run]:
