@@ -103,6 +103,18 @@ class Advice:
         return {key: _plain(value) for key, value in dataclasses.asdict(self).items()}
 
 
+def _nothing(made: Sequence[runs.Run], notes: Sequence[str]) -> str:
+    """Say why no run can be learned from, and what is wanted."""
+    counts = {}
+    for run in made:
+        counts[run.status] = counts.get(run.status, 0) + 1
+    states = [f"{count} {status}" for status, count in counts.items()]
+    return (
+        f"no run has an outcome to learn from ({'; '.join([*states, *notes[:1], *notes[3:4]])}); "
+        "accepted are finished runs with an outcome, all hyperparameters and positive sizes"
+    )
+
+
 def _plain(value):
     if isinstance(value, Mapping):
         return {key: _plain(each) for key, each in value.items()}
@@ -177,9 +189,8 @@ class Advisor:
         )
         known = understand(rows, hints)
         made, notes = runs.clean(rows, known)
-        if all(run.status == "running" for run in made):
-            reasons = "; ".join(notes[:3]) or "there are no rows"
-            raise UserError(f"no run can be used: {reasons}")
+        if not any(run.status == "ok" for run in made):
+            raise UserError(_nothing(made, notes))
         question = make_question(
             made, known, wanted, task=task, default=default, candidates=candidates
         )

@@ -19,7 +19,14 @@ import re
 from collections.abc import Mapping, Sequence
 
 from autollm_jax.advise.reading import Cell, Rows
-from autollm_jax.advise.values import has_decimal_commas, is_missing, number, spell
+from autollm_jax.advise.values import (
+    COUNTS,
+    has_decimal_commas,
+    has_thousands,
+    is_missing,
+    number,
+    spell,
+)
 from autollm_jax.errors import UserError
 from autollm_jax.gym.spaces import Dimension
 
@@ -31,6 +38,7 @@ PREFIXES = ("config/", "config.", "params.", "params_", "hparams/", "hparams.", 
 MIXTURE = "mixture"
 LISTED = 12  # a column of at most so many numbers may be a list of choices
 LEAST_REPEATS = 2.0  # runs for each of these numbers in the mean
+MOST_DESCRIBED = 60  # columns
 LOG_RATIO = 8.0  # positive numbers that span so much are compared by their ratios
 WHOLE_NUMBER_SHARE = 0.9  # of a column's cells that are numbers: then the rest are mistakes
 LEAST_PARTS, SUM_ERROR = 3, 0.02  # components of a mixture, relative error of their sum
@@ -81,6 +89,7 @@ class Column:
       dimension: of a hyperparameter that is no part of a mixture.
       mixture: of a component of a mixture, the mixture's name.
       why: the reason for the role, in a few words.
+      factor: of plain numbers, where the name says a unit: "parameters (M)", "tokens_B".
     """
 
     name: str
@@ -89,6 +98,7 @@ class Column:
     dimension: Dimension | None = None
     mixture: str = ""
     why: str = ""
+    factor: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +132,15 @@ class Understanding:
 
     def number(self, row: Mapping[str, Cell], column: Column) -> float | None:
         """Read a number; None where the cell is missing or no number."""
-        return number(row.get(column.name), column.name in self.decimal_commas)
+        cell = row.get(column.name)
+        amount = number(cell, column.name in self.decimal_commas)
+        if (
+            column.factor == 1.0
+            or amount is None
+            or (isinstance(cell, str) and cell[-1:].isalpha())
+        ):
+            return amount  # 7B says its unit itself
+        return amount * column.factor
 
     @property
     def dimensions(self) -> tuple[Dimension, ...]:
@@ -136,8 +154,10 @@ class Understanding:
 
     def describe(self) -> str:
         """Write what was understood, a line a column."""
-        lines = []
-        for column in self.columns.values():
+        lines, listed = [], list(self.columns.values())
+        if len(listed) > MOST_DESCRIBED:
+            listed = [column for column in listed if column.role != "ignored"]
+        for column in listed[:MOST_DESCRIBED]:
             what = column.role
             if column.dimension is not None:
                 what += f", {column.dimension.kind}: {column.dimension.describe_choices()}"
@@ -149,6 +169,8 @@ class Understanding:
                 what += ", lower is better" if self.minimize else ", higher is better"
             why = f" ({column.why})" if column.why else ""
             lines.append(f"  {column.name:28} {what}{why}")
+        if rest := len(self.columns) - len(lines):
+            lines.append(f"  and {rest} more, of which --write_space=space.json tells")
         return "\n".join(lines)
 
     def to_json(self) -> dict:
@@ -203,11 +225,16 @@ def understand(rows: Rows, hints: Hints = Hints()) -> Understanding:  # noqa: B0
     names = list(dict.fromkeys(name for row in rows.rows for name in row))
     _check_names(names, hints)
     cells = {name: [row.get(name) for row in rows.rows] for name in names}
-    commas = frozenset(
-        name for name in names if rows.decimal_comma and has_decimal_commas(cells[name])
-    )
+    commas = _decimal_commas(cells) if rows.decimal_comma else frozenset()
     values = {name: _Values(cells[name], name in commas) for name in names}
     objective = hints.objective or _objective(names, values, hints)
+    if not values[objective].numbers:
+        cell = next(iter(values[objective].texts), "nothing")
+        numeric = [name for name in names if values[name].is_numeric and name != objective]
+        raise UserError(
+            f"objective {objective}: holds {spell(cell)[:40]!r}, no numbers; columns of numbers "
+            f"are {_listed(numeric)}; name one by --objective=NAME"
+        )
     prefixed = any(_stripped(name) != name for name in names)
     columns = {}
     for name in names:
@@ -217,10 +244,17 @@ def understand(rows: Rows, hints: Hints = Hints()) -> Understanding:  # noqa: B0
     found = Understanding(columns, _minimized(objective, rows, hints), commas)
     if not found.dimensions:
         raise UserError(
-            f"no column varies that could be a hyperparameter; the columns are {', '.join(names)}; "
+            f"no column varies that could be a hyperparameter; the columns are {_listed(names)}; "
             "name them by --hyperparameters=NAME,NAME"
         )
     return found
+
+
+def _decimal_commas(cells: Mapping[str, Sequence[Cell]]) -> frozenset[str]:
+    """Return the columns with decimal commas: one such column tells of 2,378 in another one."""
+    if not any(has_decimal_commas(each) for each in cells.values()):
+        return frozenset()
+    return frozenset(name for name, each in cells.items() if not has_thousands(each))
 
 
 def _check_names(names: Sequence[str], hints: Hints) -> None:
@@ -228,7 +262,7 @@ def _check_names(names: Sequence[str], hints: Hints) -> None:
     given += hints.contexts
     for name in filter(None, given):
         if name not in names:
-            raise UserError(f"no column {name!r}; the columns are {', '.join(names)}")
+            raise UserError(f"no column {name!r}; the columns are {_listed(names, 40)}")
 
 
 class _Values:
@@ -259,6 +293,8 @@ class _Values:
 
 def _stripped(name: str) -> str:
     """Take the prefix off that trackers put before hyperparameters."""
+    if name in ("params_K", "params_M", "params_B"):  # a count of parameters, not Optuna's prefix
+        return name
     for prefix in PREFIXES:
         if name.lower().startswith(prefix) and len(name) > len(prefix):
             return name[len(prefix) :]
@@ -298,8 +334,22 @@ def _objective(names: Sequence[str], values: Mapping[str, _Values], hints: Hints
         if len(found) == 1:
             return found[0]
     numeric = [name for name in names if values[name].is_numeric and values[name].varies]
-    which = f"it may be {', '.join(may)}" if may else f"columns of numbers are {', '.join(numeric)}"
+    if not numeric:
+        raise UserError(
+            f"no column holds numbers that differ; the columns are {_listed(names)}; accepted is a "
+            "header line, then a line for each run, with its hyperparameters, size and outcome"
+        )
+    which = f"it may be {_listed(may)}" if may else f"columns of numbers are {_listed(numeric)}"
+    empty = [n for n in names if re.fullmatch(_MEASURED, _plain(n)) and not values[n].finite]
+    if empty and not may:
+        which += f"; {_listed(empty)} holds no finite number"
     raise UserError(f"which column is the objective? {which}; name it by --objective=NAME")
+
+
+def _listed(names: Sequence[str], most: int = LISTED) -> str:
+    """List names, shortened where there are many."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
 
 
 def _minimized(objective: str, rows: Rows, hints: Hints) -> bool:
@@ -328,7 +378,7 @@ def _column(name: str, values: _Values, objective: str, prefixed: bool, hints: H
             raise UserError(
                 f"column {name}: fidelity {fidelity!r}; accepted are {', '.join(FIDELITIES)}"
             )
-        return Column(name, "fidelity", fidelity, why="as you said")
+        return Column(name, "fidelity", fidelity, why="as you said", factor=_unit(short)[1] or 1.0)
     if hints.limited and hints.limited in (name, meant.get(name) or _fidelity(plain)):
         return Column(name, "size", hints.limited, why="the target limits it")
     if role in ("context", "status", "seed", "ignored"):
@@ -339,9 +389,14 @@ def _column(name: str, values: _Values, objective: str, prefixed: bool, hints: H
         return Column(name, "status", short)
     if re.fullmatch(_SEED, plain):
         return Column(name, "seed", short)
-    fidelity = _fidelity(plain)
+    fidelity, factor = _fidelity(plain), 1.0
+    bare, unit = _unit(short)
+    counted = _fidelity(_plain(bare)) if len(bare) > 1 else ""  # d_k counts nothing
+    if unit and counted not in ("", "hours"):
+        fidelity, factor = counted, unit
     if fidelity and values.is_numeric and (values.varies or fidelity in hints.wanted):
-        return Column(name, "fidelity", fidelity)
+        why = f"in units of {factor:g}" if factor != 1.0 else ""
+        return Column(name, "fidelity", fidelity, why=why, factor=factor)
     if prefixed and short == name:
         return Column(name, "ignored", short, why="no prefix, as hyperparameters have here")
     usual = re.fullmatch(_USUAL, plain)
@@ -356,9 +411,25 @@ def _column(name: str, values: _Values, objective: str, prefixed: bool, hints: H
     return _hyperparameter(name, short, values, {}, "")
 
 
+def fidelity_of(name: str) -> str:
+    """Return the fidelity that a name means, such as n_params or trainTokens; "" if it is none."""
+    return _fidelity(_plain(name))
+
+
 def _fidelity(plain: str) -> str:
     """Return the fidelity of a name in plain spelling; "" if it is none."""
     return next((key for key, names in _NAMES.items() if re.fullmatch(names, plain)), "")
+
+
+def _unit(name: str) -> tuple[str, float]:
+    """Split the unit off a name: ("tokens", 1e9) of tokens_B or tokens (billions); 0 for none."""
+    found = re.fullmatch(
+        r"(.+?)(?:\s*[(\[]\s*(?:in )?(\w+)\s*[)\]]|[_ ](?:in[_ ])?([a-z]+))", name, re.I
+    )
+    if not found:
+        return name, 0.0
+    unit = (found[2] or found[3]).lower()
+    return found[1], COUNTS.get(unit) or COUNTS.get(unit.removesuffix("s")) or 0.0
 
 
 def _hyperparameter(name: str, meaning: str, values: _Values, said: Mapping, why: str) -> Column:

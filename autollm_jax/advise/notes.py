@@ -11,7 +11,9 @@ from autollm_jax.gym.spaces import Dimension
 
 FEW_RUNS = 8
 FAR = math.log(30.0)  # in parameters or tokens: beyond it advice says that it is a guess
+LEAST_BELOW = math.log(1.05)  # by so much a target is smaller
 EDGE = 0.02  # share of a range: so near to its end a value counts as the end
+MOST_EDGES = 3  # notes on them
 LEAST_VALUES = 3  # of two values one is always at the edge
 FURTHER_LOG, FURTHER = 3.0, 0.25  # how far a range is to be widened: a factor, a share of it
 
@@ -34,6 +36,12 @@ def _thin(question: Question) -> list[str]:
             f"{count} cheap configurations: too few to see a landscape; {FEW_RUNS} or more, "
             "spread over the space, would help most"
         )
+    if evidence and all(e.outcomes.median == e.outcomes.optimum for e in evidence) and count > 1:
+        metric = question.setting.objective.metric
+        notes.append(
+            f"{metric} is the same for half of the runs or more, of every size: it does not tell "
+            "good configurations from others, so the proposal is a guess"
+        )
     if len(evidence) == 1:
         notes.append(
             "runs of one fidelity do not tell how the optimum moves with size; a second, "
@@ -43,19 +51,36 @@ def _thin(question: Question) -> list[str]:
 
 
 def _far(question: Question) -> list[str]:
-    gaps = [np.abs(e.fidelity.log - question.setting.fidelity.log) for e in question.evidence]
-    away = [float(np.nanmax(gap)) for gap in gaps if not np.isnan(gap).all()]
-    if not away or min(away) <= FAR:
+    gaps = [question.setting.fidelity.log - e.fidelity.log for e in question.evidence]
+    gaps = [gap[~np.isnan(gap)] for gap in gaps]
+    gaps = [gap for gap in gaps if len(gap)]
+    if not gaps:
         return []
-    return [
-        f"the target is {math.exp(min(away)):.0f} times the size of the nearest runs: far "
-        "beyond what was ever checked, so take the intervals as too narrow"
-    ]
+    notes = []
+    if all((gap <= 0).all() and (gap < -LEAST_BELOW).any() for gap in gaps):
+        notes.append(
+            "the target is smaller than every run: advice is meant for a dearer one, so look "
+            "whether the target lacks a unit (7B, 200B)"
+        )
+    nearest = min(gaps, key=lambda gap: np.abs(gap).max())
+    widest = float(nearest[np.abs(nearest).argmax()])
+    if abs(widest) > FAR:
+        times = f"{math.exp(abs(widest)):.0f} times"
+        notes.append(
+            (
+                f"the target is {times} the size of the nearest runs"
+                if widest > 0
+                else f"the nearest runs are {times} the size of the target"
+            )
+            + ": far beyond what was ever checked, so take the intervals as too narrow"
+        )
+    return notes
 
 
 def _edges(question: Question, config: Mapping | None) -> list[str]:
     """Name the hyperparameters whose best value is the last that was tried and may be proposed."""
-    if question.closed:
+    alike = all(e.outcomes.median == e.outcomes.optimum for e in question.evidence)
+    if question.closed or (question.evidence and alike):
         return []
     named: list[tuple[str, Mapping]] = [] if config is None else [("proposed", config)]
     ran = [(trial.config, trial.outcome) for trial in question.trials if trial.ok and trial.config]
@@ -83,6 +108,8 @@ def _edges(question: Question, config: Mapping | None) -> list[str]:
                     "let advice go further (--write_space=space.json, edit, --space=space.json)"
                 )
                 break
+    if len(notes) > MOST_EDGES:
+        notes[MOST_EDGES:] = [f"so it is for {len(notes) - MOST_EDGES} more hyperparameters"]
     return notes
 
 

@@ -166,12 +166,21 @@ def _fidelity_notes(names: Sequence[str], target: Mapping) -> list[str]:
             "no column says how dear a run is, so all runs count as of one cheaper kind; name one "
             "by --fidelity=parameters:COLUMN"
         )
+    if names and target and not set(names) & set(target):
+        raise UserError(
+            f"target: says its {', '.join(target)}, and the runs say their {', '.join(names)}: "
+            f"nothing to compare; give --target={names[0]}=NUMBER, or name a column by "
+            f"--fidelity={next(iter(target))}:COLUMN"
+        )
     lacking = [name for name in names if name not in target]
     unknown = [name for name in target if names and name not in names]
     if lacking:
         notes.append(f"the target does not say its {', '.join(lacking)}: unknown, so not compared")
     if unknown:
-        notes.append(f"no run says its {', '.join(unknown)}: the target's is not compared")
+        notes.append(
+            f"no run says its {', '.join(unknown)}: the target's is not "
+            f"compared; name a column by --fidelity={unknown[0]}:COLUMN"
+        )
     return notes
 
 

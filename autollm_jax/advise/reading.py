@@ -4,10 +4,15 @@ Each becomes rows: mappings from a column's name to a text, a number, a truth va
 the values mean is decided elsewhere (`values`, `columns`).
 """
 
+import ast
 import csv
 import dataclasses
+import gzip
 import json
+import math
 import os
+import re
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +26,8 @@ ACCEPTED = (
     "(SOURCE/TASK.parquet)"
 )
 DELIMITERS = ",;\t|"
+SPACES = r" {2,}|\t"  # between the columns of a printed table
+SUMMARY = r"(grand )?total|sum|mean|average|avg|median|std|stdev|min|max|count"
 SAMPLE = 64  # lines that the delimiter is found on
 LEAST_COLUMNS = 2
 
@@ -66,7 +73,8 @@ def read(source: str) -> Rows:
         ".ndjson": _read_json_lines,
         ".json": _read_json,
     }
-    found = readers.get(path.suffix.lower(), _read_delimited)(path)
+    suffix = Path(path.stem).suffix if path.suffix.lower() == ".gz" else path.suffix
+    found = _expanded(readers.get(suffix.lower(), _read_delimited)(path))
     if not found.rows:
         raise UserError(
             f"{source}: has no rows; accepted is a file with a header and runs below it"
@@ -93,21 +101,34 @@ def of_mappings(rows: Sequence[Mapping], name: str = "row") -> Rows:
 
 
 def _read_delimited(path: Path) -> Rows:
+    csv.field_size_limit(2**31 - 1)
     text = _decoded(path)
+    if re.match(r"\s*<(!doctype|html|\?xml)", text[:100], re.IGNORECASE):
+        raise UserError(f"{path}: is a web page; download the file itself; accepted are {ACCEPTED}")
     lines = text.splitlines()
-    first = next((n for n, line in enumerate(lines) if line.strip()), None)
-    if first is None:
+    if not any(line.strip() for line in lines):
         raise UserError(f"{path}: is empty; accepted is a header and a line for each run")
-    delimiter = _delimiter(lines[first : first + SAMPLE])
+    delimiter, first = _layout(lines)
+    if delimiter == SPACES:
+        delimiter, lines = "\t", [re.sub(SPACES, "\t", line.strip()) for line in lines]
     reader = csv.reader(lines[first:], delimiter=delimiter, skipinitialspace=True)
-    rows, places, notes = [], [], []
+    rows, places, notes, again = [], [], [], 0
     try:
-        header, repeated = _unique([name.strip() for name in next(reader)])
+        named = [name.strip() for name in next(reader)]
+        header, repeated = _unique(named)
         if repeated:
             notes.append(f"columns named twice: {', '.join(repeated)}; each is kept, as NAME.2")
+        if sum(_is_number(name) for name in named) > len(named) / 2:
+            raise UserError(
+                f"{path}, line {first + 1}: holds numbers, no names of columns; accepted is a "
+                "header such as learning_rate,parameters,tokens,loss above the runs"
+            )
         for cells in reader:
             cells = [cell.strip() for cell in cells]
             if not any(cells):
+                continue
+            if cells == named:
+                again += 1
                 continue
             place = f"{path.name}, line {first + reader.line_num}"
             if len(cells) > len(header):
@@ -118,6 +139,18 @@ def _read_delimited(path: Path) -> Rows:
             places.append(place)
     except csv.Error as error:
         raise UserError(f"{path}: {error}; accepted are {ACCEPTED}") from error
+    if again:
+        notes.append(f"the header comes {again + 1} times; once is enough")
+    if unnamed := [n for n, name in enumerate(named, 1) if not name and _says(rows, header[n - 1])]:
+        notes.append(
+            f"no name above column {', '.join(map(str, unnamed))}, so that it is left out; name it "
+            "in the header"
+        )
+    if last := _summaries(rows, header[0]):
+        notes.append(
+            f"lines at the end that sum up the others ({rows[-1][header[0]]!r}): {last} left out"
+        )
+        rows, places = rows[:-last], places[:-last]
     if len(header) < LEAST_COLUMNS:
         raise UserError(
             f"{path}: one column only ({header[0][:40]!r}); accepted are columns divided by comma, "
@@ -129,10 +162,20 @@ def _read_delimited(path: Path) -> Rows:
 def _decoded(path: Path) -> str:
     """Decode a text, whatever editor wrote it."""
     data = path.read_bytes()
-    if data[:4] == b"PAR1" or data[:2] in (b"PK", b"\x1f\x8b") or b"\x00\x00\x00" in data[:1024]:
+    if data[:2] == b"\x1f\x8b":
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{path}: a damaged gzip file ({error}); pack it again") from error
+    if data[:2] == b"PK" or data[:4] == b"\xd0\xcf\x11\xe0":
+        raise UserError(f"{path}: is a spreadsheet; save it as CSV; accepted are {ACCEPTED}")
+    if data[:4] == b"PAR1" or b"\x00\x00\x00" in data[:1024]:
         raise UserError(f"{path}: is no text; accepted are {ACCEPTED}")
     marks = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-    for encoding in (marks.get(data[:2], "utf-8-sig"), "cp1252"):
+    guess = "utf-8-sig"
+    if b"\x00" in data[:64]:  # UTF-16 without a mark: every second byte of plain letters is zero
+        guess = "utf-16-le" if data[1:2] == b"\x00" else "utf-16-be"
+    for encoding in (marks.get(data[:2], guess), "cp1252"):
         try:
             return data.decode(encoding)
         except UnicodeDecodeError:
@@ -140,20 +183,63 @@ def _decoded(path: Path) -> str:
     return data.decode("latin-1")
 
 
-def _delimiter(lines: Sequence[str]) -> str:
-    """Return the delimiter by which most lines have as many cells as the header, and most cells."""
+def _layout(lines: Sequence[str]) -> tuple[str, int]:
+    """Return a file's delimiter, and its header's place below blank lines, titles and comments.
+
+    By the delimiter most lines have as many cells as the header, and most cells.
+    """
+
+    def header(delimiter: str) -> int | None:
+        """Return the first line with two names or more."""
+        for place, line in enumerate(lines[:SAMPLE]):
+            cells = next(csv.reader([line], delimiter=delimiter), [])
+            if sum(bool(cell.strip()) for cell in cells) >= LEAST_COLUMNS and line[0] != "#":
+                return place
+        return None
 
     def fit(delimiter: str) -> tuple[float, int]:
-        counts = [len(cells) for cells in csv.reader(lines, delimiter=delimiter) if cells]
-        alike = sum(count == counts[0] for count in counts) / len(counts)
-        return (alike if counts[0] > 1 else 0.0, counts[0])
+        first = header(delimiter)
+        if first is None:
+            return 0.0, 0
+        below = csv.reader(lines[first : first + SAMPLE], delimiter=delimiter)
+        counts = [len(cells) for cells in below if cells]
+        return sum(count == counts[0] for count in counts) / len(counts), counts[0]
 
-    return max(DELIMITERS, key=fit)
+    best = max(DELIMITERS, key=fit)
+    first = header(best)
+    if first is not None and fit(best)[0] > 0.5:
+        return best, first
+    start = next(n for n, line in enumerate(lines) if line.strip())
+    widths = {len(re.split(SPACES, line.strip())) for line in lines[start:] if line.strip()}
+    if len(widths) == 1 and widths != {1}:
+        return SPACES, start
+    return best, start if first is None else first
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _says(rows: Sequence[Mapping[str, Cell]], name: str) -> bool:
+    return any(row[name] for row in rows)
+
+
+def _summaries(rows: Sequence[Mapping[str, Cell]], name: str) -> int:
+    """Count the last rows that a spreadsheet puts below the others: their sum, their mean."""
+
+    def sums_up(row: Mapping[str, Cell]) -> bool:
+        return bool(re.fullmatch(SUMMARY, str(row[name]).strip(": ").lower()))
+
+    count = next((n for n, row in enumerate(reversed(rows)) if not sums_up(row)), 0)
+    return 0 if any(map(sums_up, rows[: len(rows) - count])) else count
 
 
 def _unique(names: Sequence[str]) -> tuple[list[str], list[str]]:
     """Give every column a name of its own; also returns the names that came twice."""
-    made: list[str] = []
+    made: dict[str, None] = {}  # a set in order
     repeated: list[str] = []
     for number, name in enumerate(names, 1):
         name = name or f"column{number}"
@@ -163,8 +249,8 @@ def _unique(names: Sequence[str]) -> tuple[list[str], list[str]]:
             while f"{name}.{copy}" in made:
                 copy += 1
             name = f"{name}.{copy}"
-        made.append(name)
-    return made, list(dict.fromkeys(repeated))
+        made[name] = None
+    return list(made), list(dict.fromkeys(repeated))
 
 
 def _read_parquet(path: Path) -> Rows:
@@ -206,9 +292,67 @@ def _read_json(path: Path) -> Rows:
         value = json.loads(_decoded(path))
     except ValueError:
         return _read_json_lines(path)
-    if not isinstance(value, list) or not all(isinstance(row, Mapping) for row in value):
+    rows = value
+    if isinstance(value, Mapping):
+        inside = [each for each in value.values() if _is_rows(each)]
+        if len(inside) == 1:  # {"runs": [...]}
+            rows = inside[0]
+        elif value and all(isinstance(each, list | Mapping) for each in value.values()):
+            rows = _of_columns(value)
+    if not isinstance(rows, list) or not _is_rows(rows):
         raise UserError(f"{path}: accepted is a list of objects, one with each run's values")
-    return of_mappings(value, f"{path.name}, entry")
+    return of_mappings(rows, f"{path.name}, entry")
+
+
+def _is_rows(value) -> bool:
+    return isinstance(value, list) and all(isinstance(row, Mapping) for row in value)
+
+
+def _of_columns(value: Mapping) -> list[dict] | None:
+    """Turn columns, as pandas writes them, into rows; None where their lengths differ."""
+    columns = [each.values() if isinstance(each, Mapping) else each for each in value.values()]
+    if len({len(each) for each in columns}) != 1:
+        return None
+    return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+
+def _expanded(rows: Rows) -> Rows:
+    """Spread columns that hold a JSON object or a Python dictionary: config becomes config.lr."""
+    names = dict.fromkeys(name for row in rows.rows[:SAMPLE] for name in row)
+    nested = []
+    for name in names:
+        cells = [row.get(name) for row in rows.rows[:SAMPLE]]
+        held = [cell for cell in cells if isinstance(cell, str) and cell]
+        if held and all(cell[0] == "{" and _mapping(cell) is not None for cell in held):
+            nested.append(name)
+    if not nested:
+        return rows
+    made = []
+    for row in rows.rows:
+        values = dict(row)
+        for name in nested:
+            inside = _mapping(str(values.pop(name, "")))
+            values |= _flat(inside or {}, f"{name}.")
+        made.append(values)
+    return dataclasses.replace(rows, rows=tuple(made))
+
+
+def _mapping(text: str) -> dict | None:
+    """Read an object; {"lr": {"value": 1}}, as Weights & Biases writes it, is {"lr": 1}."""
+    quoted = re.sub(r"(?<=[:,\[ ])(nan|-?inf)(?=[\s,}\]])", r"'\1'", text)  # no Python literals
+    for parse, spelled in ((json.loads, text), (ast.literal_eval, quoted)):
+        try:
+            value = parse(spelled)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        if not isinstance(value, dict):
+            return None
+        return {
+            key: each["value"] if isinstance(each, Mapping) and "value" in each else each
+            for key, each in value.items()
+            if key != "_wandb"
+        }
+    return None
 
 
 def _flat(row: Mapping, prefix: str = "") -> dict[str, Cell]:

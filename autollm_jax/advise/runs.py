@@ -164,7 +164,7 @@ def _chosen(row: Mapping[str, Cell], column: Column, known: Understanding):
     """Read a hyperparameter, or the weight of a mixture's component."""
     dimension = column.dimension
     if not column.mixture and is_missing(row.get(column.name)):
-        raise _Unusable(f"{column.name} is missing")
+        raise _Unusable(f"{column.name} is missing (--ignore={column.name} keeps such rows)")
     if dimension is not None and not dimension.is_numeric:
         return str(row.get(column.name))
     amount = known.number(row, column)

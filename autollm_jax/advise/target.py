@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Mapping
 
-from autollm_jax.advise.columns import FIDELITIES
+from autollm_jax.advise.columns import FIDELITIES, fidelity_of
 from autollm_jax.advise.values import number
 from autollm_jax.errors import UserError
 from autollm_jax.gym.settings import Fidelity
@@ -49,6 +49,8 @@ class Target:
         quantity, at_most = "", math.nan
         for name, value in pairs:
             amount = number(value)
+            if name not in FIDELITIES and amount is not None:
+                name = fidelity_of(name) or name  # params=7B, n_params=7B
             if name.endswith("<=") and amount is not None:
                 quantity, at_most = name.removesuffix("<="), amount
             elif name not in FIDELITIES and value:
@@ -58,7 +60,8 @@ class Target:
             else:
                 raise UserError(f"target: {name}={value} is not understood; {ACCEPTED}")
         if not sizes and not quantity:
-            raise UserError(f"target: says no size; {ACCEPTED}")
+            named = f" but {', '.join(contexts)}" if contexts else ""
+            raise UserError(f"target: says no size{named}; {ACCEPTED}")
         return cls(sizes, contexts, quantity, at_most)
 
     @property

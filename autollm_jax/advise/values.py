@@ -12,7 +12,10 @@ MISSING = frozenset(
 NOT_A_NUMBER = ("nan", "-nan", "1.#qnan", "1.#ind", "#num!", "#div/0!")
 INFINITE = ("inf", "+inf", "-inf", "infinity", "-infinity", "1.#inf", "∞")
 # Suffixes of counts and durations. "m" is a million beside k and b, and a minute beside s and h.
-COUNTS = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "bn": 1e9, "tn": 1e12}
+COUNTS = {
+    "k": 1e3, "thousand": 1e3, "m": 1e6, "mn": 1e6, "mio": 1e6, "million": 1e6, "b": 1e9, "g": 1e9,
+    "bn": 1e9, "mrd": 1e9, "billion": 1e9, "t": 1e12, "tn": 1e12, "trillion": 1e12,
+}  # fmt: skip
 HOURS = {"s": 1 / 3600, "sec": 1 / 3600, "min": 1 / 60, "h": 1.0, "hr": 1.0, "hrs": 1.0, "d": 24.0}
 UNITS = (
     "params",
@@ -31,6 +34,8 @@ _NUMBER = re.compile(
 )
 _CLOCK = re.compile(r"(?:(\d+) days?,? )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 _GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?")
+_DECIMAL = re.compile(r"[+-]?\d*,\d+(e[+-]?\d+)?\s*(%|[a-z/\- ]*)", re.IGNORECASE)
+_SPREAD = re.compile(r"(.*?\d)\s*(?:±|\+/-|\+-)\s*[\d.,e-]+|(.*?\d)\s*\([\d.,e-]+\)")
 _COMMA = re.compile(r"[+-]?[\d.]*,\d+(e[+-]?\d+)?", re.IGNORECASE)
 _POWER = re.compile(r"([+-]?\d+\.?\d*)?\s*[*x×]?\s*(10|2)\s*(?:\^|\*\*)\s*\(?([+-]?\d+\.?\d*)\)?")
 
@@ -75,6 +80,8 @@ def _spelled(cell: str, decimal_comma: bool) -> float | None:
     if text[:1].isalpha() and text[0] != "x":  # x10^-3 is a number, other words are none
         return None
     text = text.replace("−", "-").replace("\u00a0", " ")
+    if found := _SPREAD.fullmatch(text):  # a mean with its deviation
+        text = found[1] or found[2]
     if found := _CLOCK.fullmatch(text):
         days, hours, minutes, seconds = (float(part or 0) for part in found.groups())
         return 24 * days + hours + minutes / 60 + seconds / 3600
@@ -99,14 +106,24 @@ def _with_unit(text: str) -> float | None:
         unit = unit.removesuffix(word).strip(" -/")
     if not unit:
         return value
-    factor = COUNTS.get(unit) or HOURS.get(unit)
+    factor = COUNTS.get(unit) or COUNTS.get(unit.removesuffix("s")) or HOURS.get(unit)
     return None if factor is None else value * factor
 
 
 def has_decimal_commas(cells: Sequence[Cell]) -> bool:
-    """Whether a column's commas stand before decimals: 0,001 and 12,5, not 1,000."""
-    texts = [cell.strip() for cell in cells if isinstance(cell, str) and "," in cell]
-    return bool(texts) and not all(_GROUPED.fullmatch(text) for text in texts)
+    """Whether a column's commas must stand before decimals: 0,001 and 12,5, not 1,000."""
+    return any(_DECIMAL.fullmatch(t) and not _GROUPED.fullmatch(t) for t in _with_commas(cells))
+
+
+def has_thousands(cells: Sequence[Cell]) -> bool:
+    """Whether a column's commas must stand between thousands: 1,000,000 and 1,000.5."""
+    return any(
+        _GROUPED.fullmatch(t) and (t.count(",") > 1 or "." in t) for t in _with_commas(cells)
+    )
+
+
+def _with_commas(cells: Sequence[Cell]) -> list[str]:
+    return [cell.strip() for cell in cells if isinstance(cell, str) and "," in cell]
 
 
 def spell(value: Cell) -> str:
