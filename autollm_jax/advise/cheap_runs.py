@@ -79,7 +79,9 @@ def _between(nearest: Experiment, setting: Setting) -> list[tuple[Setting, float
         float(np.sqrt(getattr(low, name) * getattr(high, name)))
         for name in ("parameters", "tokens", "flops")
     )
-    known = {"parameters": parameters, "tokens": tokens}
+    # Where the runs say no tokens, their steps or epochs stand for them.
+    length = next((n for n in ("steps", "epochs", "hours") if f"{n}=" in nearest.name), "tokens")
+    known = {"parameters": parameters, length: tokens}
     name = ",".join(f"{key}={value:.2g}" for key, value in known.items() if value)
     fidelity = Fidelity("low", parameters, tokens, flops)
     cost = flops / max(high.flops, 1e-300)

@@ -38,6 +38,7 @@ PREFIXES = ("config/", "config.", "params.", "params_", "hparams/", "hparams.", 
 MIXTURE = "mixture"
 LISTED = 12  # a column of at most so many numbers may be a list of choices
 LEAST_REPEATS = 2.0  # runs for each of these numbers in the mean
+LEAST_OF_A_SIZE = 3  # runs of a size in the mean, that tell what follows from it
 MOST_DESCRIBED = 60  # columns
 LOG_RATIO = 8.0  # positive numbers that span so much are compared by their ratios
 WHOLE_NUMBER_SHARE = 0.9  # of a column's cells that are numbers: then the rest are mistakes
@@ -223,6 +224,7 @@ def understand(rows: Rows, hints: Hints = Hints()) -> Understanding:  # noqa: B0
       UserError: there is no objective, or no hyperparameter; the message says which flag to give.
     """
     names = list(dict.fromkeys(name for row in rows.rows for name in row))
+    hints = _spelled(names, hints)
     _check_names(names, hints)
     cells = {name: [row.get(name) for row in rows.rows] for name in names}
     commas = _decimal_commas(cells) if rows.decimal_comma else frozenset()
@@ -241,6 +243,7 @@ def understand(rows: Rows, hints: Hints = Hints()) -> Understanding:  # noqa: B0
         columns[name] = _column(name, values[name], objective, prefixed, hints)
     columns = _one_of_each(columns, hints)
     columns = _with_mixtures(columns, values, hints)
+    columns = _without_names_of_sizes(columns, cells, hints)
     found = Understanding(columns, _minimized(objective, rows, hints), commas)
     if not found.dimensions:
         raise UserError(
@@ -255,6 +258,25 @@ def _decimal_commas(cells: Mapping[str, Sequence[Cell]]) -> frozenset[str]:
     if not any(has_decimal_commas(each) for each in cells.values()):
         return frozenset()
     return frozenset(name for name, each in cells.items() if not has_thousands(each))
+
+
+def _spelled(names: Sequence[str], hints: Hints) -> Hints:
+    """Spell a person's names as the columns are: val_loss is val/loss, lr is config.lr."""
+    known: dict[str, list[str]] = {}
+    for name in names:
+        for plain in {_plain(name), _plain(_stripped(name))}:
+            known.setdefault(plain, []).append(name)
+
+    def spell_one(name: str) -> str:
+        alike = known.get(_plain(name), [])
+        return alike[0] if name not in names and len(alike) == 1 else name
+
+    return dataclasses.replace(
+        hints,
+        objective=spell_one(hints.objective),
+        roles={spell_one(name): role for name, role in hints.roles.items()},
+        fidelities={key: spell_one(name) for key, name in hints.fidelities.items()},
+    )
 
 
 def _check_names(names: Sequence[str], hints: Hints) -> None:
@@ -329,7 +351,9 @@ def _objective(names: Sequence[str], values: Mapping[str, _Values], hints: Hints
     ]
     # loss.web and loss/code are parts of loss, where that is there.
     may = [name for name in may if re.split(r"[./]", name)[0] not in {*may} - {name}]
-    for pattern in (r"objective|value", rf".*({_VALIDATION}).*", r".*loss.*", r".*"):
+    validation = rf".*({_VALIDATION}).*"
+    validation_loss = rf".*({_VALIDATION}).*loss.*|.*loss.*({_VALIDATION}).*"
+    for pattern in (r"objective|value", validation, validation_loss, r".*loss.*", r".*"):
         found = [name for name in may if re.fullmatch(pattern, _plain(name))]
         if len(found) == 1:
             return found[0]
@@ -394,6 +418,8 @@ def _column(name: str, values: _Values, objective: str, prefixed: bool, hints: H
     counted = _fidelity(_plain(bare)) if len(bare) > 1 else ""  # d_k counts nothing
     if unit and counted not in ("", "hours"):
         fidelity, factor = counted, unit
+    if not fidelity and len(last := _plain(re.split(r"[./]", short)[-1])) > 1:
+        fidelity = _fidelity(last) if _fidelity(last) in hints.wanted else ""  # model.n_params
     if fidelity and values.is_numeric and (values.varies or fidelity in hints.wanted):
         why = f"in units of {factor:g}" if factor != 1.0 else ""
         return Column(name, "fidelity", fidelity, why=why, factor=factor)
@@ -506,6 +532,33 @@ def _one_of_each(columns: dict[str, Column], hints: Hints) -> dict[str, Column]:
         if name and not wanted and any(other in found for other in others):
             made[name] = Column(name, "ignored", fidelity, why="follows from the other fidelities")
     return made
+
+
+def _without_names_of_sizes(
+    columns: dict[str, Column], cells: Mapping[str, Sequence[Cell]], hints: Hints
+) -> dict[str, Column]:
+    """Leave out what follows from a run's size: the model's name, its layers in a ladder of sizes.
+
+    They are one value within each size, so that runs tell nothing of another value.
+    """
+    sizes = [cells[column.name] for column in columns.values() if column.role == "fidelity"]
+    keys = list(zip(*sizes, strict=True))
+    if not 2 <= len(set(keys)) <= len(keys) / LEAST_OF_A_SIZE:
+        return columns
+
+    def follows(name: str) -> bool:
+        first: dict[tuple, Cell] = {}
+        return all(first.setdefault(k, c) == c for k, c in zip(keys, cells[name], strict=True))
+
+    chosen = [column for column in columns.values() if column.role == "hyperparameter"]
+    said = {*hints.roles, *hints.columns}
+    names = [c.name for c in chosen if not c.mixture and c.name not in said and follows(c.name)]
+    if len(names) == len(chosen):
+        return columns
+    why = "one value for each size of a run"
+    return columns | {
+        name: Column(name, "ignored", columns[name].meaning, why=why) for name in names
+    }
 
 
 def _with_mixtures(

@@ -21,7 +21,7 @@ from absl import flags, logging
 from autollm_jax import command_line
 from autollm_jax.advise import reading
 from autollm_jax.advise.advisor import Advisor
-from autollm_jax.advise.columns import Hints
+from autollm_jax.advise.columns import FIDELITIES, Hints
 from autollm_jax.advise.decider import Agent, Panels, default_decider
 from autollm_jax.advise.session import Session, parse_told
 from autollm_jax.advise.words import advice_text
@@ -34,9 +34,9 @@ _QUESTION = {
         "runs", [], f"Files of runs, comma-separated: {reading.ACCEPTED}."
     ),
     "target": flags.DEFINE_string(
-        "target", "", "The run asked about: parameters=7e9,tokens=2e11 (also flops, steps, epochs, "
-        "hours)."),
-    "objective": flags.DEFINE_string("objective", "", "Column to be good at; guessed where empty."),
+        "target", "", "Size of the expensive run: parameters=7e9,tokens=2e11 (also flops, steps, "
+        "epochs, hours); 7B is 7e9."),
+    "objective": flags.DEFINE_string("objective", "", "Column of outcomes; guessed where empty."),
     "goal": flags.DEFINE_enum("goal", "", ["", "minimize", "maximize"], "Of the objective."),
     "space": command_line.define_path("space", None, "JSON file with the columns' meaning."),
     "candidates": command_line.define_path(
@@ -69,12 +69,15 @@ _WRITE_SPACE = command_line.define_path(
 def main(argv: list[str]) -> None:
     """Answer one question."""
     if len(argv) > 1:
-        raise UserError(f"unexpected {argv[1]!r}; accepted are flags alone, such as --runs=FILE")
+        raise UserError(f"unexpected {argv[1]!r}; a file of runs is given as --runs={argv[1]}")
     given = {name: flag.value for name, flag in _QUESTION.items() if flag.present}
     folder = Path(_SESSION.value) if _SESSION.value else None
     session = Session.load(folder) if folder else None
     if session is None and not given.get("runs"):
-        raise UserError("which runs? give --runs=FILE and --target=parameters=...,tokens=...")
+        raise UserError(
+            "no runs; give your cheap runs as --runs=FILE and the size of the expensive one as "
+            "--target=parameters=7e9,tokens=2e11"
+        )
     arguments = {name: flag.default for name, flag in _QUESTION.items()}
     arguments |= dict(session.arguments if session else {}) | given
     session = Session(arguments, session.told if session else (), session.advice if session else ())
@@ -107,7 +110,8 @@ def main(argv: list[str]) -> None:
 def _advisor(arguments: Mapping) -> Advisor:
     if not arguments["target"]:
         raise UserError(
-            "which run? give --target=parameters=7e9,tokens=2e11, or what is known of it"
+            "no target; give the size of the expensive run as --target=parameters=7e9,tokens=2e11 "
+            f"(accepted are {', '.join(FIDELITIES)}, those that the runs say)"
         )
     rows = reading.join([reading.read(source) for source in arguments["runs"]])
     candidates = None

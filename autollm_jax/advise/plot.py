@@ -56,9 +56,10 @@ def _numeric(advisor: Advisor) -> list[Dimension]:
             x_R = np.array(
                 [dimension.to_unit(c[dimension.name])[0] for c in nearest.configurations]
             )
-            if np.ptp(x_R) == 0 or len(x_R) < 4:
+            degree = min(len(np.unique(x_R)) - 1, 2)
+            if degree == 0 or len(x_R) < 4:
                 return 0.0
-            fitted_R = np.polyval(np.polyfit(x_R, regrets_R, 2), x_R)
+            fitted_R = np.polyval(np.polyfit(x_R, regrets_R, degree), x_R)
             return float(fitted_R.var())
 
         numeric.sort(key=lambda d: -explained(d))

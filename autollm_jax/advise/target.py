@@ -58,7 +58,8 @@ class Target:
             elif name in FIDELITIES and amount is not None and 0 < amount < math.inf:
                 sizes[name] = amount
             else:
-                raise UserError(f"target: {name}={value} is not understood; {ACCEPTED}")
+                shown = f"{name}={value}" if value else name
+                raise UserError(f"target: {shown!r} is not understood; {ACCEPTED}")
         if not sizes and not quantity:
             named = f" but {', '.join(contexts)}" if contexts else ""
             raise UserError(f"target: says no size{named}; {ACCEPTED}")

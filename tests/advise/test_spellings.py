@@ -6,6 +6,7 @@ import json
 import pytest
 
 from autollm_jax.advise.advisor import Advisor
+from autollm_jax.advise.columns import Hints
 from autollm_jax.advise.decider import Panels
 from autollm_jax.advise.reading import read
 from autollm_jax.advise.target import Target
@@ -208,3 +209,55 @@ def test_many_columns_are_not_all_listed(rows):
     advisor = Advisor.from_runs(wide, target=TARGET, decider=Panels())
     assert len(advisor.known.describe().splitlines()) < 20
     assert "batch_size" in advice_text(advisor, advisor.ask())
+
+
+def exported(rows):
+    """Rows as a tracker exports them: prefixes, and several measured columns."""
+    names = {"learning_rate": "config.lr", "batch_size": "config.batch_size", "loss": "val/loss"}
+    more = [{**row, "train/loss": row["loss"] - 0.1, "val/ppl": 9 * row["loss"]} for row in rows]
+    return renamed(more, names)
+
+
+def test_of_several_measures_the_validation_loss_is_the_objective(rows):
+    advisor = Advisor.from_runs(exported(rows), target=TARGET, decider=Panels())
+    assert advisor.known.objective.name == "val/loss"
+
+
+def test_a_column_may_be_named_without_its_prefix_and_its_signs(rows):
+    advisor = Advisor.from_runs(
+        exported(rows), target=TARGET, decider=Panels(), objective="train_loss",
+        hints=Hints(roles={"batch_size": "ignored"}),
+    )  # fmt: skip
+    assert advisor.known.objective.name == "train/loss"
+    assert advisor.question.setting.space.names == ("lr",)
+
+
+def test_what_follows_from_a_runs_size_is_no_hyperparameter(rows):
+    ladder = [
+        {
+            **row,
+            "model": f"llama-{row['parameters'] / 1e6:g}M",
+            "n_layers": row["parameters"] // 5e5,
+        }
+        for row in rows
+    ]
+    advisor = Advisor.from_runs(ladder, target=TARGET, decider=Panels())
+    assert advisor.question.setting.space.names == ("learning_rate", "batch_size")
+    assert advisor.known.columns["n_layers"].why == "one value for each size of a run"
+    said = Hints(roles={"n_layers": "hyperparameter"})
+    advisor = Advisor.from_runs(ladder, target=TARGET, hints=said, decider=Panels())
+    assert advisor.question.setting.space.names == ("learning_rate", "batch_size", "n_layers")
+
+
+def test_a_size_within_a_group_of_settings_is_found_where_the_target_says_it(rows):
+    names = {"parameters": "config.model.n_params", "loss": "val/loss", "batch_size": "config.bs"}
+    nested = renamed(rows, names | {"learning_rate": "config.lr", "tokens": "config.tokens"})
+    advisor = Advisor.from_runs(nested, target=TARGET, decider=Panels())
+    assert {e.fidelity.parameters for e in advisor.question.evidence} == {1e6, 2e6, 4e6}
+
+
+def test_a_cheap_run_is_named_by_the_sizes_that_the_runs_say(rows):
+    steps = [{**{k: v for k, v in row.items() if k != "tokens"}, "steps": 1000} for row in rows]
+    target = {"parameters": 1.6e7, "steps": 4000}
+    run = Advisor.from_runs(steps, target=target, decider=Panels()).ask().cheap_run
+    assert run is not None and "steps=" in run.fidelity and "tokens" not in run.fidelity
