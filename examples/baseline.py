@@ -1,5 +1,7 @@
 """Write a baseline of your own and score it: python examples/baseline.py"""
 
+from pathlib import Path
+
 import numpy as np
 
 from autollm_jax.baselines import BASELINES, Problem
@@ -7,6 +9,8 @@ from autollm_jax.evaluation.runner import Game, play_method
 from autollm_jax.gym.environment import Episode, Trial
 from autollm_jax.gym.experiments import load_experiments
 from autollm_jax.gym.splits import evidence_for, split
+
+GYM_DATA = Path(__file__).parents[1] / "gym_data"
 
 
 class Dartboard:
@@ -26,7 +30,7 @@ class Dartboard:
         del trial  # it does not learn
 
 
-found = split(load_experiments("gym_data", tasks=["pretraining"]), "dev")
+found = split(load_experiments(GYM_DATA, tasks=["pretraining"]), "dev")
 for name, method in {"dartboard": Dartboard, "random": BASELINES["random"]}.items():
     games = [
         Game(Episode(target, evidence_for(target, found.training), budget=5), seed)

@@ -1,10 +1,13 @@
 """Play an experiment by hand: python examples/play.py"""
 
+from pathlib import Path
+
 from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.experiments import load_experiments
 from autollm_jax.gym.splits import evidence_for, split
 
-experiments = split(load_experiments("gym_data", tasks=["pretraining"]), "dev")
+GYM_DATA = Path(__file__).parents[1] / "gym_data"
+experiments = split(load_experiments(GYM_DATA, tasks=["pretraining"]), "dev")
 target = experiments.held_out[0]
 episode = Episode(target, evidence_for(target, experiments.training), budget=3)
 seen = episode.tell()

@@ -18,9 +18,23 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from autollm_jax.advise.reading import Cell, Rows
+from autollm_jax.advise.names import (
+    FIDELITIES,
+    LABEL,
+    LOG_NAMES,
+    MAXIMISED,
+    MEASURED,
+    SEED,
+    STATUS,
+    USUAL,
+    VALIDATION,
+    meant_fidelity,
+    plainly,
+    stripped,
+    unit_of,
+)
+from autollm_jax.advise.rows import Cell, Rows
 from autollm_jax.advise.values import (
-    COUNTS,
     has_decimal_commas,
     has_thousands,
     is_missing,
@@ -33,8 +47,6 @@ from autollm_jax.gym.spaces import Dimension
 ROLES = (
     "hyperparameter", "fidelity", "size", "context", "objective", "status", "seed", "ignored",
 )  # fmt: skip
-FIDELITIES = ("parameters", "tokens", "flops", "steps", "epochs", "hours")
-PREFIXES = ("config/", "config.", "params.", "params_", "hparams/", "hparams.", "hyperparameters.")
 MIXTURE = "mixture"
 LISTED = 12  # a column of at most so many numbers may be a list of choices
 LEAST_REPEATS = 2.0  # runs for each of these numbers in the mean
@@ -43,39 +55,6 @@ MOST_DESCRIBED = 60  # columns
 LOG_RATIO = 8.0  # positive numbers that span so much are compared by their ratios
 WHOLE_NUMBER_SHARE = 0.9  # of a column's cells that are numbers: then the rest are mistakes
 LEAST_PARTS, SUM_ERROR = 3, 0.02  # components of a mixture, relative error of their sum
-
-_NAMES = {  # name of a fidelity -> what columns that hold it are called
-    "parameters": r"(n|num|nr|model|total|non_?embedding)?_?(param(eter)?s|params?_?count|"
-    r"model_?size|size)(_?(total|count|non_?emb\w*))?|n",
-    "tokens": r"(n|num|total|train(ing)?)?_?tok(en)?s(_?(seen|total|trained|count|budget))?|d",
-    "flops": r"(total|train(ing)?)?_?(flops?|compute|c)(_?(total|budget))?",
-    "steps": r"(n|num|max|total|train(ing)?|global)?_?(steps?|iter(ation)?s?|updates)"
-    r"(_?(total|count|budget))?",
-    "epochs": r"(n|num|max|total)?_?epochs?",
-    "hours": r"(gpu|device|tpu|wall)?_?(clock)?_?(hours?|h|days|time_?budget)",
-}
-_STATUS = r"status|state|outcome_?status|run_?state|result"
-_SEED = r"(random_?|rng_?|torch_?|np_?)?seed|random_?state|repeat|replicate|rep"
-_LABEL = (
-    r"(run_?|trial_?|job_?|experiment_?)?(id|name|nr|no|number|index|#|url|path|dir|host|user|notes?|"
-    r"tags?|group|commit|sha|hash|date|time|timestamp|created(_?at)?|started|ended|start|end|comment)"
-    r"|experiment|run|trial|job|sweep|project|_\w+|column\d+|unnamed.*|.*_?(date|timestamp)|source|task|notes?"
-)
-_MEASURED = (
-    r".*(loss|perplexity|ppl|accuracy|acc|error|err|score|reward|success|return|bpb|bits|nll|f1|bleu|"
-    r"rouge|auc|mfu|throughput|per_?sec(ond)?|speed|latency|memory|mem|vram|runtime|duration|seconds|"
-    r"elapsed|wall|grad_?norm|kl|entropy|gpu_?util|hours).*"
-)
-_MAXIMISED = (
-    r"acc|score|reward|success|return|f1|bleu|rouge|auc|mfu|throughput|per_?sec|speed|win|pass"
-)
-_USUAL = (  # hyperparameters whose names would else be taken for something measured
-    r".*(learning_?rate|lr|batch|decay|warm_?up|momentum|beta|eps|dropout|width|depth|layers?|heads?|"
-    r"hidden|dim|d_model|rank|alpha|gamma|temperature|group_?size|clip|coef(ficient)?|penalty|weight|"
-    r"schedule|optimi[sz]er|kl_coef\w*|ratio|init|norm_?type|activation|vocab|context|seq_?len\w*).*"
-)
-_VALIDATION = r"val|valid|eval|test|held"
-_LOG_NAMES = r".*(learning_?rate|lr|decay|eps|batch|coef).*"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +216,7 @@ def understand(rows: Rows, hints: Hints = Hints()) -> Understanding:  # noqa: B0
             f"objective {objective}: holds {spell(cell)[:40]!r}, no numbers; columns of numbers "
             f"are {_listed(numeric)}; name one by --objective=NAME"
         )
-    prefixed = any(_stripped(name) != name for name in names)
+    prefixed = any(stripped(name) != name for name in names)
     columns = {}
     for name in names:
         columns[name] = _column(name, values[name], objective, prefixed, hints)
@@ -264,11 +243,11 @@ def _spelled(names: Sequence[str], hints: Hints) -> Hints:
     """Spell a person's names as the columns are: val_loss is val/loss, lr is config.lr."""
     known: dict[str, list[str]] = {}
     for name in names:
-        for plain in {_plain(name), _plain(_stripped(name))}:
+        for plain in {plainly(name), plainly(stripped(name))}:
             known.setdefault(plain, []).append(name)
 
     def spell_one(name: str) -> str:
-        alike = known.get(_plain(name), [])
+        alike = known.get(plainly(name), [])
         return alike[0] if name not in names and len(alike) == 1 else name
 
     return dataclasses.replace(
@@ -313,23 +292,6 @@ class _Values:
         return len(self.distinct if self.is_numeric else self.texts) > 1
 
 
-def _stripped(name: str) -> str:
-    """Take the prefix off that trackers put before hyperparameters."""
-    if name in ("params_K", "params_M", "params_B"):  # a count of parameters, not Optuna's prefix
-        return name
-    for prefix in PREFIXES:
-        if name.lower().startswith(prefix) and len(name) > len(prefix):
-            return name[len(prefix) :]
-    return name
-
-
-def _plain(name: str) -> str:
-    """Spell a name in lower case with underscores: trainTokens, "train tokens", train/tokens."""
-    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
-    name = re.sub(r"\(.*?\)|\[.*?\]", "", name)
-    return re.sub(r"[^a-z0-9#]+", "_", name.lower()).strip("_")
-
-
 def _objective(names: Sequence[str], values: Mapping[str, _Values], hints: Hints) -> str:
     """Guess the objective: something measured, of validation first.
 
@@ -342,19 +304,20 @@ def _objective(names: Sequence[str], values: Mapping[str, _Values], hints: Hints
         if values[name].is_numeric
         and values[name].varies
         and hints.roles.get(name, "objective") == "objective"
-        and _stripped(name) == name
-        and (re.fullmatch(_MEASURED, _plain(name)) or name == "value")
+        and stripped(name) == name
+        and (re.fullmatch(MEASURED, plainly(name)) or name == "value")
         and not re.fullmatch(
-            r".*(seconds|runtime|duration|hours|memory|mem|wall|elapsed|norm).*", _plain(name)
+            r".*(seconds|runtime|duration|hours|memory|mem|wall|elapsed|norm).*",
+            plainly(name),
         )  # fmt: skip
-        and not re.fullmatch(_USUAL, _plain(name).replace("loss", ""))
+        and not re.fullmatch(USUAL, plainly(name).replace("loss", ""))
     ]
     # loss.web and loss/code are parts of loss, where that is there.
     may = [name for name in may if re.split(r"[./]", name)[0] not in {*may} - {name}]
-    validation = rf".*({_VALIDATION}).*"
-    validation_loss = rf".*({_VALIDATION}).*loss.*|.*loss.*({_VALIDATION}).*"
+    validation = rf".*({VALIDATION}).*"
+    validation_loss = rf".*({VALIDATION}).*loss.*|.*loss.*({VALIDATION}).*"
     for pattern in (r"objective|value", validation, validation_loss, r".*loss.*", r".*"):
-        found = [name for name in may if re.fullmatch(pattern, _plain(name))]
+        found = [name for name in may if re.fullmatch(pattern, plainly(name))]
         if len(found) == 1:
             return found[0]
     numeric = [name for name in names if values[name].is_numeric and values[name].varies]
@@ -364,7 +327,7 @@ def _objective(names: Sequence[str], values: Mapping[str, _Values], hints: Hints
             "header line, then a line for each run, with its hyperparameters, size and outcome"
         )
     which = f"it may be {_listed(may)}" if may else f"columns of numbers are {_listed(numeric)}"
-    empty = [n for n in names if re.fullmatch(_MEASURED, _plain(n)) and not values[n].finite]
+    empty = [n for n in names if re.fullmatch(MEASURED, plainly(n)) and not values[n].finite]
     if empty and not may:
         which += f"; {_listed(empty)} holds no finite number"
     raise UserError(f"which column is the objective? {which}; name it by --objective=NAME")
@@ -381,8 +344,8 @@ def _minimized(objective: str, rows: Rows, hints: Hints) -> bool:
         return hints.minimize
     if rows.minimize is not None:
         return rows.minimize
-    plain = _plain(objective)
-    return not re.search(_MAXIMISED, plain) or bool(re.search(r"loss|err|neg", plain))
+    plain = plainly(objective)
+    return not re.search(MAXIMISED, plain) or bool(re.search(r"loss|err|neg", plain))
 
 
 def _column(name: str, values: _Values, objective: str, prefixed: bool, hints: Hints) -> Column:
@@ -393,69 +356,52 @@ def _column(name: str, values: _Values, objective: str, prefixed: bool, hints: H
     if role is not None and role not in ROLES:
         raise UserError(f"column {name}: role {role!r}; accepted are {', '.join(ROLES)}")
     meant = {column: fidelity for fidelity, column in hints.fidelities.items()}
-    short, plain = _stripped(name), _plain(_stripped(name))
+    short, plain = stripped(name), plainly(stripped(name))
     if name == objective or role == "objective":
         return Column(name, "objective", short)
     if name in meant or role == "fidelity":
-        fidelity = meant.get(name) or said.get("fidelity") or _fidelity(plain)
+        fidelity = meant.get(name) or said.get("fidelity") or meant_fidelity(plain)
         if fidelity not in FIDELITIES:
             raise UserError(
                 f"column {name}: fidelity {fidelity!r}; accepted are {', '.join(FIDELITIES)}"
             )
-        return Column(name, "fidelity", fidelity, why="as you said", factor=_unit(short)[1] or 1.0)
-    if hints.limited and hints.limited in (name, meant.get(name) or _fidelity(plain)):
+        return Column(
+            name, "fidelity", fidelity, why="as you said", factor=unit_of(short)[1] or 1.0
+        )
+    if hints.limited and hints.limited in (name, meant.get(name) or meant_fidelity(plain)):
         return Column(name, "size", hints.limited, why="the target limits it")
     if role in ("context", "status", "seed", "ignored"):
         return Column(name, role, short, why="as you said")
     if role == "hyperparameter" or said.get("kind"):
         return _hyperparameter(name, short, values, said, "as you said")
-    if re.fullmatch(_STATUS, plain) and not values.is_numeric:
+    if re.fullmatch(STATUS, plain) and not values.is_numeric:
         return Column(name, "status", short)
-    if re.fullmatch(_SEED, plain):
+    if re.fullmatch(SEED, plain):
         return Column(name, "seed", short)
-    fidelity, factor = _fidelity(plain), 1.0
-    bare, unit = _unit(short)
-    counted = _fidelity(_plain(bare)) if len(bare) > 1 else ""  # d_k counts nothing
+    fidelity, factor = meant_fidelity(plain), 1.0
+    bare, unit = unit_of(short)
+    counted = meant_fidelity(plainly(bare)) if len(bare) > 1 else ""  # d_k counts nothing
     if unit and counted not in ("", "hours"):
         fidelity, factor = counted, unit
-    if not fidelity and len(last := _plain(re.split(r"[./]", short)[-1])) > 1:
-        fidelity = _fidelity(last) if _fidelity(last) in hints.wanted else ""  # model.n_params
+    if not fidelity and len(last := plainly(re.split(r"[./]", short)[-1])) > 1:
+        fidelity = (
+            meant_fidelity(last) if meant_fidelity(last) in hints.wanted else ""
+        )  # model.n_params
     if fidelity and values.is_numeric and (values.varies or fidelity in hints.wanted):
         why = f"in units of {factor:g}" if factor != 1.0 else ""
         return Column(name, "fidelity", fidelity, why=why, factor=factor)
     if prefixed and short == name:
         return Column(name, "ignored", short, why="no prefix, as hyperparameters have here")
-    usual = re.fullmatch(_USUAL, plain)
-    if re.fullmatch(_LABEL, plain) and not usual:
+    usual = re.fullmatch(USUAL, plain)
+    if re.fullmatch(LABEL, plain) and not usual:
         return Column(name, "ignored", short, why="a label")
-    if re.fullmatch(_MEASURED, plain) and not usual and short == name:
+    if re.fullmatch(MEASURED, plain) and not usual and short == name:
         return Column(name, "ignored", short, why="measured, not chosen")
     if not values.varies:
         return Column(name, "ignored", short, why="the same in every run")
     if not values.is_numeric and len(values.texts) > max(LISTED, len(values.present) // 2):
         return Column(name, "ignored", short, why="a text of its own in each run")
     return _hyperparameter(name, short, values, {}, "")
-
-
-def fidelity_of(name: str) -> str:
-    """Return the fidelity that a name means, such as n_params or trainTokens; "" if it is none."""
-    return _fidelity(_plain(name))
-
-
-def _fidelity(plain: str) -> str:
-    """Return the fidelity of a name in plain spelling; "" if it is none."""
-    return next((key for key, names in _NAMES.items() if re.fullmatch(names, plain)), "")
-
-
-def _unit(name: str) -> tuple[str, float]:
-    """Split the unit off a name: ("tokens", 1e9) of tokens_B or tokens (billions); 0 for none."""
-    found = re.fullmatch(
-        r"(.+?)(?:\s*[(\[]\s*(?:in )?(\w+)\s*[)\]]|[_ ](?:in[_ ])?([a-z]+))", name, re.I
-    )
-    if not found:
-        return name, 0.0
-    unit = (found[2] or found[3]).lower()
-    return found[1], COUNTS.get(unit) or COUNTS.get(unit.removesuffix("s")) or 0.0
 
 
 def _hyperparameter(name: str, meaning: str, values: _Values, said: Mapping, why: str) -> Column:
@@ -497,7 +443,7 @@ def _dimension(name: str, values: _Values, kind: str | None = None) -> Dimension
     numbers = values.distinct
     low, high = numbers[0], numbers[-1]
     ratio = high / low if low > 0 else 0.0
-    log = low > 0 and (ratio >= LOG_RATIO or (ratio > 2 and re.fullmatch(_LOG_NAMES, _plain(name))))
+    log = low > 0 and (ratio >= LOG_RATIO or (ratio > 2 and re.fullmatch(LOG_NAMES, plainly(name))))
     few = len(numbers) <= LISTED and len(values.finite) >= LEAST_REPEATS * len(numbers)
     if kind in (None, "ordinal", "log-ordinal") and (few or kind) or len(numbers) == 1:
         whole = [int(n) if float(n).is_integer() else n for n in numbers]

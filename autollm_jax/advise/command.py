@@ -21,8 +21,9 @@ from absl import flags, logging
 from autollm_jax import command_line
 from autollm_jax.advise import reading
 from autollm_jax.advise.advisor import Advisor
-from autollm_jax.advise.columns import FIDELITIES, Hints
+from autollm_jax.advise.columns import Hints
 from autollm_jax.advise.decider import Agent, Panels, default_decider
+from autollm_jax.advise.names import FIDELITIES
 from autollm_jax.advise.session import Session, parse_told
 from autollm_jax.advise.words import advice_text
 from autollm_jax.errors import UserError

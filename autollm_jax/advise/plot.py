@@ -18,16 +18,18 @@ PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>What to try next</title>
 <style>body{{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;
-color:#1F2933}}svg{{width:100%;max-width:64rem;height:auto}}pre{{white-space:pre-wrap;background:#F5F7FA;
+color:#1F2933}}figure{{margin:0;overflow-x:auto}}svg{{width:100%;min-width:34rem;max-width:64rem;
+height:auto}}pre{{white-space:pre-wrap;background:#F5F7FA;
 padding:1rem;border-radius:6px}}h2{{font-size:1.1rem;margin-top:2rem}}p{{color:#52606D}}</style>
 <h1>What to try next</h1><pre>{words}</pre>
 <h2>Your runs, by size, and what is expected at the target</h2>
-<p>Points: your runs, dark ones dearer; a ring is the best of a size. Line: the least regret that
+<p>Regret: 0 is the best run of a size, 1 its median run.
+Points: your runs, dark ones dearer; a ring is the best of a size. Line: the least regret that
 the advisers together expect at the target. Dashed: the proposal. Numbers: expensive runs.</p>
-{landscape}
+<figure>{landscape}</figure>
 <h2>How the best value moves with size</h2>
 <p>The best run of each size, and the proposal at the target.</p>
-{drift}
+<figure>{drift}</figure>
 </html>
 """
 
@@ -71,9 +73,21 @@ def _axes_of(figure: Figure, dimensions: Sequence[Dimension]) -> list:
     for axes, dimension in zip(made, dimensions, strict=True):
         if dimension.is_log:
             axes.set_xscale("log")
+        axes.set_xlim(*_limits(dimension))
         axes.set_xlabel(dimension.name)
         axes.grid(axis="y", color=RULE)
     return list(made)
+
+
+def _limits(dimension: Dimension) -> tuple[float, float]:
+    """Return the ends of an axis: of all that may be chosen, and a little more."""
+    low, high = map(float, dimension.extent)
+    if low == high:
+        return (0.9 * low, 1.1 * high) if low > 0 else (low - 1.0, high + 1.0)
+    if dimension.is_log:
+        margin = (high / low) ** 0.05
+        return low / margin, high * margin
+    return low - 0.05 * (high - low), high + 0.05 * (high - low)
 
 
 def _landscape(advisor: Advisor, advice: Advice, dimensions: Sequence[Dimension]) -> str:
@@ -131,5 +145,5 @@ def _drift(advisor: Advisor, advice: Advice, dimensions: Sequence[Dimension]) ->
                              marker="*", s=120, color=FOCUS)  # fmt: skip
             if min([*sizes, question.setting.fidelity.flops]) > 0:
                 axes.set_yscale("log")
-        figure.axes[0].set_ylabel("size of a run (FLOPs)")
+        figure.axes[0].set_ylabel("size of a run")
         return svg(figure)

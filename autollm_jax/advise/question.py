@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from autollm_jax.advise.columns import FIDELITIES, Understanding
+from autollm_jax.advise.columns import Understanding
+from autollm_jax.advise.names import FIDELITIES
 from autollm_jax.advise.runs import Run
 from autollm_jax.advise.target import Target, label
 from autollm_jax.errors import UserError

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from autollm_jax.advise.columns import Column, Understanding, labelled
-from autollm_jax.advise.reading import Cell, Rows
+from autollm_jax.advise.rows import Cell, Rows
 from autollm_jax.advise.values import is_missing
 from autollm_jax.gym.spaces import InvalidConfiguration
 

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Mapping
 
-from autollm_jax.advise.columns import FIDELITIES, fidelity_of
+from autollm_jax.advise.names import FIDELITIES, fidelity_of
 from autollm_jax.advise.values import number
 from autollm_jax.errors import UserError
 from autollm_jax.gym.settings import Fidelity

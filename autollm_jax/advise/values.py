@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from autollm_jax.advise.reading import Cell
+from autollm_jax.advise.rows import Cell
 
 MISSING = frozenset(
     ("", "-", "--", "na", "n/a", "null", "none", "nil", "?", ".", "#n/a", "missing")
