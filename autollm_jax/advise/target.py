@@ -49,7 +49,7 @@ class Target:
         quantity, at_most = "", math.nan
         for name, value in pairs:
             amount = number(value)
-            if name not in FIDELITIES and amount is not None:
+            if name not in FIDELITIES and amount is not None and not name.endswith("<="):
                 name = fidelity_of(name) or name  # params=7B, n_params=7B
             if name.endswith("<=") and amount is not None:
                 quantity, at_most = name.removesuffix("<="), amount

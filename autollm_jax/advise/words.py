@@ -23,7 +23,9 @@ def advice_text(advisor: Advisor, advice: Advice) -> str:
             if advice.claims:
                 lines.append(f"                (statements checked against the runs: {verdict})")
         said = ", ".join(f"{name} {100 * v:.1f}" for name, v in first.advisers.items())
-        lines.append(f"  advisers      expect a regret of (0: the best, 100: a median run) {said}")
+        lines.append(
+            f"  advisers      expect so much regret (0: the best, 100: a median run): {said}"
+        )
         if len(advice.ranked) > 1:
             lines.append("others, the likeliest first")
             lines += [_other(ranked, metric) for ranked in advice.ranked[1:]]

@@ -167,6 +167,8 @@ def test_what_cannot_be_used_is_refused_in_one_line(rows, tmp_path, kind):
 
 def test_a_target_may_use_the_names_of_columns():
     assert Target.of("Params=7B,train_tokens=200B") == Target({"parameters": 7e9, "tokens": 2e11})
+    limited = Target.of("parameters<=1e8,tokens=20B")
+    assert limited == Target({"tokens": 2e10}, quantity="parameters", at_most=1e8)
 
 
 def test_a_target_that_shares_no_size_with_the_runs_is_refused(rows):
