@@ -6,46 +6,41 @@
 
 Each trial of the study is an expensive run. Parameters that all trials share are chosen together,
 by the advisers and the agent; a conditional parameter, which only some trials have, is drawn at
-random.
+random. Components of a mixture (shares in the evidence) are chosen as one mixture where a study has
+them all; the objective should divide them by their sum.
 """
 
-import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.search_space import IntersectionSearchSpace
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from autollm_jax.advise import reading
+from autollm_jax.advise import optuna_parameters, reading
 from autollm_jax.advise.advisor import Advisor
-from autollm_jax.advise.columns import Hints
+from autollm_jax.advise.columns import Hints, stripped
 from autollm_jax.advise.decider import Agent, Decider, Panels
+from autollm_jax.advise.optuna_parameters import Parts
 from autollm_jax.advise.question import SOURCE, TASK
 from autollm_jax.advise.question import trial as make_trial
 from autollm_jax.advise.runs import Run
+from autollm_jax.errors import UserError
 from autollm_jax.forecasts.advice import decision_of
 from autollm_jax.forecasts.advisers import counsel
 from autollm_jax.forecasts.coordinates import project
 from autollm_jax.forecasts.panel import Panel
 from autollm_jax.gym.environment import Observation, Trial
-from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.outcomes import Objective
 from autollm_jax.gym.settings import Fidelity, Setting, design, make_setting
-from autollm_jax.gym.spaces import Dimension, InvalidConfiguration, Space
+from autollm_jax.gym.spaces import Dimension, Space
 
-LISTED = 64  # a whole-number or stepped parameter of at most so many values is listed
 FIRST_AT_RANDOM = 4  # trials of a study without evidence
+NEAREST, BEST = 4, 256  # experiments whose best configurations are candidates; these in all
 CONSTRAINTS = "constraints"  # the key of a trial's system attributes, as Optuna's samplers use it
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -64,6 +59,10 @@ class AutoLLMSampler(BaseSampler):
       decider: who decides between the advisers; None for the shipped agent.
       seed: of what is drawn at random.
       constraints_func: as in Optuna's samplers: a trial is infeasible where a number is over 0.
+      space: the parameters that trials will have, if they are known before the first trial. Else
+        the first trial is chosen in the evidence's space, and moved into the study's.
+      size: returns what the target limits, of a trial's parameters: with the target
+        "parameters<=1e8" the number of a model's parameters. Without it the study has no limit.
     """
 
     def __init__(
@@ -77,13 +76,18 @@ class AutoLLMSampler(BaseSampler):
         decider: Decider | None = None,
         seed: int | None = None,
         constraints_func: Callable[[FrozenTrial], Sequence[float]] | None = None,
+        space: Mapping[str, BaseDistribution] | None = None,
+        size: Callable[[dict[str, Any]], float] | None = None,
     ):
         self._independent = RandomSampler(seed=seed)
         self._shared = IntersectionSearchSpace(include_pruned=True)
         self._budget, self._constraints_func = budget, constraints_func
+        self._space, self._size = dict(space or {}), size
         self._decider = decider or (Agent() if Agent.is_shipped() else Panels())
         self._advisor: Advisor | None = None
-        self._first: tuple[int, dict] | None = None  # number of a trial, and what evidence proposes
+        self._mixtures: dict[str, dict[str, str]] = {}  # mixture -> parameter -> component
+        # What the evidence alone proposes, by a trial's number and a parameter's name.
+        self._proposals: dict[int, dict[str, tuple[Any, Dimension | None]]] = {}
         self._panels: dict[tuple, Panel] = {}
         if evidence is not None:
             self._advisor = Advisor.from_runs(
@@ -94,6 +98,10 @@ class AutoLLMSampler(BaseSampler):
                 decider=self._decider,
                 budget=budget,
             )
+            for column in self._advisor.known.of("hyperparameter"):
+                if column.mixture:
+                    parts = self._mixtures.setdefault(column.mixture, {})
+                    parts[stripped(column.name)] = column.meaning
 
     def reseed_rng(self) -> None:
         self._independent.reseed_rng()
@@ -101,9 +109,15 @@ class AutoLLMSampler(BaseSampler):
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """Return the parameters that all trials share and that have a choice."""
+        """Return the parameters that all trials share and that have a choice.
+
+        Before a trial was completed they are those of the failed trial that has the most.
+        """
         del trial
-        shared = self._shared.calculate(study)
+        shared = self._space or self._shared.calculate(study)
+        if not shared:
+            failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+            shared = max((each.distributions for each in failed), key=len, default={})
         return {name: each for name, each in shared.items() if not each.single()}
 
     def sample_relative(
@@ -112,6 +126,7 @@ class AutoLLMSampler(BaseSampler):
         """Choose the shared parameters together."""
         self._raise_error_if_multi_objective(study)
         if not search_space:
+            self._propose(study, trial)
             return {}
         past = [
             each
@@ -123,9 +138,10 @@ class AutoLLMSampler(BaseSampler):
         told = [each for each in past if each.state == TrialState.COMPLETE]
         if self._advisor is None and len(told) < FIRST_AT_RANDOM:
             return self._drawn(study, trial, search_space)
-        names = {name: _Parameter(name, each) for name, each in search_space.items()}
-        panel = self._panel(study, names, past)
-        trials = self._trials(panel, names, past)
+        known = self._advisor.question.setting.space.dimensions if self._advisor else ()
+        parts = optuna_parameters.parts_of(search_space, self._mixtures, known)
+        panel = self._panel(study, parts, past)
+        trials = self._trials(panel, parts, past)
         left = max(self._budget - len(trials), 1)
         seen = Observation(panel.setting, panel.evidence, left, tuple(trials))
         decision = decision_of(panel, seen, seed=trial.number)
@@ -133,7 +149,7 @@ class AutoLLMSampler(BaseSampler):
             return self._drawn(study, trial, search_space)
         chosen = self._decider.decide(panel, seen, decision)
         config = panel.setting.configurations[decision.offer.rows[chosen.place]]
-        return {name: each.value(config[name]) for name, each in names.items()}
+        return optuna_parameters.outside(parts, config)
 
     def sample_independent(
         self,
@@ -144,11 +160,12 @@ class AutoLLMSampler(BaseSampler):
     ) -> Any:
         """Take the evidence's proposal in a first trial, else draw."""
         self._raise_error_if_multi_objective(study)
-        if self._advisor is not None:
-            value = self._proposal(study, trial).get(param_name)
-            internal = _internal(param_distribution, value)
-            if internal is not None and param_distribution._contains(internal):
-                return param_distribution.to_external_repr(internal)
+        proposal = self._proposals.get(trial.number, {})
+        if param_name in proposal:
+            proposed, origin = proposal[param_name]
+            value = optuna_parameters.moved(proposed, origin, param_distribution)
+            if value is not None:
+                return value
         return self._independent.sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(
@@ -158,6 +175,7 @@ class AutoLLMSampler(BaseSampler):
         if self._constraints_func is not None and state in (TrialState.COMPLETE, TrialState.PRUNED):
             constraints = tuple(map(float, self._constraints_func(trial)))
             study._storage.set_trial_system_attr(trial._trial_id, CONSTRAINTS, constraints)
+        self._proposals.pop(trial.number, None)
         self._independent.after_trial(study, trial, state, values)
 
     def _drawn(
@@ -166,79 +184,85 @@ class AutoLLMSampler(BaseSampler):
         draw = self._independent.sample_independent
         return {name: draw(study, trial, name, each) for name, each in search_space.items()}
 
-    def _proposal(self, study: Study, trial: FrozenTrial) -> dict:
-        """Return what the evidence proposes beside the study's other trials, once for each trial.
+    def _propose(self, study: Study, trial: FrozenTrial) -> None:
+        """Keep what the evidence proposes for a trial, before the study's space is known.
 
-        It serves as long as no trial of the study was completed, so that Optuna knows no space.
+        Of several such trials that run side by side, each takes the next best proposal. Where
+        completed trials share no parameter, all are drawn.
         """
-        if self._first is not None and self._first[0] == trial.number:
-            return self._first[1]
-        assert self._advisor is not None
-        advisor = self._advisor
-        space, names = advisor.question.setting.space, advisor.question.setting.space.names
-        for each in study.get_trials(deepcopy=False):
-            if each.number == trial.number or not all(name in each.params for name in names):
-                continue
-            config = {
-                name: each.params[name] if space[name].is_numeric else str(each.params[name])
-                for name in names
-            }
-            try:
-                advisor = advisor.tell(config, *_outcome(each))
-            except InvalidConfiguration:  # beyond what the evidence tried
-                continue
-        ranked = advisor.ask().ranked
-        self._first = trial.number, ranked[0].config if ranked else {}
-        return self._first[1]
+        ended = (TrialState.COMPLETE, TrialState.PRUNED)
+        if self._advisor is None or study.get_trials(deepcopy=False, states=ended):
+            return
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        place = sum(each.number < trial.number for each in running)
+        ranked = self._advisor.ask().ranked
+        if place >= len(ranked):
+            return
+        config, space = ranked[place].config, self._advisor.question.setting.space
+        proposal: dict[str, tuple[Any, Dimension | None]] = {
+            name: (config[name], space[name]) for name in space.names
+        }
+        for mixture, parts in self._mixtures.items():
+            shares = proposal.pop(mixture)[0]
+            proposal |= {name: (shares[part], None) for name, part in parts.items()}
+        self._proposals[trial.number] = proposal
 
-    def _panel(
-        self, study: Study, names: Mapping[str, "_Parameter"], past: Sequence[FrozenTrial]
-    ) -> Panel:
+    def _panel(self, study: Study, parts: Parts, past: Sequence[FrozenTrial]) -> Panel:
         """Make the advisers of a search space; they are kept until a trial lies off their cells."""
-        space = Space(tuple(each.dimension for each in names.values()))
-        key = tuple(sorted((name, repr(each.distribution)) for name, each in names.items()))
-        configs = [_config(names, each) for each in past]
+        space = Space(tuple(each.dimension for each in parts))
+        key = tuple(map(repr, parts))
+        configs = [optuna_parameters.inside(parts, each.params) for each in past]
         panel = self._panels.get(key)
-        if panel is not None:
-            lacking = [c for c in configs if panel.setting.match(c).matched]
-            if not lacking:
-                return panel
-        setting = self._setting(study, space, configs)
+        if panel is not None and not any(panel.setting.match(c).matched for c in configs):
+            return panel
+        setting = self._setting(study, parts, space, configs)
         evidence = self._advisor.question.evidence if self._advisor else ()
         self._panels[key] = counsel(setting, evidence)
         return self._panels[key]
 
-    def _setting(self, study: Study, space: Space, configs: Sequence[Mapping]) -> Setting:
+    def _setting(
+        self, study: Study, parts: Parts, space: Space, configs: Sequence[Mapping]
+    ) -> Setting:
+        """Lay out what a trial is chosen from: a design, the evidence's best, and past trials."""
         minimize = study.direction != StudyDirection.MAXIMIZE
         objective, fidelity = Objective("value", minimize), Fidelity("high", 0.0, 0.0, 1.0)
-        evidence: Sequence[Experiment] = ()
         default = space.from_unit(np.full(space.width, 0.5))
+        best: list[Mapping] = []
+        limit, facts = None, {}
         if self._advisor is not None:
             asked = self._advisor.question.setting
-            objective, fidelity = asked.objective, asked.fidelity
-            evidence = self._advisor.question.evidence
-            origin = asked.space
+            objective, fidelity, facts = asked.objective, asked.fidelity, asked.facts
+            limit = asked.limit if self._size is not None else None
             default = space.from_unit(
-                project([asked.default], origin, space, default)[0].clip(0, 1)
+                project([asked.default], asked.space, space, default)[0].clip(0, 1)
             )
-        ran = [
-            space.from_unit(unit_D.clip(0.0, 1.0))
-            for e in evidence[:4]
-            for unit_D in project(e.configurations, e.space, space, default)
-        ]
+            nearest = self._advisor.question.evidence[:NEAREST]
+            for each in nearest:
+                order = np.argsort(each.outcomes.losses_R, kind="stable")[: BEST // len(nearest)]
+                found = [each.configurations[row] for row in order]
+                units_ND = project(found, each.space, space, default).clip(0.0, 1.0)
+                best += [space.from_unit(unit_D) for unit_D in units_ND]
+        chosen = [default, *design(space), *best, *configs]
+        sizes = None
+        if limit is not None:
+            assert self._size is not None
+            sizes = [self._size(optuna_parameters.outside(parts, config)) for config in chosen]
+            if not min(sizes) <= limit["at_most"]:
+                raise UserError(
+                    f"size: the least of {len(sizes)} candidates is {min(sizes):.4g}, over the "
+                    f"target's {limit['at_most']:.4g}; accepted is a function in the target's units"
+                )
         return make_setting(
             source=SOURCE, task=TASK, name="study", space=space, fidelity=fidelity,
-            objective=objective, default=default,
-            configurations=[default, *design(space), *ran[:256], *configs],
+            objective=objective, default=default, configurations=chosen, limit=limit,
+            parameters=sizes, facts=facts,
         )  # fmt: skip
 
-    def _trials(
-        self, panel: Panel, names: Mapping[str, "_Parameter"], past: Sequence[FrozenTrial]
-    ) -> list[Trial]:
+    def _trials(self, panel: Panel, parts: Parts, past: Sequence[FrozenTrial]) -> list[Trial]:
         """Say what the study's trials brought; one that runs is taken to bring what is expected."""
         found: list[Trial] = []
         for each in sorted(past, key=lambda t: t.state == TrialState.RUNNING):
-            config = _config(names, each)
+            config = optuna_parameters.inside(parts, each.params)
             outcome, status = _outcome(each)
             if each.state == TrialState.RUNNING:
                 mean_R, _ = panel.predict(found).outcomes()
@@ -271,73 +295,3 @@ def _outcome(trial: FrozenTrial) -> tuple[float, str]:
     if trial.state != TrialState.COMPLETE or value is None or not math.isfinite(value):
         return math.nan, "diverged"
     return float(value), "ok"
-
-
-def _config(names: Mapping[str, "_Parameter"], trial: FrozenTrial) -> dict:
-    return {name: each.inside(trial.params[name]) for name, each in names.items()}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Parameter:
-    """One parameter of a study as a dimension, and the way back."""
-
-    name: str
-    distribution: BaseDistribution
-
-    @functools.cached_property
-    def dimension(self) -> Dimension:
-        each = self.distribution
-        if isinstance(each, CategoricalDistribution):
-            return Dimension(self.name, "categorical", self._labels)
-        assert isinstance(each, FloatDistribution | IntDistribution)
-        scale = "log-" if each.log else ""
-        count = (each.high - each.low) / each.step + 1 if each.step else math.inf
-        if count <= LISTED:
-            assert each.step is not None
-            values = [each.low + n * each.step for n in range(round(count))]
-            return Dimension(self.name, f"{scale}ordinal", tuple(values))
-        return Dimension(self.name, f"{scale}continuous", bounds=(each.low, each.high))
-
-    @property
-    def _labels(self) -> tuple[str, ...]:
-        """Name each choice as evidence does; by its number where two have one name."""
-        assert isinstance(self.distribution, CategoricalDistribution)
-        labels = tuple(map(str, self.distribution.choices))
-        distinct = len(set(labels)) == len(labels)
-        return labels if distinct else tuple(str(n) for n in range(len(labels)))
-
-    def inside(self, value):
-        """Return the dimension's value of a parameter's value."""
-        if isinstance(self.distribution, CategoricalDistribution):
-            return self._labels[int(self.distribution.to_internal_repr(value))]
-        return self.dimension.canonical(value)
-
-    def value(self, inside):
-        """Return the parameter's value of the dimension's value."""
-        each = self.distribution
-        if isinstance(each, CategoricalDistribution):
-            return each.choices[self._labels.index(inside)]
-        assert isinstance(each, FloatDistribution | IntDistribution)
-        number = float(inside)
-        if each.step and not each.log:
-            number = each.low + round((number - each.low) / each.step) * each.step
-        number = min(max(number, each.low), each.high)
-        return round(number) if isinstance(each, IntDistribution) else number
-
-
-def _internal(distribution: BaseDistribution, value) -> float | None:
-    """Return Optuna's number for a value that evidence proposes; None where it is none."""
-    if value is None or isinstance(value, Mapping):
-        return None
-    if isinstance(distribution, CategoricalDistribution):
-        labels = list(map(str, distribution.choices))
-        return float(labels.index(str(value))) if str(value) in labels else None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
-    if distribution.step and not distribution.log:
-        low, step = distribution.low, distribution.step
-        number = low + round((number - low) / step) * step
-    return float(round(number)) if isinstance(distribution, IntDistribution) else number
