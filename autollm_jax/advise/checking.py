@@ -19,6 +19,7 @@ from autollm_jax.advise.decider import Decider
 from autollm_jax.advise.intervals import COVERAGES, Calibration
 from autollm_jax.advise.question import spelled
 from autollm_jax.gym.experiments import Experiment
+from autollm_jax.gym.settings import Setting
 
 SIZES = ("parameters", "tokens", "flops")
 
@@ -40,7 +41,7 @@ class Checked:
     seconds: float = 0.0
 
 
-def file_of(evidence: Sequence[Experiment], target: Experiment) -> tuple[reading.Rows, dict, Hints]:
+def file_of(evidence: Sequence[Experiment], target: Setting) -> tuple[reading.Rows, dict, Hints]:
     """Write evidence as the rows of a stranger's file.
 
     Returns:
