@@ -72,7 +72,8 @@ def main(argv: Sequence[str]) -> None:
         sources = ", ".join(chosen)
         provenance = (
             f"python launch/check_advice.py --calibrate at {code_commit()}, "
-            f"{len(everything)} games on training experiments of protocol {PROTOCOL.value}: {sources}"
+            f"{len(everything)} games on training experiments of protocol {PROTOCOL.value}: "
+            f"{sources}"
         )
         calibration = checking.calibrated(everything, provenance)
         write_json_atomic(CALIBRATE.value, dataclasses.asdict(calibration))

@@ -23,8 +23,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autollm_jax.advise import optuna_parameters, reading
 from autollm_jax.advise.advisor import Advisor
-from autollm_jax.advise.columns import Hints, stripped
-from autollm_jax.advise.decider import Agent, Decider, Panels
+from autollm_jax.advise.columns import Hints
+from autollm_jax.advise.decider import Decider, default_decider
+from autollm_jax.advise.names import stripped
 from autollm_jax.advise.optuna_parameters import Parts
 from autollm_jax.advise.question import SOURCE, TASK
 from autollm_jax.advise.question import trial as make_trial
@@ -83,7 +84,7 @@ class AutoLLMSampler(BaseSampler):
         self._shared = IntersectionSearchSpace(include_pruned=True)
         self._budget, self._constraints_func = budget, constraints_func
         self._space, self._size = dict(space or {}), size
-        self._decider = decider or (Agent() if Agent.is_shipped() else Panels())
+        self._decider = decider or default_decider()
         self._advisor: Advisor | None = None
         self._mixtures: dict[str, dict[str, str]] = {}  # mixture -> parameter -> component
         # What the evidence alone proposes, by a trial's number and a parameter's name.

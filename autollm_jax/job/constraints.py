@@ -79,8 +79,8 @@ def _weights(config: ConfigDict) -> Iterator[str]:
         )
     if members == "sampled" and config.grpo.steps and config.grpo.group_size < 2:
         yield (
-            f"config.grpo.group_size={config.grpo.group_size}: sampled episodes are compared within "
-            "their group; accepted is 2 or more with config.grpo.members=sampled"
+            f"config.grpo.group_size={config.grpo.group_size}: sampled episodes are compared "
+            "within their group; accepted is 2 or more with config.grpo.members=sampled"
         )
     if policy.lora_rank and not policy.weights:
         yield (
