@@ -104,7 +104,7 @@ def known_methods() -> list[str]:
 
 def section(compared: Mapping[str, studies.Compared], experiments: int) -> str:
     """Write the section."""
-    rows, by_source = [], []
+    rows = []
     for method, found in compared.items():
         apart = found.differences
         gaps = [""] * len(TRIALS)
@@ -112,22 +112,24 @@ def section(compared: Mapping[str, studies.Compared], experiments: int) -> str:
             gaps = [gap(apart[k - 1]) for k in TRIALS]
         regrets = shown([interval.mean for interval in found.regrets])
         rows.append((method, regrets, *gaps, " to ".join(f"{s:.2f}" for s in found.seconds)))
-        by_source.append((method, *map(shown, found.by_source.values())))
     after = " / ".join(map(str, TRIALS))
     head = ("sampler", f"regret after {after}", *[f"ours less its, {k}" for k in TRIALS], "seconds")
-    sources = next(iter(compared.values())).by_source
+    sources = [
+        (source, *[shown(found.by_source[source]) for found in compared.values()])
+        for source in next(iter(compared.values())).by_source
+    ]
     decider = f"the agent of {AGENT.value}" if AGENT.value else DECIDERS
     return (
         f"{HEADING}\n\nWritten by `python launch/compare_samplers.py "
-        f"--roots={','.join(ROOTS.value)}` at commit {code_commit()[:9]}: {experiments} held-out "
-        f"experiments of protocol `{PROTOCOL.value}`, at most {MOST.value} of each source and "
-        f"task, {SEEDS.value} seeds; `autollm` is our sampler, decided by {decider}. Each trial is "
-        "answered by the nearest measured configuration of the table; a diverged run is a failed "
-        "trial. Regret is 0 at the best configuration and 1 at the median one: the mean over "
-        "sources and tasks of the mean over their experiments. Differences are paired, with 95 % "
-        "bootstrap intervals over settings, experiments and seeds; below 0 ours is better. "
-        "Seconds of the processor a trial: of the sampler, reading the evidence included; the "
-        "median study, and the longest, in which programs are compiled.\n\n"
+        f"--roots={','.join(ROOTS.value)} --most={MOST.value} --seeds={SEEDS.value}` at commit "
+        f"{code_commit()}: {experiments} held-out experiments of protocol `{PROTOCOL.value}`. "
+        f"`autollm` is our sampler, decided by {decider}. Each trial is answered by the nearest "
+        "measured configuration of the table, under a limit by the nearest one within it; a "
+        "diverged run is a failed trial. Regret is 0 at the best configuration and 1 at the median "
+        "one: the mean over sources and tasks of the mean over their experiments. Differences are "
+        "paired, with 95 % bootstrap intervals over settings, experiments and seeds; below 0 ours "
+        "is better. Seconds of the processor a trial: of the sampler, reading the evidence "
+        "included; the median study, and the longest, in which programs are compiled.\n\n"
         f"{markdown_table(head, rows)}\n"
         f"*Added*: the cheap runs are finished trials of the study, at most {studies.ROWS} "
         f"(Gaussian process: {studies.PROCESS_ROWS}), those of the nearest experiment last; their "
@@ -136,7 +138,7 @@ def section(compared: Mapping[str, studies.Compared], experiments: int) -> str:
         f"*Enqueued*: the best configurations of the nearest {studies.ENQUEUED} experiments are "
         "tried first.\n\n"
         f"Regret after {after} trials, by source and task:\n\n"
-        f"{markdown_table(('sampler', *sources), by_source)}"
+        f"{markdown_table(('source and task', *compared), sources)}"
     )
 
 
