@@ -62,14 +62,15 @@ def front_section(sections: Sequence[tuple[Path, str]]) -> str:
     for workdir, what in sections:
         record = read_json(workdir / "evaluation" / "evaluated.json")
         summary = read_json(workdir / "report" / "summary.json")
-        page = "results.md" if workdir == sections[-1][0] else "public_results.md"
+        last = workdir == sections[-1][0]
+        page = "results.md" if last else "public_results.md"
         number = trainings(workdir)
         counted = "one training" if number == 1 else f"{number} trainings"
         parts.append(
             f"**{what.capitalize()}**: {summary['counts']['all']['experiments']} held-out "
             f"experiments, protocol `{record['fields']['protocol']}`, {counted} "
             f"([every method](docs/{page})).\n\n"
-            + "".join(f"- {line}\n" for line in front_lines(workdir, number)).rstrip()
+            + "".join(f"- {line}\n" for line in front_lines(workdir, last)).rstrip()
         )
     return "\n\n".join(parts) + "\n"
 
@@ -81,7 +82,7 @@ def trainings(workdir: Path) -> int:
     return len(split_names(pooled)) or 1
 
 
-def front_lines(workdir: Path, number: int) -> list[str]:
+def front_lines(workdir: Path, with_cost: bool) -> list[str]:
     """Write the agent beside the best other method, its start, the bounds, its claims, its cost."""
     summary = read_json(workdir / "report" / "summary.json")
     record = read_json(workdir / "evaluation" / "evaluated.json")
@@ -107,7 +108,7 @@ def front_lines(workdir: Path, number: int) -> list[str]:
         f"{100 * summary['invalid_rate'][AGENT]:.1f} % of the agent's calls are invalid; "
         f"{100 * claims['true']:.1f} % of the {claims['n']:,} claims in its thinking are true."
     )
-    if number == 1:
+    if with_cost:
         *_, (_, seconds, peak) = stage_rows(workdir)
         lines.append(
             f"The whole job, from tables to report: {float(seconds) / 60:.0f} minutes and {peak} "
