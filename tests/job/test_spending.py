@@ -51,7 +51,7 @@ def test_flops_are_six_a_parameter_and_token_and_attention(job):
 
 
 def test_rollouts_count_sampling_the_reference_and_the_update(job):
-    job.config.distill.steps = 0
+    job.config.distill.steps, job.config.grpo.epochs = 0, 1
     rows = job.config.grpo.steps * job.config.grpo.groups * job.config.grpo.group_size
     with_reference = spending.training_flops(job)
     job.config.grpo.kl_coefficient = 0.0

@@ -134,6 +134,7 @@ def test_published_weights_that_cannot_be_used_end_the_job_before_it_works(
         "--config=configs/gym.py",
         f"--config.policy.weights={published}",
         "--config.grpo.members=sampled",
+        "--config.grpo.group_size=2",
     )
     assert refused(done, words)
     assert not (tmp_path / "workdir").exists()
@@ -145,6 +146,7 @@ def test_lora_targets_that_a_model_does_not_have(tmp_path, published):
         "--config=configs/gym.py",
         f"--config.policy.weights={published}",
         "--config.grpo.members=sampled",
+        "--config.grpo.group_size=2",
         "--config.policy.lora_rank=4",
         "--config.policy.lora_targets=query,q_proj",
     )
