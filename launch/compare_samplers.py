@@ -4,8 +4,10 @@
 
 Each held-out experiment is played as a study of each sampler. `added`: the cheap runs are finished
 trials of the study (of CMA-ES: its source trials); `enqueued`: their best configurations are tried
-first. Optuna's Gaussian process needs torch and is left out without it. With --page the page's
-section on the comparison is replaced. About two seconds an experiment and seed on one core.
+first. Optuna's Gaussian process needs torch and is left out without it. For our sampler all
+advisers together decide, since the package's agent has learned from what protocol dev holds out;
+--agent names another. With --page the page's section on the comparison is replaced. About six
+seconds an experiment and seed on one core.
 """
 
 import dataclasses
