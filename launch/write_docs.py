@@ -146,7 +146,7 @@ def results_page(workdir: Path, title: str) -> str:
     numbers = [f"{task} {counts[task]['experiments']}" for task in tasks]
     parts = [
         f"# {title}\n\n",
-        "Written by `python launch/write_docs.py --workdir=DIR` from a work directory of "
+        "Written by `python launch/write_docs.py` from a work directory of "
         "`launch/main.py`. Below are the stages that ran and the methods that were scored.\n\n",
         f"Commit {record['code']}; {record['versions']}; protocol {fields['protocol']}; tables "
         f"{record['roots']}; {counts['all']['experiments']} held-out experiments "

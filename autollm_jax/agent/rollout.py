@@ -413,9 +413,10 @@ def mean_regret(
     policy: Policy, config: PlayConfig, starts: Sequence[Start], rows: int, mesh: Mesh
 ) -> float:
     """Play episodes, so many rows at once; return their mean regret over all trials."""
-    layout = Layout(rows=even_rows(min(rows, len(starts)), mesh), mesh=mesh)
-    for first in range(0, len(starts), layout.rows or 1):
-        batch = starts[first : first + (layout.rows or 1)]
+    rows = even_rows(min(rows, len(starts)), mesh)
+    layout = Layout(rows=rows, mesh=mesh)
+    for first in range(0, len(starts), rows):
+        batch = starts[first : first + rows]
         play(policy, config, batch, range(first, first + len(batch)), jax.random.key(0), layout)
     return float(
         np.mean(
