@@ -19,7 +19,7 @@ from absl import flags
 from tqdm import tqdm
 
 from autollm_jax import command_line
-from autollm_jax.advise import studies
+from autollm_jax.advise import samplers, studies
 from autollm_jax.advise.decider import Agent, Panels
 from autollm_jax.errors import UserError
 from autollm_jax.evaluation.statistics import Interval
@@ -40,7 +40,7 @@ SEEDS = flags.DEFINE_integer("seeds", 1, "Studies per experiment and method.", l
 MOST = flags.DEFINE_integer(
     "most", 1000, "Most experiments of each source and task.", lower_bound=1
 )
-METHODS = flags.DEFINE_list("methods", list(studies.METHODS), "Samplers to compare.")
+METHODS = flags.DEFINE_list("methods", list(samplers.METHODS), "Samplers to compare.")
 AGENT = command_line.define_path(
     "agent", None, "Folder of an agent; all advisers together if empty."
 )
@@ -90,12 +90,12 @@ def known_methods() -> list[str]:
       UserError: a method is not known, or none is left.
     """
     for method in METHODS.value:
-        if method not in studies.METHODS:
-            accepted = ", ".join(studies.METHODS)
+        if method not in samplers.METHODS:
+            accepted = ", ".join(samplers.METHODS)
             raise UserError(f"--methods: {method!r} is not known; accepted are {accepted}")
     methods = []
     for method in dict.fromkeys(METHODS.value):
-        if studies.is_installed(method):
+        if samplers.is_installed(method):
             methods.append(method)
         else:
             print(f"{method} is left out: it needs torch (requirements-peers.txt)")
@@ -110,7 +110,7 @@ def section(compared: Mapping[str, studies.Compared], experiments: int) -> str:
     for method, found in compared.items():
         apart = found.differences
         gaps = [""] * len(TRIALS)
-        if apart is not None and method != studies.OURS:
+        if apart is not None and method != samplers.OURS:
             gaps = [gap(apart[k - 1]) for k in TRIALS]
         regrets = shown([interval.mean for interval in found.regrets])
         rows.append((method, regrets, *gaps, " to ".join(f"{s:.2f}" for s in found.seconds)))
@@ -133,11 +133,11 @@ def section(compared: Mapping[str, studies.Compared], experiments: int) -> str:
         "is better. Seconds of the processor a trial: of the sampler, reading the evidence "
         "included; the median study, and the longest, in which programs are compiled.\n\n"
         f"{markdown_table(head, rows)}\n"
-        f"*Added*: the cheap runs are finished trials of the study, at most {studies.ROWS} "
-        f"(Gaussian process: {studies.PROCESS_ROWS}), those of the nearest experiment last; their "
+        f"*Added*: the cheap runs are finished trials of the study, at most {samplers.ROWS} "
+        f"(Gaussian process: {samplers.PROCESS_ROWS}), those of the nearest experiment last; their "
         "values are regrets of their own experiments, and the target's outcomes are brought to "
         "that scale by extrapolation. CMA-ES starts at the Gaussian of its `source_trials`. "
-        f"*Enqueued*: the best configurations of the nearest {studies.ENQUEUED} experiments are "
+        f"*Enqueued*: the best configurations of the nearest {samplers.ENQUEUED} experiments are "
         "tried first.\n\n"
         f"Regret after {after} trials, by source and task:\n\n"
         f"{markdown_table(('source and task', *compared), sources)}"

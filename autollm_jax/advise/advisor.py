@@ -24,13 +24,15 @@ import numpy as np
 
 from autollm_jax.advise import intervals, reading, runs
 from autollm_jax.advise.cheap_runs import CheapRun, most_telling
-from autollm_jax.advise.columns import Hints, Understanding, understand
+from autollm_jax.advise.columns import Hints, Understanding
 from autollm_jax.advise.decider import Decider, default_decider
 from autollm_jax.advise.intervals import Calibration, Expected
 from autollm_jax.advise.notes import notes_of
-from autollm_jax.advise.question import TASK, Question, spelled, trial, with_configuration
+from autollm_jax.advise.question import TASK, Question, trial
 from autollm_jax.advise.question import question as make_question
+from autollm_jax.advise.setting import spelled, with_configuration
 from autollm_jax.advise.target import Target
+from autollm_jax.advise.understanding import understand
 from autollm_jax.errors import UserError
 from autollm_jax.forecasts.advice import decision_of
 from autollm_jax.forecasts.advisers import COUNSEL, counsel

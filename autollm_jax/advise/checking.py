@@ -17,7 +17,7 @@ from autollm_jax.advise.advisor import Advisor
 from autollm_jax.advise.columns import Hints
 from autollm_jax.advise.decider import Decider
 from autollm_jax.advise.intervals import COVERAGES, Calibration
-from autollm_jax.advise.question import spelled
+from autollm_jax.advise.setting import spelled
 from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.settings import Setting
 

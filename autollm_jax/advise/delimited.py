@@ -42,7 +42,7 @@ def read_delimited(path: Path) -> Rows:
                 "header such as learning_rate,parameters,tokens,loss above the runs"
             )
         for cells in reader:
-            cells = [cell.strip() for cell in cells]
+            cells = list(map(str.strip, cells))
             if not any(cells):
                 continue
             if cells == named:
@@ -152,7 +152,7 @@ def _summaries(rows: Sequence[Mapping[str, Cell]], name: str) -> int:
         return bool(re.fullmatch(SUMMARY, str(row[name]).strip(": ").lower()))
 
     count = next((n for n, row in enumerate(reversed(rows)) if not sums_up(row)), 0)
-    return 0 if any(map(sums_up, rows[: len(rows) - count])) else count
+    return 0 if count and any(map(sums_up, rows[: len(rows) - count])) else count
 
 
 def _unique(names: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from autollm_jax.forecasts.gathering import extrapolate
-from autollm_jax.forecasts.relevance import relevant_evidence
+from autollm_jax.forecasts.relevance import fidelity_distance, relevant_evidence
 from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.settings import Setting
 from autollm_jax.gym.splits import evidence_for
@@ -77,7 +77,7 @@ def best_loss(experiment: Experiment) -> float:
 
 def distance(setting: Setting, evidence: Sequence[Experiment]) -> float:
     """Return the distance to the nearest experiment in log fidelity (natural logarithms)."""
-    away = [np.sqrt(np.nansum((e.fidelity.log - setting.fidelity.log) ** 2)) for e in evidence]
+    away = [fidelity_distance(e, setting) for e in evidence]
     return float(max(min(away, default=LEAST_DISTANCE), LEAST_DISTANCE))
 
 

@@ -36,7 +36,7 @@ def _thin(question: Question) -> list[str]:
             f"{count} cheap configurations: too few to see a landscape; {FEW_RUNS} or more, "
             "spread over the space, would help most"
         )
-    if evidence and all(e.outcomes.median == e.outcomes.optimum for e in evidence) and count > 1:
+    if _tells_nothing(question) and count > 1:
         metric = question.setting.objective.metric
         notes.append(
             f"{metric} is the same for half of the runs or more, of every size: it does not tell "
@@ -48,6 +48,12 @@ def _thin(question: Question) -> list[str]:
             "cheaper or dearer, would"
         )
     return notes
+
+
+def _tells_nothing(question: Question) -> bool:
+    """Whether half of the runs or more, of every size, have the same outcome."""
+    evidence = question.evidence
+    return bool(evidence) and all(e.outcomes.median == e.outcomes.optimum for e in evidence)
 
 
 def _far(question: Question) -> list[str]:
@@ -79,8 +85,7 @@ def _far(question: Question) -> list[str]:
 
 def _edges(question: Question, config: Mapping | None) -> list[str]:
     """Name the hyperparameters whose best value is the last that was tried and may be proposed."""
-    alike = all(e.outcomes.median == e.outcomes.optimum for e in question.evidence)
-    if question.closed or (question.evidence and alike):
+    if question.closed or _tells_nothing(question):
         return []
     named: list[tuple[str, Mapping]] = [] if config is None else [("proposed", config)]
     ran = [(trial.config, trial.outcome) for trial in question.trials if trial.ok and trial.config]

@@ -25,9 +25,10 @@ from autollm_jax.advise import optuna_parameters, reading
 from autollm_jax.advise.advisor import Advisor
 from autollm_jax.advise.columns import Hints
 from autollm_jax.advise.decider import Decider, default_decider
+from autollm_jax.advise.evidence import SOURCE
 from autollm_jax.advise.names import stripped
 from autollm_jax.advise.optuna_parameters import Parts
-from autollm_jax.advise.question import SOURCE, TASK
+from autollm_jax.advise.question import TASK
 from autollm_jax.advise.question import trial as make_trial
 from autollm_jax.advise.runs import Run
 from autollm_jax.errors import UserError

@@ -3,8 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 from autollm_jax.advise.columns import Column, Understanding, labelled
 from autollm_jax.advise.rows import Cell, Rows
@@ -53,35 +52,45 @@ def clean(rows: Rows, known: Understanding) -> tuple[list[Run], list[str]]:
     """
     runs: list[Run] = []
     unused: dict[str, list[str]] = {}  # notes by what is wrong
+    cells: dict[str, list[Cell]] = {
+        column.name: [row.get(column.name) for row in rows.rows]
+        for column in known.columns.values()
+        if column.role not in ("ignored", "seed")
+    }
 
-    def readers(role: str, read: Callable) -> list[_Reader]:
-        return [_Reader(column, known, read) for column in known.of(role)]
+    def read(role: str, reader: Callable) -> list[Sequence]:
+        return [reader(cells[column.name], column, known) for column in known.of(role)]
 
-    statuses, chosen = readers("status", _status), readers("hyperparameter", _chosen)
-    fidelities, sizes = readers("fidelity", _positive), readers("size", _positive)
-    (outcomes,) = readers("objective", lambda row, column, known: known.number(row, column))
-    contexts = known.of("context")
-    for row, place in zip(rows.rows, rows.places, strict=True):
-        try:
-            status = next(filter(None, (read(row) for read in statuses)), "ok")
-            if status == "failed":
-                raise _Unusable("failed, for a reason that is not known")
-            config = _config(row, chosen)
-            fidelity = {read.column.meaning: read(row) for read in fidelities}
-            size = sizes[0](row) if sizes else math.nan
-            context = {c.name: str(row.get(c.name)) for c in contexts}
-        except _Unusable as problem:
-            unused.setdefault(problem.kind, []).append(f"{place}: {problem}; left out")
+    count = len(rows.rows)
+    statuses = _first_said(read("status", _statuses), count)
+    chosen, meanings = read("hyperparameter", _chosen), known.of("hyperparameter")
+    fidelities, names = read("fidelity", _positive), [c.meaning for c in known.of("fidelity")]
+    sizes = read("size", _positive)[0] if known.of("size") else [math.nan] * count
+    (outcomes,) = read("objective", _measured)
+    contexts, facts = read("context", _texts), [c.name for c in known.of("context")]
+    columns = zip(
+        rows.places, statuses, _by_row(chosen, count), _by_row(fidelities, count), sizes,
+        outcomes, _by_row(contexts, count), strict=True,
+    )  # fmt: skip
+    for place, status, values, amounts, size, outcome, texts in columns:
+        problem = next(
+            (v for v in (status, *values, *amounts, size) if isinstance(v, Problem)), None
+        )
+        config = {}
+        if problem is None:
+            config = _config(meanings, values)
+            if isinstance(config, Problem):
+                problem = config
+            elif status == "ok" and isinstance(outcome, Problem):
+                problem = outcome
+        if problem is not None:
+            unused.setdefault(problem.kind, []).append(f"{place}: {problem.text}; left out")
             continue
-        outcome = outcomes(row)
+        fidelity = dict(zip(names, amounts, strict=True))
+        context = dict(zip(facts, texts, strict=True))
         if status == "running":
-            runs.append(Run(config, fidelity, context, math.nan, status, place, size))
-            continue
-        if status == "ok" and outcome is None:
-            problem = _unusable(known.objective, row, "not a number")
-            unused.setdefault(problem.kind, []).append(f"{place}: {problem}; left out")
-            continue
-        if outcome is None or not math.isfinite(outcome):
+            outcome = math.nan
+        elif isinstance(outcome, Problem) or not math.isfinite(outcome):
             # An infinite or undefined loss is what a run that diverged leaves behind.
             outcome, status = math.nan, "diverged" if status == "ok" else status
         runs.append(Run(config, fidelity, context, outcome, status, place, size))
@@ -94,93 +103,123 @@ def clean(rows: Rows, known: Understanding) -> tuple[list[Run], list[str]]:
     return runs, notes
 
 
-class _Unusable(ValueError):
-    """A row cannot be used; the message says why, `kind` without the row's own value."""
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A row cannot be used.
 
-    def __init__(self, message: str, kind: str = ""):
-        super().__init__(message)
-        self.kind = kind or message
-
-
-def _unusable(column: Column, row: Mapping[str, Cell], what: str) -> _Unusable:
-    return _Unusable(
-        f"{column.name} is {labelled(column, row)}, {what}", f"{column.name} is {what}"
-    )
-
-
-class _Reader:
-    """Reads one column of every row; a text that comes again is read once.
-
-    Args:
-      column: what is read.
-      known: what the columns mean.
-      read: takes a row, the column and `known`; gives the value.
+    Attributes:
+      text: the reason.
+      kind: the reason without the row's own value.
     """
 
-    def __init__(self, column: Column, known: Understanding, read: Callable):
-        self.column, self._known, self._read = column, known, read
-        self._found: dict[str, Any] = {}
-
-    def __call__(self, row: Mapping[str, Cell]) -> Any:
-        cell = row.get(self.column.name)
-        if not isinstance(cell, str):
-            return self._read(row, self.column, self._known)
-        if cell not in self._found:
-            self._found[cell] = self._read(row, self.column, self._known)
-        return self._found[cell]
+    text: str
+    kind: str
 
 
-def _status(row: Mapping[str, Cell], column: Column, known: Understanding) -> str:
-    """Tell how a run ended: ok, diverged, infeasible, failed or running; "" for nothing said."""
+FAILED = Problem(*2 * ("failed, for a reason that is not known",))
+
+
+def _problem(column: Column, cell: Cell, what: str) -> Problem:
+    return Problem(f"{column.name} is {labelled(cell)}, {what}", f"{column.name} is {what}")
+
+
+def _by_row(columns: Sequence[Sequence], rows: int) -> Iterable[tuple]:
+    return zip(*columns, strict=True) if columns else [()] * rows
+
+
+# Readers of a column: its cells as values, a Problem where a row cannot be used.
+
+
+def _statuses(cells: Sequence[Cell], column: Column, known: Understanding) -> list[str | Problem]:
+    """Tell how runs ended: ok, diverged, infeasible or running; "" for nothing said."""
     del known
-    cell = row.get(column.name)
-    if is_missing(cell):
-        return ""
-    text = re.sub(r"[^a-z0-9]+", "_", str(cell).lower()).strip("_")
-    for status, pattern in STATUSES.items():
-        if re.fullmatch(pattern, text):
-            return status
-    raise _unusable(column, row, "no status that is known here")
+    found: dict[Cell, str | Problem] = {}
+    for cell in dict.fromkeys(cells):
+        text = re.sub(r"[^a-z0-9]+", "_", str(cell).lower()).strip("_")
+        said = (status for status, names in STATUSES.items() if re.fullmatch(names, text))
+        found[cell] = (
+            ""
+            if is_missing(cell)
+            else next(said, "") or _problem(column, cell, "no status that is known here")
+        )
+        if found[cell] == "failed":
+            found[cell] = FAILED
+    return [found[cell] for cell in cells]
 
 
-def _config(row: Mapping[str, Cell], chosen: Sequence[_Reader]) -> dict:
-    config: dict = {}
-    for read in chosen:
-        column = read.column
-        if column.mixture:
-            config.setdefault(column.mixture, {})[column.meaning] = read(row)
+def _first_said(columns: Sequence[Sequence[str | Problem]], rows: int) -> list[str | Problem]:
+    """Return the first status that one of several columns says; ok where none does."""
+    return [next(filter(None, said), "ok") for said in _by_row(columns, rows)]
+
+
+def _chosen(cells: Sequence[Cell], column: Column, known: Understanding) -> list:
+    """Read a hyperparameter, or the weights of a mixture's component."""
+    dimension = column.dimension
+    if dimension is not None and not dimension.is_numeric:
+        return [_missing(column) if is_missing(cell) else str(cell) for cell in cells]
+    made, accepted = [], {}
+    for cell, amount in zip(cells, known.numbers(cells, column), strict=True):
+        if amount is None and is_missing(cell) and not column.mixture:
+            made.append(_missing(column))
+        elif amount is None or not math.isfinite(amount):
+            made.append(_problem(column, cell, "not a number"))
         else:
-            config[column.meaning] = read(row)
+            if amount not in accepted:
+                accepted[amount] = _accepted(amount, cell, column)
+            made.append(accepted[amount])
+    return made
+
+
+def _accepted(amount: float, cell: Cell, column: Column) -> float | Problem:
+    """Return the number that a hyperparameter's dimension has for a finite one."""
+    if column.dimension is None:
+        return amount
+    try:
+        return column.dimension.canonical(amount)
+    except InvalidConfiguration:
+        low, high = column.dimension.extent
+        return _problem(column, cell, f"outside {low:g} to {high:g}")
+
+
+def _missing(column: Column) -> Problem:
+    text = f"{column.name} is missing (--ignore={column.name} keeps such rows)"
+    return Problem(text, text)
+
+
+def _config(columns: Sequence[Column], values: Sequence) -> dict | Problem:
+    """Put a row's values together; the weights of a mixture are divided by their sum."""
+    config: dict = {}
+    for column, value in zip(columns, values, strict=True):
+        if column.mixture:
+            config.setdefault(column.mixture, {})[column.meaning] = value
+        else:
+            config[column.meaning] = value
     for name, value in config.items():
         if isinstance(value, dict):
             total = sum(value.values())
             if total <= 0:
-                raise _Unusable(f"the weights of {name} sum to {total:g}")
+                text = f"the weights of {name} sum to {total:g}"
+                return Problem(text, text)
             config[name] = {part: weight / total for part, weight in value.items()}
     return config
 
 
-def _chosen(row: Mapping[str, Cell], column: Column, known: Understanding):
-    """Read a hyperparameter, or the weight of a mixture's component."""
-    dimension = column.dimension
-    if not column.mixture and is_missing(row.get(column.name)):
-        raise _Unusable(f"{column.name} is missing (--ignore={column.name} keeps such rows)")
-    if dimension is not None and not dimension.is_numeric:
-        return str(row.get(column.name))
-    amount = known.number(row, column)
-    if amount is None or not math.isfinite(amount):
-        raise _unusable(column, row, "not a number")
-    if dimension is None:
-        return amount
-    try:
-        return dimension.canonical(amount)
-    except InvalidConfiguration:
-        low, high = dimension.extent
-        raise _unusable(column, row, f"outside {low:g} to {high:g}") from None
+def _positive(cells: Sequence[Cell], column: Column, known: Understanding) -> list:
+    return [
+        _problem(column, cell, "not a positive number")
+        if amount is None or not 0 < amount < math.inf
+        else amount
+        for cell, amount in zip(cells, known.numbers(cells, column), strict=True)
+    ]
 
 
-def _positive(row: Mapping[str, Cell], column: Column, known: Understanding) -> float:
-    amount = known.number(row, column)
-    if amount is None or not 0 < amount < math.inf:
-        raise _unusable(column, row, "not a positive number")
-    return amount
+def _measured(cells: Sequence[Cell], column: Column, known: Understanding) -> list:
+    return [
+        _problem(column, cell, "not a number") if amount is None else amount
+        for cell, amount in zip(cells, known.numbers(cells, column), strict=True)
+    ]
+
+
+def _texts(cells: Sequence[Cell], column: Column, known: Understanding) -> list[str]:
+    del column, known
+    return list(map(str, cells))

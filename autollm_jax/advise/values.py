@@ -1,5 +1,6 @@
-"""What the cells of a person's file mean: numbers in all their spellings, and missing values."""
+"""What cells mean: numbers in all their spellings, missing values, the cells of a column."""
 
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ UNITS = (
     "gpu",
     "nats",
 )
+WHOLE_NUMBER_SHARE = 0.9  # of a column's cells that are numbers: then the rest are mistakes
 _NUMBER = re.compile(
     r"([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(%|[a-z/\- ]*)", re.IGNORECASE
 )
@@ -68,6 +70,25 @@ def number(cell: Cell, decimal_comma: bool = False) -> float | None:
         return float(cell)  # most cells are plain numbers; the spellings below take far longer
     except ValueError:
         return _spelled(cell, decimal_comma)
+
+
+def numbers(cells: Sequence[Cell], decimal_comma: bool = False) -> list[float | None]:
+    """Read the numbers of many cells, as `number` reads one; a text that comes again once."""
+    if set(map(type, cells)) == {str}:
+        try:
+            return list(map(float, cells))  # type: ignore[arg-type]
+        except ValueError:
+            pass  # not all of them are plain
+    known: dict[str, float | None] = {}
+    made = []
+    for cell in cells:
+        if not isinstance(cell, str):
+            made.append(number(cell))
+            continue
+        if cell not in known:
+            known[cell] = number(cell, decimal_comma)
+        made.append(known[cell])
+    return made
 
 
 def _spelled(cell: str, decimal_comma: bool) -> float | None:
@@ -129,3 +150,43 @@ def _with_commas(cells: Sequence[Cell]) -> list[str]:
 def spell(value: Cell) -> str:
     """Spell a value briefly: six digits of a number."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+class ColumnCells:
+    """The cells of one column, and what they are.
+
+    Args:
+      cells: one for each row.
+      decimal_comma: whether 0,5 is a half.
+
+    Attributes:
+      present: those that say something.
+      numbers: those that are numbers; nan and infinities among them.
+      finite: the finite ones.
+      distinct: the finite ones, each once, in order.
+      is_numeric: whether the column holds numbers, a few mistakes aside.
+    """
+
+    def __init__(self, cells: Sequence[Cell], decimal_comma: bool):
+        read = numbers(cells, decimal_comma)
+        self.present = [
+            cell
+            for cell, value in zip(cells, read, strict=True)
+            if value is not None or not is_missing(cell)
+        ]
+        self.numbers = [n for n in read if n is not None]
+        self.finite = [n for n in self.numbers if math.isfinite(n)]
+        self.distinct = sorted(set(self.finite))
+        self.is_numeric = bool(self.finite) and (
+            len(self.numbers) >= WHOLE_NUMBER_SHARE * len(self.present)
+        )
+
+    @functools.cached_property
+    def texts(self) -> list[str]:
+        """What the cells say, each once, in their order."""
+        return list(dict.fromkeys(map(str, self.present)))
+
+    @property
+    def varies(self) -> bool:
+        """Whether two cells differ."""
+        return len(self.distinct if self.is_numeric else self.texts) > 1

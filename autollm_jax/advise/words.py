@@ -32,10 +32,10 @@ def advice_text(advisor: Advisor, advice: Advice) -> str:
     lines += _worth(advice, metric)
     if advice.cheap_run is not None:
         run = advice.cheap_run
-        config = " ".join(f"{k}={_short(v)}" for k, v in run.config.items())
         lines.append(
-            f"a cheap run that would tell most: {config} at {run.fidelity} ({run.cost:.1e} of an "
-            f"expensive one; it takes {run.lowers:.0%} off the proposal's variance)"
+            f"a cheap run that would tell most: {_in_line(run.config)} at {run.fidelity} "
+            f"({run.cost:.1e} of an expensive one; it takes {run.lowers:.0%} off the proposal's "
+            "variance)"
         )
     lines += [f"note: {note}" for note in advice.notes]
     return "\n".join(lines)
@@ -80,6 +80,10 @@ def _config(config: Mapping) -> list[str]:
     return [f"  {name:13} {_short(value)}" for name, value in config.items()]
 
 
+def _in_line(config: Mapping) -> str:
+    return " ".join(f"{name}={_short(value)}" for name, value in config.items())
+
+
 def _short(value) -> str:
     if isinstance(value, Mapping):
         return ",".join(f"{part}:{100 * weight:.3g}%" for part, weight in value.items())
@@ -102,9 +106,8 @@ def _outcome(ranked: Ranked, metric: str) -> list[str]:
 
 
 def _other(ranked: Ranked, metric: str) -> str:
-    config = " ".join(f"{name}={_short(value)}" for name, value in ranked.config.items())
     outcome = "" if math.isnan(ranked.outcome) else f"  {metric} {ranked.outcome:.4g}"
-    return f"  {ranked.chance:4.0%}  {config}{outcome}"
+    return f"  {ranked.chance:4.0%}  {_in_line(ranked.config)}{outcome}"
 
 
 def _worth(advice: Advice, metric: str) -> list[str]:

@@ -9,8 +9,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from autollm_jax.advise import studies
+from autollm_jax.advise import samplers, studies
 from autollm_jax.advise.decider import Panels
+from autollm_jax.advise.study_parameters import Parameters
 from autollm_jax.evaluation.statistics import Unit
 from autollm_jax.forecasts.coordinates import project
 from autollm_jax.gym.environment import Episode
@@ -22,7 +23,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 TORCH = importlib.util.find_spec("torch") is not None
 METHODS = [
     pytest.param(name, marks=() if TORCH or "gp_" not in name else pytest.mark.skip("needs torch"))
-    for name in studies.METHODS
+    for name in samplers.METHODS
 ]
 
 
@@ -35,7 +36,7 @@ def game(request):
 
 def asked(game, seed=0, budget=3):
     target, cheap = game
-    return studies.Asked(target.setting, cheap, seed, budget, Panels())
+    return samplers.Asked(target.setting, cheap, seed, budget, Panels())
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -59,7 +60,7 @@ def test_our_sampler_is_given_the_evidence(request, name):
 
 def test_parameters_stand_for_configurations(game):
     target, cheap = game
-    parameters = studies.Parameters(target.space)
+    parameters = Parameters(target.space)
     for config, point_D in zip(
         target.configurations,
         project(target.configurations, target.space, target.space),
@@ -76,7 +77,7 @@ def test_parameters_stand_for_configurations(game):
 
 
 def test_our_sampler_knows_the_parameters_by_the_names_of_the_columns(game):
-    prepared = studies.METHODS["autollm"](asked(game))
+    prepared = samplers.METHODS["autollm"](asked(game))
     advisor, sampler = prepared.study.sampler._advisor, prepared.study.sampler
     names = {*advisor.question.setting.space.names} - {*sampler._mixtures}
     for parts in sampler._mixtures.values():
@@ -90,17 +91,17 @@ def test_added_trials_are_seen(family, method):
     """Another first trial follows where what was good is bad."""
     *cheap, target = family
 
-    class Mirrored(studies.Asked):
+    class Mirrored(samplers.Asked):
         def added(self, rows):
             trials = super().added(rows)
             for trial in trials:
                 trial.value = 1 - trial.value
             return trials
 
-    firsts, parameters = [], studies.Parameters(target.space)
-    for kind in (studies.Asked, Mirrored):
+    firsts, parameters = [], Parameters(target.space)
+    for kind in (samplers.Asked, Mirrored):
         question = kind(target.setting, tuple(cheap), 0)
-        study = studies.METHODS[method](question).study
+        study = samplers.METHODS[method](question).study
         study.optimize(lambda trial: len(parameters.suggest(trial)), n_trials=1)
         firsts.append(study.trials[-1].params)
     assert firsts[0] != firsts[1]
@@ -118,7 +119,7 @@ def test_added_trials_are_regrets_of_their_experiments_the_nearest_one_last(fami
 
 def test_the_target_is_brought_to_the_scale_of_added_trials(family):
     *cheap, target = family
-    prepared = studies.METHODS["tpe_added"](asked((target, tuple(cheap))))
+    prepared = samplers.METHODS["tpe_added"](asked((target, tuple(cheap))))
     losses = np.array([target.outcomes.optimum, target.outcomes.median])
     best, middle = prepared.scale.scores(losses)
     assert best == pytest.approx(0, abs=0.3) and middle == pytest.approx(1, abs=0.3)
@@ -127,17 +128,17 @@ def test_the_target_is_brought_to_the_scale_of_added_trials(family):
 def test_cma_es_gets_the_numbers_alone_as_source_trials(architectures):
     *cheap, target = architectures
     with pytest.warns(optuna.exceptions.ExperimentalWarning):
-        study = studies.METHODS["cma_es_added"](asked((target, tuple(cheap)))).study
+        study = samplers.METHODS["cma_es_added"](asked((target, tuple(cheap)))).study
     assert {*study.trials[0].params} == {"width", "layers", "mlp_ratio"}
     assert len(study.sampler._source_trials) == len(study.trials)
-    study.optimize(lambda trial: studies.Parameters(target.space).suggest(trial)["width"], 1)
+    study.optimize(lambda trial: Parameters(target.space).suggest(trial)["width"], 1)
     assert "cma:generation" in study.trials[-1].system_attrs  # the first trial is no random one
 
 
 def test_the_best_of_the_nearest_experiments_is_enqueued(family):
     *cheap, target = family
-    study = studies.METHODS["tpe_enqueued"](asked((target, tuple(cheap)))).study
-    parameters = studies.Parameters(target.space)
+    study = samplers.METHODS["tpe_enqueued"](asked((target, tuple(cheap)))).study
+    parameters = Parameters(target.space)
     study.optimize(lambda trial: parameters.suggest(trial)["batch_size"], n_trials=3)
     for trial, experiment in zip(study.trials, (cheap[-1], cheap[-2]), strict=False):
         best = experiment.configurations[experiment.outcomes.best_row]
@@ -149,14 +150,14 @@ def test_a_run_that_diverged_is_a_failed_trial(family, monkeypatch):
     made = []
 
     def highest(asked):
-        prepared = studies.METHODS["random"](asked)
+        prepared = samplers.METHODS["random"](asked)
         low, high = target.space["learning_rate"].extent
         for rate in (high, low):
             prepared.study.enqueue_trial({"learning_rate": rate, "batch_size": 64.0})
         made.append(prepared.study)
         return prepared
 
-    monkeypatch.setitem(studies.METHODS, "highest", highest)
+    monkeypatch.setitem(samplers.METHODS, "highest", highest)
     played = studies.play("highest", target, tuple(cheap), seed=0, budget=2)
     assert [trial.state for trial in made[0].trials] == [TrialState.FAIL, TrialState.COMPLETE]
     assert played.regrets[0] == 1
@@ -168,7 +169,7 @@ def test_under_a_limit_the_nearest_configuration_within_it_answers(architectures
     over = int(np.flatnonzero(~target.feasible_R)[-1])
     answer = studies.look_up(episode, target.configurations[over])
     assert answer.ok and target.sizes_R[answer.row] <= target.limit["at_most"]
-    known = studies.Asked(target.setting, tuple(cheap), 0)
+    known = samplers.Asked(target.setting, tuple(cheap), 0)
     [point_D] = project([target.configurations[over]], target.space, target.space)
     assert known.size(known.parameters.of_point(point_D)) == target.sizes_R[over]
 
