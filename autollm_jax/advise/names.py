@@ -8,28 +8,35 @@ FIDELITIES = ("parameters", "tokens", "flops", "steps", "epochs", "hours")
 PREFIXES = ("config/", "config.", "params.", "params_", "hparams/", "hparams.", "hyperparameters.")
 _NAMES = {  # name of a fidelity -> what columns that hold it are called
     "parameters": r"(n|num|nr|model|total|non_?embedding)?_?(param(eter)?s|params?_?count|"
-    r"model_?size|size)(_?(total|count|non_?emb\w*))?|n",
-    "tokens": r"(n|num|total|train(ing)?)?_?tok(en)?s(_?(seen|total|trained|count|budget))?|d",
+    r"model_?size|size)(_?(total|count|non_?emb\w*))?|n|n_?non_?emb\w*",
+    "tokens": r"(n|d|num|total|train(ing)?)?_?tok(en)?s?(_?(seen|total|trained|count|budget))?|d",
     "flops": r"(total|train(ing)?)?_?(flops?|compute|c)(_?(total|budget))?",
     "steps": r"(n|num|max|total|train(ing)?|global)?_?(steps?|iter(ation)?s?|updates)"
     r"(_?(total|count|budget))?",
     "epochs": r"(n|num|max|total)?_?epochs?",
-    "hours": r"(gpu|device|tpu|wall)?_?(clock)?_?(hours?|h|days|time_?budget)",
+    "hours": r"(gpu|device|tpu|wall|train(ing)?)?_?(clock|time)?_?"
+    r"(hours?|hrs?|h|days|time_?budget)",
 }
 STATUS = r"status|state|outcome_?status|run_?state|result"
 SEED = r"(random_?|rng_?|torch_?|np_?)?seed|random_?state|repeat|replicate|rep"
 LABEL = (
-    r"(run_?|trial_?|job_?|experiment_?)?(id|name|nr|no|number|index|#|url|path|dir|host|user|notes?|"
-    r"tags?|group|commit|sha|hash|date|time|timestamp|created(_?at)?|started|ended|start|end|comment)"
-    r"|experiment|run|trial|job|sweep|project|_\w+|column\d+|unnamed.*|.*_?(date|timestamp)|source|task|notes?"
+    r"(run_?|trial_?|job_?|exp(eriment)?_?)?(id|name|nr|no|number|index|#|url|path|dir|host|user|"
+    r"notes?|tags?|group|commit|sha|hash|date|time|timestamp|created(_?at)?|started|ended|start|end|"
+    r"comment)|experiment|run|trial|job|sweep|project|_\w+|column\d+|unnamed.*|"
+    r".*_?(date|timestamp)|source|task|notes?"
+)
+BENCHMARKS = (
+    r"hella_?swag|mmlu|piqa|wino_?grande|gsm_?8k|human_?eval|mbpp|bool_?q|lambada|"
+    r"[a-z]+_?qa(?![a-z])|(?<![a-z])arc(?![a-z])|(?<![a-z])bbh(?![a-z])"
 )
 MEASURED = (
     r".*(loss|perplexity|ppl|accuracy|acc|error|err|score|reward|success|return|bpb|bits|nll|f1|bleu|"
     r"rouge|auc|mfu|throughput|per_?sec(ond)?|speed|latency|memory|mem|vram|runtime|duration|seconds|"
-    r"elapsed|wall|grad_?norm|kl|entropy|gpu_?util|hours).*"
+    rf"elapsed|wall|grad_?norm|kl|entropy|gpu_?util|hours|{BENCHMARKS}).*"
 )
 MAXIMISED = (
-    r"acc|score|reward|success|return|f1|bleu|rouge|auc|mfu|throughput|per_?sec|speed|win|pass"
+    r"acc|score|reward|success|return|f1|bleu|rouge|auc|mfu|throughput|per_?sec|speed|win|pass|"
+    rf"{BENCHMARKS}"
 )
 USUAL = (  # hyperparameters whose names would else be taken for something measured
     r".*(learning_?rate|lr|batch|decay|warm_?up|momentum|beta|eps|dropout|width|depth|layers?|heads?|"
@@ -65,6 +72,12 @@ def fidelity_of(name: str) -> str:
 def meant_fidelity(plain: str) -> str:
     """Return the fidelity of a name in plain spelling; "" if it is none."""
     return next((key for key, names in _NAMES.items() if re.fullmatch(names, plain)), "")
+
+
+def counted_fidelity(name: str) -> str:
+    """Return the fidelity of a name that had a unit of counts: Model (M) has parameters."""
+    plain = plainly(name)
+    return "parameters" if plain == "model" else meant_fidelity(plain)
 
 
 def unit_of(name: str) -> tuple[str, float]:

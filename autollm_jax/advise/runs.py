@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from autollm_jax.advise.columns import Column, Understanding, labelled
 from autollm_jax.advise.rows import Cell, Rows
@@ -73,18 +74,12 @@ def clean(rows: Rows, known: Understanding) -> tuple[list[Run], list[str]]:
         outcomes, _by_row(contexts, count), strict=True,
     )  # fmt: skip
     for place, status, values, amounts, size, outcome, texts in columns:
-        problem = next(
-            (v for v in (status, *values, *amounts, size) if isinstance(v, Problem)), None
-        )
-        config = {}
-        if problem is None:
-            config = _config(meanings, values)
-            if isinstance(config, Problem):
-                problem = config
-            elif status == "ok" and isinstance(outcome, Problem):
-                problem = outcome
-        if problem is not None:
-            unused.setdefault(problem.kind, []).append(f"{place}: {problem.text}; left out")
+        problems = (v for v in (status, *values, *amounts, size) if isinstance(v, Problem))
+        config = next(problems, None) or _config(meanings, values)
+        if status == "ok" and isinstance(outcome, Problem) and isinstance(config, dict):
+            config = outcome
+        if isinstance(config, Problem):
+            unused.setdefault(config.kind, []).append(f"{place}: {config.text}; left out")
             continue
         fidelity = dict(zip(names, amounts, strict=True))
         context = dict(zip(facts, texts, strict=True))
@@ -170,8 +165,8 @@ def _chosen(cells: Sequence[Cell], column: Column, known: Understanding) -> list
     return made
 
 
-def _accepted(amount: float, cell: Cell, column: Column) -> float | Problem:
-    """Return the number that a hyperparameter's dimension has for a finite one."""
+def _accepted(amount: float, cell: Cell, column: Column) -> Any:
+    """Return the number that a hyperparameter's dimension has for a finite one, or a Problem."""
     if column.dimension is None:
         return amount
     try:

@@ -23,6 +23,7 @@ from autollm_jax.advise.names import (
     SEED,
     STATUS,
     USUAL,
+    counted_fidelity,
     meant_fidelity,
     plainly,
     stripped,
@@ -139,7 +140,7 @@ def _column(name: str, values: ColumnCells, objective: str, prefixed: bool, hint
         return Column(name, "seed", short)
     fidelity, factor = meant_fidelity(plain), 1.0
     bare, unit = unit_of(short)
-    counted = meant_fidelity(plainly(bare)) if len(bare) > 1 else ""  # d_k counts nothing
+    counted = counted_fidelity(bare) if len(bare) > 1 else ""  # d_k counts nothing
     if unit and counted not in ("", "hours"):
         fidelity, factor = counted, unit
     if not fidelity and len(last := plainly(re.split(r"[./]", short)[-1])) > 1:

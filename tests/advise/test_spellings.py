@@ -8,8 +8,9 @@ import pytest
 from autollm_jax.advise.advisor import Advisor
 from autollm_jax.advise.columns import Hints
 from autollm_jax.advise.decider import Panels
-from autollm_jax.advise.reading import read
+from autollm_jax.advise.reading import of_mappings, read
 from autollm_jax.advise.target import Target
+from autollm_jax.advise.understanding import understand
 from autollm_jax.advise.words import advice_text
 from autollm_jax.errors import UserError
 
@@ -263,3 +264,37 @@ def test_a_cheap_run_is_named_by_the_sizes_that_the_runs_say(rows):
     target = {"parameters": 1.6e7, "steps": 4000}
     run = Advisor.from_runs(steps, target=target, decider=Panels()).ask().cheap_run
     assert run is not None and "steps=" in run.fidelity and "tokens" not in run.fidelity
+
+
+def columns_of(rows, **hints):
+    hints = Hints(objective="loss", wanted=("parameters", "tokens"), **hints)
+    return understand(of_mappings(rows), hints).columns
+
+
+@pytest.mark.parametrize(
+    "parameters, tokens",
+    [("Model (M)", "Tok (B)"), ("N_nonemb", "D_tokens"), ("model_size", "token_budget")],
+)
+def test_a_size_goes_by_many_names(rows, parameters, tokens):
+    found = columns_of(renamed(rows, {"parameters": parameters, "tokens": tokens}))
+    assert (found[parameters].role, found[parameters].meaning) == ("fidelity", "parameters")
+    assert (found[tokens].role, found[tokens].meaning) == ("fidelity", "tokens")
+
+
+def test_neither_a_benchmark_nor_hours_nor_a_name_is_chosen(rows):
+    found = columns_of(
+        [
+            row | {"hellaswag": 0.2 + 0.01 * n, "arc_easy": 0.3 + 0.01 * n, "time/h": n % 3 + 1.0,
+                   "exp_name": f"e{n}", "n_embd": (256, 512)[n % 2], "search": (1, 2, 4)[n % 3]}
+            for n, row in enumerate(rows)
+        ]
+    )  # fmt: skip
+    for name in ("hellaswag", "arc_easy", "time/h", "exp_name"):
+        assert found[name].role == "ignored", name
+    for name in ("n_embd", "search", "learning_rate"):
+        assert found[name].role == "hyperparameter", name
+
+
+def test_a_benchmark_that_is_the_objective_is_maximised(rows):
+    scored = [row | {"hellaswag": -row["loss"]} for row in rows]
+    assert not understand(of_mappings(scored), Hints(objective="hellaswag")).minimize
