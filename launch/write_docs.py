@@ -2,9 +2,11 @@
 
     python launch/main.py --config=configs/gym.py --workdir=DIR
     python launch/write_docs.py --workdir=DIR [--public=POOL]
+    python launch/check_advice.py --roots=gym_data,tables --json=FILE
+    python launch/write_docs.py --advice=FILE
 
 POOL is the work directory of several trainings on own and public tables (`--stage=pool`), or of
-one.
+one. FILE gives the page of advice on own runs, alone or beside the others.
 """
 
 import json
@@ -22,17 +24,43 @@ WORKDIR = command_line.define_path("workdir", None, "Work directory of a job tha
 PUBLIC = command_line.define_path(
     "public", None, "Work directory of a pool of trainings on own and public tables, with a report."
 )
+ADVICE = command_line.define_path(
+    "advice", None, "Summary that launch/check_advice.py --json wrote."
+)
 OUT = command_line.define_path("out", "docs", "Folder to write the pages into.")
 ROOT = command_line.define_path("root", "gym_data", "Folder of our own outcome tables.")
 README = command_line.define_path("readme", "README.md", "Page whose section Results is replaced.")
 AGENT, HEADING = "agent", "## Results"
 YARDSTICKS = ("random", "default")
+ADVICE_PAGE = "advice_results.md"
+ADVICE_HEADING = "## Advice on own runs"
+ADVICE_LINK = (
+    f"{ADVICE_HEADING}\n\n[A page of its own]({ADVICE_PAGE}) has its regret, and how much its "
+    "intervals cover, by source.\n"
+)
+COVERED = (  # moments of `advise.checking`, and what the page calls them
+    ("before", "before a trial"),
+    ("few_sizes", "of them, few sizes"),
+    ("more_sizes", "of them, more sizes"),
+    ("after", "after a trial"),
+)
 
 
 def main(argv: Sequence[str]) -> None:
-    del argv
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
+    if WORKDIR.value is None and ADVICE.value is None:
+        raise UserError(
+            "--workdir is missing; give the work directory of a job that has a report, or --advice"
+        )
+    if ADVICE.value is not None:
+        page, results = Path(OUT.value) / ADVICE_PAGE, Path(OUT.value) / "results.md"
+        write_atomic(page, advice_page(read_json(Path(ADVICE.value))))
+        if results.exists():
+            write_atomic(results, with_section(results.read_text(), ADVICE_HEADING, ADVICE_LINK))
+        print(f"wrote {page}")
     if WORKDIR.value is None:
-        raise UserError("--workdir is missing; give the work directory of a job that has a report")
+        return
     workdir, out, readme = Path(WORKDIR.value), Path(OUT.value), Path(README.value)
     write_atomic(out / "results.md", results_page(workdir, "Results on our own tables"))
     sections = [(workdir, "our own tables")]
@@ -178,7 +206,45 @@ def results_page(workdir: Path, title: str) -> str:
     rate = summary["invalid_rate"].get(AGENT)
     if rate is not None:
         parts.append(f"\nInvalid calls of the agent: {100 * rate:.1f} %.\n")
+    if (Path(OUT.value) / ADVICE_PAGE).exists():
+        parts.append(f"\n{ADVICE_LINK}")
     return "".join(parts)
+
+
+def advice_page(summary: Mapping) -> str:
+    """Write the page of advice on own runs, from what `launch/check_advice.py --json` wrote."""
+    found = [*summary["sources"].items(), ("all", summary["all"])]
+    trials = list(summary["all"]["regret"])
+    rows = [
+        (
+            name,
+            str(each["experiments"]),
+            " / ".join(f"{each['regret'][k]:.3f}" for k in trials),
+            *(percents(each["coverage"][moment]) for moment, _ in COVERED),
+        )
+        for name, each in found
+    ]
+    head = ("source and task", "experiments", f"regret after {' / '.join(trials)}")
+    return (
+        "# Results of advice on own runs\n\n"
+        f"Written by `python launch/write_docs.py` from what `{summary['command']} --json=FILE` "
+        f"measured at commit {summary['code']}. Each of {summary['all']['experiments']} held-out "
+        f"experiments of protocol `{summary['protocol']}` is asked about with the columns of "
+        f"cheaper runs alone, as if they were a stranger's file; decided by {summary['decider']}. "
+        "The table answers, trial by trial.\n\n"
+        "The columns on the right hold the shares, in percent, of the outcomes within the 80 % "
+        "and the 95 % interval, over all configurations that an answer ranks. *Few sizes*: runs "
+        "of one or two sizes, on which no law of the level can be tried, so that the interval "
+        "rests on how far such levels were off on other sources. The last row pools outcomes, and "
+        "takes the mean regret over experiments.\n\n"
+        + table((*head, *(shown for _, shown in COVERED)), rows)
+        + f"\nQuantiles of the intervals: {summary['calibration']}.\n"
+    )
+
+
+def percents(shares: Sequence[float] | None) -> str:
+    """Spell shares as percents: 74, 81."""
+    return "" if shares is None else ", ".join(f"{100 * share:.0f}" for share in shares)
 
 
 def stage_rows(workdir: Path) -> list[tuple]:

@@ -78,6 +78,7 @@ class Advice:
       noise: deviation over seeds at the target, nan where unknown.
       cheap_run: the cheap run that would sharpen the answer most for its cost, or None.
       notes: what the reader should know.
+      state: what is known of the level, one of `intervals.STATES`.
     """
 
     ranked: tuple[Ranked, ...]
@@ -88,6 +89,7 @@ class Advice:
     noise: float
     cheap_run: CheapRun | None
     notes: tuple[str, ...]
+    state: str
 
     @property
     def config(self) -> dict:
@@ -242,7 +244,7 @@ class Advisor:
         noise = intervals.noise_floor(setting, question.evidence, self.panel.unit)
         if decision is None:
             notes = (*question.notes, *notes_of(question, None))
-            return Advice((), "", (), True, math.nan, noise, None, notes)
+            return Advice((), "", (), True, math.nan, noise, None, notes, found.state)
         chosen = self.decider.decide(self.panel, seen, decision)
         gain, stop = self._stop(found, noise, decision.advice.open_R)
         order = np.argsort(-chosen.chances_C, kind="stable")
@@ -254,8 +256,9 @@ class Advisor:
         row = decision.offer.rows[chosen.place]
         cheap = most_telling(self.panel, question.evidence, setting, row)
         notes = (*question.notes, *notes_of(question, ranked[0].config))
+        claims = tuple(chosen.claims)
         return Advice(
-            tuple(ranked), chosen.thinking, tuple(chosen.claims), stop, gain, noise, cheap, notes
+            tuple(ranked), chosen.thinking, claims, stop, gain, noise, cheap, notes, found.state
         )
 
     def _under_way(self) -> list[Trial]:

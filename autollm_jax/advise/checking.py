@@ -8,7 +8,7 @@ compared with what came.
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -17,11 +17,21 @@ from autollm_jax.advise.advisor import Advisor
 from autollm_jax.advise.columns import Hints
 from autollm_jax.advise.decider import Decider
 from autollm_jax.advise.intervals import COVERAGES, Calibration
+from autollm_jax.advise.levels import best_loss, level_of
 from autollm_jax.advise.setting import spelled
+from autollm_jax.forecasts.gathering import TargetScale
+from autollm_jax.forecasts.relevance import relevant_evidence
 from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.settings import Setting
+from autollm_jax.gym.splits import evidence_for
 
 SIZES = ("parameters", "tokens", "flops")
+FAR = 4.0  # how many times as many FLOPs as its far evidence a target has, at least
+TRIALS = (1, 3, 5)  # after which regrets are told
+MOMENTS = {  # names of the states that coverage is told of
+    "before": ("untested", "before"), "few_sizes": ("untested",), "more_sizes": ("before",),
+    "after": ("after",),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,14 +41,12 @@ class Checked:
     Attributes:
       experiment: the target's id.
       regrets: best regret after each trial.
-      errors: for each predicted configuration (tried before, outcome - mean, deviation).
-      seconds: of the first answer.
+      errors: for each predicted configuration (state of knowledge, outcome - mean, deviation).
     """
 
     experiment: str
     regrets: tuple[float, ...]
-    errors: tuple[tuple[bool, float, float], ...]
-    seconds: float = 0.0
+    errors: tuple[tuple[str, float, float], ...]
 
 
 def file_of(evidence: Sequence[Experiment], target: Setting) -> tuple[reading.Rows, dict, Hints]:
@@ -119,13 +127,14 @@ def check(
         advice = advisor.ask()
         if not advice.ranked:
             break
-        tried = any(trial.ok for trial in advisor.question.trials)
         for ranked in advice.ranked:
             row = row_of[space.key_of(ranked.config)]
             if target.outcomes.ok_R[row] and math.isfinite(ranked.outcome):
                 half = (ranked.interval_80[1] - ranked.interval_80[0]) / 2
-                deviation = half / calibration.factors(tried)[0]
-                errors.append((tried, target.outcomes.values_R[row] - ranked.outcome, deviation))
+                deviation = half / calibration.factors(advice.state)[0]
+                errors.append(
+                    (advice.state, target.outcomes.values_R[row] - ranked.outcome, deviation)
+                )
         row = row_of[space.key_of(advice.config)]
         measured = target.outcomes.measured(row)
         best = min(best, measured.regret)
@@ -135,35 +144,109 @@ def check(
     return Checked(target.id, tuple(regrets), tuple(errors))
 
 
-def calibrated(found: Iterable[Checked], provenance: str) -> Calibration:
-    """Measure the quantiles of |error| / deviation; each source weighs alike."""
-    quantiles: list[tuple[float, ...]] = []
-    for after in (False, True):
-        ratios, weights = [], []
-        by_source: dict[str, list[float]] = {}
-        for each in found:
-            source = each.experiment.split("/")[0]
-            by_source.setdefault(source, []).extend(
-                abs(error) / deviation for tried, error, deviation in each.errors if tried == after
-            )
-        for own in by_source.values():
-            ratios += own
-            weights += [1 / max(len(own), 1)] * len(own)
-        order = np.argsort(ratios)
-        reached = np.cumsum(np.array(weights)[order]) / np.sum(weights)
-        quantiles.append(
-            tuple(float(np.array(ratios)[order][np.searchsorted(reached, c)]) for c in COVERAGES)
-        )
-    return Calibration(quantiles[0], quantiles[1], provenance)
+def calibrated(
+    found: Iterable[Checked], untested: Mapping[str, Sequence[float]], provenance: str
+) -> Calibration:
+    """Measure the quantiles of |error| / deviation; each source weighs alike.
+
+    Args:
+      found: games, which tell the errors where the level is known or its law was tried.
+      untested: by source, what `untested_levels` returns.
+      provenance: of the calibration.
+    """
+    found = list(found)
+    before, after = (
+        weighted_quantiles({s: _ratios(own, (state,)) for s, own in _by_source(found).items()})
+        for state in ("before", "after")
+    )
+    return Calibration(weighted_quantiles(untested), before, after, provenance)
 
 
-def coverage(found: Sequence[Checked], calibration: Calibration) -> dict[bool, list[float]]:
-    """Return the share of outcomes within each interval, before and after a first trial."""
-    shares = {}
-    for after in (False, True):
-        ratios = np.array(
-            [abs(e) / d for each in found for tried, e, d in each.errors if tried == after]
-        )
-        factors = calibration.factors(after)
-        shares[after] = [float((ratios <= factor).mean()) for factor in factors]
-    return shares
+def untested_levels(experiments: Sequence[Experiment]) -> dict[str, list[float]]:
+    """Return by source how many times their scale the levels were off that no law was tried on.
+
+    Each experiment is predicted from all cheaper ones, from those alone that are far below it, for
+    that is where targets lie, and from those of each size alone. Where the runs leave a law to
+    try, the level is not of this kind.
+    """
+    found: dict[str, list[float]] = {}
+    for target in experiments:
+        relevant = relevant_evidence(evidence_for(target, experiments), target)
+        by_size = [
+            tuple(e for e in relevant if e.fidelity == size)
+            for size in dict.fromkeys(e.fidelity for e in relevant)
+        ]
+        for chosen in dict.fromkeys((relevant, far_below(target, relevant), *by_size)):
+            if chosen:
+                level = level_of(target, chosen, TargetScale(target, chosen).unit)
+                if not level.tested:
+                    off = abs(best_loss(target) - level.loss) / level.error
+                    found.setdefault(target.source, []).append(off)
+    return found
+
+
+def far_below(target: Setting, evidence: Sequence[Experiment]) -> tuple[Experiment, ...]:
+    """Return the evidence with FAR times fewer FLOPs a run than the target has."""
+    return tuple(e for e in evidence if e.fidelity.flops * FAR <= target.fidelity.flops)
+
+
+def weighted_quantiles(ratios: Mapping[str, Sequence[float]]) -> tuple[float, ...]:
+    """Return the quantiles at COVERAGES of all sources' numbers, each source weighing alike.
+
+    Without a number they are a normal distribution's.
+    """
+    every_N = np.array([ratio for own in ratios.values() for ratio in own])
+    if not len(every_N):
+        return Calibration.normal().before
+    weights_N = np.array([1 / len(own) for own in ratios.values() for _ in own])
+    order_N = np.argsort(every_N)
+    reached_N = np.cumsum(weights_N[order_N]) / weights_N.sum()
+    return tuple(float(every_N[order_N][np.searchsorted(reached_N, c)]) for c in COVERAGES)
+
+
+def coverage_elsewhere(ratios: Mapping[str, Sequence[float]]) -> list[float]:
+    """Return how much of each source the quantiles of the other sources cover; sources weigh alike.
+
+    It tells what intervals are worth on a source that they were not calibrated on.
+    """
+    shares = []
+    for source, own in ratios.items():
+        factors_C = weighted_quantiles({s: each for s, each in ratios.items() if s != source})
+        shares.append((np.array(own)[:, None] <= np.array(factors_C)).mean(0))
+    return np.mean(shares, 0).tolist()
+
+
+def _by_source(found: Sequence[Checked]) -> dict[str, list[Checked]]:
+    made: dict[str, list[Checked]] = {}
+    for each in found:
+        made.setdefault(each.experiment.split("/")[0], []).append(each)
+    return made
+
+
+def _ratios(found: Sequence[Checked], states: Sequence[str]) -> list[float]:
+    """Return |error| / deviation of the predictions made in some states of knowledge."""
+    return [abs(e) / d for each in found for state, e, d in each.errors if state in states]
+
+
+def coverage(
+    found: Sequence[Checked], calibration: Calibration, states: Sequence[str]
+) -> list[float] | None:
+    """Return the share of outcomes within each interval; None where nothing was predicted."""
+    within = [
+        np.array(_ratios(found, (state,)))[:, None] <= np.array(calibration.factors(state))
+        for state in states
+    ]
+    inside_NC = np.concatenate(within)
+    return inside_NC.mean(0).tolist() if len(inside_NC) else None
+
+
+def summarised(found: Sequence[Checked], calibration: Calibration) -> dict:
+    """Return how many games there are, their mean regrets, and what the intervals cover."""
+    regrets_NK = np.array([each.regrets for each in found])
+    return {
+        "experiments": len(found),
+        "regret": {str(k): float(regrets_NK[:, k - 1].mean()) for k in TRIALS},
+        "coverage": {
+            name: coverage(found, calibration, states) for name, states in MOMENTS.items()
+        },
+    }

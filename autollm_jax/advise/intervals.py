@@ -4,7 +4,10 @@ A predicted outcome is wrong by its level (what the best runs of the target reac
 until there is a trial; `levels`) and by its place in the landscape (what the advisers say, their
 disagreement included). Quantiles of (outcome - prediction) / deviation over held-out
 experiments of many sources turn deviations into intervals (split conformal prediction; Vovk et al.,
-2005; Angelopoulos and Bates, arXiv 2107.07511).
+2005; Angelopoulos and Bates, arXiv 2107.07511). Quantiles are measured for each state of knowledge
+on its own (Mondrian conformal prediction; Vovk et al., 2003): a level that no law was tried on is
+off by far more than one with a known error, and one quantile for both is too small for the first
+and too large for the second.
 """
 
 import dataclasses
@@ -23,18 +26,24 @@ from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.settings import Setting
 
 COVERAGES = (0.8, 0.95)
+# What is known of the level: no law could be tried on so few sizes; a law was; a trial tells it.
+STATES = ("untested", "before", "after")
 FILE = "calibration.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Quantiles of |outcome - prediction| / deviation by coverage, before and after a first trial.
+    """Quantiles of |outcome - prediction| / deviation, by state of knowledge and coverage.
 
     Attributes:
-      before, after: one number for each of COVERAGES.
+      untested: before a trial, where runs of so few sizes leave no law of levels to try: one number
+        for each of COVERAGES.
+      before: before a trial elsewhere.
+      after: after the first trial.
       provenance: how they were measured.
     """
 
+    untested: tuple[float, ...]
     before: tuple[float, ...]
     after: tuple[float, ...]
     provenance: str = ""
@@ -43,7 +52,7 @@ class Calibration:
     def normal(cls) -> "Calibration":
         """Return a normal distribution's quantiles: what deviations mean if they are right."""
         factors = tuple(float(stats.norm.ppf(0.5 + c / 2)) for c in COVERAGES)
-        return cls(factors, factors, "not calibrated")
+        return cls(factors, factors, factors, "not calibrated")
 
     @classmethod
     def shipped(cls) -> "Calibration":
@@ -52,10 +61,13 @@ class Calibration:
         if not file.is_file():
             return cls.normal()
         value = json.loads(file.read_text())
-        return cls(tuple(value["before"]), tuple(value["after"]), value["provenance"])
+        return cls(
+            **{state: tuple(value[state]) for state in STATES}, provenance=value["provenance"]
+        )
 
-    def factors(self, tried: bool) -> tuple[float, ...]:
-        return self.after if tried else self.before
+    def factors(self, state: str) -> tuple[float, ...]:
+        """Return the quantiles of one of STATES."""
+        return {"untested": self.untested, "before": self.before, "after": self.after}[state]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,11 +78,13 @@ class Expected:
       mean_R: predicted outcomes; nan where nothing tells their level.
       deviation_R: their standard deviations.
       intervals_C2R: lower and upper ends for each of COVERAGES.
+      state: one of STATES.
     """
 
     mean_R: np.ndarray
     deviation_R: np.ndarray
     intervals_C2R: np.ndarray
+    state: str
 
 
 def expected(
@@ -88,14 +102,16 @@ def expected(
       calibration: quantiles.
     """
     mean_R, deviation_R = prediction.outcomes()
-    tried = any(trial.ok for trial in trials)
-    if not tried:
+    state = "after"
+    if not any(trial.ok for trial in trials):
         level = level_of(setting, evidence, prediction.unit)
         mean_R = mean_R + prediction.sign * (level.loss - prediction.level)
         deviation_R = np.hypot(deviation_R, level.error)
-    factors_C = np.array(calibration.factors(tried))
+        state = "before" if level.tested else "untested"
+    factors_C = np.array(calibration.factors(state))
     widths_CR = factors_C[:, None] * deviation_R
-    return Expected(mean_R, deviation_R, np.stack([mean_R - widths_CR, mean_R + widths_CR], 1))
+    ends_C2R = np.stack([mean_R - widths_CR, mean_R + widths_CR], 1)
+    return Expected(mean_R, deviation_R, ends_C2R, state)
 
 
 def noise_floor(setting: Setting, evidence: Sequence[Experiment], unit: float) -> float:

@@ -4,6 +4,9 @@ Losses fall with size as a power law with a floor (Hoffmann et al., arXiv 2203.1
 sizes do not tell the floor. So several laws are tried on the runs themselves: each of the dearest
 experiments is predicted from the cheaper ones, and the law that is least off is taken, with its
 error. Errors grow in proportion to the distance in log fidelity.
+
+Runs of one size, or of two, leave no law to try. Then the error is one unit of regret a doubling: a
+mere scale, which intervals widen by what such levels were off on other sources (`intervals`).
 """
 
 import dataclasses
@@ -20,7 +23,7 @@ from autollm_jax.gym.splits import evidence_for
 
 BACKTESTS = 8  # dearest experiments that are predicted from the cheaper ones
 LEAST_DISTANCE = math.log(1.5)  # between fidelities; nearer ones count as this far apart
-UNKNOWN = 1.0  # units of regret a doubling, where the runs cannot tell
+UNTESTED = 1.0  # units of regret a doubling, where no law can be tried
 FLOORS = (0.0, 0.5, 0.8)  # of a power law, over the least of the levels seen
 
 
@@ -31,10 +34,12 @@ class Level:
     Attributes:
       loss: lower is better; nan where nothing tells it.
       error: its standard deviation.
+      tested: whether the law behind it was tried on the runs; else the error is a mere scale.
     """
 
     loss: float
     error: float
+    tested: bool = False
 
 
 def level_of(setting: Setting, evidence: Sequence[Experiment], unit: float) -> Level:
@@ -53,7 +58,7 @@ def level_of(setting: Setting, evidence: Sequence[Experiment], unit: float) -> L
     pairs = [(held_out, evidence_for(held_out.setting, relevant)) for held_out in dearest]
     tests = [pair for pair in pairs if len({e.fidelity for e in pair[1]}) > 1]
     if not tests:
-        return Level(_straight(setting, relevant), UNKNOWN * unit * away / math.log(2))
+        return Level(_straight(setting, relevant), UNTESTED * unit * away / math.log(2))
 
     def rate(law: Callable) -> float:
         errors = [
@@ -67,7 +72,7 @@ def level_of(setting: Setting, evidence: Sequence[Experiment], unit: float) -> L
         laws += [_power(share) for share in FLOORS]
     rates = [rate(law) for law in laws]
     best = int(np.argmin(rates))
-    return Level(laws[best](setting, relevant), rates[best] * away)
+    return Level(laws[best](setting, relevant), rates[best] * away, True)
 
 
 def best_loss(experiment: Experiment) -> float:

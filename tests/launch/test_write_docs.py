@@ -67,3 +67,32 @@ def test_a_pool_on_more_tables_has_its_own_page_and_comes_first(workdir, tmp_pat
 def test_without_a_work_directory_it_says_what_to_give():
     done = run()
     assert done.returncode == 1 and "--workdir is missing" in done.stderr.splitlines()[-1]
+
+
+def test_the_page_of_advice_has_the_measured_coverage_and_commit(tmp_path):
+    cover = {"before": [0.74, 0.81], "few_sizes": [0.1, 0.2], "more_sizes": None, "after": [1, 1]}
+    game = {"experiments": 3, "regret": {"1": 0.25, "3": 0.125, "5": 0.0}, "coverage": cover}
+    summary = {
+        "code": "0123456789abcdef", "command": "python launch/check_advice.py --roots=a",
+        "protocol": "dev", "decider": "all", "calibration": "59 games",
+        "sources": {"one/pretraining": game}, "all": game,
+    }  # fmt: skip
+    path, docs = tmp_path / "advice.json", tmp_path / "docs"
+    docs.mkdir()
+    (docs / "results.md").write_text("# Results\n\n## By source\n\nkept\n")
+    path.write_text(json.dumps(summary))
+    done = run(f"--advice={path}", f"--out={docs}")
+    assert done.returncode == 0, done.stderr
+    page = (docs / "advice_results.md").read_text()
+    row = "| 3 | 0.250 / 0.125 / 0.000 | 74, 81 | 10, 20 |  | 100, 100 |"
+    assert f"| one/pretraining {row}" in page and f"| all {row}" in page
+    assert "at commit 0123456789abcdef" in page and "59 games" in page
+    results = (docs / "results.md").read_text()
+    assert "kept" in results and results.count("(advice_results.md)") == 1
+    assert run(f"--advice={path}", f"--out={docs}").returncode == 0
+    assert (docs / "results.md").read_text() == results
+
+
+def test_without_anything_to_write_from_it_says_so():
+    done = run()
+    assert done.returncode and "--workdir is missing" in done.stderr
