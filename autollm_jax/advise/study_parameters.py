@@ -20,6 +20,7 @@ class Parameters:
     A number is a float within the dimension's extent, a category is a category, and a mixture has
     one float from 0 to 1 for each component; the objective divides them by their sum.
 
+    >>> from autollm_jax.gym.spaces import Dimension
     >>> space = Space((Dimension("rate", "log-ordinal", (1e-4, 1e-3)),
     ...                Dimension("mixture", "simplex", ("web", "code"))))
     >>> list(Parameters(space).distributions)
