@@ -149,6 +149,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.grpo.normalisation = "none"  # normalisation of sampled groups' advantages: std or none
     c.grpo.baseline = True  # sampled groups: rewards count above the pick of all advisers together
     c.grpo.refills = 2  # sampled groups: rounds that may replace groups of equal returns
+    c.grpo.first_turn = 2  # decisions before this turn, counted from 1, stay as distilled
     c.grpo.credit = "turn"  # turn: a token gets the rewards from its turn on; or episode
     c.grpo.kept_out = 32  # pairs of other families, to find the best policy; 0: the last is best
     c.grpo.evaluate_every = 6  # steps between two looks at them

@@ -62,6 +62,7 @@ def in_words(thinking: str) -> str:
         r"best is trial (\d+)": r"run \1 is the best so far",
         r"best is none": "none has an outcome yet",
         r"closest \(([a-z]+)\)": r"\1 was least off so far",
+        r"farthest \(([a-z]+)\)": r"\1 most",
     }
     for pattern, words in standing.items():
         thinking = re.sub(pattern, words, thinking)
@@ -69,11 +70,11 @@ def in_words(thinking: str) -> str:
     def trusted(found: re.Match) -> str:
         if found[1] == "all":
             return "it trusts all advisers together"
-        names = found[1].split("+")
-        explained = " and ".join(f"{name} ({ADVISERS.get(name, name)})" for name in names)
-        return f"it trusts {explained}"
+        name = found[1].removeprefix("all-but-")
+        explained = f"{name} ({ADVISERS.get(name, name)})"
+        return f"it trusts {'all but ' if name != found[1] else ''}{explained}"
 
-    return re.sub(r"trust \(([a-z+]+)\) ?#[A-P]", trusted, thinking)
+    return re.sub(r"trust \(([a-z-]+)\) ?#[A-P]", trusted, thinking)
 
 
 def _config(config: Mapping) -> list[str]:

@@ -30,7 +30,7 @@ from autollm_jax.text.parsing import parse_action
 from autollm_jax.text.symbols import PANELS
 
 ROWS = 64  # turns that go on side by side
-_TRUST = re.compile(r"(.*trust )(\([a-z+]+\))", re.DOTALL)
+_TRUST = re.compile(r"(.*trust )(\([a-z-]+\))", re.DOTALL)
 _LATEST = re.compile(r"(.*latest is )(better|worse)", re.DOTALL)
 _COUNT = re.compile(r"(\d+)(?= configurations)")
 

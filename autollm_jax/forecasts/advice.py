@@ -81,8 +81,7 @@ class Offer:
     Attributes:
       rows: the candidates' rows of the setting, in shuffled order; LEAST to MOST of them, or all
         open rows where there are fewer.
-      trusts: the panels that may be trusted, each named by positions of advisers: every adviser,
-        every two of them, all.
+      trusts: the panels that may be trusted, each named by positions of advisers (`trusts_of`).
       picks: of each panel, the position in `rows` of the candidate that it puts first.
     """
 
@@ -93,10 +92,13 @@ class Offer:
 
 @functools.cache
 def trusts_of(advisers: int) -> tuple[tuple[int, ...], ...]:
-    """Name the panels among so many advisers: each, every two, all."""
+    """Name the panels among so many advisers: each, all but one, all.
+
+    Advisers together err less than each, so that what experience can add is to leave one out.
+    """
     each = range(advisers)
-    few = [group for size in (1, 2) for group in itertools.combinations(each, size)]
-    return tuple(dict.fromkeys([*few, tuple(each)]))
+    some = [group for size in (1, advisers - 1) for group in itertools.combinations(each, size)]
+    return tuple(dict.fromkeys([*filter(None, some), tuple(each)]))
 
 
 def offer(panel: Panel, advice: Advice, seed: int) -> Offer:

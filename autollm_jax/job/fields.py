@@ -271,6 +271,7 @@ TRAINING_RULES = {
     "grpo.temperature": number(0, open="low"),
     "grpo.normalisation": one_of(*NORMALISATIONS),
     "grpo.credit": one_of(*CREDITS),
+    "grpo.first_turn": whole(1),
     "grpo.save_every": COUNT,
     "evaluation.seeds": SEEDS,
     "evaluation.temperature": number(0),

@@ -17,6 +17,7 @@ from autollm_jax.training.masked import Metric, masked_sum
 NORMALISATIONS = ("std", "none")
 CREDITS = ("episode", "turn")
 MEMBERS = ("enumerated", "sampled")
+HELD = 1.0  # weight of the divergence of a decision that is not learned, in units of reward a nat
 FAR_ABOVE = 20.0  # nats: a ratio of exp(20) is above every clip range, and f32 holds it
 
 
@@ -31,6 +32,8 @@ class GRPOHyperparameters:
     normalisation: "std" divides advantages by the group's standard deviation, "none" does not.
     credit: "episode" gives every token the episode's return; "turn" gives a turn's tokens the
       rewards from that turn on.
+    first_turn: turns before it, counted from 1, are not learned: they have no advantage, and their
+      decisions are held to the reference (`HELD`).
     members: of a group: "sampled" episodes, or the "enumerated" choices of each decision, whose
       rewards are known (`decision_loss`).
     speech_coefficient: with enumerated members, weight of the other tokens' divergence from the
@@ -47,6 +50,7 @@ class GRPOHyperparameters:
     temperature: float = 1.0
     normalisation: str = "std"
     credit: str = "turn"
+    first_turn: int = 1
     members: str = "sampled"
     speech_coefficient: float = 0.1
 
@@ -212,6 +216,8 @@ def decision_loss(
     kl_BJ = (chance_BJP * (log_BJP - reference_BJP)).sum(-1)
     entropy_BJ = -(chance_BJP * log_BJP).sum(-1)
     loss_BJ = -reward_BJ + hp.kl_coefficient * kl_BJ - hp.entropy_coefficient * entropy_BJ
+    held_J = jnp.arange(loss_BJ.shape[1]) < hp.first_turn - 1
+    loss_BJ = jnp.where(held_J, HELD * kl_BJ, loss_BJ)
     loss, count = masked_sum(loss_BJ, mask_BJ)
     metrics = {
         "decision_reward": masked_sum(reward_BJ, mask_BJ),

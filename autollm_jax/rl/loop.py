@@ -336,6 +336,7 @@ def score(
     advantages_NGJ = np.asarray(
         turn_advantages(played.rewards_BJ.reshape(shape), played.turn_mask_BJ.reshape(shape), hp)
     )
+    advantages_NGJ = np.where(np.arange(J) >= hp.first_turn - 1, advantages_NGJ, 0.0)
     informative_B = np.repeat((advantages_NGJ != 0).any((1, 2)), G)
     advantages_BJ = advantages_NGJ.reshape(B, J)
     longest = max(int(played.length_B.max()), 2)
@@ -352,7 +353,8 @@ def score(
             raise ValueError("enumerated groups need decisions whose choices are known")
         decisions, advantages_BT = played.decisions, np.zeros_like(advantages_BT)
         # A decision counts as a group; its token is no other token of the turn.
-        rewards_BJP = np.where(decisions.place_BJ[..., None] > 0, decisions.rewards_BJP, 0)
+        learned_BJ = (decisions.place_BJ > 0) & (np.arange(J) >= hp.first_turn - 1)
+        rewards_BJP = np.where(learned_BJ[..., None], decisions.rewards_BJP, 0)
         informative_B = (np.ptp(rewards_BJP, axis=-1) > 0).any(-1)
         mask_BT = mask_BT.copy()
         mask_BT[np.arange(B)[:, None], decisions.place_BJ] = False

@@ -74,7 +74,7 @@ def check_claims(think: str, decision: Decision) -> list[Claim]:
 def think(decision: Decision, trusted: int) -> str:
     """Write the thinking before a choice: the standing of the trials, then whom to trust.
 
-    latest is worse, best is trial 1, closest (drift); trust (drift+trees)#C
+    latest is worse, best is trial 1, closest (drift), farthest (own); trust (all-but-own)#C
 
     Args:
       decision: the state.
@@ -86,6 +86,7 @@ def think(decision: Decision, trusted: int) -> str:
         parts.append(f"best is {prompts.best_text(seen)}")
     if len(seen.trials) > 1:
         parts.append(f"closest {prompts.closest(decision)}")
+        parts.append(f"farthest {prompts.farthest(decision)}")
     standing = f"{', '.join(parts)}; " if parts else ""
     letter = LETTERS[decision.offer.picks[trusted]]
     return f"{standing}trust {PANELS[trusted]}{letter}"
@@ -119,11 +120,23 @@ def _best(decision, where):
     return number == min(losses, key=lambda n: (losses[n], n))
 
 
-def _closest(decision, name):
-    """Check that no adviser was off by less at the trials."""
+def _off(decision, name):
+    """Return by how much an adviser was off at the trials, and by how much all; None if unknown."""
     off_A = decision.advice.surprise_A
     single = name[1:-1] in COUNSEL and len(decision.observation.trials) > 1
-    return single and off_A[PANELS.index(name)] <= off_A.min()
+    return (off_A[PANELS.index(name)], off_A) if single else (None, None)
+
+
+def _closest(decision, name):
+    """Check that no adviser was off by less at the trials."""
+    off, off_A = _off(decision, name)
+    return off is not None and off <= off_A.min()
+
+
+def _farthest(decision, name):
+    """Check that no adviser was off by more at the trials."""
+    off, off_A = _off(decision, name)
+    return off is not None and off >= off_A.max()
 
 
 def _first(decision, name, letter):
@@ -132,10 +145,11 @@ def _first(decision, name, letter):
     return known and decision.offer.picks[PANELS.index(name)] == LETTERS.index(letter)
 
 
-_PANEL = r"(\([a-z+]+\))"
+_PANEL = r"(\([a-z-]+\))"
 _PATTERNS = (
     (r"latest is (\w+)", _latest),
     (r"best is (none|trial \d+)", _best),
     (rf"closest {_PANEL}", _closest),
+    (rf"farthest {_PANEL}", _farthest),
     (rf"trust {_PANEL} ?(#[A-P])", _first),
 )

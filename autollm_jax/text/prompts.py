@@ -87,7 +87,8 @@ def describe(decision: Decision, full: bool) -> str:
     seen = decision.observation
     target, nearest = seen.setting, decision.panel.nearest
     names = " ".join(target.space.names[:MOST_NAMES])
-    parts = [f"task {target.task}{LIST}{names}{LINE}{seen.budget_left} trials{LINE}"]
+    parts = [f"task {target.task}{LIST}{names}{LINE}"] if full else []
+    parts.append(f"{seen.budget_left} trials{LINE}")
     ratio = _ratio(target, nearest[0]) if nearest else "no cheap experiments"
     if full:
         goal = "minimize" if target.objective.minimize else "maximize"
@@ -136,7 +137,8 @@ def _candidates(decision: Decision, full: bool) -> list[str]:
     lines.append(f"unsure {unsure}{LINE}")
     if len(decision.observation.trials) > 1:
         off = gap.join(map(percent, advice.surprise_A))
-        lines.append(f"off by {off}, closest {closest(decision)}{LINE}")
+        said = f"closest {closest(decision)}, farthest {farthest(decision)}"
+        lines.append(f"off by {off}, {said}{LINE}")
     remaining_AR = advice.remaining_AR - advice.remaining_AR.min(1, keepdims=True)
     for letter, row in zip(LETTERS, offer.rows, strict=False):
         expected = list(map(percent, remaining_AR[:, row]))
@@ -152,6 +154,11 @@ def _candidates(decision: Decision, full: bool) -> list[str]:
 def closest(decision: Decision) -> str:
     """Name the adviser whose expectations were least off at the trials."""
     return PANELS[int(decision.advice.surprise_A.argmin())]
+
+
+def farthest(decision: Decision) -> str:
+    """Name the adviser whose expectations were most off at the trials."""
+    return PANELS[int(decision.advice.surprise_A.argmax())]
 
 
 def _size(setting: Setting, row: int) -> str:

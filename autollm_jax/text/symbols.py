@@ -30,10 +30,11 @@ def percent(share: float) -> str:
 
 
 def panel_name(group: tuple[int, ...]) -> str:
-    """Name some of the advisers in COUNSEL: (drift), (drift+trees), (all)."""
-    names = tuple(COUNSEL)
-    inside = "all" if len(group) == len(names) else "+".join(names[a] for a in group)
-    return f"({inside})"
+    """Name some of the advisers in COUNSEL: (drift), (all-but-drift), (all)."""
+    if len(group) == 1:
+        return f"({tuple(COUNSEL)[group[0]]})"
+    left_out = [name for place, name in enumerate(COUNSEL) if place not in group]
+    return f"(all-but-{'-'.join(left_out)})" if left_out else "(all)"
 
 
 PANELS = tuple(panel_name(group) for group in trusts_of(len(COUNSEL)))
@@ -45,6 +46,4 @@ SYMBOLS = (
     *LETTERS,
     *PANELS,
     *(f"{number:g}%" for number in PERCENTS),
-    # The words of the tasks, which a small vocabulary would spell letter by letter.
-    *("architecture", "pretraining", "data_mixture", "grpo"),
 )

@@ -45,14 +45,14 @@ def intervene(monkeypatch, model, params, tokenizer, pairs):
 def picks(text):
     """Read the panels' first picks from the latest prompt."""
     *_, latest = text.split("first:\n")
-    pairs = re.findall(r"(\([a-z+]+\))#([A-P])", latest.split(";\n")[0])
+    pairs = re.findall(r"(\([a-z-]+\))#([A-P])", latest.split(";\n")[0])
     return {name: LETTERS.index(f"#{letter}") for name, letter in pairs}
 
 
 def trusted(text):
     """Name the panel that the turn ends with; (drift) where none is named yet."""
     *_, turn = text.split("<think>")
-    named = re.findall(r"trust (\([a-z+]+\))$", turn)
+    named = re.findall(r"trust (\([a-z-]+\))$", turn)
     return named[0] if named else "(drift)"
 
 

@@ -106,8 +106,10 @@ def test_the_chances_of_a_turn_are_hindsights_over_the_picks_rewards(pair):
 
 def test_panels_are_drawn_as_likely_as_their_chances_say(pair):
     """At a low temperature without a uniform share only the best picks are left."""
-    sure = dataclasses.replace(CONFIG, softness=1e-3, uniform=0.0, prior=1 / 16, episodes=6)
-    free = dataclasses.replace(CONFIG, softness=1e3, prior=1 / 16, episodes=6)
+    sure = dataclasses.replace(
+        CONFIG, softness=1e-3, uniform=0.0, prior=1 / len(PANELS), episodes=6
+    )
+    free = dataclasses.replace(CONFIG, softness=1e3, prior=1 / len(PANELS), episodes=6)
     for trajectory in simulate(pair, sure):
         for turn in trajectory.turns[1::2]:
             assert turn.chances[trusted_of(turn)] >= max(turn.chances) - 0.01

@@ -136,6 +136,7 @@ def test_a_field_that_does_not_exist_and_one_that_is_missing_are_named():
         ({"policy__weights": "somewhere"}, "config.grpo.members=enumerated.*accepted is sampled"),
         ({"policy__lora_rank": 4}, "config.policy.lora_rank=4.*config.policy.weights"),
         ({"grpo__members": "sampled", "grpo__group_size": 1}, "group_size=1.*2 or more"),
+        ({"gym__budget": 1}, "grpo.first_turn=2.*budget=1.*at most"),
         ({"evaluation__methods": "zero_shot"}, "zero_shot.*config.policy.weights"),
         ({"mesh__fsdp": -1}, "config.mesh: data=-1, fsdp=-1"),
         (

@@ -5,6 +5,7 @@ import os
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,7 +14,7 @@ from autollm_jax.cluster import preemption
 from autollm_jax.errors import UserError
 from autollm_jax.models import transformer
 from autollm_jax.rl import sampler
-from autollm_jax.rl.grpo import GRPOHyperparameters
+from autollm_jax.rl.grpo import GRPOHyperparameters, decision_loss
 from autollm_jax.rl.loop import (
     Decisions,
     GRPOLoopConfig,
@@ -240,6 +241,32 @@ def test_enumerated_groups_leave_out_rows_without_differing_rewards():
     np.testing.assert_array_equal(plain.mask_BT, played.turns_BT >= 0)
     with pytest.raises(ValueError, match="need decisions"):
         score(dataclasses.replace(played, decisions=None), ENUMERATED, config(1, group_size=2))
+
+
+def test_decisions_before_the_first_learned_turn_are_held_to_the_reference():
+    later = dataclasses.replace(ENUMERATED, first_turn=2)
+    batch, informative_B = score(decided_batch(), later, config(1, group_size=2, length_multiple=8))
+    assert informative_B.tolist() == [True, False, False, False]
+    made = dataclasses.replace(decided_batch().decisions, place_BJ=np.array([[3, 0]] * 4, np.int32))
+    early = dataclasses.replace(decided_batch(), decisions=made)
+    assert not score(early, later, config(1, group_size=2, length_multiple=8))[1].any()
+    plain, _ = score(
+        decided_batch(), dataclasses.replace(HP, first_turn=2), config(1, group_size=2)
+    )
+    turns_BT = decided_batch().turns_BT[:, : plain.advantages_BT.shape[1]]
+    assert not plain.advantages_BT[turns_BT == 0].any() and plain.advantages_BT[turns_BT == 1].any()
+
+    def slope(hp, turn):
+        def loss(logits_BJP):
+            rewards_BJP = jnp.array([[[0.0, 0.0, 1.0], [0.0, 0.0, 1.0]]])
+            mask_BJ = jnp.arange(2)[None] == turn
+            return decision_loss(logits_BJP, jnp.zeros((1, 2, 3)), rewards_BJP, mask_BJ, hp)[0]
+
+        return jax.grad(loss)(jnp.array([[[0.5, 0.0, 0.0]] * 2]))[0, turn]
+
+    assert slope(ENUMERATED, 0)[2] < 0 and slope(later, 1)[2] < 0  # towards the choice that pays
+    assert slope(later, 0)[0] > 0 > slope(later, 0)[2]  # back to the reference, reward or none
+    np.testing.assert_allclose(slope(later, 0)[1], slope(later, 0)[2], rtol=1e-5)
 
 
 def test_rows_that_fill_a_minibatch_up_have_no_decision():

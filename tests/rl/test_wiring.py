@@ -33,7 +33,7 @@ SETTINGS = {
     "steps": STEPS, "groups": GROUPS, "group_size": G, "minibatch_rows": GROUPS * G, "epochs": 1,
     "clip_low": 0.3, "clip_high": 0.4, "kl_coefficient": 0.05, "entropy_coefficient": 0.01,
     "temperature": 0.6, "normalisation": "none", "credit": "episode",
-    "speech_coefficient": 0.2, "members": "sampled", "refills": 0, "kept_out": 0,
+    "speech_coefficient": 0.2, "first_turn": 2, "members": "sampled", "refills": 0, "kept_out": 0,
 }  # fmt: skip
 # Largest mean |log-probability of the sampler - that of the trainer|, nats a token, before a step.
 LARGEST_GAP = {"float32": 1e-4, "bfloat16": 0.02}

@@ -21,7 +21,7 @@ def after(trials, family):
     return decided(episode)
 
 
-@pytest.mark.parametrize(("trials", "claims"), [(0, 1), (1, 3), (2, 4), (4, 4)])
+@pytest.mark.parametrize(("trials", "claims"), [(0, 1), (1, 3), (2, 5), (4, 5)])
 def test_the_teachers_thinking_is_true_and_understood_whole(family, trials, claims):
     decision = after(trials, family)
     for trusted in range(len(PANELS)):
@@ -35,7 +35,7 @@ def test_another_panel_letter_verdict_best_trial_or_adviser_is_a_false_claim(fam
     decision = after(2, family)
     picks, off_A = decision.offer.picks, decision.advice.surprise_A
     said, letter = think(decision, 0), LETTERS[picks[0]]
-    assert audit(said, decision).true == 4
+    assert audit(said, decision).true == 5
     other = next(p for p in range(len(PANELS)) if picks[p] != picks[0])
     worst, right = (int(place) for place in (off_A.argmax(), off_A.argmin()))
     verdict, best = (said.split(word)[1].split(",")[0] for word in ("latest is ", "best is "))
@@ -43,24 +43,26 @@ def test_another_panel_letter_verdict_best_trial_or_adviser_is_a_false_claim(fam
     changes += [(f"{PANELS[0]}{letter}", f"{PANELS[0]}{x}") for x in LETTERS if x != letter]
     changes += [(f"latest is {verdict}", "latest is diverged"), (f"best is {best}", "best is none")]
     changes += [(f"closest {PANELS[right]}", f"closest {PANELS[p]}") for p in (worst, -1)]
+    changes += [(f"farthest {PANELS[worst]}", f"farthest {PANELS[p]}") for p in (right, -1)]
     for old, new in changes:
         found = audit(said.replace(old, new), decision)
-        assert (found.n, found.true) == (4, 3), new
-    assert audit(said.replace(PANELS[0], "(nobody)"), decision).true < 4
+        assert (found.n, found.true) == (5, 4), new
+    assert audit(said.replace(PANELS[0], "(nobody)"), decision).true < 5
 
 
 def test_what_is_said_of_trials_before_there_are_any_is_false(family):
     before, said = after(0, family), think(after(2, family), 0)
     found = audit(said.partition("trust")[0].replace("trial 1", "trial 2"), before)
-    assert (found.n, found.true) == (3, 0)
+    assert (found.n, found.true) == (4, 0)
 
 
 def test_the_audit_asks_the_advisers_and_not_the_prompt(family, monkeypatch):
     decision = after(2, family)
-    worst = PANELS[int(decision.advice.surprise_A.argmax())]
-    monkeypatch.setattr(prompts, "closest", lambda decision: worst)
+    closest, farthest = prompts.closest, prompts.farthest
+    monkeypatch.setattr(prompts, "closest", farthest)
+    monkeypatch.setattr(prompts, "farthest", closest)
     found = audit(think(decision, 0), decision)
-    assert (found.n, found.true) == (4, 3)
+    assert (found.n, found.true) == (5, 3)
 
 
 def test_a_number_in_no_claim_is_unchecked(family):
