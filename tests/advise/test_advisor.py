@@ -163,7 +163,7 @@ def test_a_decider_is_told_the_trials_as_an_episode(advisor, advice):
     decision = decision_of(panel, seen, 0)
     turns = conversation(panel, seen, decision, budget=5, full=False)
     assert [turn.role for turn in turns] == ["environment", "agent"] * 2 + ["environment"]
-    assert turns[0].text.startswith("task pretraining") and "trial 2" in turns[-1].text
+    assert turns[0].text.startswith("5 trials;") and "trial 2" in turns[-1].text
     short = conversation(panel, seen, decision, budget=2, full=False)
     assert [turn.role for turn in short] == ["environment", "agent", "environment"]
 
