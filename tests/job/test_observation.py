@@ -30,10 +30,11 @@ def test_the_steps_that_the_config_names_are_traced(workdir, stage):
     assert trace.stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("stage", ["distill", "grpo"])
-def test_metrics_say_how_well_the_devices_are_used(workdir, stage):
+def test_metrics_say_how_well_the_devices_are_used(workdir):
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
-    rows = [row for row in rows if row["stage"] == stage and "loss" in row]
-    assert rows
-    for row in rows:
-        assert all(row[name] > 0 for name in RATES), row
+    steps = [row for row in rows if "loss" in row or "rollout_seconds" in row]
+    assert {row["stage"] for row in steps} == {"distill", "grpo"}
+    for row in steps:
+        # A step of GRPO whose groups are all of equal returns makes no update.
+        names = RATES if row.get("updates", 1) else set(RATES) - {"mfu"}
+        assert all(row[name] > 0 for name in names), row
