@@ -28,6 +28,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c = ConfigDict()
     c.seed = 0
     c.protocol = "dev"  # dev: train on low, hold out mid; final: low and mid, hold out high
+    c.compilation_cache = "{workdir}/compiled"  # folder of compiled programs; "": none are kept
 
     c.mesh = ConfigDict()
     c.mesh.data = -1  # replicas, and the runs of a sweep; -1 takes all remaining devices
@@ -176,6 +177,10 @@ def get_config(variant: str = "") -> ConfigDict:
     c.plan = ConfigDict()  # --stage=plan: memory and FLOPs of the job without its devices
     c.plan.devices = 1  # number of devices, where an axis of the mesh is -1
     c.plan.device_memory_gib = 0.0  # memory of each; a larger step is an error; 0: no limit
+
+    c.profile = ConfigDict()  # traces of jax.profiler, to WORKDIR/profile/STAGE
+    c.profile.steps = ""  # first:end, as 10:13 for steps 10, 11 and 12; "": none
+    c.profile.stage = ""  # distill or grpo; "": both
 
     c.stress = ConfigDict()  # stress test: a change of the evidence; has results of its own
     c.stress.kind = "none"  # none, thin, reverse, noise, rename or lie (gym/stress.py)

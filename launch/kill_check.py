@@ -141,7 +141,7 @@ def after(run: Run, stage: str, delay: float) -> bool:
 
 def metrics_of(workdir: pathlib.Path) -> list[dict]:
     """Read the metrics of every step, without those that depend on the clock."""
-    clocks = ("time", "seconds", "per_second", "idle_ratio")
+    clocks = ("time", "seconds", "per_second", "idle_ratio", "mfu", "per_device", "memory_bytes")
     rows = read_json_lines(workdir / "metrics.jsonl", log=True)
     return [{k: v for k, v in row.items() if not k.endswith(clocks)} for row in rows]
 

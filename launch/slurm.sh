@@ -4,7 +4,7 @@
 #   sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 launch/slurm.sh \
 #     --config=configs/gym.py --workdir=/shared/DIR
 #
-# Give one task per GPU, or one task per node on CPUs. All nodes have to see the same checkout, the
+# Give one task per GPU, or one task per node on CPUs. With GPUs launch/gpu_flags.sh sets XLA's options. All nodes have to see the same checkout, the
 # same Python ($PYTHON, default: python) and the same work directory. An array trains shares of the
 # outcome tables, without any coordination:
 #
@@ -26,6 +26,9 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%A-%a.log
 set -euo pipefail
+
+# shellcheck source=launch/gpu_flags.sh
+if [[ -n ${SLURM_GPUS_ON_NODE:-} ]]; then source launch/gpu_flags.sh; fi
 
 stop_code=75
 # The time limit's signal goes to the tasks only. So a signal to this script comes from scancel, or

@@ -23,6 +23,7 @@ from autollm_jax.models import lora, transformer
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl.logprobs import choice_logprobs, score_tokens
 from autollm_jax.text.prompts import Turn
+from autollm_jax.training.flops import without_recomputation
 from autollm_jax.training.loop import Learner, LoopConfig, Site, Stream, train
 from autollm_jax.training.masked import masked_sum
 from autollm_jax.training.state import TrainState
@@ -197,8 +198,9 @@ def distill(
         raise UserError("distillation: LoRA adapts published weights, and there are none")
     init, axes = functools.partial(lora.init, model), lora.logical_axes(model)
     loss_fn = functools.partial(imitation_loss, model)
+    counted_fn = functools.partial(imitation_loss, without_recomputation(model))
     stream = Stream(batch_of_step, lambda batch: int((batch.segments_NT > 0).sum()), _digest(rows))
-    learner = Learner("distill", init, axes, loss_fn, optimizer)
+    learner = Learner("distill", init, axes, loss_fn, optimizer, counted_fn)
     return train(learner, stream, config, site, init_key, params=params, frozen=frozen)
 
 

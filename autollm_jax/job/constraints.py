@@ -13,7 +13,7 @@ from autollm_jax.errors import UserError, one_line
 from autollm_jax.ground_truth.grpo import GRPOSetup
 from autollm_jax.ground_truth.plan import Plan
 from autollm_jax.ground_truth.tasks import make_plan
-from autollm_jax.job.fields import split_names
+from autollm_jax.job.fields import TRAINED, split_names
 from autollm_jax.models import scaling
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.text.symbols import SYMBOLS
@@ -32,7 +32,7 @@ def check(config: ConfigDict) -> None:
     Raises:
       UserError: some do not fit together; one line names them and their values.
     """
-    for rule in (_mesh, _tasks, _weights, _methods, _lengths, _vocabularies):
+    for rule in (_mesh, _tasks, _weights, _methods, _lengths, _vocabularies, _profile):
         for problem in rule(config):
             raise UserError(problem)
     if not config.policy.weights:
@@ -114,6 +114,16 @@ def _lengths(config: ConfigDict) -> Iterator[str]:
         yield (
             f"config.policy.turn_tokens={policy.turn_tokens}: accepted is a number below "
             f"config.policy.context={policy.context}, which holds prompts and turns"
+        )
+
+
+def _profile(config: ConfigDict) -> Iterator[str]:
+    steps, stage = config.profile.steps, config.profile.stage
+    trained = {name: config[name].steps for name in ((stage,) if stage else TRAINED)}
+    if steps and int(steps.split(":")[0]) >= max(trained.values()):
+        yield (
+            f"config.profile.steps={steps}: no such step of "
+            + " or ".join(f"config.{name}.steps={count}" for name, count in trained.items())
         )
 
 

@@ -32,6 +32,7 @@ TASKS = ("architecture", "data_mixture", "grpo", "pretraining")
 POLICY_METHODS = ("agent", "distilled", "zero_shot")
 METHODS = (*POLICY_METHODS, "scorer", *BASELINES, *META_LEARNED, *PEERS)
 FLOATS = ("float32", "bfloat16")
+TRAINED = ("distill", "grpo")  # stages that train the policy, step by step
 LARGEST_SEED = 2**31 - 1
 
 
@@ -173,6 +174,7 @@ OPTIMIZER = {
 JOB_RULES = {
     "seed": whole(0, 2**30),
     "protocol": one_of(*PROTOCOLS),
+    "compilation_cache": PATH_OR_NONE,
     "mesh.data": whole(1, also=-1),
     "mesh.fsdp": whole(1, also=-1),
     "mesh.tensor": whole(1, also=-1),
@@ -197,6 +199,12 @@ JOB_RULES = {
     "pool.workdirs": names(empty=True, path=True),
     "plan.devices": COUNT,
     "plan.device_memory_gib": number(0),
+    "profile.steps": text_like(
+        r"(?:(\d{1,9}):(\d{1,9}))?",
+        'first:end with first < end, or ""',
+        lambda match: not match[0] or int(match[1]) < int(match[2]),
+    ),
+    "profile.stage": one_of("", *TRAINED),
     "stress.kind": one_of(*KINDS),
     "stress.keep": number(0, 1, open="low"),
     "stress.noise": number(0),

@@ -32,6 +32,7 @@ from autollm_jax.rl.grpo import GRPOHyperparameters
 from autollm_jax.rl.sampler import SamplerConfig
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer, updates_of
+from autollm_jax.training.profiling import Window
 from autollm_jax.training.state import abstract_state, init_state
 
 STRESS_PREFIX = "stress_"
@@ -213,6 +214,14 @@ class Job:
     def optimizer(self, stage: ConfigDict):
         """Make the optimizer of a stage, given the stage's config."""
         return make_optimizer(OptimizerConfig(**stage.optimizer), updates_of(stage))
+
+    def traced(self, stage: str) -> Window | None:
+        """Return the steps of a stage to trace, and where to; None for none."""
+        profile = self.config.profile
+        if not profile.steps or profile.stage not in ("", stage):
+            return None
+        first, last = map(int, profile.steps.split(":"))
+        return Window(first, last, self.workdir / "profile" / stage)
 
     def checkpoints(self, stage: str) -> Checkpoints:
         return Checkpoints(self.workdir / "checkpoints" / stage)

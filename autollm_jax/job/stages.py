@@ -98,7 +98,7 @@ def run(config: ConfigDict, workdir: str, stage: str, restart: str = "") -> None
             work_directory.claim(workdir, values, scoring=stage in SCORING, restart=restart)
 
         distributed.on_main(take)
-        _keep_compiled(workdir)
+        _keep_compiled(job)
         if not distributed.is_main():
             nowhere = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
@@ -107,13 +107,17 @@ def run(config: ConfigDict, workdir: str, stage: str, restart: str = "") -> None
                 run_stage(job, name)
 
 
-def _keep_compiled(workdir: str) -> None:
+def _keep_compiled(job: Job) -> None:
     """Keep compiled programs for later stages, a resumed job, and the workers of `simulate`.
 
-    They lie in the work directory, or where JAX_COMPILATION_CACHE_DIR says. Each may be deleted.
+    They lie where `config.compilation_cache` says, or JAX_COMPILATION_CACHE_DIR, which has the last
+    word. Each may be deleted.
     """
+    folder = job.under_workdir(job.config.compilation_cache)
+    if not folder:
+        return
     kept = {
-        "jax_compilation_cache_dir": os.path.join(os.path.abspath(workdir), "compiled"),
+        "jax_compilation_cache_dir": folder if "://" in folder else os.path.abspath(folder),
         "jax_persistent_cache_min_compile_time_secs": LEAST_COMPILE_SECONDS,
     }
     for name, value in kept.items():

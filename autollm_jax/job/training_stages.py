@@ -125,7 +125,7 @@ def distill_policy(job: Job) -> None:
         config.batch_rows,
         job.optimizer(config),
         pack(conversations, config.row_length, tokenizer.pad_id, choices, panel_ids(tokenizer)),
-        Site(job.mesh, checkpoints, job.workdir),
+        Site(job.mesh, checkpoints, job.workdir, job.traced("distill")),
         jax.random.key(job.config.seed),
         params=job.first_parameters() if job.weights else None,
     )
@@ -172,7 +172,7 @@ def grpo(job: Job) -> None:
             config.refills if config.members == "sampled" else 0,
         ),
         job.parameters("distill"),
-        Site(job.mesh, checkpoints, job.workdir),
+        Site(job.mesh, checkpoints, job.workdir, job.traced("grpo")),
         jax.random.key(job.config.seed + 1),
         selection if config.kept_out else None,
     )

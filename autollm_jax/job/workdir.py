@@ -72,7 +72,7 @@ READ_BY = {
     "grpo": "grpo",
     "grpo.save_every": "",
     **dict.fromkeys(("cross_validate", "evaluation", "plan", "pool", "stress", "verify"), ""),
-    **dict.fromkeys(("distributed", "mesh"), ""),
+    **dict.fromkeys(("compilation_cache", "distributed", "mesh", "profile"), ""),
 }
 # Curation draws GRPO's pairs, but no episode is played on them before GRPO.
 PAIRS_OF_GRPO, PAIR_FIELDS = (

@@ -38,10 +38,13 @@ from autollm_jax.rl.grpo import (
 from autollm_jax.rl.logprobs import Allowed, choice_logprobs, score_tokens
 from autollm_jax.sharding.hosts import to_devices, to_host
 from autollm_jax.sharding.rules import batch_sharding, tree_shardings
+from autollm_jax.training.flops import without_recomputation
 from autollm_jax.training.loop import Site
+from autollm_jax.training.meter import Meter
 from autollm_jax.training.metrics import MetricsWriter
+from autollm_jax.training.profiling import Profiler
 from autollm_jax.training.state import TrainState, abstract_state, state_shardings
-from autollm_jax.training.step import jit_train_step, on_mesh
+from autollm_jax.training.step import Program, jit_train_step
 
 
 @jax.tree_util.register_dataclass
@@ -161,10 +164,15 @@ class _Programs:
     reference_params: all parameters of the reference.
     """
 
-    step: Callable
-    reference: Callable
+    step: Program
+    reference: Program
     frozen: dict
     reference_params: dict
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of all calls so far."""
+        return self.step.flops + self.reference.flops
 
 
 def train_grpo(
@@ -199,13 +207,14 @@ def train_grpo(
       Preempted: the job was asked to stop; the last whole step is saved.
     """
     programs, first, state = _begin(model, hp, config, optimizer, reference_params, site)
-    writer = MetricsWriter(site.workdir, "grpo", first_step=first)
+    writer, meter = MetricsWriter(site.workdir, "grpo", first_step=first), Meter(site.mesh)
     hidden = None if distributed.is_main() else True
     bar = tqdm(total=config.steps, initial=first, desc="grpo", unit="step", disable=hidden)
-    with preemption.deferred(site.mesh) as asked_to_stop:
+    with preemption.deferred(site.mesh) as asked_to_stop, Profiler(site.traced) as profiler:
         for step in range(first, config.steps):
+            profiler.before(step, state)
             rollout_key, order_key = jax.random.split(jax.random.fold_in(key, step))
-            began = time.perf_counter()  # 1. Roll out.
+            began, played_at = time.perf_counter(), meter.now()  # 1. Roll out.
             try:
                 with preemption.interruptible(), jax.set_mesh(site.mesh):
                     params = lora.join(programs.frozen, state.params)
@@ -216,9 +225,14 @@ def train_grpo(
                 site.checkpoints.wait()
                 raise
             metrics = metrics | {"rollout_seconds": time.perf_counter() - began}
+            seconds = meter.seconds_since(played_at)
             metrics |= _select(selection, step, config.steps, state, params, site)
             seed = int(jax.random.bits(order_key))  # 2. to 4. Score and update.
+            updated_at, flops = meter.now(), programs.flops
             state, of_updates = _improve(programs, state, played, hp, config, seed)
+            of_updates |= meter.mfu(programs.flops - flops, meter.seconds_since(updated_at))
+            seconds += meter.seconds_since(updated_at)
+            of_updates |= meter.speed(int(played.length_B.sum()), seconds) | meter.totals()
             _report(step, metrics | of_updates, writer, bar)  # 5. Report and save.
             done, stopping = step + 1, asked_to_stop()
             if done % config.save_every == 0 or done == config.steps or stopping:
@@ -276,13 +290,16 @@ def _begin(
     )
     reference_params = to_devices(reference_params, whole)
     frozen, reference = lora.split(model, reference_params)
+    update = functools.partial(
+        jit_update, hp=hp, optimizer=optimizer, mesh=mesh, microbatches=config.microbatches
+    )
+    counted = update(without_recomputation(model))
     programs = _Programs(
-        on_mesh(jit_update(model, hp, optimizer, mesh, config.microbatches), mesh,
-                config.microbatches),
-        on_mesh(jit_reference(model, hp, mesh), mesh),
+        Program(update(model), mesh, config.microbatches, counted),
+        Program(jit_reference(model, hp, mesh), mesh),
         frozen,
         reference_params,
-    )  # fmt: skip
+    )
     first = site.checkpoints.latest() or 0
     if first:
         state, _ = site.checkpoints.restore(abstract_state(init, axes, optimizer, mesh))

@@ -4,10 +4,28 @@ XLA's own cost analysis counts the body of a loop once, and a model is a loop ov
 loop over microbatches.
 """
 
+import dataclasses
 import itertools
 import math
 
 import jax
+
+from autollm_jax.models.transformer import TransformerConfig
+
+RECOMPUTING = ("checkpoint", "remat", "remat2")  # names that jax gives `jax.checkpoint`
+
+
+def without_recomputation(model: TransformerConfig) -> TransformerConfig:
+    """Return a model whose backward pass computes nothing again; it is counted, and never run."""
+    return dataclasses.replace(model, remat="none", row_logits=2**62)
+
+
+def recomputes(jaxpr) -> bool:
+    """Whether a program computes something again that it did not keep."""
+    return any(
+        equation.primitive.name in RECOMPUTING or any(map(recomputes, _parts(equation.params)))
+        for equation in _open(jaxpr).eqns
+    )
 
 
 def count(jaxpr, wanted=None) -> int:

@@ -9,7 +9,6 @@
 """
 
 import dataclasses
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +23,9 @@ from autollm_jax.checkpointing.checkpoints import Checkpoints
 from autollm_jax.cluster import distributed, preemption
 from autollm_jax.errors import UserError
 from autollm_jax.sharding.hosts import to_devices
+from autollm_jax.training.meter import Meter
 from autollm_jax.training.metrics import MetricsWriter
+from autollm_jax.training.profiling import Profiler, Window
 from autollm_jax.training.state import TrainState, abstract_state, init_state, state_shardings
 from autollm_jax.training.step import make_train_step
 
@@ -52,11 +53,13 @@ class Site:
     mesh: parameters and rows are split over it.
     checkpoints: the stage's.
     workdir: folder that metrics go to.
+    traced: steps whose trace is written; None for none.
     """
 
     mesh: Mesh
     checkpoints: Checkpoints
     workdir: Path | str
+    traced: Window | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Learner:
     logical_axes: the same tree with tuples of logical axis names.
     loss_fn: as in `training.step.update`.
     optimizer: optax transformation.
+    counted_fn: `loss_fn` without recomputation, whose FLOPs count.
     """
 
     stage: str
@@ -75,6 +79,7 @@ class Learner:
     logical_axes: dict
     loss_fn: Callable
     optimizer: optax.GradientTransformation
+    counted_fn: Callable | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,22 +110,56 @@ class _Reports:
             disable=not distributed.is_main(),
         )  # fmt: skip
 
-    def report(self, step: int, metrics: dict, rate: float | None) -> None:
-        """Check a step's loss, and write its metrics where there is a rate."""
+    def report(self, step: int, metrics: dict, rates: dict | None) -> None:
+        """Check a step's loss, and write its metrics and rates where there are rates."""
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not np.isfinite(metrics["loss"]):
             raise UserError(
                 f"{self.stage}: the loss is {metrics['loss']} at step {step}; lower "
                 f"config.{self.stage}.optimizer.learning_rate and give --restart={self.stage}"
             )
-        if rate is not None:
-            self.writer.write(step, {**metrics, "tokens_per_second": rate})
-            self.bar.set_postfix(loss=f"{metrics['loss']:.3f}", tokens_per_second=f"{rate:.0f}")
+        if rates is not None:
+            self.writer.write(step, metrics | rates)
+            rate = f"{rates['tokens_per_second']:.0f}"
+            self.bar.set_postfix(loss=f"{metrics['loss']:.3f}", tokens_per_second=rate)
 
     def close(self) -> None:
         """Finish bar and files."""
         self.bar.close()
         self.writer.close()
+
+
+class _Rates:
+    """Rates of the steps between two rows of metrics.
+
+    When a step is added, it runs, and all steps before it have ended: those count.
+    """
+
+    def __init__(self, mesh: Mesh):
+        self._meter, self._began = Meter(mesh), None
+        self._added = self._ended = self._read = (0, 0)  # tokens and FLOPs so far
+
+    def begin(self) -> None:
+        self._began = self._meter.now()
+
+    def add(self, tokens: int, flops: int) -> None:
+        """Add a step's tokens; `flops` are those of all steps so far, this one included."""
+        self._ended, self._added = self._added, (self._added[0] + tokens, flops)
+
+    def read(self, metrics: dict) -> dict[str, float]:
+        """Return the rates since the last reading; where no step has ended, wait for `metrics`."""
+        if self._ended == self._read:
+            jax.block_until_ready(metrics)
+            self._ended = self._added
+        seconds = self._meter.seconds_since(self._began)
+        tokens, flops = (now - before for now, before in zip(self._ended, self._read, strict=True))
+        self._began, self._read = self._meter.now(), self._ended
+        return {
+            "tokens_per_second": tokens / seconds,
+            **self._meter.speed(tokens, seconds),
+            **self._meter.mfu(flops, seconds),
+            **self._meter.totals(),
+        }
 
 
 def train(
@@ -151,27 +190,30 @@ def train(
       UserError: the loss is not finite, or the checkpoint was trained on other data.
       Preempted: the job was asked to stop; a checkpoint holds the last step.
     """
+    rates = _Rates(site.mesh)
     first, state = _begin(learner, stream, site, key, params)
     shardings = state_shardings(learner.init, learner.logical_axes, learner.optimizer, site.mesh)
     step_fn = make_train_step(
-        learner.loss_fn, learner.optimizer, shardings, site.mesh, config.microbatches
-    )
+        learner.loss_fn, learner.optimizer, shardings, site.mesh, config.microbatches,
+        learner.counted_fn,
+    )  # fmt: skip
     reports = _Reports(learner.stage, site.workdir, first, config.steps)
-    tokens, began, waiting, metrics = 0, time.perf_counter(), None, {}
-    with preemption.deferred(site.mesh) as asked_to_stop:
+    rates.begin()
+    waiting, metrics = None, {}
+    with preemption.deferred(site.mesh) as asked_to_stop, Profiler(site.traced) as profiler:
         for step in range(first, config.steps):
+            profiler.before(step, metrics)
             batch = stream.batch_of_step(step)
-            before, (state, metrics) = metrics, step_fn(state, batch, frozen)
+            before, (state, metrics) = metrics, step_fn(state, batch, frozen or {})
             jax.block_until_ready(before)  # at most one step ahead, so that a stop is in time
             if waiting is not None:
                 reports.report(*waiting)
                 waiting = None
-            tokens += stream.tokens_of(batch)
+            rates.add(stream.tokens_of(batch), step_fn.flops)
             done, stopping = step + 1, asked_to_stop()
             saving = done % config.save_every == 0 or done == config.steps
             if saving or done % config.report_every == 0:
-                waiting = (step, metrics, tokens / (time.perf_counter() - began))
-                tokens, began = 0, time.perf_counter()
+                waiting = (step, metrics, rates.read(metrics))
             if saving or stopping:  # a step that is no row of the whole run is only checked
                 reports.report(*(waiting or (step, metrics, None)))
                 waiting = None

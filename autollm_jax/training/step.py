@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from autollm_jax.models import lora
 from autollm_jax.sharding.hosts import as_arguments
 from autollm_jax.sharding.rules import batch_sharding, even_rows
+from autollm_jax.training import flops
 from autollm_jax.training.likelihood import chosen
 from autollm_jax.training.masked import divide
 from autollm_jax.training.state import TrainState
@@ -103,28 +104,58 @@ def jit_train_step(
 
 
 def make_train_step(
-    loss_fn: Callable, optimizer, shardings: TrainState, mesh: Mesh, microbatches: int = 1
-):
-    """Return step(state, batch, frozen={}) -> (state, metrics): `jit_train_step`'s, on its mesh.
+    loss_fn: Callable,
+    optimizer,
+    shardings: TrainState,
+    mesh: Mesh,
+    microbatches: int = 1,
+    counted_fn: Callable | None = None,
+) -> "Program":
+    """Return `jit_train_step`'s step(state, batch, frozen) -> (state, metrics), as a `Program`.
 
     A batch of fewer rows than the mesh divides is filled up with rows of zeros, which `loss_fn` has
-    to count for nothing: they are in no mask.
+    to count for nothing: they are in no mask. `counted_fn` is `loss_fn` without recomputation.
     """
-    jitted = jit_train_step(loss_fn, optimizer, shardings, mesh, microbatches)
-    call = on_mesh(jitted, mesh, microbatches)
-    return lambda state, batch, frozen=None: call(state, batch, frozen or {})
+    parts = optimizer, shardings, mesh, microbatches
+    counted = counted_fn and jit_train_step(counted_fn, *parts)
+    return Program(jit_train_step(loss_fn, *parts), mesh, microbatches, counted)
 
 
-def on_mesh(jitted: Callable, mesh: Mesh, microbatches: int = 1) -> Callable:
-    """Let a program of (parameters or state, batch, ...) take the host's batches of any size."""
+class Program:
+    """A program of (parameters or state, batch, ...) that takes the host's batches of any size.
 
-    def filled(x):
-        missing = even_rows(len(x), mesh, microbatches) - len(x)
+    Args:
+      jitted: the program.
+      mesh: the mesh that it runs on; batches are filled up to a number of rows that it divides.
+      microbatches: parts that it cuts a batch into.
+      counted: the same program without recomputation; its FLOPs count where `jitted` recomputes.
+
+    Attributes:
+      flops: FLOPs of all calls so far, over all devices.
+    """
+
+    def __init__(self, jitted, mesh: Mesh, microbatches: int = 1, counted=None):
+        self.flops = 0
+        self._jitted, self._mesh, self._microbatches = jitted, mesh, microbatches
+        self._counted, self._known = counted, {}
+
+    def __call__(self, first, batch, *others):
+        batch = jax.tree.map(self._filled, batch)
+        batch = as_arguments(batch, batch_sharding(self._mesh))
+        with jax.set_mesh(self._mesh):
+            self.flops += self._flops_of(first, batch, *others)
+            return self._jitted(first, batch, *others)
+
+    def _filled(self, x):
+        missing = even_rows(len(x), self._mesh, self._microbatches) - len(x)
         return np.pad(x, ((0, missing), *[(0, 0)] * (x.ndim - 1))) if missing else x
 
-    def call(first, batch, *others):
-        batch = as_arguments(jax.tree.map(filled, batch), batch_sharding(mesh))
-        with jax.set_mesh(mesh):
-            return jitted(first, batch, *others)
-
-    return call
+    def _flops_of(self, first, batch, *others) -> int:
+        """Count the FLOPs of a call; each shape of the batch is counted once."""
+        shapes = tuple(x.shape for x in jax.tree.leaves(batch))
+        if shapes not in self._known:
+            jaxpr = self._jitted.trace(first, batch, *others).jaxpr
+            if self._counted is not None and flops.recomputes(jaxpr):
+                jaxpr = self._counted.trace(first, batch, *others).jaxpr
+            self._known[shapes] = flops.count(jaxpr)
+        return self._known[shapes]

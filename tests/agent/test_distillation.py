@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from autollm_jax.agent import distillation
 from autollm_jax.agent.dialogue import encode_turn, panel_ids
 from autollm_jax.agent.distillation import (
     PackedRows,
@@ -15,6 +16,7 @@ from autollm_jax.agent.distillation import (
     encode_conversation,
     imitation_loss,
     pack,
+    select,
 )
 from autollm_jax.checkpointing.checkpoints import Checkpoints
 from autollm_jax.errors import UserError
@@ -23,6 +25,7 @@ from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from autollm_jax.text.prompts import agent_turn, environment_turn
 from autollm_jax.training.loop import LoopConfig, Site
 from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer
+from autollm_jax.training.profiling import Window
 
 MODEL = transformer.TransformerConfig(
     vocab_size=32, width=16, layers=2, heads=2, kv_heads=1, head_dim=8, mlp_width=32
@@ -162,13 +165,13 @@ def test_every_epoch_sees_each_row_once_in_another_order():
     assert (epochs[0] != epochs[1]).any()
 
 
-def train(path, steps, rows=None, **more):
+def train(path, steps, rows=None, traced=None, **more):
     rows = pack(conversations(40), 32, pad_id=0) if rows is None else rows
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, decay="constant"), 100)
     config = LoopConfig(steps=steps, save_every=10, report_every=5)
     return distill(
-        MODEL, config, 4, optimizer, rows, Site(mesh(), Checkpoints(path / "checkpoints"), path),
-        jax.random.key(0), **more,
+        MODEL, config, 4, optimizer, rows,
+        Site(mesh(), Checkpoints(path / "checkpoints"), path, traced), jax.random.key(0), **more,
     )  # fmt: skip
 
 
@@ -185,6 +188,30 @@ def whole_run(tmp_path_factory):
 def test_the_policy_learns_its_turns(whole_run):
     rows = [row for row in metrics_of(whole_run[0]) if "loss" in row]
     assert rows[-1]["loss"] < 0.4 < 2 < rows[0]["loss"]
+
+
+def test_every_row_says_how_well_the_devices_were_used(whole_run):
+    rows = metrics_of(whole_run[0])
+    for row in rows:
+        assert 0 < row["mfu"] < 1
+        assert row["tokens_per_second_per_device"] == pytest.approx(row["tokens_per_second"])
+        assert row["peak_memory_bytes"] > 1e8
+    compiling = [row["compile_seconds"] for row in rows]
+    assert 0 < compiling[0] and compiling == sorted(compiling)
+
+
+def test_a_windows_steps_are_traced(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda *_, **__: calls.append("start"))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
+
+    def stream(rows, chosen):
+        calls.append("batch")
+        return select(rows, chosen)
+
+    monkeypatch.setattr(distillation, "select", stream)
+    train(tmp_path, 6, traced=Window(2, 4, tmp_path / "profile"))
+    assert calls == ["batch"] * 2 + ["start"] + ["batch"] * 2 + ["stop"] + ["batch"] * 2
 
 
 def test_interrupted_equals_uninterrupted(whole_run, tmp_path):

@@ -144,7 +144,7 @@ def test_the_planned_step_is_the_one_that_runs(tmp_path, monkeypatch):
         raise InterruptedError
 
     def training_step(*arguments):
-        jitted, mesh = step.jit_train_step(*arguments), arguments[3]
+        jitted, mesh = step.jit_train_step(*arguments[:5]), arguments[3]
         return lambda *given: lowered(mesh, jitted, *given)
 
     monkeypatch.setattr(planning, "_compile", lowered)
@@ -176,13 +176,11 @@ def test_grpos_planned_steps_are_those_that_run(tmp_path, monkeypatch):
             planned_texts.append(jitted.lower(*arguments, **static).as_text())
         return 0, 0
 
-    def on_mesh(jitted, mesh, microbatches=1):
-        def call(first, batch, *others):
-            with jax.set_mesh(mesh):
-                run_texts.append(jitted.lower(first, batch, *others).as_text())
-            return step.on_mesh(jitted, mesh, microbatches)(first, batch, *others)
-
-        return call
+    class Noted(step.Program):
+        def __call__(self, first, batch, *others):
+            with jax.set_mesh(job.mesh):
+                run_texts.append(self._jitted.lower(first, batch, *others).as_text())
+            return super().__call__(first, batch, *others)
 
     rows, ones = settings.minibatch_rows, np.ones((settings.minibatch_rows, 128), np.int32)
 
@@ -203,7 +201,7 @@ def test_grpos_planned_steps_are_those_that_run(tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "_compile", lowered)
     monkeypatch.setattr(planning, "_sampling", lambda *_, **__: iter(()))
     planning.plan(job)
-    monkeypatch.setattr(rl_loop, "on_mesh", on_mesh)
+    monkeypatch.setattr(rl_loop, "Program", Noted)
     rl_loop.train_grpo(
         job.model, job.grpo_hyperparameters(),
         rl_loop.GRPOLoopConfig(1, settings.group_size, rows, microbatches=settings.microbatches),

@@ -1,5 +1,6 @@
 import ast
 import fnmatch
+import functools
 import gc
 import hashlib
 import math
@@ -274,3 +275,27 @@ def test_compiled_programs_are_kept_in_the_work_directory(tmp_path):
     ]  # fmt: skip
     subprocess.run(command, check=True, env=environment, capture_output=True)
     assert any((tmp_path / "compiled").iterdir())
+
+
+def kept_compiled(tmp_path, monkeypatch, folder, environment):
+    """Return what a job sets of JAX's compilation cache, given its field and the environment."""
+    names = "JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    config = get_config("smoke")
+    config.compilation_cache = folder
+    updates = {}
+    monkeypatch.setattr(jax.config, "update", updates.__setitem__)
+    stages._keep_compiled(Job(config, tmp_path, None))
+    return updates.get("jax_compilation_cache_dir")
+
+
+def test_the_compilation_cache_lies_where_the_config_says_or_the_user(tmp_path, monkeypatch):
+    kept = functools.partial(kept_compiled, tmp_path, monkeypatch)
+    assert kept("{workdir}/compiled", {}) == f"{tmp_path}/compiled"
+    assert kept("gs://bucket/compiled", {}) == "gs://bucket/compiled"
+    assert kept("", {}) is None
+    assert kept("{workdir}/compiled", {"JAX_COMPILATION_CACHE_DIR": "/mine"}) is None

@@ -80,6 +80,19 @@ def train(path, loop_config, rollout=even_tokens_pay, learning_rate=1e-2, hp=HP,
     )  # fmt: skip
 
 
+def test_every_row_says_how_well_the_devices_were_used(whole_run):
+    rows = metrics_of(whole_run[0])
+    updated = [row for row in rows if row["updates"]]
+    assert updated and all(0 < row["mfu"] < 1 for row in updated)
+    for row in rows:
+        assert row["tokens_per_second_per_device"] > 0 and row["peak_memory_bytes"] > 1e8
+        seconds = row["rollout_seconds"] + row["update_seconds"]
+        tokens = row["tokens_per_second_per_device"] * seconds
+        assert tokens > GROUPS * G  # each conversation has more than a token
+    compiling = [row["compile_seconds"] for row in rows]
+    assert 0 < compiling[0] and compiling == sorted(compiling)
+
+
 def metrics_of(path):
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 

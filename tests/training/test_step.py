@@ -17,7 +17,7 @@ def train(tiny, token_steps, shape, devices, microbatches=1):
     step = make_train_step(loss_fn, optimizer, shardings, mesh, microbatches)
     losses = []
     for tokens_BT in token_steps:
-        state, metrics = step(state, tokens_BT)
+        state, metrics = step(state, tokens_BT, {})
         losses.append(float(metrics["loss"]))
     return losses, state
 
@@ -65,7 +65,7 @@ def test_a_batch_that_the_devices_do_not_divide_gives_the_same_update(tiny, shap
         state = init_state(init, axes, optimizer, jax.random.key(0), mesh)
         shardings = state_shardings(init, axes, optimizer, mesh)
         step = make_train_step(loss_fn, optimizer, shardings, mesh, microbatches)
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, {})
         return float(metrics["loss"]), np.asarray(state.params["embedding"])
 
     alone, split = updated((1, 1, 1), 1, 1), updated(shape, 8, microbatches)
@@ -102,5 +102,5 @@ def test_the_state_is_donated(tiny, token_steps):
     optimizer = make_optimizer(OptimizerConfig(1e-2), 10)
     state = init_state(init, axes, optimizer, jax.random.key(0), mesh)
     shardings = state_shardings(init, axes, optimizer, mesh)
-    make_train_step(loss_fn, optimizer, shardings, mesh)(state, token_steps[0])
+    make_train_step(loss_fn, optimizer, shardings, mesh)(state, token_steps[0], {})
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))

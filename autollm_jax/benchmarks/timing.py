@@ -1,0 +1,90 @@
+"""What all benchmarks share: their options, timing, and the fields of the last line."""
+
+import dataclasses
+import importlib
+import os
+import time
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from autollm_jax.errors import UserError
+
+REQUIREMENTS = "requirements-parity.txt"  # the file that names the peers' libraries
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the command line says.
+
+    repeats: timed repetitions, in turn with the reference's.
+    dtype: what matrix products read; None is the benchmark's own choice.
+    against: a checkout of other code; None for none.
+    roots: folders of outcome tables.
+    size: of the model, one of `training.SHAPES`.
+    """
+
+    repeats: int = 5
+    dtype: str | None = None
+    against: str | None = None
+    roots: tuple[str, ...] = ("gym_data",)
+    size: str = "3m"
+
+
+def seconds_of(call) -> float:
+    """Time one call to the end of its computation."""
+    began = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - began
+
+
+def in_turn(name: str, calls: Mapping[str, Callable], repeats: int) -> dict[str, list[float]]:
+    """Time calls one after the other, round by round, so that other jobs slow all of them alike.
+
+    Returns:
+      The seconds of each call; the first round, which compiles, is left out.
+    """
+    seconds = {call: [] for call in calls}
+    for repeat in tqdm(range(repeats + 1), name, unit="round", disable=None):
+        for call, function in calls.items():
+            spent = seconds_of(function)
+            if repeat:
+                seconds[call].append(spent)
+    return seconds
+
+
+def library(name: str, requirements: str):
+    """Import a library that only a benchmark needs.
+
+    Raises:
+      UserError: it is not installed; the line names the file of requirements that has it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(
+            f"{error.name or name} is missing; run pip install -r {requirements}"
+        ) from error
+
+
+def device_name() -> str:
+    """The accelerator; of a CPU, its cores too."""
+    kind = jax.devices()[0].device_kind
+    return f"{kind}, {os.cpu_count()} cores" if jax.default_backend() == "cpu" else kind
+
+
+def measured(values, unit: str, references, **others) -> dict:
+    """Return the medians and their ratio, as the last line's fields.
+
+    Args:
+      values: what was measured.
+      unit: of all of them.
+      references: what it is measured against.
+      others: the same of further references, by name.
+    """
+    value, reference = float(np.median(values)), float(np.median(references))
+    medians = {name: float(np.median(found)) for name, found in others.items()}
+    fields = {"value": value, "unit": unit, "reference": reference, "ratio": value / reference}
+    return fields | ({"others": medians} if others else {})
