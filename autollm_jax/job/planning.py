@@ -28,9 +28,10 @@ from autollm_jax.job.job import Job, of_one_process
 from autollm_jax.models import lora, transformer
 from autollm_jax.models.transformer import parameter_count
 from autollm_jax.rl import sampler
+from autollm_jax.rl.batches import Decisions, UpdateBatch
 from autollm_jax.rl.grammar import LEAST_EDGES
 from autollm_jax.rl.logprobs import Allowed
-from autollm_jax.rl.loop import Decisions, UpdateBatch, jit_reference, jit_update
+from autollm_jax.rl.objective import jit_reference, jit_update
 from autollm_jax.sharding.mesh import AXES
 from autollm_jax.sharding.rules import even_rows, tree_shardings
 from autollm_jax.text.symbols import PANELS

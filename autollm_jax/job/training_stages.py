@@ -15,7 +15,9 @@ from autollm_jax.agent.distillation import (
     pack,
 )
 from autollm_jax.agent.environment_turns import Start
-from autollm_jax.agent.rollout import Layout, Policy, make_rollout, mean_regret
+from autollm_jax.agent.grpo_rollout import make_rollout
+from autollm_jax.agent.player import mean_regret
+from autollm_jax.agent.rollout import Layout, Policy
 from autollm_jax.cluster import distributed
 from autollm_jax.curriculum.pairs import CurationConfig, Families, build_pair, draw_recipes
 from autollm_jax.curriculum.teacher import SimulationConfig, simulate_all
@@ -24,7 +26,8 @@ from autollm_jax.errors import UserError
 from autollm_jax.files import write_atomic
 from autollm_jax.gym.environment import Episode
 from autollm_jax.job.job import Job
-from autollm_jax.rl.loop import GRPOLoopConfig, Selection, train_grpo
+from autollm_jax.rl.batches import GRPOLoopConfig
+from autollm_jax.rl.loop import Selection, train_grpo
 from autollm_jax.text.symbols import SYMBOLS
 from autollm_jax.training.loop import LoopConfig, Site
 

@@ -14,7 +14,7 @@ Letters: N groups, G members, B = N * G rows, T tokens, J turns, M rows of a min
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -28,113 +28,22 @@ from autollm_jax.cluster import distributed, preemption
 from autollm_jax.errors import UserError
 from autollm_jax.models import lora, transformer
 from autollm_jax.models.transformer import TransformerConfig
-from autollm_jax.rl.grpo import (
-    GRPOHyperparameters,
-    decision_loss,
-    grpo_loss,
-    token_advantages,
-    turn_advantages,
+from autollm_jax.rl.batches import (
+    GRPOLoopConfig,
+    Rollout,
+    RolloutBatch,
+    UpdateBatch,
+    minibatches,
 )
-from autollm_jax.rl.logprobs import Allowed, choice_logprobs, score_tokens
-from autollm_jax.sharding.hosts import to_devices, to_host
-from autollm_jax.sharding.rules import batch_sharding, tree_shardings
+from autollm_jax.rl.grpo import GRPOHyperparameters, token_advantages, turn_advantages
+from autollm_jax.rl.logprobs import Allowed
+from autollm_jax.rl.objective import jit_reference, jit_update, with_reference
+from autollm_jax.sharding.hosts import to_devices
+from autollm_jax.sharding.rules import tree_shardings
 from autollm_jax.training.loop import Site
 from autollm_jax.training.metrics import MetricsWriter
 from autollm_jax.training.state import TrainState, abstract_state, state_shardings
-from autollm_jax.training.step import jit_train_step, on_mesh
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Decisions:
-    """The decisions of conversations, all of whose choices are known; P choices.
-
-    place_BJ: i32, where a turn's choice stands, one token of the row; 0 where there is none.
-    rewards_BJP: f32, what each choice would have brought.
-    reference_BJP: f32, the choices' logits under the reference policy.
-    id_BP: i32, the token of each choice, the same in every row.
-    """
-
-    place_BJ: np.ndarray
-    rewards_BJP: np.ndarray
-    reference_BJP: np.ndarray
-    id_BP: np.ndarray
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class RolloutBatch:
-    """Sampled conversations, one a row; members of a group are neighbours.
-
-    tokens_BT: i32, the ids that were given and sampled, unchanged; 0 after the row's end.
-    length_B: i32, tokens in the row.
-    turns_BT: i32, the turn (0 to J - 1) in which a token was sampled; -1 for the environment's
-      tokens and after the row's end. Tokens with a turn are trained on.
-    behaviour_BT: f32, log-probabilities recorded as the tokens were sampled.
-    rewards_BJ: f32, reward of each turn.
-    turn_mask_BJ: bool, turns that took place.
-    allowed: what a grammar allowed at each sampled token; None without a grammar.
-    decisions: what each choice would have brought; None where nobody knows.
-    """
-
-    tokens_BT: np.ndarray
-    length_B: np.ndarray
-    turns_BT: np.ndarray
-    behaviour_BT: np.ndarray
-    rewards_BJ: np.ndarray
-    turn_mask_BJ: np.ndarray
-    allowed: Allowed | None = None
-    decisions: Decisions | None = None
-
-
-# (params, key, step) -> the conversations, and metrics to log (reward, regret, ...). It depends on
-# nothing else, so that a resumed run continues as an uninterrupted one would.
-Rollout = Callable[[dict, jax.Array, int], tuple[RolloutBatch, dict[str, float]]]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class UpdateBatch:
-    """The loss's input; a field is [B, T] (or [M, T]), aligned with the tokens.
-
-    tokens, positions: i32. segments: i32, 1 on a row's tokens and 0 after its end (the attention
-    mask). mask: bool, sampled tokens (the loss mask). behaviour, reference: f32 log-probabilities
-    of the sampled tokens. advantages: f32. allowed and decisions: as in `RolloutBatch`; decisions
-    are there for enumerated groups alone.
-    """
-
-    tokens_BT: jax.Array
-    positions_BT: jax.Array
-    segments_BT: jax.Array
-    mask_BT: jax.Array
-    behaviour_BT: jax.Array
-    reference_BT: jax.Array
-    advantages_BT: jax.Array
-    allowed: Allowed | None = None
-    decisions: Decisions | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class GRPOLoopConfig:
-    """Length and sizes of a run.
-
-    steps: rollouts in all.
-    group_size: conversations on one prompt.
-    minibatch_rows: conversations that an optimizer update sees.
-    epochs: passes over each rollout.
-    microbatches: parts of a minibatch that its gradient is summed over.
-    length_multiple: rows are cut to the longest one, rounded up to a multiple of this. Each length
-      compiles once.
-    save_every: steps between checkpoints.
-    """
-
-    steps: int
-    group_size: int
-    minibatch_rows: int
-    epochs: int = 1
-    microbatches: int = 1
-    length_multiple: int = 256
-    save_every: int = 10
+from autollm_jax.training.step import on_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,6 +201,14 @@ def _begin(
     return programs, first, state
 
 
+def _start(params, optimizer, shardings: TrainState, mesh: Mesh) -> TrainState:
+    """Make a fresh state; its parameters are a copy, since training donates their buffers."""
+    copy = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
+    with jax.set_mesh(mesh):
+        opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(copy)
+    return TrainState(to_devices(np.zeros((), np.int32), shardings.step), copy, opt_state)
+
+
 def _improve(
     programs: _Programs, state: TrainState, played: RolloutBatch, hp, config, seed: int
 ) -> tuple[TrainState, dict[str, float]]:
@@ -301,7 +218,7 @@ def _improve(
     losses, rows = [], np.flatnonzero(informative_B)
     if hp.kl_coefficient or batch.decisions is not None:
         reference = programs.reference, programs.reference_params
-        batch = _with_reference(batch, rows, *reference, config)
+        batch = with_reference(batch, rows, *reference, config)
     for minibatch in minibatches(batch, rows, config, seed):
         state, update_metrics = programs.step(state, minibatch, programs.frozen)
         losses.append(update_metrics)
@@ -368,119 +285,3 @@ def score(
         decisions=decisions,
     )
     return batch, informative_B
-
-
-def minibatches(
-    batch: UpdateBatch, rows: np.ndarray, config: GRPOLoopConfig, seed: int
-) -> Iterator[UpdateBatch]:
-    """Cut the given rows into minibatches, in another order each epoch.
-
-    All have `minibatch_rows` rows; the last one of an epoch is filled up with rows outside the
-    loss mask.
-    """
-    rng = np.random.default_rng(seed)
-    for _ in range(config.epochs):
-        order = rng.permutation(rows)
-        for start in range(0, len(order), config.minibatch_rows):
-            chosen = order[start : start + config.minibatch_rows]
-            yield _take(batch, chosen, config.minibatch_rows)
-
-
-def _take(batch: UpdateBatch, chosen: np.ndarray, rows: int) -> UpdateBatch:
-    filled = np.resize(chosen, rows)
-    piece = jax.tree.map(lambda x_BT: x_BT[filled], batch)
-    real_M1 = (np.arange(rows) < len(chosen))[:, None]
-    decisions = piece.decisions
-    if decisions is not None:
-        decisions = dataclasses.replace(decisions, place_BJ=decisions.place_BJ * real_M1)
-    return dataclasses.replace(piece, mask_BT=piece.mask_BT & real_M1, decisions=decisions)
-
-
-def _start(params, optimizer, shardings: TrainState, mesh: Mesh) -> TrainState:
-    """Make a fresh state; its parameters are a copy, since training donates their buffers."""
-    copy = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
-    with jax.set_mesh(mesh):
-        opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(copy)
-    return TrainState(to_devices(np.zeros((), np.int32), shardings.step), copy, opt_state)
-
-
-def policy_loss(model: TransformerConfig, hp: GRPOHyperparameters, params, batch: UpdateBatch):
-    """Compute GRPO's loss of a minibatch: summed over its sampled tokens, their count, metrics.
-
-    With enumerated groups the loss is that of the decisions, and the other tokens add their
-    divergence from the reference alone.
-    """
-    logprobs_BT, entropy_BT, logits_BJP = _forward(model, hp, params, batch)
-    if batch.decisions is not None:  # the other tokens have no advantage
-        of_speech = {"kl_coefficient": hp.speech_coefficient, "entropy_coefficient": 0.0}
-    else:
-        of_speech = {}
-    loss, count, metrics = grpo_loss(
-        logprobs_BT,
-        entropy_BT,
-        batch.behaviour_BT,
-        batch.reference_BT,
-        batch.advantages_BT,
-        batch.mask_BT,
-        dataclasses.replace(hp, **of_speech),
-    )
-    if batch.decisions is None:
-        return loss, count, metrics
-    made, decided = batch.decisions, batch.decisions.place_BJ > 0
-    of_decisions, decisions, more = decision_loss(
-        logits_BJP, made.reference_BJP, made.rewards_BJP, decided, hp
-    )
-    # A decision counts as much as all other tokens of a turn.
-    speech = loss / jnp.maximum(count, 1.0) * decisions
-    return speech + of_decisions, decisions, metrics | more
-
-
-def _forward(model: TransformerConfig, hp: GRPOHyperparameters, params, batch: UpdateBatch):
-    """Return the tokens' log-probabilities and entropies, and the logits of decisions' choices."""
-    x_BTD = transformer.hidden(
-        model, params, batch.tokens_BT[:, :-1], batch.positions_BT[:, :-1],
-        batch.segments_BT[:, :-1],
-    )  # fmt: skip
-    logprobs_BT, entropy_BT = score_tokens(
-        model, params, x_BTD, batch.tokens_BT, hp.temperature, batch.allowed
-    )
-    if batch.decisions is None:
-        return logprobs_BT, entropy_BT, None
-    places = batch.decisions.place_BJ, batch.decisions.id_BP
-    return logprobs_BT, entropy_BT, choice_logprobs(model, params, x_BTD, *places)
-
-
-def jit_update(
-    model: TransformerConfig, hp: GRPOHyperparameters, optimizer, mesh: Mesh, microbatches: int
-):
-    """Make GRPO's optimizer step a program of (state, batch, frozen), as `jit_train_step` does."""
-    init, axes = functools.partial(lora.init, model), lora.logical_axes(model)
-    shardings = state_shardings(init, axes, optimizer, mesh)
-    loss_fn = functools.partial(policy_loss, model, hp)
-    return jit_train_step(loss_fn, optimizer, shardings, mesh, microbatches)
-
-
-def jit_reference(model: TransformerConfig, hp: GRPOHyperparameters, mesh: Mesh):
-    """Make a program of (params, batch) -> what the loss needs of the reference, on a mesh."""
-
-    @functools.partial(jax.jit, in_shardings=(None, batch_sharding(mesh)))
-    def reference(params, batch):
-        logprobs_BT, _, logits_BJP = _forward(model, hp, params, batch)
-        return logprobs_BT, logits_BJP
-
-    return reference
-
-
-def _with_reference(batch, rows, reference_fn, reference_params, config) -> UpdateBatch:
-    """Fill in the reference's log-probabilities and logits for the given rows."""
-    reference_BT, decisions = np.array(batch.reference_BT), batch.decisions
-    if decisions is not None:
-        decisions = dataclasses.replace(decisions, reference_BJP=decisions.reference_BJP.copy())
-    for start in range(0, len(rows), config.minibatch_rows):
-        chosen = rows[start : start + config.minibatch_rows]
-        piece = _take(batch, chosen, config.minibatch_rows)
-        found = to_host(reference_fn(reference_params, piece))
-        reference_BT[chosen] = found[0][: len(chosen)]
-        if decisions is not None:
-            decisions.reference_BJP[chosen] = found[1][: len(chosen)]
-    return dataclasses.replace(batch, reference_BT=reference_BT, decisions=decisions)

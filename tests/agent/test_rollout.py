@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from autollm_jax.agent import rollout
+from autollm_jax.agent import grpo_rollout, player, rollout
 from autollm_jax.agent.constraint import letters
 from autollm_jax.agent.dialogue import encode_turn, panel_ids
 from autollm_jax.agent.distillation import encode_conversation
@@ -16,9 +16,9 @@ from autollm_jax.evaluation.runner import Game
 from autollm_jax.gym.environment import Episode
 from autollm_jax.models import transformer
 from autollm_jax.rl import sampler
+from autollm_jax.rl.batches import GRPOLoopConfig
 from autollm_jax.rl.grpo import GRPOHyperparameters
 from autollm_jax.rl.logprobs import score_tokens
-from autollm_jax.rl.loop import GRPOLoopConfig
 from autollm_jax.rl.loop import score as score_batch
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from autollm_jax.text.symbols import PANELS
@@ -99,7 +99,7 @@ def test_tokens_trained_on_are_the_tokens_sampled(monkeypatch, model, params, to
 
     monkeypatch.setattr(rollout.sampler, "generate", recording)
     played = play(model, params, tokenizer, starts_of(pairs[:2]))
-    batch = rollout.rollout_batch(played, BUDGET, tokenizer, CONFIG)
+    batch = grpo_rollout.rollout_batch(played, BUDGET, tokenizer, CONFIG)
     assert len(sampled) == 2 * BUDGET
     for (row, turn), ids in sampled.items():
         assert batch.tokens_BT[row][batch.turns_BT[row] == turn].tolist() == ids
@@ -122,7 +122,7 @@ def test_environment_tokens_are_those_of_the_transcript(group, tokenizer):
 def test_recorded_logprobs_equal_those_the_trainer_recomputes(group, model, params, tokenizer):
     _, played = group
     loop_config = GRPOLoopConfig(steps=1, group_size=2, minibatch_rows=4)
-    rolled = rollout.rollout_batch(played, BUDGET, tokenizer, CONFIG)
+    rolled = grpo_rollout.rollout_batch(played, BUDGET, tokenizer, CONFIG)
     batch, _ = score_batch(rolled, GRPOHyperparameters(), loop_config)
     x_BTD = transformer.hidden(
         model, params, batch.tokens_BT[:, :-1], batch.positions_BT[:, :-1],
@@ -154,7 +154,7 @@ def test_a_decision_stands_where_the_panel_is_named_last_and_pays_what_each_woul
     speak(monkeypatch, trusting_drift)
     played = play(model, params, tokenizer, starts)
     batch, plain = (
-        rollout.rollout_batch(played, BUDGET + 1, tokenizer, CONFIG, b) for b in (True, False)
+        grpo_rollout.rollout_batch(played, BUDGET + 1, tokenizer, CONFIG, b) for b in (True, False)
     )
     made, ids_P = batch.decisions, panel_ids(tokenizer)
     assert made.place_BJ[0, BUDGET] == 0 and (made.id_BP == ids_P).all()
@@ -195,7 +195,7 @@ def test_metrics_tell_an_untrained_policy_and_the_constraint(model, params, toke
         starts = starts_of(pairs[:2])
         config = dataclasses.replace(CONFIG, constrained=constrained)
         played = play(model, params, tokenizer, starts, config=config)
-        metrics = rollout.rollout_metrics(played, [start.episode for start in starts])
+        metrics = grpo_rollout.rollout_metrics(played, [start.episode for start in starts])
         assert metrics["invalid_share"] == 1 - constrained and metrics["matched_share"] == 0
         assert (metrics["regret"] == 1) == (not constrained)
         if not constrained:
@@ -207,7 +207,7 @@ def test_the_mean_regret_counts_every_trial(model, params, tokenizer, pairs):
     starts, mesh = starts_of(pairs[:3]), make_mesh(MeshShape(data=2), jax.devices()[:2])
     config = dataclasses.replace(CONFIG, temperature=0.0)
     policy = rollout.Policy(model, params, tokenizer)
-    found = rollout.mean_regret(policy, config, starts, 2, mesh)  # two batches
+    found = player.mean_regret(policy, config, starts, 2, mesh)  # two batches
     regrets = [
         pair.target.outcomes.regrets_R[[trial.row for trial in start.episode.trials]]
         for pair, start in zip(pairs, starts, strict=False)
@@ -237,8 +237,8 @@ def test_what_the_thinking_states_is_checked_in_the_state_in_which_it_was_said(
     decision = decided(start.episode)
     ids = tokenizer.encode(turn_text(decision, ALL))
     speak(monkeypatch, lambda row, turn: ids)
-    player = rollout.policy_player(model, params, tokenizer, CONFIG, rows=1)
-    (said,) = player([Game(start.episode, seed=0)])
+    made = player.policy_player(model, params, tokenizer, CONFIG, rows=1)
+    (said,) = made([Game(start.episode, seed=0)])
     assert len(said["claims"]) == len(start.episode.trials) == BUDGET
     # Said again, the panel's letter of the first state is another's in some later one.
     assert said["claims"][0] | {"words": 0} == {
@@ -261,8 +261,8 @@ def test_only_what_is_scored_is_checked_and_only_what_is_trained_on_knows_hindsi
 def test_a_player_plays_a_game_alike_in_any_batch(model, params, tokenizer, pairs):
     def texts(chosen, rows):
         games = [Game(start.episode, seed=5) for start in starts_of(chosen)]
-        player = rollout.policy_player(model, params, tokenizer, CONFIG, rows=rows)
-        transcripts = player(games)
+        made = player.policy_player(model, params, tokenizer, CONFIG, rows=rows)
+        transcripts = made(games)
         assert all(game.episode.done for game in games)
         return [transcript["text"] for transcript in transcripts]
 
@@ -274,13 +274,13 @@ def test_a_player_plays_a_game_alike_in_any_batch(model, params, tokenizer, pair
 def test_a_players_identity_names_its_parameters(model, params, tokenizer):
     other = jax.tree.map(lambda x: x * 1.01, params)
     identities = {
-        rollout.policy_player(model, p, tokenizer, CONFIG).identity for p in (params, params, other)
+        player.policy_player(model, p, tokenizer, CONFIG).identity for p in (params, params, other)
     }
     assert len(identities) == 2
 
 
 def test_rollouts_of_a_step_are_reproducible(model, params, tokenizer, pairs):
-    roll = rollout.make_rollout(
+    roll = grpo_rollout.make_rollout(
         model, tokenizer, CONFIG,
         lambda step: [functools.partial(lambda n: starts_of(pairs[n : n + 1])[0], step)],
         rollout.Layout(group_size=2),
@@ -296,7 +296,7 @@ def test_groups_of_equal_returns_are_replaced_by_those_of_further_rounds(
     monkeypatch, model, params, tokenizer, pairs
 ):
     """In round 0 no group differs, in round 1 the second does, in round 2 both."""
-    genuine, rounds, config = rollout.play, [], dataclasses.replace(CONFIG, max_new_tokens=8)
+    genuine, rounds, config = grpo_rollout.play, [], dataclasses.replace(CONFIG, max_new_tokens=8)
     returns = [[0, 0, 0, 0], [0, 0, 0, 1], [0, 2, 0, 3], [0, 9, 0, 9]]
 
     def playing(*arguments, **options):
@@ -308,9 +308,9 @@ def test_groups_of_equal_returns_are_replaced_by_those_of_further_rounds(
         rounds.append(number)
         return [functools.partial(lambda p: starts_of([p])[0], pair) for pair in pairs[:2]]
 
-    monkeypatch.setattr(rollout, "play", playing)
+    monkeypatch.setattr(grpo_rollout, "play", playing)
     layout = rollout.Layout(group_size=2)
-    roll = rollout.make_rollout(model, tokenizer, config, starts_of_round, layout, refills=3)
+    roll = grpo_rollout.make_rollout(model, tokenizer, config, starts_of_round, layout, refills=3)
     batch, metrics = roll(params, KEY, 1)
     assert rounds == [4, 5, 6] and metrics["groups_that_differ"] == 0
     # The first free place takes round 1's group, the second the first useful one of round 2.

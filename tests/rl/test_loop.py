@@ -13,16 +13,9 @@ from autollm_jax.cluster import preemption
 from autollm_jax.errors import UserError
 from autollm_jax.models import transformer
 from autollm_jax.rl import sampler
+from autollm_jax.rl.batches import Decisions, GRPOLoopConfig, RolloutBatch, minibatches
 from autollm_jax.rl.grpo import GRPOHyperparameters
-from autollm_jax.rl.loop import (
-    Decisions,
-    GRPOLoopConfig,
-    RolloutBatch,
-    Selection,
-    minibatches,
-    score,
-    train_grpo,
-)
+from autollm_jax.rl.loop import Selection, score, train_grpo
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from autollm_jax.training.loop import Site
 from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer
