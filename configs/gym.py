@@ -142,6 +142,14 @@ def get_config(variant: str = "") -> ConfigDict:
     c.grpo.epochs = 3  # passes over each rollout
     c.grpo.clip_low = 0.2  # probability ratios count from 1 - clip_low ...
     c.grpo.clip_high = 0.28  # ... to 1 + clip_high
+    c.grpo.dual_clip = (
+        0.0  # sampled groups: most that a ratio counts where the reward is low; 0: no
+    )
+    c.grpo.ratio = "token"  # sampled groups: a probability ratio each token, or sequence: each turn
+    c.grpo.importance_cap = (
+        0.0  # sampled groups: most weight against sampler mismatch; 0: no weights
+    )
+    c.grpo.mask_truncated = False  # leave rows that the context cut out of the loss
     c.grpo.kl_coefficient = 0.003  # weight of the divergence from the distilled policy
     c.grpo.speech_coefficient = 0.1  # enumerated members: the same for tokens that decide nothing
     c.grpo.entropy_coefficient = 0.003

@@ -108,6 +108,7 @@ def rollout_batch(
         turn_mask_BJ=turn_mask_BJ,
         allowed=_allowed(played, tokenizer, config) if config.constrained else None,
         decisions=_decisions(played, turns, tokenizer),
+        truncated_B=state.truncated_B,
     )
 
 

@@ -32,7 +32,7 @@ def check(config: ConfigDict) -> None:
     Raises:
       UserError: some do not fit together; one line names them and their values.
     """
-    for rule in (_mesh, _tasks, _weights, _methods, _lengths, _vocabularies):
+    for rule in (_mesh, _tasks, _weights, _objective, _methods, _lengths, _vocabularies):
         for problem in rule(config):
             raise UserError(problem)
     if not config.policy.weights:
@@ -92,6 +92,16 @@ def _weights(config: ConfigDict) -> Iterator[str]:
             f"config.policy.lora_rank={policy.lora_rank} needs matrices in "
             "config.policy.lora_targets, query,value for example"
         )
+
+
+def _objective(config: ConfigDict) -> Iterator[str]:
+    grpo = config.grpo
+    for name, off in (("dual_clip", 0), ("ratio", "token"), ("importance_cap", 0)):
+        if grpo.members == "enumerated" and grpo[name] != off:
+            yield (
+                f"config.grpo.{name}={grpo[name]}: enumerated groups have no probability ratios; "
+                f"accepted is {off} with config.grpo.members=enumerated"
+            )
 
 
 def _methods(config: ConfigDict) -> Iterator[str]:

@@ -330,7 +330,10 @@ def _grpo_batch(job: Job, rows: int) -> UpdateBatch:
     if config.grpo.members == "enumerated":
         places, numbers = shape(np.int32, config.gym.budget), (np.float32, config.gym.budget, P)
         decisions = Decisions(places, shape(*numbers), shape(*numbers), shape(np.int32, P))
-    return _batch(UpdateBatch, rows, T, allowed=allowed, decisions=decisions)
+    turns = shape(np.int32, T) if config.grpo.ratio == "sequence" else None
+    weights = shape(np.float32, T) if config.grpo.importance_cap else None
+    more = {"allowed": allowed, "decisions": decisions, "turns_BT": turns, "weights_BT": weights}
+    return _batch(UpdateBatch, rows, T, **more)
 
 
 # Types of a batch's fields; all other fields (token ids, segments, positions) are i32.

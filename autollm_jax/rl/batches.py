@@ -43,6 +43,7 @@ class RolloutBatch:
     turn_mask_BJ: bool, turns that took place.
     allowed: what a grammar allowed at each sampled token; None without a grammar.
     decisions: what each choice would have brought; None where nobody knows.
+    truncated_B: bool, rows that the context cut; None where nobody told.
     """
 
     tokens_BT: np.ndarray
@@ -53,6 +54,7 @@ class RolloutBatch:
     turn_mask_BJ: np.ndarray
     allowed: Allowed | None = None
     decisions: Decisions | None = None
+    truncated_B: np.ndarray | None = None
 
 
 # (params, key, step) -> the conversations, and metrics to log (reward, regret, ...). It depends on
@@ -67,8 +69,10 @@ class UpdateBatch:
 
     tokens, positions: i32. segments: i32, 1 on a row's tokens and 0 after its end (the attention
     mask). mask: bool, sampled tokens (the loss mask). behaviour, reference: f32 log-probabilities
-    of the sampled tokens. advantages: f32. allowed and decisions: as in `RolloutBatch`; decisions
-    are there for enumerated groups alone.
+    of the sampled tokens; with importance weights the behaviour is the trainer's. advantages: f32.
+    allowed and decisions: as in `RolloutBatch`; decisions are there for enumerated groups alone.
+    turns: i32, as in `RolloutBatch`; None but for ratios of sequences. weights: f32, factors of the
+    objective; None for 1.
     """
 
     tokens_BT: jax.Array
@@ -80,6 +84,8 @@ class UpdateBatch:
     advantages_BT: jax.Array
     allowed: Allowed | None = None
     decisions: Decisions | None = None
+    turns_BT: jax.Array | None = None
+    weights_BT: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,7 +37,7 @@ from autollm_jax.rl.batches import (
 )
 from autollm_jax.rl.grpo import GRPOHyperparameters, token_advantages, turn_advantages
 from autollm_jax.rl.logprobs import Allowed
-from autollm_jax.rl.objective import jit_reference, jit_update, with_reference
+from autollm_jax.rl.objective import jit_reference, jit_update, with_reference, with_weights
 from autollm_jax.sharding.hosts import to_devices
 from autollm_jax.sharding.rules import tree_shardings
 from autollm_jax.training.loop import Site
@@ -219,6 +219,10 @@ def _improve(
     if hp.kl_coefficient or batch.decisions is not None:
         reference = programs.reference, programs.reference_params
         batch = with_reference(batch, rows, *reference, config)
+    of_weights = {}
+    if hp.importance_cap:
+        params = lora.join(programs.frozen, state.params)
+        batch, of_weights = with_weights(batch, rows, programs.reference, params, hp, config)
     for minibatch in minibatches(batch, rows, config, seed):
         state, update_metrics = programs.step(state, minibatch, programs.frozen)
         losses.append(update_metrics)
@@ -228,6 +232,7 @@ def _improve(
         metrics[name] = float(np.mean([entry[name] for entry in losses]))
     if losses:  # in the first update alone sampler and trainer have the same parameters
         metrics["logprob_gap"] = float(losses[0]["logprob_gap"])
+    metrics |= of_weights
     metrics["updates"] = len(losses)
     metrics["update_seconds"] = time.perf_counter() - began
     return state, metrics
@@ -241,6 +246,7 @@ def score(
     Returns:
       The batch, on the host and with the behaviour policy as its reference; and informative_B, True
       on rows of groups whose members differ in some advantage. Other rows would only add their KL.
+      Rows that do not count since they were cut still are in their group's mean.
 
     Raises:
       ValueError: if a reward is not finite, or the rows do not make whole groups.
@@ -273,6 +279,11 @@ def score(
         informative_B = (np.ptp(rewards_BJP, axis=-1) > 0).any(-1)
         mask_BT = mask_BT.copy()
         mask_BT[np.arange(B)[:, None], decisions.place_BJ] = False
+    if hp.mask_truncated:
+        if played.truncated_B is None:
+            raise ValueError("nobody told which rows the context cut")
+        informative_B, mask_BT = informative_B & ~played.truncated_B, mask_BT.copy()
+        mask_BT[played.truncated_B] = False
     batch = UpdateBatch(
         tokens_BT=played.tokens_BT[:, :T],
         positions_BT=positions_BT,
@@ -283,5 +294,6 @@ def score(
         advantages_BT=advantages_BT,
         allowed=allowed,
         decisions=decisions,
+        turns_BT=turns_BT if hp.ratio == "sequence" else None,
     )
     return batch, informative_B

@@ -15,8 +15,14 @@ from jax.sharding import Mesh
 
 from autollm_jax.models import lora, transformer
 from autollm_jax.models.transformer import TransformerConfig
-from autollm_jax.rl.batches import UpdateBatch, take
-from autollm_jax.rl.grpo import GRPOHyperparameters, decision_loss, grpo_loss
+from autollm_jax.rl.batches import GRPOLoopConfig, UpdateBatch, take
+from autollm_jax.rl.grpo import (
+    FAR_ABOVE,
+    GRPOHyperparameters,
+    decision_loss,
+    grpo_loss,
+    turn_means,
+)
 from autollm_jax.rl.logprobs import choice_logprobs, score_tokens
 from autollm_jax.sharding.hosts import to_host
 from autollm_jax.sharding.rules import batch_sharding
@@ -43,6 +49,8 @@ def policy_loss(model: TransformerConfig, hp: GRPOHyperparameters, params, batch
         batch.advantages_BT,
         batch.mask_BT,
         dataclasses.replace(hp, **of_speech),
+        batch.turns_BT,
+        batch.weights_BT,
     )
     if batch.decisions is None:
         return loss, count, metrics
@@ -91,16 +99,79 @@ def jit_reference(model: TransformerConfig, hp: GRPOHyperparameters, mesh: Mesh)
     return reference
 
 
-def with_reference(batch, rows, reference_fn, reference_params, config) -> UpdateBatch:
-    """Fill in the reference's log-probabilities and logits for the given rows."""
-    reference_BT, decisions = np.array(batch.reference_BT), batch.decisions
+def with_reference(batch: UpdateBatch, rows, score_fn, reference_params, config) -> UpdateBatch:
+    """Fill in the reference's log-probabilities and logits for the given rows.
+
+    Args:
+      batch: on the host.
+      rows: rows that will be learned from.
+      score_fn: from `jit_reference`.
+      reference_params: all parameters of the reference.
+      config: its `minibatch_rows` are computed at once.
+    """
+    reference_BT, logits_BJP = _scores(batch, rows, score_fn, reference_params, config)
+    decisions = batch.decisions
     if decisions is not None:
-        decisions = dataclasses.replace(decisions, reference_BJP=decisions.reference_BJP.copy())
+        decisions = dataclasses.replace(decisions, reference_BJP=logits_BJP)
+    return dataclasses.replace(batch, reference_BT=reference_BT, decisions=decisions)
+
+
+def with_weights(
+    batch: UpdateBatch, rows, score_fn, params, hp: GRPOHyperparameters, config: GRPOLoopConfig
+) -> tuple[UpdateBatch, dict[str, float]]:
+    """Weigh tokens by the policy's probability in the trainer over that in the sampler.
+
+    The sampler's kernels, types and (in one-step-off rollouts) parameters are others than the
+    trainer's, so its tokens are drawn from another distribution than the one that the ratio of the
+    clipped objective starts from. The ratio gets the trainer's log-probabilities before the first
+    update, and the difference becomes a weight, truncated at `hp.importance_cap`. With ratios of
+    sequences, weights are of turns too.
+
+    Args:
+      batch: on the host, its behaviour the sampler's.
+      rows: rows that will be learned from.
+      score_fn: from `jit_reference`.
+      params: all parameters of the policy before its update.
+      hp: `importance_cap`, `ratio`.
+      config: its `minibatch_rows` are computed at once.
+
+    Returns:
+      The batch, and statistics over the rows' tokens: mean and largest weight before truncation,
+      the share that is truncated, the effective sample size (sum of weights squared over the sum of
+      their squares) as a share of the tokens, and the mean |difference| of log-probabilities, nats.
+
+    Source: truncated importance sampling (Ionides 2008); the objective in two parts is AReaL's,
+    arXiv 2505.24298, equation 5.
+    """
+    old_BT, _ = _scores(batch, rows, score_fn, params, config)
+    gap_BT = np.where(batch.mask_BT, old_BT - batch.behaviour_BT, 0).astype(np.float32)
+    if hp.ratio == "sequence":
+        gap_BT = np.asarray(turn_means(gap_BT, batch.turns_BT, batch.mask_BT)[0])
+    ratio_BT = np.exp(np.minimum(gap_BT, FAR_ABOVE))
+    weights_BT = np.minimum(ratio_BT, np.float32(hp.importance_cap))
+    batch = dataclasses.replace(batch, behaviour_BT=old_BT, weights_BT=weights_BT)
+    counted = batch.mask_BT[rows]
+    if not counted.any():
+        return batch, {}
+    ratios, weights = ratio_BT[rows][counted], weights_BT[rows][counted].astype(np.float64)
+    return batch, {
+        "importance_mean": float(ratios.mean(dtype=np.float64)),
+        "importance_max": float(ratios.max()),
+        "importance_truncated": float((ratios > hp.importance_cap).mean()),
+        "importance_sample_size": float(weights.sum() ** 2 / (weights**2).mean() / weights.size**2),
+        "logprob_gap": float(np.abs(gap_BT[rows][counted]).mean()),
+    }
+
+
+def _scores(batch: UpdateBatch, rows, score_fn, params, config) -> tuple:
+    """Compute some rows' log-probabilities [B, T] and choices' logits; others stay as they are."""
+    logprobs_BT, decisions = np.array(batch.behaviour_BT), batch.decisions
+    logits_BJP = None if decisions is None else decisions.reference_BJP.copy()
     for start in range(0, len(rows), config.minibatch_rows):
         chosen = rows[start : start + config.minibatch_rows]
         piece = take(batch, chosen, config.minibatch_rows)
-        found = to_host(reference_fn(reference_params, piece))
-        reference_BT[chosen] = found[0][: len(chosen)]
-        if decisions is not None:
-            decisions.reference_BJP[chosen] = found[1][: len(chosen)]
-    return dataclasses.replace(batch, reference_BT=reference_BT, decisions=decisions)
+        found = to_host(score_fn(params, piece))
+        logprobs_BT[chosen] = found[0][: len(chosen)]
+        if logits_BJP is not None:
+            logits_BJP[chosen] = found[1][: len(chosen)]
+    return logprobs_BT, logits_BJP

@@ -35,6 +35,7 @@ SETTINGS = {
     "clip_low": 0.3, "clip_high": 0.4, "kl_coefficient": 0.05, "entropy_coefficient": 0.01,
     "temperature": 0.6, "normalisation": "none", "credit": "episode",
     "speech_coefficient": 0.2, "members": "sampled", "refills": 0, "kept_out": 0,
+    "dual_clip": 3.0, "ratio": "sequence", "importance_cap": 2.0, "mask_truncated": True,
 }  # fmt: skip
 # Largest mean |log-probability of the sampler - that of the trainer|, nats a token, before a step.
 LARGEST_GAP = {"float32": 1e-4, "bfloat16": 0.02}
@@ -171,6 +172,7 @@ def test_enumerated_groups_learn_from_decisions_and_the_best_policy_is_kept(
     tmp_path, monkeypatch, recipes, tokenizer
 ):
     grpo = {"members": "enumerated", "kept_out": 2, "evaluate_every": 2}
+    grpo |= {"dual_clip": 0.0, "ratio": "token", "importance_cap": 0.0}
     record = run(tmp_path, monkeypatch, recipes, tokenizer, grpo)
     assert {hp.members for hp in record.hyperparameters} == {"enumerated"}
     rows = [row for row in record.rows if "decision_kl" in row]
@@ -231,7 +233,7 @@ def test_a_schedule_that_decays_ends_with_the_last_update(tmp_path):
     """A rollout of 8 rows in minibatches of 3, two epochs: six updates."""
     config = small_config(minibatch_rows=3, epochs=2)
     rows = np.arange(GROUPS * G)
-    columns = [rows[:, None]] * (len(dataclasses.fields(batches.UpdateBatch)) - 2)
+    columns = [rows[:, None]] * (len(dataclasses.fields(batches.UpdateBatch)) - 4)
     settings = batches.GRPOLoopConfig(STEPS, G, minibatch_rows=3, epochs=2)
     a_rollout = len(
         list(batches.minibatches(batches.UpdateBatch(*columns), rows, settings, seed=0))
