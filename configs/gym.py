@@ -160,6 +160,8 @@ def get_config(variant: str = "") -> ConfigDict:
     c.grpo.credit = "turn"  # turn: a token gets the rewards from its turn on; or episode
     c.grpo.kept_out = 32  # pairs of other families, to find the best policy; 0: the last is best
     c.grpo.evaluate_every = 6  # steps between two looks at them
+    c.grpo.off_policy_steps = 0  # 1: play a step while the one before is learned, on a split mesh
+    c.grpo.player_replicas = 1  # replicas of the mesh's data axis that play then; the rest trains
     c.grpo.save_every = 10  # steps
     c.grpo.optimizer = optimizer(5e-4, warmup_fraction=0.1, decay="cosine", weight_decay=0.0)
 

@@ -279,6 +279,8 @@ TRAINING_RULES = {
     "grpo.temperature": number(0, open="low"),
     "grpo.normalisation": one_of(*NORMALISATIONS),
     "grpo.credit": one_of(*CREDITS),
+    "grpo.off_policy_steps": whole(0, 1),
+    "grpo.player_replicas": COUNT,
     "grpo.save_every": COUNT,
     "evaluation.seeds": SEEDS,
     "evaluation.temperature": number(0),

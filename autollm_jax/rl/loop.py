@@ -8,6 +8,8 @@
       5. report, and save periodically; a pre-emption saves and ends the job here or, in a single
          process, in 1.
 
+With a mesh of their own for the players, 1. is one step ahead of the others (`ahead.py`).
+
 Letters: N groups, G members, B = N * G rows, T tokens, J turns, M rows of a minibatch.
 """
 
@@ -28,6 +30,7 @@ from autollm_jax.cluster import distributed, preemption
 from autollm_jax.errors import UserError
 from autollm_jax.models import lora, transformer
 from autollm_jax.models.transformer import TransformerConfig
+from autollm_jax.rl.ahead import Ahead, rollout_key
 from autollm_jax.rl.batches import (
     GRPOLoopConfig,
     Rollout,
@@ -86,6 +89,7 @@ def train_grpo(
     site: Site,
     key: jax.Array,
     selection: Selection | None = None,
+    player_mesh: Mesh | None = None,
 ) -> TrainState:
     """Train a policy by GRPO; resume from the newest checkpoint.
 
@@ -99,6 +103,8 @@ def train_grpo(
       site: mesh, checkpoints and work directory; metrics go under stage `grpo`.
       key: randomness; step i uses only its i-th descendants.
       selection: how the best policy is found and kept; None keeps none but the last.
+      player_mesh: devices that play each rollout beside the update before it, none of them in
+        `site`'s mesh; None plays and updates in turn, on `site`'s.
 
     Returns:
       The state after the last step, its parameters the trained policy; with LoRA, its factors.
@@ -111,26 +117,32 @@ def train_grpo(
     writer = MetricsWriter(site.workdir, "grpo", first_step=first)
     hidden = None if distributed.is_main() else True
     bar = tqdm(total=config.steps, initial=first, desc="grpo", unit="step", disable=hidden)
+    ahead = None
+    if player_mesh is not None:
+        folder = site.checkpoints.directory.with_name(f"{site.checkpoints.directory.name}_ahead")
+        ahead = Ahead(rollout, model, programs.frozen, player_mesh, folder, key, config.steps)
     with preemption.deferred(site.mesh) as asked_to_stop:
         for step in range(first, config.steps):
-            rollout_key, order_key = jax.random.split(jax.random.fold_in(key, step))
-            began = time.perf_counter()  # 1. Roll out.
-            try:
-                with preemption.interruptible(), jax.set_mesh(site.mesh):
-                    params = lora.join(programs.frozen, state.params)
-                    played, metrics = rollout(params, rollout_key, step)
+            _, order_key = jax.random.split(jax.random.fold_in(key, step))
+            params = lora.join(programs.frozen, state.params)
+            try:  # 1. Roll out.
+                if ahead is None:
+                    played, metrics = _roll_out(rollout, params, rollout_key(key, step), step, site)
+                else:
+                    played, metrics = ahead.take(step, state.params)
             except preemption.Preempted:
                 if step > first and step % config.save_every:  # as 5. would have
                     site.checkpoints.save(step, state, {"step": step})
                 site.checkpoints.wait()
                 raise
-            metrics = metrics | {"rollout_seconds": time.perf_counter() - began}
-            metrics |= _select(selection, step, config.steps, state, params, site)
+            metrics = metrics | _select(selection, step, config.steps, state, params, site)
             seed = int(jax.random.bits(order_key))  # 2. to 4. Score and update.
             state, of_updates = _improve(programs, state, played, hp, config, seed)
             _report(step, metrics | of_updates, writer, bar)  # 5. Report and save.
             done, stopping = step + 1, asked_to_stop()
             if done % config.save_every == 0 or done == config.steps or stopping:
+                if ahead is not None:
+                    ahead.save(done)
                 site.checkpoints.save(done, state, {"step": done})
             if stopping:
                 site.checkpoints.wait()
@@ -139,9 +151,21 @@ def train_grpo(
         params = lora.join(programs.frozen, state.params)
         if last := _select(selection, config.steps, config.steps, state, params, site):
             writer.write(config.steps, last)
+    if ahead is not None:
+        ahead.close()
     bar.close()
     writer.close()
     return state
+
+
+def _roll_out(
+    rollout: Rollout, params, key: jax.Array, step: int, site: Site
+) -> tuple[RolloutBatch, dict[str, float]]:
+    """Play a step's rollout on the trainer's own mesh; a pre-emption may end it."""
+    began = time.perf_counter()
+    with preemption.interruptible(), jax.set_mesh(site.mesh):
+        played, metrics = rollout(params, key, step)
+    return played, metrics | {"rollout_seconds": time.perf_counter() - began}
 
 
 def _select(

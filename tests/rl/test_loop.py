@@ -3,6 +3,7 @@ import functools
 import json
 import os
 import signal
+import threading
 
 import jax
 import numpy as np
@@ -13,11 +14,13 @@ from autollm_jax.cluster import preemption
 from autollm_jax.errors import UserError
 from autollm_jax.models import transformer
 from autollm_jax.rl import sampler
+from autollm_jax.rl.ahead import load_rollout, save_rollout
 from autollm_jax.rl.batches import Decisions, GRPOLoopConfig, RolloutBatch, minibatches
 from autollm_jax.rl.grpo import GRPOHyperparameters
+from autollm_jax.rl.logprobs import Allowed
 from autollm_jax.rl.loop import Selection, score, train_grpo
 from autollm_jax.rl.objective import policy_loss, with_weights
-from autollm_jax.sharding.mesh import MeshShape, make_mesh
+from autollm_jax.sharding.mesh import MeshShape, make_mesh, split_mesh
 from autollm_jax.training.loop import Site
 from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer
 
@@ -284,6 +287,104 @@ def test_ratios_of_sequences_the_second_clip_and_weights_reach_the_loss():
     weighted = dataclasses.replace(batch, weights_BT=np.full_like(batch.behaviour_BT, 0.5))
     losses["weighted"], _, _ = policy_loss(MODEL, HP, start_params(), weighted)
     assert len({float(loss) for loss in losses.values()}) == 4
+
+
+def ahead_meshes():
+    return split_mesh(make_mesh(MeshShape(data=2), jax.devices()[:2]), 1)
+
+
+def train_ahead(path, rollout=even_tokens_pay, steps=6, selection=None):
+    players, trainers = ahead_meshes()
+    optimizer = make_optimizer(
+        OptimizerConfig(learning_rate=1e-2, decay="constant", weight_decay=0.0), 100
+    )
+    site = Site(trainers, Checkpoints(path / "grpo"), path)
+    settings = config(steps, epochs=1, minibatch_rows=32)
+    return train_grpo(
+        MODEL, HP, settings, optimizer, rollout, start_params(), site, jax.random.key(7),
+        selection, players,
+    )  # fmt: skip
+
+
+def weights(params):
+    return np.asarray(params["embedding"]).tobytes()
+
+
+@pytest.fixture(scope="module")
+def ahead_run(tmp_path_factory):
+    """Six steps, the policies that played them and the policies before their updates."""
+    path, played, before, looked = tmp_path_factory.mktemp("ahead"), {}, [], threading.Event()
+
+    def rollout(params, key, step):
+        played[step] = weights(params), params["embedding"].devices()
+        # Step 0's update has not begun, nor will it before the look that follows this rollout's
+        # start: a rollout in turn with the updates would wait in vain.
+        assert step == 0 or looked.wait(120)
+        return even_tokens_pay(params, key, step)
+
+    def look(params):
+        before.append(weights(params))
+        looked.set()
+        return 1.0 - len(before) / 100
+
+    selection = Selection(look, 1, Checkpoints(path / "best"))
+    state = train_ahead(path, rollout, selection=selection)
+    return path, state, played, before
+
+
+def test_a_rollout_one_step_off_is_played_beside_the_update_by_the_policy_before_it(ahead_run):
+    path, _, played, before = ahead_run
+    assert len(set(before)) == len(before) == 7
+    assert [played[step][0] for step in range(6)] == [before[max(step - 1, 0)] for step in range(6)]
+    players, trainers = ahead_meshes()
+    assert all(devices == set(players.devices.flat) for _, devices in played.values())
+    assert not set(players.devices.flat) & set(trainers.devices.flat)
+    rows = [row for row in metrics_of(path) if "rollout_wait_seconds" in row]
+    assert len(rows) == 6 and max(row["logprob_gap"] for row in rows[1:]) > 1e-3
+
+
+@pytest.mark.usefixtures("listening")
+def test_rollouts_one_step_off_resume_as_if_nothing_had_happened(ahead_run, tmp_path):
+    def stopped(params, key, step):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return even_tokens_pay(params, key, step)
+
+    def killed(params, key, step):
+        if step == 5:
+            raise RuntimeError("killed")
+        return even_tokens_pay(params, key, step)
+
+    with pytest.raises(preemption.Preempted):
+        train_ahead(tmp_path, stopped)
+    preemption._asked.clear()
+    saved = Checkpoints(tmp_path / "grpo").latest()
+    assert (tmp_path / "grpo_ahead" / f"{saved}.npz").exists() and 2 <= saved <= 4
+    with pytest.raises(RuntimeError, match="killed"):
+        train_ahead(tmp_path, killed)
+    resumed = train_ahead(tmp_path)
+    for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(ahead_run[1]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert len(list((tmp_path / "grpo_ahead").iterdir())) <= 2
+
+
+def test_a_saved_rollout_reads_back_whole(tmp_path):
+    plain = decided_batch()
+    free_BV = np.arange(48).reshape(4, 12) % 2 == 0
+    allowed = Allowed(plain.turns_BT > 0, np.ones((4, 8, 2), np.int32), free_BV)
+    full = dataclasses.replace(plain, allowed=allowed, truncated_B=np.arange(4) > 2)
+    for batch in (full, dataclasses.replace(plain, decisions=None)):
+        save_rollout(tmp_path / "1.npz", batch, {"reward": np.float32(0.5)})
+        read, metrics = load_rollout(tmp_path / "1.npz")
+        assert metrics == {"reward": 0.5}
+        assert jax.tree.structure(read) == jax.tree.structure(batch)
+        jax.tree.map(np.testing.assert_array_equal, read, batch)
+
+
+def test_a_mesh_that_cannot_be_split_is_a_users_error():
+    mesh = make_mesh(MeshShape(data=2), jax.devices()[:2])
+    with pytest.raises(UserError, match="player_replicas=2 of 2 replicas"):
+        split_mesh(mesh, 2)
 
 
 ENUMERATED = dataclasses.replace(HP, members="enumerated")
