@@ -104,6 +104,9 @@ def get_config(variant: str = "") -> ConfigDict:
     c.rollout = ConfigDict()  # how the policy plays, in GRPO and in evaluation
     c.rollout.cache_block = 800  # tokens by which the KV cache grows; each size compiles once
     c.rollout.chunk = 160  # tokens of an answer that the policy reads at once
+    c.rollout.cache_doubling = False  # the KV cache doubles instead: fewer sizes to compile
+    c.rollout.rows = 0  # GRPO: most episodes side by side, others wait for their rows; 0: all
+    c.rollout.ended_share = 1.0  # share of turns that have ended when the environment answers
 
     c.curate = ConfigDict()
     c.curate.distill_pairs = 300  # (target, evidence) pairs to simulate

@@ -45,7 +45,11 @@ def make_rollout(
         these take the place of groups whose members all earned the same.
 
     Returns:
-      rollout(params, key, step) -> (RolloutBatch, metrics).
+      rollout(params, key, step) -> (RolloutBatch, metrics): those of the first round, and
+      `groups_that_differ`, the share of its groups whose returns differ, and `rounds`.
+
+    Refills are DAPO's dynamic sampling (arXiv 2503.14476, section 3.2) with a bound: groups that
+    still do not differ after the last round are left out of the loss.
     """
 
     def play_round(params, key, number):
@@ -61,10 +65,11 @@ def make_rollout(
         first = step * (refills + 1)
         batch, metrics = play_round(params, key, first)
         informative_B = _differ(batch, layout.group_size)
-        metrics["groups_that_differ"] = float(informative_B.mean())
+        metrics["groups_that_differ"], metrics["rounds"] = float(informative_B.mean()), 1
         for more in range(1, refills + 1):
             if informative_B.all():
                 break
+            metrics["rounds"] += 1
             fresh, _ = play_round(params, jax.random.fold_in(key, more), first + more)
             useful = np.flatnonzero(_differ(fresh, layout.group_size))
             useless = np.flatnonzero(~informative_B)
@@ -161,8 +166,10 @@ def rollout_metrics(played: Played, episodes: Sequence[Episode]) -> dict[str, fl
 
     Returns:
       reward (per episode), regret (at its end), invalid_share and matched_share (of trials),
-      truncated_share (of episodes), turn_tokens, tokens_per_second (sampled ones), idle_ratio (the
-      share of time in which the policy waited for the environment).
+      truncated_share (of episodes), turn_tokens, tokens_per_second (sampled ones; those of a device
+      are rollout_tokens_per_second_per_device), idle_ratio (the share of time in which the policy
+      waited for the environment), idle_rows (the share of rows that do not speak, over the decoding
+      steps).
     """
     trials = [trial for episode in episodes for trial in episode.trials]
     turns = sum(len(row) for row in played.rewards)
@@ -175,6 +182,8 @@ def rollout_metrics(played: Played, episodes: Sequence[Episode]) -> dict[str, fl
         "truncated_share": float(np.mean(played.state.truncated_B)),
         "turn_tokens": sampled / max(turns, 1),
         "tokens_per_second": sampled / played.seconds,
+        "rollout_tokens_per_second_per_device": sampled / played.seconds / played.devices,
+        "idle_rows": 1 - sampled / max(played.row_steps, 1),
         "idle_ratio": played.idle_seconds / played.seconds,
     }
 

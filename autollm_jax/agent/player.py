@@ -20,11 +20,8 @@ def mean_regret(
     policy: Policy, config: PlayConfig, starts: Sequence[Start], rows: int, mesh: Mesh
 ) -> float:
     """Play episodes, so many rows at once; return their mean regret over all trials."""
-    rows = even_rows(min(rows, len(starts)), mesh)
-    layout = Layout(rows=rows, mesh=mesh)
-    for first in range(0, len(starts), rows):
-        batch = starts[first : first + rows]
-        play(policy, config, batch, range(first, first + len(batch)), jax.random.key(0), layout)
+    layout = Layout(rows=even_rows(min(rows, len(starts)), mesh), mesh=mesh)
+    play(policy, config, starts, range(len(starts)), jax.random.key(0), layout)
     return float(
         np.mean(
             [
@@ -59,21 +56,18 @@ class PolicyPlayer:
         return self.mesh is not None and len(processes_of(self.mesh)) > 1
 
     def __call__(self, games: Sequence) -> list[dict]:
-        transcripts = []
-        for start in range(0, len(games), self.rows):
-            batch = games[start : start + self.rows]
-            starts = [Start(game.episode, order=game.seed) for game in batch]
-            seeds = [row_seed(game.episode.setting.id, game.seed) for game in batch]
-            policy = Policy(self.model, self.params, self.tokenizer)
-            layout = Layout(rows=self.rows, mesh=self.mesh)
-            played = play(
-                policy, self.config, starts, seeds, jax.random.key(0), layout, scored=True
-            )
-            transcripts += [
-                {"text": prompts.render(turns), "claims": list(map(dataclasses.asdict, audits))}
-                for turns, audits in zip(played.transcripts, played.audits, strict=True)
-            ]
-        return transcripts
+        if not games:
+            return []
+        starts = [Start(game.episode, order=game.seed) for game in games]
+        seeds = [row_seed(game.episode.setting.id, game.seed) for game in games]
+        policy = Policy(self.model, self.params, self.tokenizer)
+        layout = Layout(rows=self.rows, mesh=self.mesh)
+        key = jax.random.key(0)
+        played = play(policy, self.config, starts, seeds, key, layout, scored=True)
+        return [
+            {"text": prompts.render(turns), "claims": list(map(dataclasses.asdict, audits))}
+            for turns, audits in zip(played.transcripts, played.audits, strict=True)
+        ]
 
 
 def row_seed(name: str, seed: int) -> int:

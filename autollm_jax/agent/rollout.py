@@ -1,9 +1,10 @@
 """Plays episodes with a policy; `grpo_rollout.py` does so for training, `player.py` for a score.
 
     until every episode is over:
-      1. generate: the policy takes a turn in every row
+      1. speak: the policy takes a turn in every row, until enough rows have ended theirs
       2. answer: the environment decodes the turns, reads them as actions and runs these
-      3. append: the answers are encoded, once, and added to their rows
+      3. refill: groups that are over make room for waiting ones
+      4. append: answers and first prompts are encoded, once, and added to their rows
 
 Rows keep the sampled tokens unchanged: the environment and people read decoded text, and decoded
 text is never encoded again.
@@ -45,6 +46,8 @@ class PlayConfig:
     constrained: each turn names a candidate (`agent.constraint`), so that none is invalid.
     full: whether the policy reads full texts or brief ones (`text.prompts`).
     failing: an adviser that is wrong on purpose (`forecasts.advisers.counsel`).
+    ended_share: share of the speaking rows whose turns have ended when these are answered; the
+      others speak on afterwards.
     """
 
     sampler: SamplerConfig
@@ -53,6 +56,7 @@ class PlayConfig:
     constrained: bool = True
     full: bool = False
     failing: str = ""
+    ended_share: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +73,8 @@ class Layout:
     """How episodes lie in a batch.
 
     group_size: so many neighbours are copies of one episode; they share the reading of its prompt.
-    rows: the batch's size, a multiple of the group's, filled up with empty rows; the number of
-      episodes by default. Each size compiles once.
+    rows: the batch's size, a multiple of the group's; the number of episodes by default. Further
+      episodes wait for rows, too few are filled up with empty rows. Each size compiles once.
     mesh: as in `sampler.init_state`.
     """
 
@@ -93,6 +97,8 @@ class Played:
     offers: the candidates, and the panels' picks among them, at each agent turn.
     idle_seconds: time in which the policy waited for texts, tokens, parsing and look-ups.
     seconds: time in all.
+    row_steps: decoding steps times rows of the batch.
+    devices: that played.
     """
 
     state: SamplerState
@@ -103,6 +109,8 @@ class Played:
     offers: list[list[Offer]]
     idle_seconds: float
     seconds: float
+    row_steps: int
+    devices: int
 
 
 def play(
@@ -137,68 +145,147 @@ def play(
             scope.enter_context(jax.set_mesh(mesh))
         bar = scope.enter_context(_bar("play" if scored else "", episodes))
         environment = EnvironmentTurns(policy.tokenizer, starts, config, scored)
-        chunks = _openings(environment, config, len(episodes), layout.group_size)
+        seats = _Seats(len(episodes), layout, seeds)
+        chunks = _openings(environment, config, seats.begin(), layout.group_size)
         idle = time.perf_counter() - began
         params = transformer.for_decoding(policy.model, policy.params)
         policy = dataclasses.replace(policy, params=params)
-        state = _read_openings(policy, config, chunks, seeds, layout)
-        active_B = np.arange(len(state.length_B)) < len(episodes)
-        while active_B.any():
-            state, seconds = _turns(policy, config, environment, state, active_B, key)
-            idle, entered = idle + seconds, time.perf_counter()
-            chunks = _answers(environment, state, active_B)
+        state = _read_openings(policy, config, chunks, seats, layout)
+        active_B, speakers = seats.episode_B >= 0, None
+        while seats.waiting or not seats.over_B.all():
+            entered = time.perf_counter()
+            grammar = _grammar(policy, config, environment, seats)
             idle += time.perf_counter() - entered
+            state, speakers, ended_B = _speak(
+                policy, config, state, key, active_B, speakers, grammar
+            )
+            entered = time.perf_counter()
+            chunks = _answers(environment, state, ended_B, seats.episode_B)
             bar.update(sum(map(bool, chunks)))
+            seats.over_B |= ended_B & ~np.array([bool(chunk) for chunk in chunks])
+            state, fresh_B = seats.refill(state, layout.group_size)
+            for row in np.flatnonzero(fresh_B)[:: layout.group_size]:
+                group = seats.episode_B[row : row + layout.group_size]
+                (chunks[row],) = _openings(environment, config, group, layout.group_size)
+            idle += time.perf_counter() - entered
             state = sampler.append(policy.model, params, config.sampler, state, chunks)
-            active_B = np.array([bool(chunk) for chunk in chunks]) & ~to_host(state.truncated_B)
+            if fresh_B.any() and layout.group_size > 1:
+                state = sampler.share(state, fresh_B, layout.group_size)
+            read_B = np.array([bool(chunk) for chunk in chunks]) | fresh_B
+            active_B = read_B & ~to_host(state.truncated_B)
+            seats.over_B |= read_B & ~active_B
         for episode in episodes:
             if not episode.done:  # out of context
                 episode.finish()
-        state = dataclasses.replace(state, cache=(), logits_BV=np.zeros((len(chunks), 0)))
-        state = jax.tree.map(lambda x: to_host(x)[: len(episodes)], state)
-    seconds = time.perf_counter() - began
+        seats.keep(state, seats.episode_B >= 0)
+    seconds, steps = time.perf_counter() - began, 0 if speakers is None else speakers.steps
     return Played(
-        state, environment.transcripts, environment.rewards, environment.audits,
+        seats.whole(), environment.transcripts, environment.rewards, environment.audits,
         environment.hindsight, environment.offers, idle, seconds,
+        steps * len(seats.episode_B), 1 if mesh is None else mesh.size,
     )  # fmt: skip
 
 
+class _Seats:
+    """Which episode each row of a batch plays; waiting episodes take the rows of finished ones.
+
+    episode_B: the episode of each row, -1 in an empty one.
+    over_B: rows whose episode is over.
+    """
+
+    def __init__(self, episodes: int, layout: Layout, seeds: Sequence[int]):
+        rows = layout.rows or episodes
+        self._seeds = np.asarray(seeds, np.uint32)
+        self._next, self._episodes = min(rows, episodes), episodes
+        self.episode_B = np.where(np.arange(rows) < self._next, np.arange(rows), -1)
+        self.over_B = self.episode_B < 0
+        self._kept: list[SamplerState | None] = [None] * episodes
+
+    @property
+    def seeds_B(self) -> np.ndarray:
+        """The rows' seeds; 0 in empty ones."""
+        return np.where(self.episode_B >= 0, self._seeds[self.episode_B], 0).astype(np.uint32)
+
+    @property
+    def waiting(self) -> int:
+        """How many episodes wait for rows."""
+        return self._episodes - self._next
+
+    def begin(self) -> np.ndarray:
+        """Return the episodes that begin at once."""
+        return np.arange(self._next)
+
+    def refill(self, state: SamplerState, group_size: int) -> tuple[SamplerState, np.ndarray]:
+        """Give the rows of groups that are over to waiting ones.
+
+        Returns:
+          The state, and the rows that have a new episode, whose opening is still to be read.
+        """
+        over_N = self.over_B.reshape(-1, group_size).all(1)
+        fresh_B = np.zeros_like(self.over_B)
+        groups = np.flatnonzero(over_N)[: self.waiting // group_size]
+        if not len(groups):
+            return state, fresh_B
+        rows = (groups[:, None] * group_size + np.arange(group_size)).ravel()
+        fresh_B[rows] = True
+        self.keep(state, fresh_B & (self.episode_B >= 0))
+        self.episode_B[rows] = np.arange(self._next, self._next + len(rows))
+        self._next += len(rows)
+        self.over_B[rows] = False
+        return sampler.renew(state, fresh_B, self.seeds_B), fresh_B
+
+    def keep(self, state: SamplerState, rows_B: np.ndarray) -> None:
+        """Copy some rows to the host."""
+        state = dataclasses.replace(state, cache=(), logits_BV=np.zeros((len(rows_B), 0)))
+        state = jax.tree.map(to_host, state)
+        for row in np.flatnonzero(rows_B):
+            one = jax.tree.map(lambda x, row=row: x[row], state)
+            self._kept[self.episode_B[row]] = one
+
+    def whole(self) -> SamplerState:
+        """Return the rows of all episodes, in their order."""
+        return jax.tree.map(lambda *rows: np.stack(rows), *self._kept)
+
+
 def _read_openings(
-    policy: Policy, config: PlayConfig, chunks, seeds: Sequence[int], layout: Layout
+    policy: Policy, config: PlayConfig, chunks, seats: _Seats, layout: Layout
 ) -> SamplerState:
     """Read each group's first prompt once, then copy its row for each member."""
-    rows, group_size = layout.rows or len(seeds), layout.group_size
-    empty = rows - len(seeds)
-    seeds = [*seeds, *[0] * empty]
-    chunks = [*chunks, *[[]] * (empty // group_size)]
-    state = sampler.init_state(policy.model, config.sampler, seeds[::group_size], layout.mesh)
+    seeds_B, group_size = seats.seeds_B, layout.group_size
+    chunks = [*chunks, *[[]] * (len(seeds_B) // group_size - len(chunks))]
+    state = sampler.init_state(policy.model, config.sampler, seeds_B[::group_size], layout.mesh)
     state = sampler.append(policy.model, policy.params, config.sampler, state, chunks)
-    return sampler.repeat(state, group_size, seeds) if group_size > 1 else state
+    return sampler.repeat(state, group_size, seeds_B) if group_size > 1 else state
 
 
-def _turns(
-    policy: Policy, config: PlayConfig, environment: EnvironmentTurns, state, active_B, key
-) -> tuple[SamplerState, float]:
-    """Let the policy take a turn in the active rows; also returns its seconds of waiting."""
-    entered, grammar = time.perf_counter(), None
-    if config.constrained:
-        empty = len(active_B) - len(environment.rules)
-        grammar = join(policy.tokenizer, environment.rules + [None] * empty)
-    idle = time.perf_counter() - entered
-    stop_id = policy.tokenizer.stop_id
-    turn = TurnConfig(stop_id, config.max_new_tokens, config.temperature)
-    state = sampler.generate(
-        policy.model, policy.params, config.sampler, state, key, turn, active_B, grammar
+def _grammar(policy: Policy, config: PlayConfig, environment: EnvironmentTurns, seats: _Seats):
+    """Return what the rows may say in this turn; None for anything."""
+    if not config.constrained:
+        return None
+    rules = [environment.rules[n] if n >= 0 else None for n in seats.episode_B]
+    return join(policy.tokenizer, rules)
+
+
+def _speak(policy: Policy, config: PlayConfig, state, key, active_B, speakers, grammar):
+    """Let the policy begin turns, and end some; also returns which rows have ended theirs."""
+    turn = TurnConfig(policy.tokenizer.stop_id, config.max_new_tokens, config.temperature)
+    sizes = config.sampler
+    state, begun = sampler.begin_turns(sizes, state, turn, active_B, grammar, speakers)
+    spoke_B = active_B if speakers is None else active_B | speakers.going_B
+    state, speakers = sampler.speak(
+        policy.model, policy.params, sizes, state, key, turn, begun, grammar, config.ended_share
     )
-    return state, idle
+    return state, speakers, spoke_B & ~speakers.going_B
 
 
-def _answers(environment: EnvironmentTurns, state: SamplerState, active_B) -> list[list[int]]:
+def _answers(
+    environment: EnvironmentTurns, state: SamplerState, ended_B, episode_B
+) -> list[list[int]]:
     """Return the environment's reply to each row's last turn; none where nothing was said."""
     tokens_BS, turns_BS, turn_B = to_host((state.tokens_BS, state.turns_BS, state.turn_B))
-    said_BS = active_B[:, None] & (turns_BS == turn_B[:, None] - 1) & (turns_BS >= 0)
+    said_BS = ended_B[:, None] & (turns_BS == turn_B[:, None] - 1) & (turns_BS >= 0)
     return [
-        environment.answer(row, tokens_BS[row][said_S].tolist()) if said_S.any() else []
+        environment.answer(episode_B[row], tokens_BS[row][said_S].tolist()) if said_S.any() else []
         for row, said_S in enumerate(said_BS)
     ]
 
@@ -211,11 +298,11 @@ def _bar(title: str, episodes: Sequence[Episode]) -> tqdm:
 
 
 def _openings(
-    environment: EnvironmentTurns, config: PlayConfig, episodes: int, group_size: int
+    environment: EnvironmentTurns, config: PlayConfig, episodes: Sequence[int], group_size: int
 ) -> list[list[int]]:
-    """Return the tokens of each group's first prompt."""
-    groups = range(0, episodes, group_size)
-    chunks = [environment.opening(range(start, start + group_size)) for start in groups]
+    """Return the tokens of each group's first prompt; members are neighbours."""
+    groups = range(0, len(episodes), group_size)
+    chunks = [environment.opening(episodes[first : first + group_size]) for first in groups]
     longest = max(map(len, chunks))
     if longest >= config.sampler.context:
         raise UserError(

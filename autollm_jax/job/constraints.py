@@ -32,7 +32,7 @@ def check(config: ConfigDict) -> None:
     Raises:
       UserError: some do not fit together; one line names them and their values.
     """
-    for rule in (_mesh, _tasks, _weights, _objective, _methods, _lengths, _vocabularies):
+    for rule in (_mesh, _tasks, _weights, _objective, _rollout, _methods, _lengths, _vocabularies):
         for problem in rule(config):
             raise UserError(problem)
     if not config.policy.weights:
@@ -102,6 +102,15 @@ def _objective(config: ConfigDict) -> Iterator[str]:
                 f"config.grpo.{name}={grpo[name]}: enumerated groups have no probability ratios; "
                 f"accepted is {off} with config.grpo.members=enumerated"
             )
+
+
+def _rollout(config: ConfigDict) -> Iterator[str]:
+    rows, size = config.rollout.rows, config.grpo.group_size
+    if config.grpo.steps and rows % size:
+        yield (
+            f"config.rollout.rows={rows}: accepted is a multiple of "
+            f"config.grpo.group_size={size}, whose episodes read their prompt together, or 0"
+        )
 
 
 def _methods(config: ConfigDict) -> Iterator[str]:

@@ -254,8 +254,8 @@ def _sampling(job: Job, stage: str, rows: int, temperature, params, **held) -> I
         greedy=temperature == 0,
     )  # fmt: skip
     yield _planned(f"{stage} decode", chunk_BC[:, :1], compiled, params, **read, **held)
-    if sizes.context > sizes.cache_block:
-        shorter = conversation(job.model, sizes.context - sizes.cache_block)
+    if len(sizes.capacities) > 1:
+        shorter = conversation(job.model, sizes.capacities[-2])
         compiled = _compile(mesh, sampler.jit_grow, shorter, sizes.context)
         read = {"read": cache - _bytes(params)}  # grow makes the cache and reads no parameters
         yield _planned(f"{stage} grow", chunk_BC[:, :0], compiled, params, **read, **held)

@@ -147,6 +147,7 @@ def grpo(job: Job) -> None:
         first = number * config.groups
         return [functools.partial(games.start, first + n) for n in range(config.groups)]
 
+    rows = min(job.config.rollout.rows, config.groups * config.group_size)
     player_mesh, mesh = None, job.mesh
     if config.off_policy_steps:
         player_mesh, mesh = split_mesh(job.mesh, config.player_replicas)
@@ -175,7 +176,7 @@ def grpo(job: Job) -> None:
             job.tokenizer,
             job.play(config.temperature),
             starts_of_round,
-            Layout(config.group_size, mesh=player_mesh or mesh),
+            Layout(config.group_size, rows or None, player_mesh or mesh),
             config.baseline,
             config.refills if config.members == "sampled" else 0,
         ),

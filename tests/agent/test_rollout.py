@@ -57,16 +57,18 @@ def group(model, params, tokenizer, pairs):
 def speak(monkeypatch, said):
     """Let each row's turns be said(row, number of the turn) in place of the policy's samples."""
 
-    def generate(model, params, config, state, key, turn, active_B, grammar):
-        number_B, start_B = np.array(state.turn_B), np.asarray(state.length_B)
-        chunks = [said(row, number_B[row]) if on else [] for row, on in enumerate(active_B)]
+    def speaking(model, params, config, state, key, turn, speakers, *_):
+        number_B, start_B = np.array(state.turn_B) - 1, np.array(state.length_B)
+        on_B = speakers.going_B
+        chunks = [said(row, number_B[row]) if on else [] for row, on in enumerate(on_B)]
         state = sampler.append(model, params, config, state, chunks)
         turns_BS = np.array(state.turns_BS)
         for row, chunk in enumerate(chunks):
             turns_BS[row, start_B[row] : start_B[row] + len(chunk)] = number_B[row]
-        return dataclasses.replace(state, turns_BS=turns_BS, turn_B=number_B + active_B)
+        silent = dataclasses.replace(speakers, going_B=np.zeros_like(on_B))
+        return dataclasses.replace(state, turns_BS=turns_BS), silent
 
-    monkeypatch.setattr(rollout.sampler, "generate", generate)
+    monkeypatch.setattr(rollout.sampler, "speak", speaking)
 
 
 def test_rollout_and_distillation_lay_tokens_out_alike(
@@ -87,17 +89,18 @@ def test_rollout_and_distillation_lay_tokens_out_alike(
 
 
 def test_tokens_trained_on_are_the_tokens_sampled(monkeypatch, model, params, tokenizer, pairs):
-    sampled, genuine = {}, sampler.generate
+    sampled, genuine = {}, sampler.speak
 
-    def recording(model, params, config, state, key, turn, active_B, grammar):
-        start_B, number_B = np.array(state.length_B), np.array(state.turn_B)
-        state = genuine(model, params, config, state, key, turn, active_B, grammar)
-        for row in np.flatnonzero(active_B):
+    def recording(model, params, config, state, key, turn, speakers, *rest):
+        start_B, number_B = np.array(state.length_B), np.array(state.turn_B) - 1
+        going_B = speakers.going_B
+        state, speakers = genuine(model, params, config, state, key, turn, speakers, *rest)
+        for row in np.flatnonzero(going_B):
             ids = np.array(state.tokens_BS[row, start_B[row] : int(state.length_B[row])])
             sampled[row, number_B[row]] = ids.tolist()
-        return state
+        return state, speakers
 
-    monkeypatch.setattr(rollout.sampler, "generate", recording)
+    monkeypatch.setattr(rollout.sampler, "speak", recording)
     played = play(model, params, tokenizer, starts_of(pairs[:2]))
     batch = grpo_rollout.rollout_batch(played, BUDGET, tokenizer, CONFIG)
     assert len(sampled) == 2 * BUDGET
@@ -207,7 +210,7 @@ def test_the_mean_regret_counts_every_trial(model, params, tokenizer, pairs):
     starts, mesh = starts_of(pairs[:3]), make_mesh(MeshShape(data=2), jax.devices()[:2])
     config = dataclasses.replace(CONFIG, temperature=0.0)
     policy = rollout.Policy(model, params, tokenizer)
-    found = player.mean_regret(policy, config, starts, 2, mesh)  # two batches
+    found = player.mean_regret(policy, config, starts, 2, mesh)  # the third waits
     regrets = [
         pair.target.outcomes.regrets_R[[trial.row for trial in start.episode.trials]]
         for pair, start in zip(pairs, starts, strict=False)
@@ -269,6 +272,34 @@ def test_a_player_plays_a_game_alike_in_any_batch(model, params, tokenizer, pair
     together, last_alone = texts(pairs[:3], rows=4), texts(pairs[2:3], rows=2)
     assert together[2] == last_alone[0]
     assert len(set(together)) == 3
+
+
+@pytest.mark.parametrize("ended_share", [1.0, 0.3])
+def test_waiting_groups_take_the_rows_of_finished_ones_and_play_alike(
+    monkeypatch, model, params, tokenizer, pairs, ended_share
+):
+    config = dataclasses.replace(CONFIG, max_new_tokens=8)
+    starts = starts_of(pairs[:3], copies=2)
+    whole = play(model, params, tokenizer, starts, config, group_size=2)
+    again = starts_of(pairs[:3], copies=2)
+    config = dataclasses.replace(config, ended_share=ended_share)
+    shares, genuine = [], sampler.speak
+
+    def speaking(*arguments):
+        shares.append(arguments[-1])
+        return genuine(*arguments)
+
+    monkeypatch.setattr(rollout.sampler, "speak", speaking)
+    queued = play(model, params, tokenizer, again, config, group_size=2, rows=2)
+    for name in ("tokens_BS", "turns_BS", "length_B", "turn_B", "seeds_B", "truncated_B"):
+        np.testing.assert_array_equal(getattr(queued.state, name), getattr(whole.state, name), name)
+    np.testing.assert_allclose(queued.state.logprobs_BS, whole.state.logprobs_BS, atol=1e-4)
+    assert queued.rewards == whole.rewards and len(set(map(str, whole.rewards))) > 1
+    assert all(start.episode.done for start in again) and set(shares) == {ended_share}
+    sampled = (whole.state.turns_BS >= 0).sum()
+    assert sampled <= queued.row_steps < whole.row_steps
+    metrics = grpo_rollout.rollout_metrics(queued, [start.episode for start in again])
+    assert metrics["idle_rows"] == pytest.approx(1 - sampled / queued.row_steps)
 
 
 def test_a_players_identity_names_its_parameters(model, params, tokenizer):
