@@ -145,9 +145,10 @@ def with_weights(
     """
     old_BT, _ = _scores(batch, rows, score_fn, params, config)
     gap_BT = np.where(batch.mask_BT, old_BT - batch.behaviour_BT, 0).astype(np.float32)
+    exponent_BT = gap_BT
     if hp.ratio == "sequence":
-        gap_BT = np.asarray(turn_means(gap_BT, batch.turns_BT, batch.mask_BT)[0])
-    ratio_BT = np.exp(np.minimum(gap_BT, FAR_ABOVE))
+        exponent_BT = np.asarray(turn_means(gap_BT, batch.turns_BT, batch.mask_BT)[0])
+    ratio_BT = np.exp(np.minimum(exponent_BT, FAR_ABOVE))
     weights_BT = np.minimum(ratio_BT, np.float32(hp.importance_cap))
     batch = dataclasses.replace(batch, behaviour_BT=old_BT, weights_BT=weights_BT)
     counted = batch.mask_BT[rows]
