@@ -105,6 +105,9 @@ def get_config(variant: str = "") -> ConfigDict:
     c.rollout = ConfigDict()  # how the policy plays, in GRPO and in evaluation
     c.rollout.cache_block = 800  # tokens by which the KV cache grows; each size compiles once
     c.rollout.chunk = 160  # tokens of an answer that the policy reads at once
+    c.rollout.cache_doubling = False  # the KV cache doubles instead: fewer sizes to compile
+    c.rollout.rows = 0  # GRPO: most episodes side by side, others wait for their rows; 0: all
+    c.rollout.ended_share = 1.0  # share of turns that have ended when the environment answers
 
     c.curate = ConfigDict()
     c.curate.distill_pairs = 300  # (target, evidence) pairs to simulate
@@ -143,6 +146,14 @@ def get_config(variant: str = "") -> ConfigDict:
     c.grpo.epochs = 3  # passes over each rollout
     c.grpo.clip_low = 0.2  # probability ratios count from 1 - clip_low ...
     c.grpo.clip_high = 0.28  # ... to 1 + clip_high
+    c.grpo.dual_clip = (
+        0.0  # sampled groups: most that a ratio counts where the reward is low; 0: no
+    )
+    c.grpo.ratio = "token"  # sampled groups: a probability ratio each token, or sequence: each turn
+    c.grpo.importance_cap = (
+        0.0  # sampled groups: most weight against sampler mismatch; 0: no weights
+    )
+    c.grpo.mask_truncated = False  # leave rows that the context cut out of the loss
     c.grpo.kl_coefficient = 0.003  # weight of the divergence from the distilled policy
     c.grpo.speech_coefficient = 0.1  # enumerated members: the same for tokens that decide nothing
     c.grpo.entropy_coefficient = 0.003
@@ -154,6 +165,8 @@ def get_config(variant: str = "") -> ConfigDict:
     c.grpo.credit = "turn"  # turn: a token gets the rewards from its turn on; or episode
     c.grpo.kept_out = 32  # pairs of other families, to find the best policy; 0: the last is best
     c.grpo.evaluate_every = 6  # steps between two looks at them
+    c.grpo.off_policy_steps = 0  # 1: play a step while the one before is learned, on a split mesh
+    c.grpo.player_replicas = 1  # replicas of the mesh's data axis that play then; the rest trains
     c.grpo.save_every = 10  # steps
     c.grpo.optimizer = optimizer(5e-4, warmup_fraction=0.1, decay="cosine", weight_decay=0.0)
 

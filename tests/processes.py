@@ -19,8 +19,9 @@ from autollm_jax.cluster import distributed, preemption
 from autollm_jax.errors import UserError
 from autollm_jax.models import transformer
 from autollm_jax.rl import sampler
+from autollm_jax.rl.batches import GRPOLoopConfig, RolloutBatch
 from autollm_jax.rl.grpo import GRPOHyperparameters
-from autollm_jax.rl.loop import GRPOLoopConfig, RolloutBatch, train_grpo
+from autollm_jax.rl.loop import train_grpo
 from autollm_jax.sharding.hosts import to_host
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from autollm_jax.training.loop import LoopConfig, Site

@@ -61,12 +61,7 @@ class EnvironmentTurns:
         self._tokenizer, self._config, self._scored = tokenizer, config, scored
         self._episodes = [start.episode for start in starts]
         self._orders = [start.order for start in starts]
-        panels: dict[tuple, Panel] = {}
-        for start in starts:
-            key = (start.episode.setting, start.episode.evidence)
-            if key not in panels:
-                panels[key] = start.panel or _counsel(*key, failing=config.failing)
-        self._panels = [panels[e.setting, e.evidence] for e in self._episodes]
+        self._panels = [start.panel for start in starts]
         self._decisions: list[Decision | None] = [None] * len(starts)
         self.transcripts: list[list[Turn]] = [[] for _ in starts]
         self.rewards: list[list[float]] = [[] for _ in starts]
@@ -75,10 +70,15 @@ class EnvironmentTurns:
         self.offers: list[list[Offer]] = [[] for _ in starts]
         self.rules: list = [None] * len(starts)
 
-    def opening(self, rows: range) -> list[int]:
+    def opening(self, rows: Sequence[int]) -> list[int]:
         """Return the tokens of the first prompt of rows that are copies of one episode."""
+        first = self._episodes[rows[0]]
+        panel = self._panels[rows[0]] or _counsel(
+            first.setting, first.evidence, failing=self._config.failing
+        )
         for row in rows:
-            if self._episodes[row].setting.id != self._episodes[rows[0]].setting.id:
+            self._panels[row] = panel
+            if self._episodes[row].setting.id != first.setting.id:
                 raise ValueError("the members of a group play different experiments")
             decision = self._decide(row)
             if decision is None:
@@ -105,6 +105,7 @@ class EnvironmentTurns:
         decision = None if episode.done else self._decide(row)
         if decision is None:
             episode.finish()
+            self._panels[row] = None
             return []
         said = [
             prompts.feedback(trial, decision, decision.observation, full)
@@ -114,8 +115,9 @@ class EnvironmentTurns:
         return encode_turn(self._tokenizer, prompts.environment_turn(said[1]), opens=False)
 
     def _decide(self, row: int) -> Decision | None:
-        seen = self._episodes[row].tell()
-        decision = decision_of(self._panels[row], seen, self._orders[row])
+        seen, panel = self._episodes[row].tell(), self._panels[row]
+        assert panel is not None, "an episode that has not begun, or is over"
+        decision = decision_of(panel, seen, self._orders[row])
         self._decisions[row] = decision
         if self._config.constrained and decision is not None:
             self.rules[row] = next_turn(self._tokenizer, len(decision.offer.rows))

@@ -32,7 +32,8 @@ def check(config: ConfigDict) -> None:
     Raises:
       UserError: some do not fit together; one line names them and their values.
     """
-    for rule in (_mesh, _tasks, _weights, _methods, _lengths, _vocabularies, _profile):
+    rules = (_mesh, _tasks, _weights, _objective, _rollout, _methods, _lengths, _vocabularies)
+    for rule in (*rules, _profile):
         for problem in rule(config):
             raise UserError(problem)
     if not config.policy.weights:
@@ -97,6 +98,25 @@ def _weights(config: ConfigDict) -> Iterator[str]:
         yield (
             f"config.policy.lora_rank={policy.lora_rank} needs matrices in "
             "config.policy.lora_targets, query,value for example"
+        )
+
+
+def _objective(config: ConfigDict) -> Iterator[str]:
+    grpo = config.grpo
+    for name, off in (("dual_clip", 0), ("ratio", "token"), ("importance_cap", 0)):
+        if grpo.members == "enumerated" and grpo[name] != off:
+            yield (
+                f"config.grpo.{name}={grpo[name]}: enumerated groups have no probability ratios; "
+                f"accepted is {off} with config.grpo.members=enumerated"
+            )
+
+
+def _rollout(config: ConfigDict) -> Iterator[str]:
+    rows, size = config.rollout.rows, config.grpo.group_size
+    if config.grpo.steps and rows % size:
+        yield (
+            f"config.rollout.rows={rows}: accepted is a multiple of "
+            f"config.grpo.group_size={size}, whose episodes read their prompt together, or 0"
         )
 
 

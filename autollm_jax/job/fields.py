@@ -25,7 +25,7 @@ from autollm_jax.gym.tables import LEVELS
 from autollm_jax.models.transformer import MATRICES
 from autollm_jax.peers import PEERS
 from autollm_jax.rl import problems
-from autollm_jax.rl.grpo import CREDITS, MEMBERS, NORMALISATIONS
+from autollm_jax.rl.grpo import CREDITS, MEMBERS, NORMALISATIONS, RATIOS
 from autollm_jax.training.optimizer import DECAYS
 
 TASKS = ("architecture", "data_mixture", "grpo", "pretraining")
@@ -63,21 +63,25 @@ def whole(least: int, most: float = math.inf, *, also: int | None = None) -> Rul
     return Rule(f"a whole number from {least} {upper}{special}", holds)
 
 
-def number(least: float, most: float = math.inf, *, open: str = "") -> Rule:
-    """Accept finite numbers of a range; `open` ("low", "high", "both") leaves out its ends."""
+def number(least: float, most: float = math.inf, *, open: str = "", also=None) -> Rule:
+    """Accept finite numbers of a range; `open` ("low", "high", "both") leaves out its ends.
+
+    One more number, `also`, has a meaning of its own.
+    """
 
     def holds(value):
         if not isinstance(value, int | float) or isinstance(value, bool):
             return False
         above = value > least if open in ("low", "both") else value >= least
         below = value < most if open in ("high", "both") else value <= most
-        return above and below and math.isfinite(value)
+        return (above and below and math.isfinite(value)) or value == also
 
     lower = f"over {least:g}" if open in ("low", "both") else f"from {least:g}"
     under = "below" if open in ("high", "both") else "to"
     upper = "" if most == math.inf else f" {under} {most:g}"
     on = " on" if not upper and open != "low" else ""
-    return Rule(f"a finite number {lower}{upper}{on}", holds)
+    special = "" if also is None else f", or {also}"
+    return Rule(f"a finite number {lower}{upper}{on}{special}", holds)
 
 
 SHARE = number(0, 1)
@@ -240,6 +244,9 @@ TRAINING_RULES = {
     "policy.turn_tokens": COUNT,
     "rollout.cache_block": COUNT,
     "rollout.chunk": COUNT,
+    "rollout.cache_doubling": FLAG,
+    "rollout.rows": whole(0),
+    "rollout.ended_share": number(0, 1, open="low"),
     "curate.distill_pairs": COUNT,
     "curate.synthetic": SHARE,
     "curate.unchanged": SHARE,
@@ -273,6 +280,10 @@ TRAINING_RULES = {
     "grpo.synthetic": SHARE,
     "grpo.clip_low": SHARE,
     "grpo.clip_high": number(0),
+    "grpo.dual_clip": number(1, open="low", also=0),
+    "grpo.ratio": one_of(*RATIOS),
+    "grpo.importance_cap": number(0),
+    "grpo.mask_truncated": FLAG,
     "grpo.kl_coefficient": number(0),
     "grpo.speech_coefficient": number(0),
     "grpo.entropy_coefficient": number(0),
@@ -280,6 +291,8 @@ TRAINING_RULES = {
     "grpo.normalisation": one_of(*NORMALISATIONS),
     "grpo.credit": one_of(*CREDITS),
     "grpo.first_turn": whole(1),
+    "grpo.off_policy_steps": whole(0, 1),
+    "grpo.player_replicas": COUNT,
     "grpo.save_every": COUNT,
     "evaluation.seeds": SEEDS,
     "evaluation.temperature": number(0),

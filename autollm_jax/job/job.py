@@ -241,10 +241,12 @@ class Job:
             context=policy.context,
             cache_block=rollout.cache_block,
             chunk_sizes=(rollout.chunk,),
+            cache_doubling=rollout.cache_doubling,
         )
         full, constrained = policy.full_texts, self.config.evaluation.constrained
         return PlayConfig(
-            sizes, policy.turn_tokens, temperature, constrained, full, self.stress.failing
+            *(sizes, policy.turn_tokens, temperature, constrained, full, self.stress.failing),
+            ended_share=rollout.ended_share,
         )
 
     def first_parameters(self):

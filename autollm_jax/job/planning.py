@@ -28,9 +28,10 @@ from autollm_jax.job.job import Job, of_one_process
 from autollm_jax.models import lora, transformer
 from autollm_jax.models.transformer import parameter_count
 from autollm_jax.rl import sampler
+from autollm_jax.rl.batches import Decisions, UpdateBatch
 from autollm_jax.rl.grammar import LEAST_EDGES
 from autollm_jax.rl.logprobs import Allowed
-from autollm_jax.rl.loop import Decisions, UpdateBatch, jit_reference, jit_update
+from autollm_jax.rl.objective import jit_reference, jit_update
 from autollm_jax.sharding.mesh import AXES
 from autollm_jax.sharding.rules import even_rows, tree_shardings
 from autollm_jax.text.symbols import PANELS
@@ -253,8 +254,8 @@ def _sampling(job: Job, stage: str, rows: int, temperature, params, **held) -> I
         greedy=temperature == 0,
     )  # fmt: skip
     yield _planned(f"{stage} decode", chunk_BC[:, :1], compiled, params, **read, **held)
-    if sizes.context > sizes.cache_block:
-        shorter = conversation(job.model, sizes.context - sizes.cache_block)
+    if len(sizes.capacities) > 1:
+        shorter = conversation(job.model, sizes.capacities[-2])
         compiled = _compile(mesh, sampler.jit_grow, shorter, sizes.context)
         read = {"read": cache - _bytes(params)}  # grow makes the cache and reads no parameters
         yield _planned(f"{stage} grow", chunk_BC[:, :0], compiled, params, **read, **held)
@@ -329,7 +330,10 @@ def _grpo_batch(job: Job, rows: int) -> UpdateBatch:
     if config.grpo.members == "enumerated":
         places, numbers = shape(np.int32, config.gym.budget), (np.float32, config.gym.budget, P)
         decisions = Decisions(places, shape(*numbers), shape(*numbers), shape(np.int32, P))
-    return _batch(UpdateBatch, rows, T, allowed=allowed, decisions=decisions)
+    turns = shape(np.int32, T) if config.grpo.ratio == "sequence" else None
+    weights = shape(np.float32, T) if config.grpo.importance_cap else None
+    more = {"allowed": allowed, "decisions": decisions, "turns_BT": turns, "weights_BT": weights}
+    return _batch(UpdateBatch, rows, T, **more)
 
 
 # Types of a batch's fields; all other fields (token ids, segments, positions) are i32.

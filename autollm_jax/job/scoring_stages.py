@@ -13,7 +13,8 @@ from pathlib import Path
 
 from autollm_jax.agent import interventions
 from autollm_jax.agent.environment_turns import Start
-from autollm_jax.agent.rollout import Policy, policy_player
+from autollm_jax.agent.player import policy_player
+from autollm_jax.agent.rollout import Policy
 from autollm_jax.agent.scorer import Scorer
 from autollm_jax.baselines import BASELINES, META_LEARNED
 from autollm_jax.baselines.learned import Learned

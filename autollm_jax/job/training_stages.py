@@ -15,7 +15,9 @@ from autollm_jax.agent.distillation import (
     pack,
 )
 from autollm_jax.agent.environment_turns import Start
-from autollm_jax.agent.rollout import Layout, Policy, make_rollout, mean_regret
+from autollm_jax.agent.grpo_rollout import make_rollout
+from autollm_jax.agent.player import mean_regret
+from autollm_jax.agent.rollout import Layout, Policy
 from autollm_jax.cluster import distributed
 from autollm_jax.curriculum.pairs import CurationConfig, Families, build_pair, draw_recipes
 from autollm_jax.curriculum.teacher import SimulationConfig, simulate_all
@@ -24,7 +26,9 @@ from autollm_jax.errors import UserError
 from autollm_jax.files import write_atomic
 from autollm_jax.gym.environment import Episode
 from autollm_jax.job.job import Job
-from autollm_jax.rl.loop import GRPOLoopConfig, Selection, train_grpo
+from autollm_jax.rl.batches import GRPOLoopConfig
+from autollm_jax.rl.loop import Selection, train_grpo
+from autollm_jax.sharding.mesh import split_mesh
 from autollm_jax.text.symbols import SYMBOLS
 from autollm_jax.training.loop import LoopConfig, Site
 
@@ -143,11 +147,16 @@ def grpo(job: Job) -> None:
         first = number * config.groups
         return [functools.partial(games.start, first + n) for n in range(config.groups)]
 
+    rows = min(job.config.rollout.rows, config.groups * config.group_size)
+    player_mesh, mesh = None, job.mesh
+    if config.off_policy_steps:
+        player_mesh, mesh = split_mesh(job.mesh, config.player_replicas)
+
     def kept_out_regret(params):
         starts = [kept_out.start(n) for n in range(config.kept_out)]
         policy = Policy(job.model, params, job.tokenizer)
         rows = job.config.evaluation.games
-        return mean_regret(policy, job.play(0.0), starts, rows, job.mesh)
+        return mean_regret(policy, job.play(0.0), starts, rows, mesh)
 
     selection = Selection(kept_out_regret, config.evaluate_every, job.best_checkpoints("grpo"))
     train_grpo(
@@ -167,14 +176,15 @@ def grpo(job: Job) -> None:
             job.tokenizer,
             job.play(config.temperature),
             starts_of_round,
-            Layout(config.group_size, mesh=job.mesh),
+            Layout(config.group_size, rows or None, player_mesh or mesh),
             config.baseline,
             config.refills if config.members == "sampled" else 0,
         ),
         job.parameters("distill"),
-        Site(job.mesh, checkpoints, job.workdir, job.traced("grpo")),
+        Site(mesh, checkpoints, job.workdir, job.traced("grpo")),
         jax.random.key(job.config.seed + 1),
         selection if config.kept_out else None,
+        player_mesh,
     )
 
 

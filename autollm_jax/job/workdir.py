@@ -33,7 +33,10 @@ OUTPUTS = {
     "curate": ("trajectories/pairs_*.jsonl",),
     "simulate": ("trajectories/trajectories.jsonl", "trajectories/tokenizer.model"),
     "distill": ("checkpoints/distill", "tensorboard/distill"),
-    "grpo": ("checkpoints/grpo", "checkpoints/grpo_best", "tensorboard/grpo"),
+    "grpo": (
+        *("checkpoints/grpo", "checkpoints/grpo_best", "checkpoints/grpo_ahead"),
+        "tensorboard/grpo",
+    ),
     "evaluate": ("evaluation", "baselines"),
     "report": ("report",),
 }

@@ -28,6 +28,7 @@ class SamplerConfig:
     context: the most tokens that a row holds.
     cache_block: the KV cache grows by so many slots at a time, since a token costs as much as the
       cache that it reads. Each size compiles once.
+    cache_doubling: it grows to twice its size instead: fewer sizes, larger ones on average.
     chunk_sizes: rising widths that appended chunks are padded to. A chunk longer than the last
       width is appended in several steps.
     """
@@ -35,6 +36,16 @@ class SamplerConfig:
     context: int
     cache_block: int = 256
     chunk_sizes: tuple[int, ...] = (160,)
+    cache_doubling: bool = False
+
+    @property
+    def capacities(self) -> tuple[int, ...]:
+        """The cache's sizes, rising."""
+        sizes = [min(self.cache_block, self.context)]
+        while sizes[-1] < self.context:
+            more = sizes[-1] if self.cache_doubling else self.cache_block
+            sizes.append(min(sizes[-1] + more, self.context))
+        return tuple(sizes)
 
 
 @jax.tree_util.register_dataclass
@@ -164,13 +175,43 @@ def _repeat(state, times):
     return pin(jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=0), state))
 
 
+@functools.partial(jax.jit, donate_argnames="state")
+def renew(state: SamplerState, fresh_B, seeds_B) -> SamplerState:
+    """Empty some rows, for other conversations under the seeds given for them.
+
+    Their part of the cache stays as it is: what a row has not written, it does not read.
+    """
+
+    def cleared(x, empty):
+        return jnp.where(fresh_B.reshape(-1, *(1,) * (x.ndim - 1)), empty, x)
+
+    names = ("tokens_BS", "logprobs_BS", "length_B", "turn_B", "stopped_B", "truncated_B")
+    values = {name: cleared(getattr(state, name), 0).astype(getattr(state, name).dtype)
+              for name in (*names, "logits_BV")}  # fmt: skip
+    values["turns_BS"] = cleared(state.turns_BS, -1)
+    values["seeds_B"] = jnp.where(fresh_B, seeds_B, state.seeds_B)
+    return pin(dataclasses.replace(state, **values))
+
+
+@functools.partial(jax.jit, static_argnames="times", donate_argnames="state")
+def share(state: SamplerState, fresh_B, times: int) -> SamplerState:
+    """Copy the first of each group of `times` neighbours to its others, where these are fresh."""
+
+    def copied(x):
+        groups = x.reshape(-1, times, *x.shape[1:])
+        first = jnp.broadcast_to(groups[:, :1], groups.shape).reshape(x.shape)
+        return jnp.where(fresh_B.reshape(-1, *(1,) * (x.ndim - 1)), first, x)
+
+    shared = jax.tree.map(copied, dataclasses.replace(state, seeds_B=()))
+    return pin(dataclasses.replace(shared, seeds_B=state.seeds_B))
+
+
 def grow(state: SamplerState, needed: int, config: SamplerConfig) -> SamplerState:
-    """Lengthen the cache to at least `needed` slots, in whole blocks."""
+    """Lengthen the cache to the least of its sizes that has `needed` slots."""
     capacity = state.cache[0]["value"].shape[2]
     if needed <= capacity:
         return state
-    blocks = -(-needed // config.cache_block)
-    return jit_grow(state, min(blocks * config.cache_block, config.context))
+    return jit_grow(state, next((c for c in config.capacities if c >= needed), config.context))
 
 
 @functools.partial(jax.jit, static_argnames="capacity")

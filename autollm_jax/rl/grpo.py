@@ -2,7 +2,9 @@
 
 GRPO is from DeepSeekMath (arXiv 2402.03300); a clip range that is wider above than below and the
 mean over all tokens of a batch are from DAPO (arXiv 2503.14476); the choice not to divide by the
-group's standard deviation is Dr. GRPO's (arXiv 2503.20783).
+group's standard deviation is Dr. GRPO's (arXiv 2503.20783). Off by default: the second clip of
+dual-clip PPO (arXiv 1912.09729), ratios of whole turns as GSPO has them of sequences (arXiv
+2507.18071), truncated importance weights.
 
 Letters: N groups, G members of a group, J turns, B rows, T tokens.
 """
@@ -18,6 +20,7 @@ NORMALISATIONS = ("std", "none")
 CREDITS = ("episode", "turn")
 MEMBERS = ("enumerated", "sampled")
 HELD = 1.0  # weight of the divergence of a decision that is not learned, in units of reward a nat
+RATIOS = ("token", "sequence")
 FAR_ABOVE = 20.0  # nats: a ratio of exp(20) is above every clip range, and f32 holds it
 
 
@@ -38,9 +41,15 @@ class GRPOHyperparameters:
       rewards are known (`decision_loss`).
     speech_coefficient: with enumerated members, weight of the other tokens' divergence from the
       reference.
+    dual_clip: over 1: under a negative advantage the ratio counts up to this number; 0: however
+      large it is.
+    ratio: "token" has a probability ratio for each token, "sequence" one for each turn.
+    importance_cap: over 0: the objective is weighted by the policy's probability in the trainer
+      over that in the sampler, up to this number (`objective.with_weights`); 0: no weights.
+    mask_truncated: rows that the context cut do not count in the loss.
 
     Raises:
-      ValueError: normalisation, credit or members is none of the accepted ones.
+      ValueError: normalisation, credit, members or ratio is none of the accepted ones.
     """
 
     clip_low: float = 0.2
@@ -53,9 +62,14 @@ class GRPOHyperparameters:
     first_turn: int = 1
     members: str = "sampled"
     speech_coefficient: float = 0.1
+    dual_clip: float = 0.0
+    ratio: str = "token"
+    importance_cap: float = 0.0
+    mask_truncated: bool = False
 
     def __post_init__(self):
         accepted = {"normalisation": NORMALISATIONS, "credit": CREDITS, "members": MEMBERS}
+        accepted["ratio"] = RATIOS
         for name, values in accepted.items():
             if getattr(self, name) not in values:
                 raise ValueError(
@@ -120,6 +134,30 @@ def token_advantages(advantages_BJ, turns_BT):
     return jnp.where(turns_BT >= 0, each_BT, 0)
 
 
+def turn_means(x_BT, turns_BT, mask_BT):
+    """Average over each turn's tokens in the mask.
+
+    Args:
+      x_BT: a number for each token.
+      turns_BT: the turn of each token, from 0; outside the mask any number.
+      mask_BT: tokens that count.
+
+    Returns:
+      mean_BT, the mean of a token's turn, and count_BT, the turn's number of tokens; 0 and 1
+      outside the mask.
+    """
+    T = x_BT.shape[1]
+
+    def of_row(x_T, turn_T, mask_T):
+        place_T = jnp.where(mask_T, turn_T, T)  # place T gathers what is outside the mask
+        values_T2 = jnp.stack([jnp.where(mask_T, x_T, 0), mask_T.astype(x_T.dtype)], axis=-1)
+        sums_T2 = jnp.zeros((T + 1, 2), x_T.dtype).at[place_T].add(values_T2)[place_T]
+        count_T = jnp.maximum(sums_T2[:, 1], 1)
+        return sums_T2[:, 0] / count_T, count_T
+
+    return jax.vmap(of_row)(jnp.asarray(x_BT), jnp.asarray(turns_BT), jnp.asarray(mask_BT))
+
+
 @jax.custom_jvp
 def _capped(x_BT, limit):
     """Return min(x, limit), with the derivative of x.
@@ -140,8 +178,10 @@ def grpo_loss(
     advantages_BT: jax.Array,
     mask_BT: jax.Array,
     hp: GRPOHyperparameters,
+    turns_BT: jax.Array | None = None,
+    weights_BT: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, dict[str, Metric]]:
-    """Compute the clipped token-level objective with a KL penalty.
+    """Compute the clipped objective with a KL penalty.
 
     Args:
       logprobs_BT: of the tokens under the trained policy; differentiable, as the entropy is.
@@ -152,31 +192,52 @@ def grpo_loss(
       advantages_BT: of each token.
       mask_BT: tokens that the policy sampled.
       hp: the hyperparameters.
+      turns_BT: the turn of each token; needed with ratios of sequences. All tokens of a turn have
+        one advantage.
+      weights_BT: factors of the objective's tokens; 1 by default.
 
     Returns:
-      The loss summed over the tokens in the mask, their number, and metrics as (sum, count). The KL
-      is Schulman's k3 estimate, exp(d) - d - 1 with d = reference - policy
+      The loss summed over the tokens in the mask, their number, and metrics as (sum, count). With
+      ratios of sequences a turn counts as one, however long it is: its ratio is the geometric mean
+      of its tokens', and the sum is over turns of the mean over a turn's tokens. The KL is
+      Schulman's k3 estimate, exp(d) - d - 1 with d = reference - policy
       (http://joschu.net/blog/kl-approx.html), as DeepSeekMath uses it.
 
-    Source: arXiv 2402.03300, equations 3 and 4; arXiv 2503.14476, equation 8.
+    Source: arXiv 2402.03300, equations 3 and 4; arXiv 2503.14476, equation 8; arXiv 1912.09729,
+    equation 5 (`dual_clip`); arXiv 2507.18071, equations 5 to 7 (`ratio`).
     """
     # An exponential that overflows is infinite; where its factor is 0, the loss or its gradient
     # would be 0 x infinity. So an exponent has a limit where a large one does not count: a ratio
     # under an advantage of at least 0 (it is clipped), the KL at coefficient 0.
     gap_BT = jnp.where(mask_BT, logprobs_BT - behaviour_BT, 0)
-    ratio_BT = jnp.exp(_capped(gap_BT, jnp.where(advantages_BT < 0, jnp.inf, FAR_ABOVE)))
+    exponent_BT, count_BT = gap_BT, None
+    if hp.ratio == "sequence":
+        exponent_BT, count_BT = turn_means(gap_BT, turns_BT, mask_BT)
+    negative_BT = advantages_BT < 0
+    limit_BT = FAR_ABOVE if hp.dual_clip else jnp.where(negative_BT, jnp.inf, FAR_ABOVE)
+    ratio_BT = jnp.exp(_capped(exponent_BT, limit_BT))
     clipped_BT = jnp.clip(ratio_BT, 1 - hp.clip_low, 1 + hp.clip_high)
     objective_BT = jnp.minimum(ratio_BT * advantages_BT, clipped_BT * advantages_BT)
+    # A token counts as clipped where the clip has stopped its gradient.
+    is_clipped_BT = clipped_BT * advantages_BT < ratio_BT * advantages_BT
+    if hp.dual_clip:
+        is_clipped_BT |= negative_BT & (ratio_BT > hp.dual_clip)
+        bound_BT = jnp.where(negative_BT, hp.dual_clip * advantages_BT, -jnp.inf)
+        objective_BT = jnp.maximum(objective_BT, bound_BT)
+    if weights_BT is not None:
+        objective_BT = weights_BT * objective_BT
     difference_BT = jnp.where(mask_BT, reference_BT - logprobs_BT, 0)
     limit = jnp.where(hp.kl_coefficient == 0, FAR_ABOVE, jnp.inf)
     difference_BT = _capped(difference_BT, limit)
     kl_BT = jnp.exp(difference_BT) - difference_BT - 1
     loss_BT = -objective_BT + hp.kl_coefficient * kl_BT - hp.entropy_coefficient * entropy_BT
-    # A token counts as clipped where the clip has stopped its gradient.
-    is_clipped_BT = clipped_BT * advantages_BT < ratio_BT * advantages_BT
+    policy_loss = masked_sum(-objective_BT, mask_BT)
     loss, count = masked_sum(loss_BT, mask_BT)
+    if count_BT is not None:
+        loss, count = (masked_sum(x_BT / count_BT, mask_BT)[0] for x_BT in (loss_BT, mask_BT))
+        policy_loss = masked_sum(-objective_BT / count_BT, mask_BT)[0], count
     metrics = {
-        "policy_loss": masked_sum(-objective_BT, mask_BT),
+        "policy_loss": policy_loss,
         "kl": masked_sum(kl_BT, mask_BT),
         "entropy": masked_sum(entropy_BT, mask_BT),
         "clip_share": masked_sum(is_clipped_BT.astype(jnp.float32), mask_BT),

@@ -103,7 +103,7 @@ def choice_logprobs(
 ) -> jax.Array:
     """Return the log-probabilities [B, J, P], among the whole vocabulary, of P tokens at J places.
 
-    See `loop.Decisions` for places and tokens, `score_tokens` for the hidden states.
+    See `batches.Decisions` for places and tokens, `score_tokens` for the hidden states.
     """
     before_BJ1 = jnp.maximum(place_BJ - 1, 0)[..., None]
     x_BJD = jnp.take_along_axis(x_BTD, before_BJ1, axis=1)

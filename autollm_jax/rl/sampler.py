@@ -5,22 +5,20 @@ tokens, `generate` the policy's. A row's tokens are never encoded again, so trai
 tokens that were sampled; log-probabilities are recorded as tokens are drawn. A `Grammar`
 (`grammar.py`) limits the tokens of a turn at each step.
 
-The compiled programs are `jit_append`, `jit_decode` and `jit_grow`; `planning` compiles them too.
+The compiled programs are `jit_append` and `jit_decode` (`decoding.py`) and `jit_grow`; `planning`
+compiles them too.
 
 Letters: B rows, S slots of the context, C tokens of a chunk, V vocabulary.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from autollm_jax.models import transformer
 from autollm_jax.models.transformer import TransformerConfig
-from autollm_jax.rl import grammar as grammars
 from autollm_jax.rl.conversations import (
     SamplerConfig,
     SamplerState,
@@ -29,28 +27,33 @@ from autollm_jax.rl.conversations import (
     grow,
     init_state,
     jit_grow,
-    pin,
+    renew,
     repeat,
+    share,
 )
+from autollm_jax.rl.decoding import Taking, begin_turn, end_turn, jit_append, jit_decode
 from autollm_jax.rl.grammar import Grammar
-from autollm_jax.sharding import rows
 from autollm_jax.sharding.hosts import to_devices, to_host
-from autollm_jax.sharding.rules import constrain
 
 __all__ = [
     "SamplerConfig",
     "SamplerState",
+    "Speakers",
     "Taking",
     "TurnConfig",
     "abstract_state",
     "append",
+    "begin_turns",
     "generate",
     "init_state",
     "jit_append",
     "jit_decode",
     "jit_grow",
+    "renew",
     "repeat",
+    "share",
     "single_turn",
+    "speak",
 ]
 
 
@@ -108,11 +111,11 @@ def single_turn(
     state = jit_append(model, params, empty(model, whole, seeds_B), prompt_BC, prompt_length_B)
     limit_B = jnp.minimum(prompt_length_B + turn.max_new_tokens, config.context)
     rows_taking = Taking(jnp.ones(len(seeds_B), bool), limit_B)
-    state = _begin_turn(state, rows_taking.going_B, limit_B)
+    state = begin_turn(state, rows_taking.going_B, limit_B)
     state, _ = jit_decode(
         model, params, state, key, rows_taking, turn.stop_id, turn.divisor, greedy=turn.greedy
     )
-    return _end_turn(state, state.length_B >= config.context)
+    return end_turn(state, state.length_B >= config.context)
 
 
 def append(
@@ -158,43 +161,21 @@ def append(
     return state
 
 
-@functools.partial(jax.jit, static_argnames="model", donate_argnames="state")
-def jit_append(model: TransformerConfig, params, state: SamplerState, tokens_BC, take_B):
-    """Add the first take_B[b] tokens of each row of a chunk, one width of it."""
-    B, C = tokens_BC.shape
-    S = state.tokens_BS.shape[1]
-    offsets_BC = jnp.broadcast_to(jnp.arange(C), (B, C))
-    slots_BC = jnp.where(
-        offsets_BC < take_B[:, None], state.length_B[:, None] + offsets_BC, S
-    )  # slot S does not exist: such a write is dropped
-    logits_BV, cache = transformer.extend(
-        model, params, tokens_BC, take_B, state.length_B, state.cache, last=True
-    )
-    state = dataclasses.replace(
-        state,
-        tokens_BS=rows.write(state.tokens_BS, slots_BC, tokens_BC),
-        length_B=state.length_B + take_B,
-        logits_BV=jnp.where(take_B[:, None] > 0, logits_BV, state.logits_BV),
-        cache=cache,
-    )
-    return pin(state)
-
-
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Taking:
-    """Rows that are taking a turn.
+class Speakers:
+    """On the host, rows that are taking a turn: `Taking` between two calls.
 
-    going_B: bool, whether the row's turn goes on.
-    limit_B: i32, the row's length at which it ends at the latest.
-    node_B: i32, the row's node in the grammar; None without a grammar.
-    grammar: the tokens that each row may say; None for any.
+    going_B, limit_B: as there.
+    place_B: i32, the row's node within its own automaton.
+    length_B: i32, tokens in every row.
+    steps: decoding steps so far.
     """
 
-    going_B: jax.Array
-    limit_B: jax.Array
-    node_B: jax.Array | None = None
-    grammar: Grammar | None = None
+    going_B: np.ndarray
+    limit_B: np.ndarray
+    place_B: np.ndarray
+    length_B: np.ndarray
+    steps: int = 0
 
 
 def generate(
@@ -231,129 +212,77 @@ def generate(
     Raises:
       ValueError: if an active row is empty, so that there is nothing to continue.
     """
+    active_B = np.ones(len(state.length_B), bool) if active_B is None else active_B
+    state, speakers = begin_turns(config, state, turn, active_B, grammar)
+    state, _ = speak(model, params, config, state, key, turn, speakers, grammar)
+    return state
+
+
+def begin_turns(
+    config: SamplerConfig,
+    state: SamplerState,
+    turn: TurnConfig,
+    active_B: Sequence[bool],
+    grammar: Grammar | None = None,
+    speakers: Speakers | None = None,
+) -> tuple[SamplerState, Speakers]:
+    """Begin a turn in some rows; `speakers` are those whose turns go on already.
+
+    Arguments and errors are those of `generate`.
+    """
     # Copies, since the state's buffers are about to be reused.
     length_B, truncated_B = to_host((state.length_B, state.truncated_B))
-    active_B = np.ones(len(length_B), bool) if active_B is None else np.asarray(active_B, bool)
-    starts_B = active_B & ~truncated_B
+    starts_B = np.asarray(active_B, bool) & ~truncated_B
     if (length_B[starts_B] == 0).any():
         raise ValueError("generate: an active row is empty; append its prompt first")
     shortest_B = np.zeros_like(length_B) if grammar is None else grammar.shortest_B
     limit_B = np.minimum(length_B + np.maximum(turn.max_new_tokens, shortest_B), config.context)
     limit_B = np.where(length_B + shortest_B > limit_B, length_B, limit_B).astype(np.int32)
-    state = _begin_turn(state, starts_B, limit_B)
-    going_B = began_B = starts_B & (length_B < limit_B)
-    node_B = None if grammar is None else np.array(grammar.base_B)
-    while going_B.any():
+    state = begin_turn(state, starts_B, limit_B)
+    going_B, place_B = starts_B & (length_B < limit_B), np.zeros_like(length_B)
+    steps = 0
+    if speakers is not None:
+        limit_B = np.where(starts_B, limit_B, speakers.limit_B)
+        place_B = np.where(starts_B, 0, speakers.place_B)
+        going_B, steps = going_B | speakers.going_B, speakers.steps
+    return state, Speakers(going_B, limit_B, place_B, length_B, steps)
+
+
+def speak(
+    model: TransformerConfig,
+    params,
+    config: SamplerConfig,
+    state: SamplerState,
+    key: jax.Array,
+    turn: TurnConfig,
+    speakers: Speakers,
+    grammar: Grammar | None = None,
+    ended_share: float = 1.0,
+) -> tuple[SamplerState, Speakers]:
+    """Sample until a share of the rows that speak have ended their turns, at least one of them.
+
+    The other arguments are those of `generate`. With another grammar than in the call before, a row
+    whose turn goes on must have the same automaton in it.
+
+    Returns:
+      The state, and the rows that go on.
+    """
+    going_B, length_B, limit_B = speakers.going_B, speakers.length_B, speakers.limit_B
+    base_B = 0 if grammar is None else np.asarray(grammar.base_B)
+    node_B = None if grammar is None else (speakers.place_B + base_B).astype(np.int32)
+    count, began_B, steps = int(going_B.sum()), going_B, speakers.steps
+    some = min(int((1 - ended_share) * count), count - 1)
+    leave = None if ended_share == 1 else np.int32(max(some, 0))
+    while going_B.sum() > (leave or 0):
         state = grow(state, int(length_B[going_B].max()) + 1, config)
-        taking = Taking(going_B, limit_B, node_B, grammar)
+        taking = Taking(going_B, limit_B, node_B, grammar, leave)
         state, taking = jit_decode(
             model, params, state, key, taking, turn.stop_id, turn.divisor, greedy=turn.greedy
         )
+        before_B = length_B
         going_B, length_B = to_host((taking.going_B, state.length_B))
         node_B = None if grammar is None else to_host(taking.node_B)
-    return _end_turn(state, began_B & ~going_B & (length_B >= config.context))
-
-
-@functools.partial(jax.jit, donate_argnames="state")
-def _begin_turn(state, going_B, limit_B):
-    """Count the turn; its tokens are numbered turn_B - 1."""
-    state = dataclasses.replace(
-        state,
-        turn_B=state.turn_B + going_B,
-        stopped_B=state.stopped_B & ~going_B,
-        truncated_B=state.truncated_B | (going_B & (state.length_B >= limit_B)),
-    )
-    return pin(state)
-
-
-@functools.partial(jax.jit, donate_argnames="state")
-def _end_turn(state, full_B):
-    """Flag rows that filled their context before they stopped."""
-    truncated_B = state.truncated_B | (full_B & ~state.stopped_B)
-    return pin(dataclasses.replace(state, truncated_B=truncated_B))
-
-
-def _likeliest(scores_BV):
-    """Return each row's first largest place, as argmax does; four times as fast on a CPU."""
-    V = scores_BV.shape[1]
-    top_B1 = scores_BV.max(axis=1, keepdims=True)
-    places_BV = jnp.where(scores_BV == top_B1, jnp.arange(V, dtype=jnp.int32), V - 1)
-    return places_BV.min(axis=1)
-
-
-def _limited(logits_BV, grammar: Grammar, node_B, left_B, going_B):
-    """Set the logits of tokens that the grammar forbids to -inf, in rows whose turn goes on.
-
-    Returns:
-      logits_BV, and the nodes' edges token_BK and child_BK.
-    """
-    token_BK, child_BK = grammars.edges(grammar, node_B)
-    may_BV = grammars.allowed(grammar, node_B, token_BK, left_B)
-    # A model may have more rows than its vocabulary has tokens.
-    beyond = logits_BV.shape[1] - may_BV.shape[1]
-    may_BV = jnp.pad(may_BV, ((0, 0), (0, beyond))) | ~going_B[:, None]
-    logits_BV = jnp.where(constrain(may_BV, "batch", "vocab"), logits_BV, -jnp.inf)
-    return logits_BV, token_BK, child_BK
-
-
-@functools.partial(jax.jit, static_argnames=("model", "greedy"), donate_argnames="state")
-def jit_decode(
-    model: TransformerConfig,
-    params,
-    state: SamplerState,
-    key: jax.Array,
-    taking: Taking,
-    stop_id: int,
-    temperature,
-    *,
-    greedy: bool,
-) -> tuple[SamplerState, Taking]:
-    """Sample until no row's turn goes on, or a row has filled the cache at its present length."""
-    limit_B, grammar = taking.limit_B, taking.grammar
-    B, S = state.tokens_BS.shape
-    capacity = state.cache[0]["value"].shape[2]
-    params = transformer.for_decoding(model, params)
-    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, state.seeds_B)
-
-    def room(carry):
-        state, going_B, _ = carry
-        return jnp.any(going_B) & jnp.all(~going_B | (state.length_B < capacity))
-
-    def step(carry):
-        state, going_B, node_B = carry
-        logits_BV = state.logits_BV / temperature
-        if grammar is not None:
-            logits_BV, token_BK, child_BK = _limited(
-                logits_BV, grammar, node_B, limit_B - state.length_B, going_B
-            )
-        scores_BV = logits_BV
-        if not greedy:
-            step_keys_B = jax.vmap(jax.random.fold_in)(keys_B, state.length_B)
-            noise_BV = jax.vmap(lambda k: jax.random.gumbel(k, logits_BV.shape[1:]))(step_keys_B)
-            scores_BV = scores_BV + noise_BV
-        token_B = _likeliest(scores_BV)
-        logprob_B = rows.read(logits_BV, token_B) - jax.nn.logsumexp(logits_BV, axis=-1)
-        if grammar is not None:
-            node_B = grammars.advance(node_B, token_BK, child_BK, token_B)
-        slot_B = jnp.where(going_B, state.length_B, S)  # slot S does not exist: dropped
-        # The stop token goes into the cache too: the environment's next tokens look at it.
-        next_BV, cache = transformer.extend(
-            model, params, token_B[:, None], going_B.astype(jnp.int32), state.length_B,
-            state.cache, last=True,
-        )  # fmt: skip
-        stopped_B = going_B & (token_B == stop_id)
-        length_B = state.length_B + going_B
-        state = dataclasses.replace(
-            state,
-            tokens_BS=rows.write(state.tokens_BS, slot_B, token_B),
-            turns_BS=rows.write(state.turns_BS, slot_B, state.turn_B - 1),
-            logprobs_BS=rows.write(state.logprobs_BS, slot_B, logprob_B),
-            length_B=length_B,
-            stopped_B=state.stopped_B | stopped_B,
-            logits_BV=jnp.where(going_B[:, None], next_BV, state.logits_BV),
-            cache=cache,
-        )
-        return state, going_B & ~stopped_B & (length_B < limit_B), node_B
-
-    state, going_B, node_B = jax.lax.while_loop(room, step, (state, taking.going_B, taking.node_B))
-    return pin(state), dataclasses.replace(taking, going_B=going_B, node_B=node_B, grammar=None)
+        steps += int((length_B - before_B).max())
+    state = end_turn(state, began_B & ~going_B & (length_B >= config.context))
+    place_B = speakers.place_B if node_B is None else node_B - base_B
+    return state, Speakers(going_B, limit_B, place_B, length_B, steps)

@@ -4,7 +4,7 @@
       1. prompts: each run draws its problems, G neighbours on one of them
       2. roll out: all runs' policies answer (`sampler.single_turn`, vmapped over the runs)
       3. score: answers are checked on the host; advantages are `loop.score`'s
-      4. update: minibatches of `loop.policy_loss`, for one or more epochs, vmapped over the runs
+      4. update: minibatches of `objective.policy_loss`, in one or more epochs, vmapped over runs
 
 Loss, advantages and sampler are the agent's own; this file maps them over runs, which differ in
 learning rate, KL coefficient, clip range, temperature and seed. Runs of one group size share a
@@ -27,9 +27,11 @@ from autollm_jax.checkpointing.checkpoints import Checkpoints
 from autollm_jax.cluster import preemption
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl import sampler
+from autollm_jax.rl.batches import GRPOLoopConfig, RolloutBatch, UpdateBatch
 from autollm_jax.rl.grpo import GRPOHyperparameters
 from autollm_jax.rl.logprobs import token_logprobs
-from autollm_jax.rl.loop import GRPOLoopConfig, RolloutBatch, UpdateBatch, policy_loss, score
+from autollm_jax.rl.loop import score
+from autollm_jax.rl.objective import policy_loss
 from autollm_jax.rl.problems import STOP_ID, ProblemSet, decode, encode
 from autollm_jax.training.group_progress import GroupProgress
 from autollm_jax.training.optimizer import (

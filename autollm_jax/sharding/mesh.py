@@ -47,6 +47,28 @@ class MeshShape:
         return tuple(sizes)
 
 
+def split_mesh(mesh: Mesh, replicas: int) -> tuple[Mesh, Mesh]:
+    """Cut a mesh in two along `data`: so many replicas, and the rest.
+
+    Raises:
+      UserError: there are no replicas left, or the mesh spans several processes.
+    """
+    count = mesh.shape["data"]
+    if len({device.process_index for device in mesh.devices.flat}) > 1:
+        raise UserError(
+            "config.grpo.off_policy_steps=1 splits the devices of one process; accepted is 0 in a "
+            "job of several"
+        )
+    if not 0 < replicas < count:
+        raise UserError(
+            f"config.grpo.player_replicas={replicas} of {count} replicas along config.mesh.data "
+            "play; accepted is a number from 1 that leaves one for training"
+        )
+    parts = mesh.devices[:replicas], mesh.devices[replicas:]
+    first, rest = (Mesh(part, mesh.axis_names, axis_types=mesh.axis_types) for part in parts)
+    return first, rest
+
+
 def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Make the mesh over `devices`; None for all devices of the job.
 

@@ -6,7 +6,7 @@ import pytest
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from autollm_jax.agent import constraint, dialogue, rollout
+from autollm_jax.agent import constraint, dialogue, grpo_rollout, rollout
 from autollm_jax.agent.distillation import choices_of, encode_conversation
 from autollm_jax.agent.environment_turns import Start
 from autollm_jax.curriculum.pairs import Pair
@@ -108,7 +108,7 @@ def test_a_policy_of_a_published_vocabulary_plays(published, family, constrained
         assert all(trial.valid and not trial.matched for trial in trials)
         assert parsing.parse_action(played.transcripts[0][1].text).letter is not None
         assert constraint.letters(chat).opening == len("<think>")
-        batch = rollout.rollout_batch(played, BUDGET, chat, config)
+        batch = grpo_rollout.rollout_batch(played, BUDGET, chat, config)
         assert batch.decisions is None and batch.allowed is not None
     else:
         assert not any(trial.valid for trial in trials)

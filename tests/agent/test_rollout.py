@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from autollm_jax.agent import rollout
+from autollm_jax.agent import grpo_rollout, player, rollout
 from autollm_jax.agent.constraint import letters
 from autollm_jax.agent.dialogue import encode_turn, panel_ids
 from autollm_jax.agent.distillation import encode_conversation
@@ -16,9 +16,9 @@ from autollm_jax.evaluation.runner import Game
 from autollm_jax.gym.environment import Episode
 from autollm_jax.models import transformer
 from autollm_jax.rl import sampler
+from autollm_jax.rl.batches import GRPOLoopConfig
 from autollm_jax.rl.grpo import GRPOHyperparameters
 from autollm_jax.rl.logprobs import score_tokens
-from autollm_jax.rl.loop import GRPOLoopConfig
 from autollm_jax.rl.loop import score as score_batch
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from autollm_jax.text.symbols import PANELS
@@ -57,16 +57,18 @@ def group(model, params, tokenizer, pairs):
 def speak(monkeypatch, said):
     """Let each row's turns be said(row, number of the turn) in place of the policy's samples."""
 
-    def generate(model, params, config, state, key, turn, active_B, grammar):
-        number_B, start_B = np.array(state.turn_B), np.asarray(state.length_B)
-        chunks = [said(row, number_B[row]) if on else [] for row, on in enumerate(active_B)]
+    def speaking(model, params, config, state, key, turn, speakers, *_):
+        number_B, start_B = np.array(state.turn_B) - 1, np.array(state.length_B)
+        on_B = speakers.going_B
+        chunks = [said(row, number_B[row]) if on else [] for row, on in enumerate(on_B)]
         state = sampler.append(model, params, config, state, chunks)
         turns_BS = np.array(state.turns_BS)
         for row, chunk in enumerate(chunks):
             turns_BS[row, start_B[row] : start_B[row] + len(chunk)] = number_B[row]
-        return dataclasses.replace(state, turns_BS=turns_BS, turn_B=number_B + active_B)
+        silent = dataclasses.replace(speakers, going_B=np.zeros_like(on_B))
+        return dataclasses.replace(state, turns_BS=turns_BS), silent
 
-    monkeypatch.setattr(rollout.sampler, "generate", generate)
+    monkeypatch.setattr(rollout.sampler, "speak", speaking)
 
 
 def test_rollout_and_distillation_lay_tokens_out_alike(
@@ -87,19 +89,20 @@ def test_rollout_and_distillation_lay_tokens_out_alike(
 
 
 def test_tokens_trained_on_are_the_tokens_sampled(monkeypatch, model, params, tokenizer, pairs):
-    sampled, genuine = {}, sampler.generate
+    sampled, genuine = {}, sampler.speak
 
-    def recording(model, params, config, state, key, turn, active_B, grammar):
-        start_B, number_B = np.array(state.length_B), np.array(state.turn_B)
-        state = genuine(model, params, config, state, key, turn, active_B, grammar)
-        for row in np.flatnonzero(active_B):
+    def recording(model, params, config, state, key, turn, speakers, *rest):
+        start_B, number_B = np.array(state.length_B), np.array(state.turn_B) - 1
+        going_B = speakers.going_B
+        state, speakers = genuine(model, params, config, state, key, turn, speakers, *rest)
+        for row in np.flatnonzero(going_B):
             ids = np.array(state.tokens_BS[row, start_B[row] : int(state.length_B[row])])
             sampled[row, number_B[row]] = ids.tolist()
-        return state
+        return state, speakers
 
-    monkeypatch.setattr(rollout.sampler, "generate", recording)
+    monkeypatch.setattr(rollout.sampler, "speak", recording)
     played = play(model, params, tokenizer, starts_of(pairs[:2]))
-    batch = rollout.rollout_batch(played, BUDGET, tokenizer, CONFIG)
+    batch = grpo_rollout.rollout_batch(played, BUDGET, tokenizer, CONFIG)
     assert len(sampled) == 2 * BUDGET
     for (row, turn), ids in sampled.items():
         assert batch.tokens_BT[row][batch.turns_BT[row] == turn].tolist() == ids
@@ -122,7 +125,7 @@ def test_environment_tokens_are_those_of_the_transcript(group, tokenizer):
 def test_recorded_logprobs_equal_those_the_trainer_recomputes(group, model, params, tokenizer):
     _, played = group
     loop_config = GRPOLoopConfig(steps=1, group_size=2, minibatch_rows=4)
-    rolled = rollout.rollout_batch(played, BUDGET, tokenizer, CONFIG)
+    rolled = grpo_rollout.rollout_batch(played, BUDGET, tokenizer, CONFIG)
     batch, _ = score_batch(rolled, GRPOHyperparameters(), loop_config)
     x_BTD = transformer.hidden(
         model, params, batch.tokens_BT[:, :-1], batch.positions_BT[:, :-1],
@@ -154,7 +157,7 @@ def test_a_decision_stands_where_the_panel_is_named_last_and_pays_what_each_woul
     speak(monkeypatch, trusting_drift)
     played = play(model, params, tokenizer, starts)
     batch, plain = (
-        rollout.rollout_batch(played, BUDGET + 1, tokenizer, CONFIG, b) for b in (True, False)
+        grpo_rollout.rollout_batch(played, BUDGET + 1, tokenizer, CONFIG, b) for b in (True, False)
     )
     made, ids_P = batch.decisions, panel_ids(tokenizer)
     assert made.place_BJ[0, BUDGET] == 0 and (made.id_BP == ids_P).all()
@@ -195,7 +198,7 @@ def test_metrics_tell_an_untrained_policy_and_the_constraint(model, params, toke
         starts = starts_of(pairs[:2])
         config = dataclasses.replace(CONFIG, constrained=constrained)
         played = play(model, params, tokenizer, starts, config=config)
-        metrics = rollout.rollout_metrics(played, [start.episode for start in starts])
+        metrics = grpo_rollout.rollout_metrics(played, [start.episode for start in starts])
         assert metrics["invalid_share"] == 1 - constrained and metrics["matched_share"] == 0
         assert (metrics["regret"] == 1) == (not constrained)
         if not constrained:
@@ -207,7 +210,7 @@ def test_the_mean_regret_counts_every_trial(model, params, tokenizer, pairs):
     starts, mesh = starts_of(pairs[:3]), make_mesh(MeshShape(data=2), jax.devices()[:2])
     config = dataclasses.replace(CONFIG, temperature=0.0)
     policy = rollout.Policy(model, params, tokenizer)
-    found = rollout.mean_regret(policy, config, starts, 2, mesh)  # two batches
+    found = player.mean_regret(policy, config, starts, 2, mesh)  # the third waits
     regrets = [
         pair.target.outcomes.regrets_R[[trial.row for trial in start.episode.trials]]
         for pair, start in zip(pairs, starts, strict=False)
@@ -237,8 +240,8 @@ def test_what_the_thinking_states_is_checked_in_the_state_in_which_it_was_said(
     decision = decided(start.episode)
     ids = tokenizer.encode(turn_text(decision, ALL))
     speak(monkeypatch, lambda row, turn: ids)
-    player = rollout.policy_player(model, params, tokenizer, CONFIG, rows=1)
-    (said,) = player([Game(start.episode, seed=0)])
+    made = player.policy_player(model, params, tokenizer, CONFIG, rows=1)
+    (said,) = made([Game(start.episode, seed=0)])
     assert len(said["claims"]) == len(start.episode.trials) == BUDGET
     # Said again, the panel's letter of the first state is another's in some later one.
     assert said["claims"][0] | {"words": 0} == {
@@ -261,8 +264,8 @@ def test_only_what_is_scored_is_checked_and_only_what_is_trained_on_knows_hindsi
 def test_a_player_plays_a_game_alike_in_any_batch(model, params, tokenizer, pairs):
     def texts(chosen, rows):
         games = [Game(start.episode, seed=5) for start in starts_of(chosen)]
-        player = rollout.policy_player(model, params, tokenizer, CONFIG, rows=rows)
-        transcripts = player(games)
+        made = player.policy_player(model, params, tokenizer, CONFIG, rows=rows)
+        transcripts = made(games)
         assert all(game.episode.done for game in games)
         return [transcript["text"] for transcript in transcripts]
 
@@ -271,16 +274,44 @@ def test_a_player_plays_a_game_alike_in_any_batch(model, params, tokenizer, pair
     assert len(set(together)) == 3
 
 
+@pytest.mark.parametrize("ended_share", [1.0, 0.3])
+def test_waiting_groups_take_the_rows_of_finished_ones_and_play_alike(
+    monkeypatch, model, params, tokenizer, pairs, ended_share
+):
+    config = dataclasses.replace(CONFIG, max_new_tokens=8)
+    starts = starts_of(pairs[:3], copies=2)
+    whole = play(model, params, tokenizer, starts, config, group_size=2)
+    again = starts_of(pairs[:3], copies=2)
+    config = dataclasses.replace(config, ended_share=ended_share)
+    shares, genuine = [], sampler.speak
+
+    def speaking(*arguments):
+        shares.append(arguments[-1])
+        return genuine(*arguments)
+
+    monkeypatch.setattr(rollout.sampler, "speak", speaking)
+    queued = play(model, params, tokenizer, again, config, group_size=2, rows=2)
+    for name in ("tokens_BS", "turns_BS", "length_B", "turn_B", "seeds_B", "truncated_B"):
+        np.testing.assert_array_equal(getattr(queued.state, name), getattr(whole.state, name), name)
+    np.testing.assert_allclose(queued.state.logprobs_BS, whole.state.logprobs_BS, atol=1e-4)
+    assert queued.rewards == whole.rewards and len(set(map(str, whole.rewards))) > 1
+    assert all(start.episode.done for start in again) and set(shares) == {ended_share}
+    sampled = (whole.state.turns_BS >= 0).sum()
+    assert sampled <= queued.row_steps < whole.row_steps
+    metrics = grpo_rollout.rollout_metrics(queued, [start.episode for start in again])
+    assert metrics["idle_rows"] == pytest.approx(1 - sampled / queued.row_steps)
+
+
 def test_a_players_identity_names_its_parameters(model, params, tokenizer):
     other = jax.tree.map(lambda x: x * 1.01, params)
     identities = {
-        rollout.policy_player(model, p, tokenizer, CONFIG).identity for p in (params, params, other)
+        player.policy_player(model, p, tokenizer, CONFIG).identity for p in (params, params, other)
     }
     assert len(identities) == 2
 
 
 def test_rollouts_of_a_step_are_reproducible(model, params, tokenizer, pairs):
-    roll = rollout.make_rollout(
+    roll = grpo_rollout.make_rollout(
         model, tokenizer, CONFIG,
         lambda step: [functools.partial(lambda n: starts_of(pairs[n : n + 1])[0], step)],
         rollout.Layout(group_size=2),
@@ -296,7 +327,7 @@ def test_groups_of_equal_returns_are_replaced_by_those_of_further_rounds(
     monkeypatch, model, params, tokenizer, pairs
 ):
     """In round 0 no group differs, in round 1 the second does, in round 2 both."""
-    genuine, rounds, config = rollout.play, [], dataclasses.replace(CONFIG, max_new_tokens=8)
+    genuine, rounds, config = grpo_rollout.play, [], dataclasses.replace(CONFIG, max_new_tokens=8)
     returns = [[0, 0, 0, 0], [0, 0, 0, 1], [0, 2, 0, 3], [0, 9, 0, 9]]
 
     def playing(*arguments, **options):
@@ -308,9 +339,9 @@ def test_groups_of_equal_returns_are_replaced_by_those_of_further_rounds(
         rounds.append(number)
         return [functools.partial(lambda p: starts_of([p])[0], pair) for pair in pairs[:2]]
 
-    monkeypatch.setattr(rollout, "play", playing)
+    monkeypatch.setattr(grpo_rollout, "play", playing)
     layout = rollout.Layout(group_size=2)
-    roll = rollout.make_rollout(model, tokenizer, config, starts_of_round, layout, refills=3)
+    roll = grpo_rollout.make_rollout(model, tokenizer, config, starts_of_round, layout, refills=3)
     batch, metrics = roll(params, KEY, 1)
     assert rounds == [4, 5, 6] and metrics["groups_that_differ"] == 0
     # The first free place takes round 1's group, the second the first useful one of round 2.

@@ -94,6 +94,8 @@ def test_nonsense_is_refused_in_every_field(path):
         ("distill.row_length", 0, "a whole number from 2 on"),
         ("policy.short_conv", 1, "a whole number from 2 on, or 0"),
         ("policy.cache_dtype", "int8", 'one of "", float32, bfloat16'),
+        ("grpo.ratio", "word", "one of token, sequence"),
+        ("grpo.dual_clip", 1.0, "a finite number over 1, or 0"),
         ("grpo.members", "all", "one of enumerated, sampled"),
         ("simulate.softness", 0.0, "a finite number over 0"),
         ("evaluation.methods", "random,grid", "names of agent, distilled, zero_shot"),
@@ -137,6 +139,13 @@ def test_a_field_that_does_not_exist_and_one_that_is_missing_are_named():
         ({"policy__lora_rank": 4}, "config.policy.lora_rank=4.*config.policy.weights"),
         ({"grpo__members": "sampled", "grpo__group_size": 1}, "group_size=1.*2 or more"),
         ({"gym__budget": 1}, "grpo.first_turn=2.*budget=1.*at most"),
+        ({"grpo__ratio": "sequence"}, "grpo.ratio=sequence: enumerated.*accepted is token"),
+        ({"grpo__dual_clip": 3.0}, "grpo.dual_clip=3.0: enumerated.*accepted is 0"),
+        ({"grpo__importance_cap": 2.0}, "grpo.importance_cap=2.0: enumerated.*accepted is 0"),
+        (
+            {"grpo__members": "sampled", "grpo__group_size": 4, "rollout__rows": 6},
+            "config.rollout.rows=6: accepted is a multiple of config.grpo.group_size=4",
+        ),
         ({"evaluation__methods": "zero_shot"}, "zero_shot.*config.policy.weights"),
         ({"mesh__fsdp": -1}, "config.mesh: data=-1, fsdp=-1"),
         (

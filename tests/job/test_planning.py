@@ -20,9 +20,9 @@ from autollm_jax.models import transformer
 from autollm_jax.models.transformer import parameter_count
 from autollm_jax.rl import loop as rl_loop
 from autollm_jax.rl import sampler
+from autollm_jax.rl.batches import Decisions, RolloutBatch
 from autollm_jax.rl.grammar import LEAST_EDGES
 from autollm_jax.rl.logprobs import Allowed
-from autollm_jax.rl.loop import Decisions, RolloutBatch
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from autollm_jax.text.symbols import PANELS
 from autollm_jax.training import loop, step

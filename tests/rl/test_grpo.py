@@ -107,6 +107,90 @@ def test_loss_equals_a_plain_numpy_computation():
     assert got_count == count > 0
 
 
+def plain_loss(f, hp, turns=None, weights=None):
+    """The loss and its count in plain numpy, without KL and entropy."""
+    gap = np.where(f["mask_BT"], f["logprobs_BT"] - f["behaviour_BT"], 0).astype(np.float64)
+    share = f["mask_BT"].astype(np.float64)
+    if turns is not None:
+        for b in range(len(gap)):
+            for turn in np.unique(turns[b]):
+                own = f["mask_BT"][b] & (turns[b] == turn)
+                if own.any():
+                    gap[b, own], share[b, own] = gap[b, own].mean(), 1 / own.sum()
+    ratio, advantage = np.exp(gap), f["advantages_BT"]
+    clipped = np.clip(ratio, 1 - hp.clip_low, 1 + hp.clip_high)
+    objective = np.minimum(ratio * advantage, clipped * advantage)
+    if hp.dual_clip:
+        bounded = np.maximum(objective, hp.dual_clip * advantage)
+        objective = np.where(advantage < 0, bounded, objective)
+    return -(objective * share * (1 if weights is None else weights)).sum(), share.sum()
+
+
+BARE = dataclasses.replace(HP, kl_coefficient=0.0, entropy_coefficient=0.0)
+
+
+def test_a_second_clip_bounds_the_loss_of_negative_advantages():
+    f, hp = random_fields(B=8), dataclasses.replace(BARE, dual_clip=1.5)
+    expected, without = plain_loss(f, hp), plain_loss(f, BARE)
+    np.testing.assert_allclose(grpo_loss(**f, hp=hp)[:2], expected, rtol=1e-5)
+    np.testing.assert_allclose(grpo_loss(**f, hp=BARE)[:2], without, rtol=1e-5)
+    assert abs(expected[0] - without[0]) > 0.1
+
+
+@pytest.mark.parametrize(("gap", "pushed"), [(0.1, True), (1.0, False), (200.0, False)])
+def test_beyond_the_second_clip_a_bad_token_has_no_gradient(gap, pushed):
+    hp = dataclasses.replace(BARE, dual_clip=2.0)
+    loss, gradient = jax.value_and_grad(lambda x: one_token(x, -1.0 - gap, -1.0, hp))(-1.0)
+    assert loss == pytest.approx(min(np.exp(gap), 2.0)) and (gradient > 0) == pushed
+    assert np.isfinite(gradient)
+    # Good tokens are held by the first clip, as ever.
+    gradient, without = (jax.grad(one_token)(-1.0, -1.0 - gap, 1.0, h) for h in (hp, BARE))
+    assert gradient == without
+
+
+TURNS = np.repeat([[0, 0, 0, 1, 1], [0, 1, 1, 1, 2], [0, 0, 0, 0, 0]], 3, axis=1).astype(np.int32)
+
+
+def test_a_sequence_is_a_turn_that_counts_once_and_has_one_ratio():
+    f, hp = random_fields(T=15), dataclasses.replace(BARE, ratio="sequence")
+    f["advantages_BT"] = np.array([[1.0, -2.0, 0.5], [-1, 0.7, 2], [1, 0, 0]], np.float32)[
+        np.arange(3)[:, None], TURNS
+    ]
+    loss, count, metrics = grpo_loss(**f, hp=hp, turns_BT=TURNS)
+    expected = plain_loss(f, hp, TURNS)
+    np.testing.assert_allclose((loss, count), expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics["policy_loss"], expected, rtol=1e-5)
+    turns = {(b, TURNS[b, t]) for b, t in zip(*np.nonzero(f["mask_BT"]), strict=True)}
+    assert count == pytest.approx(len(turns)) and len(turns) < f["mask_BT"].sum()
+    assert abs(expected[0] / count - plain_loss(f, hp)[0] / f["mask_BT"].sum()) > 0.05
+
+
+def test_the_tokens_of_a_sequence_share_its_gradient_and_its_clip():
+    behaviour, mask = jnp.array([[-1.0, -2.0, -1.0]]), jnp.array([[True, True, True]])
+    turns, hp = jnp.zeros((1, 3), jnp.int32), dataclasses.replace(BARE, ratio="sequence")
+
+    def gradient(*logprobs):
+        def loss(x):
+            zero = jnp.zeros_like(x)
+            return grpo_loss(x, zero, behaviour, zero, zero + 1, mask, hp, turns)[0]
+
+        return np.asarray(jax.grad(loss)(jnp.array([logprobs])))[0]
+
+    # One token's ratio is far above its clip, and the turn's is 1.
+    np.testing.assert_allclose(gradient(-0.5, -3.0, -0.5), [-1 / 3] * 3, rtol=1e-5)
+    assert not gradient(-0.5, -1.5, -0.5).any()
+
+
+def test_weights_are_factors_of_the_objective_alone():
+    f = random_fields()
+    weights = np.random.default_rng(1).uniform(0, 2, f["mask_BT"].shape).astype(np.float32)
+    expected = plain_loss(f, BARE, weights=weights)
+    np.testing.assert_allclose(grpo_loss(**f, hp=BARE, weights_BT=weights)[:2], expected, rtol=1e-5)
+    others = [grpo_loss(**f, hp=HP, weights_BT=w)[0] for w in (0 * weights, None)]
+    bare = grpo_loss(**f, hp=BARE)[0]
+    np.testing.assert_allclose(others[0], others[1] - bare, rtol=1e-4)
+
+
 def test_tokens_outside_the_mask_change_neither_loss_nor_gradient():
     f = random_fields()
     wild = dict(f)

@@ -3,6 +3,7 @@ import functools
 import json
 import os
 import signal
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +15,13 @@ from autollm_jax.cluster import preemption
 from autollm_jax.errors import UserError
 from autollm_jax.models import transformer
 from autollm_jax.rl import sampler
+from autollm_jax.rl.ahead import load_rollout, save_rollout
+from autollm_jax.rl.batches import Decisions, GRPOLoopConfig, RolloutBatch, minibatches
 from autollm_jax.rl.grpo import GRPOHyperparameters, decision_loss
-from autollm_jax.rl.loop import (
-    Decisions,
-    GRPOLoopConfig,
-    RolloutBatch,
-    Selection,
-    minibatches,
-    score,
-    train_grpo,
-)
-from autollm_jax.sharding.mesh import MeshShape, make_mesh
+from autollm_jax.rl.logprobs import Allowed
+from autollm_jax.rl.loop import Selection, score, train_grpo
+from autollm_jax.rl.objective import policy_loss, with_weights
+from autollm_jax.sharding.mesh import MeshShape, make_mesh, split_mesh
 from autollm_jax.training.loop import Site
 from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer
 
@@ -215,6 +212,193 @@ def test_every_epoch_sees_each_row_once_and_fill_up_rows_are_masked():
     for epoch in (pieces[:2], pieces[2:]):
         real = [p.tokens_BT[p.mask_BT.any(1), 0] // 12 for p in epoch]
         assert sorted(np.concatenate(real).tolist()) == [1, 2, 3]
+
+
+def test_rows_that_the_context_cut_do_not_count_where_they_are_masked():
+    B, T = 4, 8
+    turns = np.full((B, T), -1, np.int32)
+    turns[:, 3:5] = 0
+    cut = np.array([False, True, False, False])
+    rewards = np.array([[1.0], [0.0], [1.0], [0.0]], np.float32)
+    played = RolloutBatch(
+        np.ones((B, T), np.int32), np.full(B, 5), turns, np.zeros((B, T), np.float32), rewards,
+        np.ones((B, 1), bool), truncated_B=cut,
+    )  # fmt: skip
+    masking, settings = dataclasses.replace(HP, mask_truncated=True), config(1, group_size=2)
+    batch, informative_B = score(played, masking, settings)
+    plain, all_B = score(played, HP, settings)
+    assert all_B.all() and informative_B.tolist() == [True, False, True, True]
+    np.testing.assert_array_equal(batch.mask_BT, plain.mask_BT & ~cut[:, None])
+    # The other member still is compared with it.
+    np.testing.assert_array_equal(batch.advantages_BT, plain.advantages_BT)
+    with pytest.raises(ValueError, match="which rows the context cut"):
+        score(dataclasses.replace(played, truncated_B=None), masking, settings)
+
+
+def noisy(params, key, step):
+    """A sampler whose log-probabilities are a little off the trainer's."""
+    batch, metrics = even_tokens_pay(params, key, step)
+    off = np.random.default_rng(step).normal(0, 0.5, batch.behaviour_BT.shape)
+    behaviour_BT = np.where(batch.turns_BT >= 0, batch.behaviour_BT + off, 0)
+    return dataclasses.replace(batch, behaviour_BT=behaviour_BT.astype(np.float32)), metrics
+
+
+def test_truncated_importance_weights_correct_a_sampler_that_is_off(tmp_path):
+    rows, states = {}, {}
+    for cap in (0.0, 1.5):
+        hp = dataclasses.replace(HP, importance_cap=cap)
+        folder = tmp_path / str(cap)
+        states[cap] = train(folder, config(1, epochs=1, minibatch_rows=32), noisy, hp=hp)
+        (rows[cap],) = metrics_of(folder)
+    # The ratio starts from the trainer's own log-probabilities, so that nothing is clipped yet.
+    assert rows[0.0]["clip_share"] > 0.2 and rows[1.5]["clip_share"] == 0
+    assert abs(rows[1.5]["logprob_gap"] - rows[0.0]["logprob_gap"]) < 0.05
+    key, _ = jax.random.split(jax.random.fold_in(jax.random.key(7), 0))
+    played, genuine = (rollout(start_params(), key, 0)[0] for rollout in (noisy, even_tokens_pay))
+    batch, informative_B = score(played, HP, config(1))
+    counted = batch.mask_BT & informative_B[:, None]
+    ratio = np.exp(genuine.behaviour_BT - played.behaviour_BT)[counted]
+    weight = np.minimum(ratio, 1.5)
+    expected = {
+        "importance_mean": ratio.mean(), "importance_max": ratio.max(),
+        "importance_truncated": (ratio > 1.5).mean(),
+        "importance_sample_size": weight.sum() ** 2 / (weight**2).sum() / weight.size,
+        "logprob_gap": np.abs(np.log(ratio)).mean(),
+    }  # fmt: skip
+    assert 0 < expected["importance_truncated"] < 1 and expected["importance_sample_size"] < 0.95
+    for name, value in expected.items():
+        assert rows[1.5][name] == pytest.approx(value, rel=1e-3), name
+    assert "importance_mean" not in rows[0.0]
+    moved = [np.asarray(state.params["embedding"]) for state in states.values()]
+    assert (moved[0] != moved[1]).any()
+
+
+def test_weights_are_those_of_the_tokens_or_of_whole_turns():
+    played, _ = even_tokens_pay(start_params(), jax.random.key(3), 0)
+
+    def scores(params, piece):
+        return piece.behaviour_BT + np.float32(0.3) * (np.arange(8) % 2), None
+
+    for ratio in ("token", "sequence"):
+        hp = dataclasses.replace(HP, importance_cap=2.0, ratio=ratio)
+        batch, _ = score(played, hp, config(1))
+        rows = np.arange(GROUPS * G)
+        weighted, _ = with_weights(batch, rows, scores, None, hp, config(1))
+        for weights_T, mask_T in zip(weighted.weights_BT, batch.mask_BT, strict=True):
+            gaps = 0.3 * (np.flatnonzero(mask_T) % 2)
+            expected = np.exp(gaps if ratio == "token" else np.full(len(gaps), gaps.mean()))
+            np.testing.assert_allclose(weights_T[mask_T], expected, rtol=1e-4)
+
+
+def test_ratios_of_sequences_the_second_clip_and_weights_reach_the_loss():
+    played, _ = noisy(start_params(), jax.random.key(3), 0)
+    changes = {"plain": {}, "sequence": {"ratio": "sequence"}, "dual": {"dual_clip": 1.05}}
+    losses = {}
+    for name, change in changes.items():
+        hp = dataclasses.replace(HP, **change)
+        batch, _ = score(played, hp, config(1))
+        losses[name], _, _ = policy_loss(MODEL, hp, start_params(), batch)
+    weighted = dataclasses.replace(batch, weights_BT=np.full_like(batch.behaviour_BT, 0.5))
+    losses["weighted"], _, _ = policy_loss(MODEL, HP, start_params(), weighted)
+    assert len({float(loss) for loss in losses.values()}) == 4
+
+
+def ahead_meshes():
+    return split_mesh(make_mesh(MeshShape(data=2), jax.devices()[:2]), 1)
+
+
+def train_ahead(path, rollout=even_tokens_pay, steps=6, selection=None):
+    players, trainers = ahead_meshes()
+    optimizer = make_optimizer(
+        OptimizerConfig(learning_rate=1e-2, decay="constant", weight_decay=0.0), 100
+    )
+    site = Site(trainers, Checkpoints(path / "grpo"), path)
+    settings = config(steps, epochs=1, minibatch_rows=32)
+    return train_grpo(
+        MODEL, HP, settings, optimizer, rollout, start_params(), site, jax.random.key(7),
+        selection, players,
+    )  # fmt: skip
+
+
+def weights(params):
+    return np.asarray(params["embedding"]).tobytes()
+
+
+@pytest.fixture(scope="module")
+def ahead_run(tmp_path_factory):
+    """Six steps, the policies that played them and the policies before their updates."""
+    path, played, before, looked = tmp_path_factory.mktemp("ahead"), {}, [], threading.Event()
+
+    def rollout(params, key, step):
+        played[step] = weights(params), params["embedding"].devices()
+        # Step 0's update has not begun, nor will it before the look that follows this rollout's
+        # start: a rollout in turn with the updates would wait in vain.
+        assert step == 0 or looked.wait(120)
+        return even_tokens_pay(params, key, step)
+
+    def look(params):
+        before.append(weights(params))
+        looked.set()
+        return 1.0 - len(before) / 100
+
+    selection = Selection(look, 1, Checkpoints(path / "best"))
+    state = train_ahead(path, rollout, selection=selection)
+    return path, state, played, before
+
+
+def test_a_rollout_one_step_off_is_played_beside_the_update_by_the_policy_before_it(ahead_run):
+    path, _, played, before = ahead_run
+    assert len(set(before)) == len(before) == 7
+    assert [played[step][0] for step in range(6)] == [before[max(step - 1, 0)] for step in range(6)]
+    players, trainers = ahead_meshes()
+    assert all(devices == set(players.devices.flat) for _, devices in played.values())
+    assert not set(players.devices.flat) & set(trainers.devices.flat)
+    rows = [row for row in metrics_of(path) if "rollout_wait_seconds" in row]
+    assert len(rows) == 6 and max(row["logprob_gap"] for row in rows[1:]) > 1e-3
+
+
+@pytest.mark.usefixtures("listening")
+def test_rollouts_one_step_off_resume_as_if_nothing_had_happened(ahead_run, tmp_path):
+    def stopped(params, key, step):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return even_tokens_pay(params, key, step)
+
+    def killed(params, key, step):
+        if step == 5:
+            raise RuntimeError("killed")
+        return even_tokens_pay(params, key, step)
+
+    with pytest.raises(preemption.Preempted):
+        train_ahead(tmp_path, stopped)
+    preemption._asked.clear()
+    saved = Checkpoints(tmp_path / "grpo").latest()
+    assert (tmp_path / "grpo_ahead" / f"{saved}.npz").exists() and 2 <= saved <= 4
+    with pytest.raises(RuntimeError, match="killed"):
+        train_ahead(tmp_path, killed)
+    resumed = train_ahead(tmp_path)
+    for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(ahead_run[1]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert len(list((tmp_path / "grpo_ahead").iterdir())) <= 2
+
+
+def test_a_saved_rollout_reads_back_whole(tmp_path):
+    plain = decided_batch()
+    free_BV = np.arange(48).reshape(4, 12) % 2 == 0
+    allowed = Allowed(plain.turns_BT > 0, np.ones((4, 8, 2), np.int32), free_BV)
+    full = dataclasses.replace(plain, allowed=allowed, truncated_B=np.arange(4) > 2)
+    for batch in (full, dataclasses.replace(plain, decisions=None)):
+        save_rollout(tmp_path / "1.npz", batch, {"reward": np.float32(0.5)})
+        read, metrics = load_rollout(tmp_path / "1.npz")
+        assert metrics == {"reward": 0.5}
+        assert jax.tree.structure(read) == jax.tree.structure(batch)
+        jax.tree.map(np.testing.assert_array_equal, read, batch)
+
+
+def test_a_mesh_that_cannot_be_split_is_a_users_error():
+    mesh = make_mesh(MeshShape(data=2), jax.devices()[:2])
+    with pytest.raises(UserError, match="player_replicas=2 of 2 replicas"):
+        split_mesh(mesh, 2)
 
 
 ENUMERATED = dataclasses.replace(HP, members="enumerated")

@@ -2,6 +2,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -142,6 +143,61 @@ def test_repeated_rows_continue_like_rows_that_read_the_prompt_themselves(params
     shared = sampler.generate(MODEL, params, CONFIG, shared, jax.random.key(0), turn)
     own = sampler.generate(MODEL, params, CONFIG, own, jax.random.key(0), turn)
     np.testing.assert_array_equal(shared.tokens_BS, own.tokens_BS)
+
+
+def test_the_cache_grows_by_blocks_or_doubles(params):
+    doubling = dataclasses.replace(CONFIG, context=56, cache_block=8, cache_doubling=True)
+    blocks = dataclasses.replace(doubling, cache_doubling=False)
+    assert doubling.capacities == (8, 16, 32, 56)
+    assert blocks.capacities == (8, 16, 24, 32, 40, 48, 56)
+    sizes = {}
+    for config in (doubling, blocks):
+        state = sampler.init_state(MODEL, config, [0])
+        state = sampler.append(MODEL, params, config, state, [[5] * 17])
+        sizes[config.cache_doubling] = state.cache[0]["value"].shape[2]
+    assert sizes == {True: 32, False: 24}
+
+
+def test_renewed_rows_continue_like_new_ones_and_the_others_do_not_change(params):
+    turn, key = TurnConfig(STOP, 12), jax.random.key(0)
+    used = sampler.init_state(MODEL, CONFIG, [0, 1, 2, 3])
+    used = sampler.append(MODEL, params, CONFIG, used, PROMPTS)
+    used = sampler.generate(MODEL, params, CONFIG, used, key, turn)
+    before, fresh_B = jax.tree.map(np.array, used), np.array([False, False, True, True])
+    used = sampler.renew(used, fresh_B, np.array([7, 7, 8, 9], np.uint32))
+    used = sampler.append(MODEL, params, CONFIG, used, [[], [], PROMPTS[0], []])
+    used = sampler.share(used, fresh_B, 2)
+    used = sampler.generate(MODEL, params, CONFIG, used, key, turn, fresh_B)
+    new = sampler.init_state(MODEL, CONFIG, [8, 9])
+    new = sampler.append(MODEL, params, CONFIG, new, [PROMPTS[0]] * 2)
+    new = sampler.generate(MODEL, params, CONFIG, new, key, turn)
+    for name in ("tokens_BS", "turns_BS", "length_B", "turn_B", "stopped_B", "seeds_B"):
+        got, old = getattr(used, name), getattr(before, name)
+        np.testing.assert_array_equal(got[2:], getattr(new, name), name)
+        np.testing.assert_array_equal(got[:2], old[:2], name)
+    np.testing.assert_allclose(used.logprobs_BS[2:], new.logprobs_BS, atol=1e-4)
+
+
+def test_rows_that_speak_on_say_the_same_as_if_all_were_waited_for(params):
+    key, long, short = jax.random.key(0), TurnConfig(STOP, 12), TurnConfig(STOP, 5)
+    first, others = np.arange(4) < 2, np.arange(4) >= 2
+    start = sampler.init_state(MODEL, CONFIG, [0, 1, 2, 3])
+    start = sampler.append(MODEL, params, CONFIG, start, PROMPTS)
+    state, calls = jax.tree.map(jnp.copy, start), 0
+    state, speakers = sampler.begin_turns(CONFIG, state, long, first)
+    state, speakers = sampler.begin_turns(CONFIG, state, short, others, speakers=speakers)
+    while speakers.going_B.any():
+        count, calls = speakers.going_B.sum(), calls + 1
+        state, speakers = sampler.speak(
+            MODEL, params, CONFIG, state, key, long, speakers, ended_share=0.25
+        )
+        assert speakers.going_B.sum() < count
+    waited = sampler.generate(MODEL, params, CONFIG, start, key, long, first)
+    waited = sampler.generate(MODEL, params, CONFIG, waited, key, short, others)
+    for name in ("tokens_BS", "turns_BS", "logprobs_BS", "turn_B", "truncated_B"):
+        np.testing.assert_array_equal(getattr(state, name), getattr(waited, name), name)
+    lengths = np.asarray(waited.length_B) - list(map(len, PROMPTS))
+    assert calls > 1 and speakers.steps == lengths.max() > lengths.min()
 
 
 def test_an_empty_active_row_is_an_error(params):

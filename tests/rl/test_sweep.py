@@ -10,7 +10,7 @@ from autollm_jax.models import transformer
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl import sweep
 from autollm_jax.rl.grpo import GRPOHyperparameters
-from autollm_jax.rl.loop import policy_loss
+from autollm_jax.rl.objective import policy_loss
 from autollm_jax.rl.problems import VOCAB_SIZE, Problem, ProblemSet
 from autollm_jax.rl.sweep import GRPORun, GRPOSweepConfig, train_grpo_group
 from autollm_jax.sharding.mesh import MeshShape, make_mesh

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import autollm_jax
-from autollm_jax.agent import rollout
+from autollm_jax.agent import grpo_rollout, player
 from autollm_jax.agent.dialogue import PolicyTokenizer
 from autollm_jax.checkpointing.checkpoints import Checkpoints
 from autollm_jax.curriculum.pairs import CurationConfig, Families, build_pair, draw_recipes
@@ -19,11 +19,12 @@ from autollm_jax.data.tokenizer import reserved_ids, train_tokenizer
 from autollm_jax.job import training_stages
 from autollm_jax.job.job import Job
 from autollm_jax.models import lora, transformer
-from autollm_jax.rl import loop
+from autollm_jax.rl import batches, objective
 from autollm_jax.rl.grpo import GRPOHyperparameters
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from autollm_jax.text.symbols import LETTERS, PANELS, SYMBOLS
 from autollm_jax.training.optimizer import updates_of
+from autollm_jax.training.state import abstract_state
 
 ROOT = pathlib.Path(autollm_jax.__file__).parents[1]
 GROUPS, G, STEPS, CONTEXT = 2, 4, 3, 768
@@ -34,6 +35,7 @@ SETTINGS = {
     "clip_low": 0.3, "clip_high": 0.4, "kl_coefficient": 0.05, "entropy_coefficient": 0.01,
     "temperature": 0.6, "normalisation": "none", "credit": "episode",
     "speech_coefficient": 0.2, "first_turn": 2, "members": "sampled", "refills": 0, "kept_out": 0,
+    "dual_clip": 3.0, "ratio": "sequence", "importance_cap": 2.0, "mask_truncated": True,
 }  # fmt: skip
 # Largest mean |log-probability of the sampler - that of the trainer|, nats a token, before a step.
 LARGEST_GAP = {"float32": 1e-4, "bfloat16": 0.02}
@@ -116,7 +118,11 @@ def run(folder, monkeypatch, recipes, tokenizer, grpo=None, **policy):
     given = {"model": model, "params": params, "tokenizer": tokenizer, "recipes": recipes}
     monkeypatch.setattr(SmallJob, "given", given)
     members = config.grpo.members
-    record, play, policy_loss = Record([], [], [], [], params, {}), rollout.play, loop.policy_loss
+    record, play, policy_loss = (
+        Record([], [], [], [], params, {}),
+        grpo_rollout.play,
+        objective.policy_loss,
+    )
 
     def playing(policy, config, starts, *arguments, **options):
         record.temperatures.append(config.temperature)
@@ -133,12 +139,13 @@ def run(folder, monkeypatch, recipes, tokenizer, grpo=None, **policy):
         record.hyperparameters.append(hp)
         return policy_loss(model, hp, params, batch)
 
-    monkeypatch.setattr(rollout, "play", playing)
-    monkeypatch.setattr(loop, "policy_loss", losing)
+    for module in (grpo_rollout, player):
+        monkeypatch.setattr(module, "play", playing)
+    monkeypatch.setattr(objective, "policy_loss", losing)
     training_stages.grpo(job)
     record.rows = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
     trained, _ = job.checkpoints("grpo").restore(
-        loop.abstract_state(
+        abstract_state(
             lambda key: lora.init(model, key), lora.logical_axes(model),
             job.optimizer(config.grpo), job.mesh,
         )
@@ -165,6 +172,7 @@ def test_enumerated_groups_learn_from_decisions_and_the_best_policy_is_kept(
     tmp_path, monkeypatch, recipes, tokenizer
 ):
     grpo = {"members": "enumerated", "kept_out": 2, "evaluate_every": 2}
+    grpo |= {"dual_clip": 0.0, "ratio": "token", "importance_cap": 0.0}
     record = run(tmp_path, monkeypatch, recipes, tokenizer, grpo)
     assert {hp.members for hp in record.hyperparameters} == {"enumerated"}
     rows = [row for row in record.rows if "decision_kl" in row]
@@ -221,13 +229,31 @@ def test_lora_trains_its_factors_alone(tmp_path, monkeypatch, recipes, tokenizer
     assert all(row["policy_loss"] != 0 for row in record.rows)
 
 
+def test_the_fields_of_rollouts_reach_them(tmp_path, monkeypatch, recipes, tokenizer):
+    config = small_config(off_policy_steps=1, player_replicas=1)
+    config.rollout.update({"rows": G, "ended_share": 0.5, "cache_doubling": True})
+    mesh = make_mesh(MeshShape(data=2), jax.devices()[:2])
+    given = {"model": None, "params": None, "tokenizer": tokenizer, "recipes": recipes}
+    monkeypatch.setattr(SmallJob, "given", given)
+    made, trained = [], []
+    monkeypatch.setattr(training_stages, "make_rollout", lambda *given: made.extend(given))
+    monkeypatch.setattr(training_stages, "train_grpo", lambda *given: trained.extend(given))
+    training_stages.grpo(SmallJob(config, tmp_path, mesh))
+    play, layout, (site, *_, players) = made[2], made[4], trained[6:]
+    assert play.ended_share == 0.5 and play.sampler.cache_doubling and layout.rows == G
+    assert players is layout.mesh and players.devices.flat[0] == mesh.devices.flat[0]
+    assert [*site.mesh.devices.flat] == [*mesh.devices.flat][1:]
+
+
 def test_a_schedule_that_decays_ends_with_the_last_update(tmp_path):
     """A rollout of 8 rows in minibatches of 3, two epochs: six updates."""
     config = small_config(minibatch_rows=3, epochs=2)
     rows = np.arange(GROUPS * G)
-    columns = [rows[:, None]] * (len(dataclasses.fields(loop.UpdateBatch)) - 2)
-    settings = loop.GRPOLoopConfig(STEPS, G, minibatch_rows=3, epochs=2)
-    a_rollout = len(list(loop.minibatches(loop.UpdateBatch(*columns), rows, settings, seed=0)))
+    columns = [rows[:, None]] * (len(dataclasses.fields(batches.UpdateBatch)) - 4)
+    settings = batches.GRPOLoopConfig(STEPS, G, minibatch_rows=3, epochs=2)
+    a_rollout = len(
+        list(batches.minibatches(batches.UpdateBatch(*columns), rows, settings, seed=0))
+    )
     assert a_rollout == 6 and updates_of(config.grpo) == 6 * STEPS
     config.grpo.optimizer.update({"decay": "linear", "final_fraction": 0.0, "clip_norm": 0.0})
     job = SmallJob(config, tmp_path, make_mesh(MeshShape(), jax.devices()[:1]))

@@ -1,0 +1,138 @@
+"""What passes between the steps of the GRPO loop: conversations, the loss's input, minibatches.
+
+Letters: B rows, T tokens, J turns, P choices of a decision, M rows of a minibatch.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+
+from autollm_jax.rl.logprobs import Allowed
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Decisions:
+    """The decisions of conversations, all of whose choices are known; P choices.
+
+    place_BJ: i32, where a turn's choice stands, one token of the row; 0 where there is none.
+    rewards_BJP: f32, what each choice would have brought.
+    reference_BJP: f32, the choices' logits under the reference policy.
+    id_BP: i32, the token of each choice, the same in every row.
+    """
+
+    place_BJ: np.ndarray
+    rewards_BJP: np.ndarray
+    reference_BJP: np.ndarray
+    id_BP: np.ndarray
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RolloutBatch:
+    """Sampled conversations, one a row; members of a group are neighbours.
+
+    tokens_BT: i32, the ids that were given and sampled, unchanged; 0 after the row's end.
+    length_B: i32, tokens in the row.
+    turns_BT: i32, the turn (0 to J - 1) in which a token was sampled; -1 for the environment's
+      tokens and after the row's end. Tokens with a turn are trained on.
+    behaviour_BT: f32, log-probabilities recorded as the tokens were sampled.
+    rewards_BJ: f32, reward of each turn.
+    turn_mask_BJ: bool, turns that took place.
+    allowed: what a grammar allowed at each sampled token; None without a grammar.
+    decisions: what each choice would have brought; None where nobody knows.
+    truncated_B: bool, rows that the context cut; None where nobody told.
+    """
+
+    tokens_BT: np.ndarray
+    length_B: np.ndarray
+    turns_BT: np.ndarray
+    behaviour_BT: np.ndarray
+    rewards_BJ: np.ndarray
+    turn_mask_BJ: np.ndarray
+    allowed: Allowed | None = None
+    decisions: Decisions | None = None
+    truncated_B: np.ndarray | None = None
+
+
+# (params, key, step) -> the conversations, and metrics to log (reward, regret, ...). It depends on
+# nothing else, so that a resumed run continues as an uninterrupted one would.
+Rollout = Callable[[dict, jax.Array, int], tuple[RolloutBatch, dict[str, float]]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class UpdateBatch:
+    """The loss's input; a field is [B, T] (or [M, T]), aligned with the tokens.
+
+    tokens, positions: i32. segments: i32, 1 on a row's tokens and 0 after its end (the attention
+    mask). mask: bool, sampled tokens (the loss mask). behaviour, reference: f32 log-probabilities
+    of the sampled tokens; with importance weights the behaviour is the trainer's. advantages: f32.
+    allowed and decisions: as in `RolloutBatch`; decisions are there for enumerated groups alone.
+    turns: i32, as in `RolloutBatch`; None but for ratios of sequences. weights: f32, factors of the
+    objective; None for 1.
+    """
+
+    tokens_BT: jax.Array
+    positions_BT: jax.Array
+    segments_BT: jax.Array
+    mask_BT: jax.Array
+    behaviour_BT: jax.Array
+    reference_BT: jax.Array
+    advantages_BT: jax.Array
+    allowed: Allowed | None = None
+    decisions: Decisions | None = None
+    turns_BT: jax.Array | None = None
+    weights_BT: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class GRPOLoopConfig:
+    """Length and sizes of a run.
+
+    steps: rollouts in all.
+    group_size: conversations on one prompt.
+    minibatch_rows: conversations that an optimizer update sees.
+    epochs: passes over each rollout.
+    microbatches: parts of a minibatch that its gradient is summed over.
+    length_multiple: rows are cut to the longest one, rounded up to a multiple of this. Each length
+      compiles once.
+    save_every: steps between checkpoints.
+    """
+
+    steps: int
+    group_size: int
+    minibatch_rows: int
+    epochs: int = 1
+    microbatches: int = 1
+    length_multiple: int = 256
+    save_every: int = 10
+
+
+def minibatches(
+    batch: UpdateBatch, rows: np.ndarray, config: GRPOLoopConfig, seed: int
+) -> Iterator[UpdateBatch]:
+    """Cut the given rows into minibatches, in another order each epoch.
+
+    All have `minibatch_rows` rows; the last one of an epoch is filled up with rows outside the
+    loss mask.
+    """
+    rng = np.random.default_rng(seed)
+    for _ in range(config.epochs):
+        order = rng.permutation(rows)
+        for start in range(0, len(order), config.minibatch_rows):
+            chosen = order[start : start + config.minibatch_rows]
+            yield take(batch, chosen, config.minibatch_rows)
+
+
+def take(batch: UpdateBatch, chosen: np.ndarray, rows: int) -> UpdateBatch:
+    """Take some rows, filled up to `rows` with rows outside the loss mask."""
+    filled = np.resize(chosen, rows)
+    piece = jax.tree.map(lambda x_BT: x_BT[filled], batch)
+    real_M1 = (np.arange(rows) < len(chosen))[:, None]
+    decisions = piece.decisions
+    if decisions is not None:
+        decisions = dataclasses.replace(decisions, place_BJ=decisions.place_BJ * real_M1)
+    return dataclasses.replace(piece, mask_BT=piece.mask_BT & real_M1, decisions=decisions)
