@@ -27,7 +27,7 @@ from autollm_jax.models.attention import (
 )
 from autollm_jax.models.mimetic import mimic
 from autollm_jax.models.product import product
-from autollm_jax.sharding.rules import constrain
+from autollm_jax.sharding.rules import constrain, whole_over_fsdp
 
 # A layer's matrices, and the number of first axes that are contracted.
 MATRICES = {"query": 1, "key": 1, "value": 1, "output": 2, "gate": 1, "up": 1, "down": 1}
@@ -381,21 +381,26 @@ def init_cache(config: TransformerConfig, batch: int, length: int):
 def for_decoding(config: TransformerConfig, params):
     """Return parameters for many calls of `extend`: a tuple of layers, matrices in `dtype`.
 
-    Otherwise each call would slice the layers out of the stacked arrays again. Parameters that are
-    in this form already are returned unchanged.
+    Otherwise each call would slice the layers out of the stacked arrays again. On a mesh every
+    parameter is whole over `fsdp` and stays split over `tensor`; a decoding loop would gather the
+    shards again at every token. Parameters that are in this form already are returned unchanged.
     """
     if isinstance(params["layers"], tuple):
         return params
 
+    def whole(path, leaf):
+        return constrain(leaf, *whole_over_fsdp(_axes_of(path[-1].key)), always=True)
+
     def cut(path, leaf, layer):
         matrix = path[-1].key.removesuffix(LORA_IN).removesuffix(LORA_OUT) in MATRICES
-        return leaf[layer].astype(config.dtype) if matrix else leaf[layer]
+        return whole(path, leaf[layer].astype(config.dtype) if matrix else leaf[layer])
 
     layers = tuple(
         jax.tree_util.tree_map_with_path(functools.partial(cut, layer=layer), params["layers"])
         for layer in range(config.layers)
     )
-    return {**params, "layers": layers}
+    others = {name: leaf for name, leaf in params.items() if name != "layers"}
+    return {**jax.tree_util.tree_map_with_path(whole, others), "layers": layers}
 
 
 def extend(config: TransformerConfig, params, tokens_BC, lengths_B, start_B, cache, last=False):
