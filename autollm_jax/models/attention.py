@@ -56,6 +56,7 @@ def rotate(x_BTHA, cos_BT1h, sin_BT1h):
     half = cos_BT1h.shape[-1]
     first, second, rest_BTHA = jnp.split(x_BTHA, [half, 2 * half], axis=-1)
     turned = [first * cos_BT1h - second * sin_BT1h, second * cos_BT1h + first * sin_BT1h]
+    turned = [part.astype(x_BTHA.dtype) for part in turned]
     return jnp.concatenate([*turned, rest_BTHA], axis=-1)
 
 
@@ -67,7 +68,9 @@ def _attend(q_BTKGA, keys, v_BKSA, visible, dtype, layout="BKSA"):
     """
     B, T, K, G, A = q_BTKGA.shape
     S = v_BKSA.shape[2]
-    q_BKRA = (q_BTKGA * A**-0.5).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, A)
+    q_BKRA = (
+        (q_BTKGA.astype(jnp.float32) * A**-0.5).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, A)
+    )
     scores_BKRS = product(f"BKRA,{layout}->BKRS", q_BKRA, keys, dtype)
     scores_BKGTS = scores_BKRS.reshape(B, K, G, T, S)
     scores_BKGTS = jnp.where(visible, scores_BKGTS, jnp.finfo(jnp.float32).min)
@@ -112,7 +115,7 @@ def short_convolution(x_BTNA, past_BPNA, positions_BT, taps_WNA):
         earlier_BTNA = whole_BSNA[:, P - back : P - back + T]
         there_BT11 = (positions_BT >= back)[..., None, None]
         mixed_BTNA += jnp.where(there_BT11, earlier_BTNA * taps_W11NA[back], 0.0)
-    return mixed_BTNA
+    return mixed_BTNA.astype(x_BTNA.dtype)
 
 
 def shift_past(past_BPNA, x_BTNA, valid_BT):
@@ -123,7 +126,7 @@ def shift_past(past_BPNA, x_BTNA, valid_BT):
     return jnp.take_along_axis(whole_BSNA, last_BP[:, :, None, None], axis=1)
 
 
-def causal_attention(q_BTHA, k_BTKA, v_BTKA, segments_BT=None, *, block: int, dtype: str):
+def attend_in_blocks(q_BTHA, k_BTKA, v_BTKA, segments_BT=None, *, block: int, dtype: str):
     """Attend causally within each row.
 
     Queries are processed in static blocks; each block reads the keys up to the block's end. Most of
