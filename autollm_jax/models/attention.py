@@ -56,7 +56,6 @@ def rotate(x_BTHA, cos_BT1h, sin_BT1h):
     half = cos_BT1h.shape[-1]
     first, second, rest_BTHA = jnp.split(x_BTHA, [half, 2 * half], axis=-1)
     turned = [first * cos_BT1h - second * sin_BT1h, second * cos_BT1h + first * sin_BT1h]
-    turned = [part.astype(x_BTHA.dtype) for part in turned]
     return jnp.concatenate([*turned, rest_BTHA], axis=-1)
 
 
@@ -115,7 +114,7 @@ def short_convolution(x_BTNA, past_BPNA, positions_BT, taps_WNA):
         earlier_BTNA = whole_BSNA[:, P - back : P - back + T]
         there_BT11 = (positions_BT >= back)[..., None, None]
         mixed_BTNA += jnp.where(there_BT11, earlier_BTNA * taps_W11NA[back], 0.0)
-    return mixed_BTNA.astype(x_BTNA.dtype)
+    return mixed_BTNA
 
 
 def shift_past(past_BPNA, x_BTNA, valid_BT):

@@ -100,9 +100,7 @@ def _blocks(q_BTHA, k_BTKA, v_BTKA, segments_BT, block: int, dtype: str):
 
 def _on_mesh(dtype: str, kernel, q_BTHA, k_BTKA, v_BTKA, segments_BT):
     """Run a kernel on each device's rows and heads; the compiler cannot split one by itself."""
-    A = q_BTHA.shape[3]
-    q = (q_BTHA.astype(jnp.float32) * A**-0.5).astype(dtype)
-    k, v = k_BTKA.astype(dtype), v_BTKA.astype(dtype)
+    q, k, v = (x.astype(dtype) for x in (q_BTHA, k_BTKA, v_BTKA))
     mesh = jax.sharding.get_abstract_mesh()
     free = {
         name
@@ -134,7 +132,9 @@ def _splash(q_BTHA, k_BTKA, v_BTKA, segments_BT, interpret: bool = False):
     # Imported here, since it takes as long as the rest of the package.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-    T, H = q_BTHA.shape[1:3]
+    T, H, A = q_BTHA.shape[1:]
+    # The kernel does not scale scores.
+    q_BTHA = (q_BTHA.astype(jnp.float32) * A**-0.5).astype(q_BTHA.dtype)
     # The largest block that lengthens the row by an eighth at most.
     block = next(b for b in SPLASH_BLOCKS if b == SPLASH_BLOCKS[-1] or 8 * (-T % b) <= T)
     S = T + -T % block
@@ -164,12 +164,12 @@ def _splash(q_BTHA, k_BTKA, v_BTKA, segments_BT, interpret: bool = False):
 def _triton(q_BTHA, k_BTKA, v_BTKA, segments_BT, interpret: bool = False):
     from jax.experimental.pallas.ops.gpu import attention as triton
 
-    T, H = q_BTHA.shape[1:3]
+    T, H, A = q_BTHA.shape[1:]
     # The kernel has as many key-value heads as query heads.
     k_BTHA, v_BTHA = (jnp.repeat(x, H // x.shape[2], axis=2) for x in (k_BTKA, v_BTKA))
     arrays = (q_BTHA, k_BTHA, v_BTHA, segments_BT)
     q, k, v, segments = jax.tree.map(lambda x: _padded(x, T + -T % TRITON_BLOCK), arrays)
-    mixed = triton.mha(q, k, v, segments, 1.0, True, interpret=interpret)
+    mixed = triton.mha(q, k, v, segments, A**-0.5, True, interpret=interpret)
     return checkpoint_name(mixed[:, :T], SAVED)
 
 
@@ -177,6 +177,6 @@ def _cudnn(q_BTHA, k_BTKA, v_BTKA, segments_BT):
     if segments_BT is not None:
         raise ValueError("attention='cudnn' has no segments; packed rows take 'triton' or 'blocks'")
     mixed_BTHA = jax.nn.dot_product_attention(
-        q_BTHA, k_BTKA, v_BTKA, scale=1.0, is_causal=True, implementation="cudnn"
+        q_BTHA, k_BTKA, v_BTKA, is_causal=True, implementation="cudnn"
     )
     return checkpoint_name(mixed_BTHA, SAVED)

@@ -29,6 +29,20 @@ from autollm_jax.sharding.rules import constrain, whole_over_fsdp
 LAYER_INPUT = "layer_input"  # the name by which rematerialisation policies find it
 
 
+def _in_float32(f, x, *others):
+    """Return f(x, ...), computed in f32 and rounded to the type of x.
+
+    The backward pass of a bfloat16 stream computes f again from its inputs. What f makes on the way
+    is f32, cheap, and would take most of the memory that a layer keeps.
+    """
+
+    def rounded(x, *others):
+        return f(x.astype(jnp.float32), *others).astype(x.dtype)
+
+    keeps_all = x.dtype == jnp.float32
+    return (rounded if keeps_all else jax.checkpoint(rounded, prevent_cse=False))(x, *others)
+
+
 class RMSNorm(nn.Module):
     """Scale by the root mean square over the last axis, in f32; the result has the input's type."""
 
@@ -37,10 +51,13 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x):
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
-        wide = x.astype(jnp.float32)
-        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-        normed = wide * jax.lax.rsqrt(mean_square + self.epsilon)
-        return (normed * jnp.broadcast_to(scale, x.shape)).astype(x.dtype)
+
+        def normed(x, scale):
+            mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+            normed = x * jax.lax.rsqrt(mean_square + self.epsilon)
+            return normed * jnp.broadcast_to(scale, x.shape)
+
+        return _in_float32(normed, x, scale)
 
 
 def _fan_in(in_axis, out_axis):
@@ -92,7 +109,8 @@ class Block(nn.Module):
         else:
             past_BPNA = cache[f"past_{name}"]
             cache = {**cache, f"past_{name}": shift_past(past_BPNA, x_BTNA, valid_BT)}
-        return short_convolution(x_BTNA, past_BPNA, positions_BT, taps_WNA), cache
+        convolved = _in_float32(short_convolution, x_BTNA, past_BPNA, positions_BT, taps_WNA)
+        return convolved, cache
 
     @nn.compact
     def __call__(self, x_BTD, positions_BT, turns, segments_BT=None, cache=None, valid_BT=None):
@@ -122,8 +140,8 @@ class Block(nn.Module):
         if c.qk_norm:
             q_BTHA = RMSNorm(c.norm_epsilon, name="query_norm")(q_BTHA)
             k_BTKA = RMSNorm(c.norm_epsilon, name="key_norm")(k_BTKA)
-        q_BTHA = constrain(rotate(q_BTHA, *turns), "batch", None, "heads", None)
-        k_BTKA = constrain(rotate(k_BTKA, *turns), "batch", None, "kv_heads", None)
+        q_BTHA = constrain(_in_float32(rotate, q_BTHA, *turns), "batch", None, "heads", None)
+        k_BTKA = constrain(_in_float32(rotate, k_BTKA, *turns), "batch", None, "kv_heads", None)
         if c.short_conv:
             q_BTHA, cache = self._convolve("query", q_BTHA, positions_BT, cache, valid_BT)
             k_BTKA, cache = self._convolve("key", k_BTKA, positions_BT, cache, valid_BT)
@@ -145,7 +163,7 @@ class Block(nn.Module):
         normed = RMSNorm(c.norm_epsilon, name="mlp_norm")(x_BTD)
         gate_BTF = self._project("gate", normed, (D, F))
         up_BTF = self._project("up", normed, (D, F))
-        hidden_BTF = (nn.silu(gate_BTF.astype(jnp.float32)) * up_BTF).astype(c.stream)
+        hidden_BTF = _in_float32(lambda gate, up: nn.silu(gate) * up, gate_BTF, up_BTF)
         hidden_BTF = constrain(hidden_BTF, "batch", "length", "mlp")
         out = self._project("down", hidden_BTF, (F, D))
         return constrain(x_BTD + out, "batch", "length", "activation"), cache

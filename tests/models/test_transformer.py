@@ -159,6 +159,21 @@ def test_bfloat16_activations_stay_near_and_have_float32_gradients():
         np.testing.assert_allclose(mine, right, rtol=0, atol=0.08 * scale)
 
 
+def test_a_bfloat16_layer_keeps_no_float32_activation():
+    half = dataclasses.replace(TINY, dtype="bfloat16", remat="attention", short_conv=3)
+
+    def kept(config):
+        def pull(params):
+            return jax.vjp(lambda p: transformer.hidden(config, p, tokens_of()), params)[1]
+
+        leaves = jax.tree.leaves(jax.eval_shape(pull, transformer.parameter_shapes(config)))
+        of_layers = [leaf for leaf in leaves if leaf.shape[:3] == (TINY.layers, *tokens_of().shape)]
+        return {leaf.dtype.name for leaf in of_layers if leaf.dtype.name.endswith(("16", "32"))}
+
+    assert kept(dataclasses.replace(half, activations="bfloat16")) == {"bfloat16"}
+    assert "float32" in kept(half)
+
+
 def test_a_frequent_tokens_gradient_is_summed_in_float32():
     table_VD, tokens_BT = jnp.ones((4, 8)), jnp.zeros((1, 1000), int)
     summed_VD = jax.grad(lambda t: look_up(t, tokens_BT, "bfloat16").astype(float).sum())(table_VD)
