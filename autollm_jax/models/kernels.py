@@ -5,7 +5,8 @@
     blocks  plain products over blocks of queries (`attention.attend_in_blocks`); runs anywhere
     splash  TPU: JAX's Pallas kernel, which skips blocks of the score matrix that are masked whole
     triton  CUDA: JAX's Pallas kernel
-    cudnn   CUDA: cuDNN's kernel, through `jax.nn.dot_product_attention`; one segment per row
+    cudnn   CUDA: cuDNN's kernel, through `jax.nn.dot_product_attention`; one segment per row, so
+            that "auto" alone chooses it
 
 All three kernels follow FlashAttention-2 (arXiv 2307.08691): no score matrix is kept in memory. The
 Pallas kernels run interpreted where their platform is absent, which is slow and meant for tests.
@@ -23,7 +24,7 @@ from jax.sharding import AxisType, PartitionSpec
 from autollm_jax.models.attention import attend_in_blocks
 from autollm_jax.sharding.rules import partition_spec
 
-ATTENTIONS = ("auto", "blocks", "splash", "triton", "cudnn")
+ATTENTIONS = ("auto", "blocks", "splash", "triton")
 SAVED = "attention"  # the name by which rematerialisation policies find attention's outputs
 SPLASH_BLOCKS = (512, 256, 128)  # queries, and keys, of a block
 TRITON_BLOCK = 128
@@ -45,18 +46,12 @@ def causal_attention(
 
     Returns:
       mixed_BTHA, of the type of q_BTHA.
-
-    Raises:
-      ValueError: "cudnn" with segments.
-      RuntimeError: "cudnn" in a process without cuDNN.
     """
     arrays = (q_BTHA, k_BTKA, v_BTKA, segments_BT)
     on_mesh = functools.partial(functools.partial, _on_mesh, dtype)
     default, kernels = functools.partial(_blocks, block=block, dtype=dtype), {}
     if kind == "auto":
         kernels = _kernels(q_BTHA, segments_BT, dtype)
-    elif kind == "cudnn":
-        return on_mesh(_cudnn)(*arrays)
     elif kind != "blocks":
         platform, kernel = {"splash": ("tpu", _splash), "triton": ("cuda", _triton)}[kind]
         kernels = {platform: kernel}
@@ -174,8 +169,7 @@ def _triton(q_BTHA, k_BTKA, v_BTKA, segments_BT, interpret: bool = False):
 
 
 def _cudnn(q_BTHA, k_BTKA, v_BTKA, segments_BT):
-    if segments_BT is not None:
-        raise ValueError("attention='cudnn' has no segments; packed rows take 'triton' or 'blocks'")
+    del segments_BT  # None
     mixed_BTHA = jax.nn.dot_product_attention(
         q_BTHA, k_BTKA, v_BTKA, is_causal=True, implementation="cudnn"
     )

@@ -95,7 +95,7 @@ def test_nonsense_is_refused_in_every_field(path):
         ("policy.short_conv", 1, "a whole number from 2 on, or 0"),
         ("policy.cache_dtype", "int8", 'one of "", float32, bfloat16'),
         ("policy.activations", "int8", 'one of "", float32, bfloat16'),
-        ("policy.attention", "flash", "one of auto, blocks, splash, triton, cudnn"),
+        ("policy.attention", "flash", "one of auto, blocks, splash, triton"),
         ("policy.remat", "all", "one of none, attention, outputs, layer, offload"),
         ("grpo.members", "all", "one of enumerated, sampled"),
         ("simulate.softness", 0.0, "a finite number over 0"),

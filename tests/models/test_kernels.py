@@ -109,10 +109,3 @@ def test_an_accelerator_gets_its_kernel_and_keeps_no_scores(platform, call):
 @pytest.mark.parametrize("changes", [{"dtype": "float32"}, {"width": 32}, {"length": 100}], ids=str)
 def test_blocks_compute_what_no_kernel_supports(platform, changes):
     assert CALLS[platform] not in lowered(platform, **changes)
-
-
-def test_cudnn_refuses_packed_rows():
-    with pytest.raises(ValueError, match="cudnn.*segments"):
-        causal_attention(
-            *arrays("bfloat16", packed=True), block=128, dtype="bfloat16", kind="cudnn"
-        )
