@@ -97,7 +97,11 @@ def get_config(variant: str = "") -> ConfigDict:
     c.policy.scan_unroll = 3
     c.policy.dtype = "float32"  # inputs of matrix products, except in distillation (distill.dtype)
     c.policy.cache_dtype = ""  # type of keys and values; "" is policy.dtype; float32 on a CPU
-    c.policy.remat = "none"  # none, or recompute attention or layer backwards, to save memory
+    c.policy.activations = ""  # type of what layers pass on; "" is dtype, float32 below width 96
+    c.policy.attention = "auto"  # by platform; or blocks, splash (TPU), triton (CUDA)
+    # Recomputed in the backward pass, to save memory: none, attention, outputs (a layer but for
+    # attention's outputs), layer, or offload (as outputs; what is kept waits in the host's memory).
+    c.policy.remat = "none"
     c.policy.row_logits = 2**24  # logits of a training row at once; longer rows go in parts
     c.policy.context = 800  # tokens of a whole episode
     c.policy.turn_tokens = 48  # most tokens of a turn of the policy

@@ -22,7 +22,8 @@ from autollm_jax.forecasts.advisers import COUNSEL
 from autollm_jax.gym.splits import PROTOCOLS
 from autollm_jax.gym.stress import KINDS
 from autollm_jax.gym.tables import LEVELS
-from autollm_jax.models.transformer import MATRICES
+from autollm_jax.models.config import FLOATS, MATRICES, REMATS
+from autollm_jax.models.kernels import ATTENTIONS
 from autollm_jax.peers import PEERS
 from autollm_jax.rl import problems
 from autollm_jax.rl.grpo import CREDITS, MEMBERS, NORMALISATIONS, RATIOS
@@ -31,7 +32,6 @@ from autollm_jax.training.optimizer import DECAYS
 TASKS = ("architecture", "data_mixture", "grpo", "pretraining")
 POLICY_METHODS = ("agent", "distilled", "zero_shot")
 METHODS = (*POLICY_METHODS, "scorer", *BASELINES, *META_LEARNED, *PEERS)
-FLOATS = ("float32", "bfloat16")
 TRAINED = ("distill", "grpo")  # stages that train the policy, step by step
 LARGEST_SEED = 2**31 - 1
 
@@ -237,7 +237,9 @@ TRAINING_RULES = {
     "policy.scan_unroll": COUNT,
     "policy.dtype": one_of(*FLOATS),
     "policy.cache_dtype": one_of("", *FLOATS),
-    "policy.remat": one_of("none", "attention", "layer"),
+    "policy.activations": one_of("", *FLOATS),
+    "policy.attention": one_of(*ATTENTIONS),
+    "policy.remat": one_of(*REMATS),
     "policy.row_logits": COUNT,
     "policy.full_texts": FLAG,
     "policy.context": whole(2),

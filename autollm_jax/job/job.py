@@ -202,8 +202,8 @@ class Job:
         policy = self.config.policy
         if policy.weights:
             lora_targets = tuple(policy.lora_targets.split(",")) if policy.lora_rank else ()
-            numerics = ("dtype", "cache_dtype", "remat", "row_logits", "scan_unroll")
-            settings = (*numerics, "lora_rank", "lora_scale")
+            numerics = ("dtype", "cache_dtype", "activations", "attention", "remat")
+            settings = (*numerics, "row_logits", "scan_unroll", "lora_rank", "lora_scale")
             return dataclasses.replace(
                 pretrained.shape_of(policy.weights, policy.shape.to_dict()),
                 **{name: policy[name] for name in settings},

@@ -67,7 +67,9 @@ def _attend(q_BTKGA, keys, v_BKSA, visible, dtype, layout="BKSA"):
     """
     B, T, K, G, A = q_BTKGA.shape
     S = v_BKSA.shape[2]
-    q_BKRA = (q_BTKGA * A**-0.5).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, A)
+    q_BKRA = (
+        (q_BTKGA.astype(jnp.float32) * A**-0.5).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, A)
+    )
     scores_BKRS = product(f"BKRA,{layout}->BKRS", q_BKRA, keys, dtype)
     scores_BKGTS = scores_BKRS.reshape(B, K, G, T, S)
     scores_BKGTS = jnp.where(visible, scores_BKGTS, jnp.finfo(jnp.float32).min)
@@ -123,7 +125,7 @@ def shift_past(past_BPNA, x_BTNA, valid_BT):
     return jnp.take_along_axis(whole_BSNA, last_BP[:, :, None, None], axis=1)
 
 
-def causal_attention(q_BTHA, k_BTKA, v_BTKA, segments_BT=None, *, block: int, dtype: str):
+def attend_in_blocks(q_BTHA, k_BTKA, v_BTKA, segments_BT=None, *, block: int, dtype: str):
     """Attend causally within each row.
 
     Queries are processed in static blocks; each block reads the keys up to the block's end. Most of

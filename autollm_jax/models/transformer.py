@@ -3,123 +3,61 @@
 RMSNorm (arXiv 1910.07467), rotary positions (2104.09864), grouped-query attention (2305.13245) with
 optional QK norm (2302.05442) and short convolutions over queries and keys (2412.06464), SwiGLU
 (2002.05202), tied or untied embeddings. Parameters are f32; the operands of matrix products have
-type `dtype`, and the products accumulate in f32.
+type `dtype`, and the products accumulate in f32. Layers pass on and keep arrays of type `stream`;
+norms, rotations, softmax and logits are computed in f32.
 
 Other packages call the functions at the end of this file, over a plain tree of parameters: `init`,
 `apply` (`hidden`, then `unembed`), `init_cache` and `extend`.
 """
 
-import dataclasses
 import functools
 import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from autollm_jax.models.attention import (
-    cached_attention,
-    causal_attention,
-    rotate,
-    rotations,
-    shift_past,
-    short_convolution,
-)
+from autollm_jax.models.attention import cached_attention, rotate, shift_past, short_convolution
+from autollm_jax.models.config import LORA_IN, LORA_OUT, MATRICES, TransformerConfig, axes_of
+from autollm_jax.models.embedding import look_up
+from autollm_jax.models.kernels import SAVED, causal_attention
 from autollm_jax.models.mimetic import mimic
 from autollm_jax.models.product import product
-from autollm_jax.sharding.rules import constrain
+from autollm_jax.sharding.rules import constrain, whole_over_fsdp
 
-# A layer's matrices, and the number of first axes that are contracted.
-MATRICES = {"query": 1, "key": 1, "value": 1, "output": 2, "gate": 1, "up": 1, "down": 1}
-LORA_IN, LORA_OUT = "_lora_in", "_lora_out"
+LAYER_INPUT = "layer_input"  # the name by which rematerialisation policies find it
 
 
-@dataclasses.dataclass(frozen=True)
-class TransformerConfig:
-    """Shape and numerics of a transformer.
+def _in_float32(f, x, *others):
+    """Return f(x, ...), computed in f32 and rounded to the type of x.
 
-    width = D, heads = H, kv_heads = K, head_dim = A, mlp_width = F, vocab_size = V, layers = L.
+    The backward pass of a bfloat16 stream computes f again from its inputs. What f makes on the way
+    is f32, cheap, and would take most of the memory that a layer keeps.
     """
 
-    vocab_size: int
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    mlp_width: int
-    qk_norm: bool = True
-    short_conv: int = 0  # taps of a convolution over queries and keys: copying takes one layer
-    tied_embeddings: bool = True
-    scaled_embedding: bool = True  # tokens enter as unit variance: rows times sqrt(width)
-    rope_theta: float = 10_000.0
-    rope_factors: tuple[float, ...] = ()  # divisor of each rotary frequency; () for none
-    rope_fraction: float = 1.0  # share of a head's coordinates that carry its position
-    lora_rank: int = 0  # rank of the factors (`models.lora`); 0 for no factors
-    lora_targets: tuple[str, ...] = ()  # of query, key, value, output, gate, up, down
-    lora_scale: float = 1.0  # multiplier of the factors' product
-    mimetic: bool = False  # attention heads start as heads that copy (`models.mimetic`)
-    norm_epsilon: float = 1e-6
-    dtype: str = "float32"  # or "bfloat16"; type of the matrix products' operands
-    cache_dtype: str = ""  # type of the KV cache and of operands read from it; "" is `dtype`
-    remat: str = "none"  # recomputed in the backward pass: none, attention or layer
-    scan_unroll: int = 1  # layers per step of the layer scan; `layers` unrolls the whole scan
-    attention_block: int = 128  # queries per block of causal attention (`models.attention`)
-    row_logits: int = 2**24  # logits of a training row in memory at once (`rl.logprobs`)
+    def rounded(x, *others):
+        return f(x.astype(jnp.float32), *others).astype(x.dtype)
 
-    def __post_init__(self):
-        if self.heads % self.kv_heads:
-            raise ValueError(f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}")
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} must be even for rotary positions")
-        if self.short_conv < 0 or self.short_conv == 1:
-            raise ValueError(f"short_conv={self.short_conv} must be 0 (none), or 2 taps or more")
-        unknown = set(self.lora_targets) - MATRICES.keys()
-        if unknown or bool(self.lora_rank) != bool(self.lora_targets):
-            raise ValueError(
-                f"lora_rank={self.lora_rank} with lora_targets={self.lora_targets}: needs both or "
-                f"neither, targets of {', '.join(MATRICES)}"
-            )
-        if self.remat not in ("none", "attention", "layer"):
-            raise ValueError(f"remat={self.remat!r} must be 'none', 'attention' or 'layer'")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype={self.dtype!r} must be 'float32' or 'bfloat16'")
-
-    def rotations(self, positions_BT):
-        """Return cosine and sine of the rotations at these positions."""
-        return rotations(
-            positions_BT, self.head_dim, self.rope_theta, self.rope_fraction, self.rope_factors
-        )
-
-
-# The logical axes of every parameter; a layer's parameters have "layers" as their first axis.
-PARAMETER_AXES = {
-    "embedding": ("vocab", "width"),
-    "unembedding": ("vocab", "width"),
-    "query": ("width", "heads", "head_dim"),
-    "key": ("width", "kv_heads", "head_dim"),
-    "value": ("width", "kv_heads", "head_dim"),
-    "output": ("heads", "head_dim", "width"),
-    "gate": ("width", "mlp"),
-    "up": ("width", "mlp"),
-    "down": ("mlp", "width"),
-    "scale": ("activation",),
-    "query_taps": (None, "heads", "head_dim"),
-    "key_taps": (None, "kv_heads", "head_dim"),
-}
+    keeps_all = x.dtype == jnp.float32
+    return (rounded if keeps_all else jax.checkpoint(rounded, prevent_cse=False))(x, *others)
 
 
 class RMSNorm(nn.Module):
-    """Scale by the root mean square over the last axis, in f32."""
+    """Scale by the root mean square over the last axis, in f32; the result has the input's type."""
 
     epsilon: float
 
     @nn.compact
     def __call__(self, x):
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
-        mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-        normed = x * jax.lax.rsqrt(mean_square + self.epsilon)
-        return normed * jnp.broadcast_to(scale, x.shape)
+
+        def normed(x, scale):
+            mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+            normed = x * jax.lax.rsqrt(mean_square + self.epsilon)
+            return normed * jnp.broadcast_to(scale, x.shape)
+
+        return _in_float32(normed, x, scale)
 
 
 def _fan_in(in_axis, out_axis):
@@ -152,13 +90,13 @@ class Block(nn.Module):
             return self.param(name, initial(range(contract), range(contract, len(shape))), shape)
 
         weight_XY = parameter(name, shape, _fan_in).reshape(X, Y)
-        out_BTY = product("BTX,XY->BTY", x_BTX, weight_XY, c.dtype)
+        out_BTY = product("BTX,XY->BTY", x_BTX, weight_XY, c.dtype, c.stream)
         if name in c.lora_targets:
             # The second factor starts at zero, so that the model is unchanged before training.
             low = parameter(name + LORA_IN, (*first, c.lora_rank), _fan_in)
             high = self.param(name + LORA_OUT, nn.initializers.zeros, (c.lora_rank, *rest))
-            x_BTr = product("BTX,Xr->BTr", x_BTX, low.reshape(X, -1), c.dtype)
-            added_BTY = product("BTr,rY->BTY", x_BTr, high.reshape(-1, Y), c.dtype)
+            x_BTr = product("BTX,Xr->BTr", x_BTX, low.reshape(X, -1), c.dtype, c.stream)
+            added_BTY = product("BTr,rY->BTY", x_BTr, high.reshape(-1, Y), c.dtype, c.stream)
             out_BTY += c.lora_scale * added_BTY
         return out_BTY.reshape(*x_BTX.shape[:2], *rest)
 
@@ -171,14 +109,15 @@ class Block(nn.Module):
         else:
             past_BPNA = cache[f"past_{name}"]
             cache = {**cache, f"past_{name}": shift_past(past_BPNA, x_BTNA, valid_BT)}
-        return short_convolution(x_BTNA, past_BPNA, positions_BT, taps_WNA), cache
+        convolved = _in_float32(short_convolution, x_BTNA, past_BPNA, positions_BT, taps_WNA)
+        return convolved, cache
 
     @nn.compact
     def __call__(self, x_BTD, positions_BT, turns, segments_BT=None, cache=None, valid_BT=None):
         """Run the layer.
 
         Args:
-          x_BTD: residual stream, f32.
+          x_BTD: residual stream, of type `stream`.
           positions_BT: position of each token in its own sequence, from 0.
           turns: cosine and sine of the rotations at these positions (`attention.rotations`).
           segments_BT: a token attends only within its segment; None for one segment per row.
@@ -193,6 +132,7 @@ class Block(nn.Module):
         """
         c = self.config
         D, H, K, A, F = c.width, c.heads, c.kv_heads, c.head_dim, c.mlp_width
+        x_BTD = checkpoint_name(x_BTD, LAYER_INPUT)
         normed = RMSNorm(c.norm_epsilon, name="attention_norm")(x_BTD)
         q_BTHA = self._project("query", normed, (D, H, A))
         k_BTKA = self._project("key", normed, (D, K, A))
@@ -200,13 +140,15 @@ class Block(nn.Module):
         if c.qk_norm:
             q_BTHA = RMSNorm(c.norm_epsilon, name="query_norm")(q_BTHA)
             k_BTKA = RMSNorm(c.norm_epsilon, name="key_norm")(k_BTKA)
-        q_BTHA = constrain(rotate(q_BTHA, *turns), "batch", None, "heads", None)
-        k_BTKA = constrain(rotate(k_BTKA, *turns), "batch", None, "kv_heads", None)
+        q_BTHA = constrain(_in_float32(rotate, q_BTHA, *turns), "batch", None, "heads", None)
+        k_BTKA = constrain(_in_float32(rotate, k_BTKA, *turns), "batch", None, "kv_heads", None)
         if c.short_conv:
             q_BTHA, cache = self._convolve("query", q_BTHA, positions_BT, cache, valid_BT)
             k_BTKA, cache = self._convolve("key", k_BTKA, positions_BT, cache, valid_BT)
         if cache is None:
-            attend = functools.partial(causal_attention, block=c.attention_block, dtype=c.dtype)
+            attend = functools.partial(
+                causal_attention, block=c.attention_block, dtype=c.dtype, kind=c.attention
+            )
             if c.remat == "attention":
                 attend = jax.checkpoint(attend, prevent_cse=False)
             mixed_BTHA = attend(q_BTHA, k_BTKA, v_BTKA, segments_BT)
@@ -214,16 +156,30 @@ class Block(nn.Module):
             mixed_BTHA, cache = cached_attention(
                 q_BTHA, k_BTKA, v_BTKA, positions_BT, valid_BT, cache
             )
-        mixed_BTX = mixed_BTHA.reshape(*mixed_BTHA.shape[:2], H * A)
+        mixed_BTX = mixed_BTHA.astype(c.stream).reshape(*mixed_BTHA.shape[:2], H * A)
         out = self._project("output", mixed_BTX, (H, A, D))
         x_BTD = constrain(x_BTD + out, "batch", "length", "activation")
 
         normed = RMSNorm(c.norm_epsilon, name="mlp_norm")(x_BTD)
         gate_BTF = self._project("gate", normed, (D, F))
         up_BTF = self._project("up", normed, (D, F))
-        hidden_BTF = constrain(nn.silu(gate_BTF) * up_BTF, "batch", "length", "mlp")
+        hidden_BTF = _in_float32(lambda gate, up: nn.silu(gate) * up, gate_BTF, up_BTF)
+        hidden_BTF = constrain(hidden_BTF, "batch", "length", "mlp")
         out = self._project("down", hidden_BTF, (F, D))
         return constrain(x_BTD + out, "batch", "length", "activation"), cache
+
+
+# What a rematerialised layer keeps, by `remat`; None keeps its input alone.
+REMAT_POLICIES = {
+    "layer": None,
+    "outputs": jax.checkpoint_policies.save_only_these_names(SAVED),
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[LAYER_INPUT, SAVED],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}
 
 
 class Transformer(nn.Module):
@@ -240,8 +196,8 @@ class Transformer(nn.Module):
             self.unembedding = self.param("unembedding", normal, shape, jnp.float32)
         self.final_norm = RMSNorm(c.norm_epsilon)
         block = Block
-        if c.remat == "layer":
-            block = nn.remat(Block, prevent_cse=False)
+        if c.remat in REMAT_POLICIES:
+            block = nn.remat(Block, prevent_cse=False, policy=REMAT_POLICIES[c.remat])
         self.layers = nn.scan(
             block,
             variable_axes={"params": 0},
@@ -253,11 +209,10 @@ class Transformer(nn.Module):
 
     def embed(self, tokens_BT):
         """Look up the tokens' embeddings; with `scaled_embedding` they have unit variance."""
-        # The table's fsdp shards are gathered before use, like those of every parameter.
-        table = constrain(self.embedding, "vocab", "activation")
-        x_BTD = jnp.take(table, tokens_BT, axis=0)
-        if self.config.scaled_embedding:
-            x_BTD = x_BTD * self.config.width**0.5
+        c = self.config
+        x_BTD = look_up(self.embedding, tokens_BT, c.stream)
+        if c.scaled_embedding:
+            x_BTD = (x_BTD.astype(jnp.float32) * c.width**0.5).astype(c.stream)
         return constrain(x_BTD, "batch", "length", "activation")
 
     def hidden(self, tokens_BT, positions_BT, segments_BT=None):
@@ -292,19 +247,10 @@ def logical_axes(config: TransformerConfig):
     """Return the parameter tree with a tuple of logical axis names in place of each array."""
 
     def axes(path, leaf):
-        names = _axes_of(path[-1].key)
+        names = axes_of(path[-1].key)
         return ("layers", *names) if path[0].key == "layers" else names
 
     return jax.tree_util.tree_map_with_path(axes, parameter_shapes(config))
-
-
-def _axes_of(name: str) -> tuple[str | None, ...]:
-    for suffix in (LORA_IN, LORA_OUT):
-        if name.endswith(suffix):
-            target = name.removesuffix(suffix)
-            axes, contract = PARAMETER_AXES[target], MATRICES[target]
-            return (*axes[:contract], None) if suffix == LORA_IN else (None, *axes[contract:])
-    return PARAMETER_AXES[name]
 
 
 def parameter_shapes(config: TransformerConfig):
@@ -343,7 +289,7 @@ def apply(config: TransformerConfig, params, tokens_BT, positions_BT=None, segme
 
 
 def hidden(config: TransformerConfig, params, tokens_BT, positions_BT=None, segments_BT=None):
-    """Compute x_BTD, f32, the input of `unembed`; the arguments are those of `apply`."""
+    """Compute x_BTD, the input of `unembed`, of type `stream`; arguments as those of `apply`."""
     if positions_BT is None:
         positions_BT = jnp.arange(tokens_BT.shape[1])[None]
     model, variables = Transformer(config), {"params": params}
@@ -379,23 +325,33 @@ def init_cache(config: TransformerConfig, batch: int, length: int):
 
 @functools.partial(jax.jit, static_argnames="config")
 def for_decoding(config: TransformerConfig, params):
-    """Return parameters for many calls of `extend`: a tuple of layers, matrices in `dtype`.
+    """Return parameters for many calls of `extend`: a tuple of layers; matrices have type `dtype`.
 
-    Otherwise each call would slice the layers out of the stacked arrays again. Parameters that are
-    in this form already are returned unchanged.
+    Otherwise each call would slice the layers out of the stacked arrays again. On a mesh every
+    parameter is whole over `fsdp` and stays split over `tensor`; a decoding loop would gather the
+    shards again at every token. Parameters that are in this form already are returned unchanged.
     """
     if isinstance(params["layers"], tuple):
         return params
 
+    # A table that tokens are looked up in keeps the type of the residual stream.
+    rounded = {*MATRICES, "unembedding", *(["embedding"] if config.stream == config.dtype else [])}
+
+    def laid_out(path, leaf):
+        name = path[-1].key
+        if name.removesuffix(LORA_IN).removesuffix(LORA_OUT) in rounded:
+            leaf = leaf.astype(config.dtype)
+        return constrain(leaf, *whole_over_fsdp(axes_of(name)), always=True)
+
     def cut(path, leaf, layer):
-        matrix = path[-1].key.removesuffix(LORA_IN).removesuffix(LORA_OUT) in MATRICES
-        return leaf[layer].astype(config.dtype) if matrix else leaf[layer]
+        return laid_out(path, leaf[layer])
 
     layers = tuple(
         jax.tree_util.tree_map_with_path(functools.partial(cut, layer=layer), params["layers"])
         for layer in range(config.layers)
     )
-    return {**params, "layers": layers}
+    others = {name: leaf for name, leaf in params.items() if name != "layers"}
+    return {**jax.tree_util.tree_map_with_path(laid_out, others), "layers": layers}
 
 
 def extend(config: TransformerConfig, params, tokens_BC, lengths_B, start_B, cache, last=False):

@@ -47,13 +47,26 @@ def partition_spec(axes, shape, mesh) -> PartitionSpec:
     return PartitionSpec(*entries)
 
 
-def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Constrain an activation's sharding by its logical axes; without a mesh, return x as it is."""
+def constrain(x: jax.Array, *axes: str | None, always: bool = False) -> jax.Array:
+    """Constrain an array's sharding by its logical axes; without a mesh, return x as it is.
+
+    An array that no axis splits is left to the compiler, unless `always` is set: then every device
+    holds it whole.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
     spec = partition_spec(axes, x.shape, mesh)
-    return x if all(s is None for s in spec) else jax.lax.with_sharding_constraint(x, spec)
+    if all(entry is None for entry in spec):
+        # Inside `shard_map` over all axes there is nothing that the compiler could split.
+        always = always and AxisType.Auto in mesh.axis_types
+        return jax.lax.with_sharding_constraint(x, spec) if always else x
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
+def whole_over_fsdp(axes: tuple[str | None, ...]) -> tuple[str | None, ...]:
+    """Return a parameter's logical axes with no axis that only `fsdp` splits."""
+    return tuple(None if axis is not None and RULES[axis] == ("fsdp",) else axis for axis in axes)
 
 
 def pieces(axis: str, size: int) -> int:

@@ -28,6 +28,16 @@ def test_value_and_gradients_are_einsums(spec):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), ours, exact)
 
 
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_bfloat16_result_is_the_rounded_sum_and_gradients_have_the_operands_types(spec):
+    a, b = operands(spec)
+    rounded, whole = (product(spec, a, b, "bfloat16", out) for out in ("bfloat16", "float32"))
+    assert rounded.dtype == "bfloat16"
+    np.testing.assert_allclose(rounded.astype("float32"), whole, rtol=2**-8)
+    loss = jax.grad(lambda a, b: product(spec, a, b, "bfloat16", "bfloat16").sum(), (0, 1))
+    assert [g.dtype.name for g in loss(a.astype("bfloat16"), b)] == ["bfloat16", "float32"]
+
+
 def test_gradients_of_low_precision_operands_are_float32():
     a, b = operands(SPECS[0])
     gradients = jax.grad(lambda a, b: product(SPECS[0], a, b, "bfloat16").sum(), (0, 1))(a, b)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from autollm_jax.models import attention, transformer
+from autollm_jax.models.config import FLOATS, REMATS
+from autollm_jax.models.embedding import look_up
 from autollm_jax.models.transformer import TransformerConfig
 
 TINY = TransformerConfig(
@@ -98,7 +100,7 @@ def test_segments_do_not_see_each_other(short_conv):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"attention_block": 5}, {"remat": "layer"}, {"remat": "attention"}, {"scan_unroll": 2}],
+    [{"attention_block": 5}, {"scan_unroll": 2}, *({"remat": name} for name in REMATS[1:])],
     ids=str,
 )
 def test_equivalent_programs_give_equal_losses_and_gradients(params, changes):
@@ -130,6 +132,55 @@ def test_bfloat16_accumulates_in_float32_and_stays_near(params):
     np.testing.assert_allclose(logits, exact, atol=0.15)
 
 
+@pytest.mark.parametrize(("width", "expected"), [(88, "float32"), (96, "bfloat16")])
+def test_layers_pass_on_bfloat16_from_a_width_of_96(width, expected):
+    half = dataclasses.replace(TINY, dtype="bfloat16", width=width)
+    assert (
+        half.stream == expected and dataclasses.replace(half, dtype="float32").stream == "float32"
+    )
+    made = init(half, jax.random.key(0))
+    assert jax.jit(transformer.hidden, static_argnums=0)(half, made, tokens_of()).dtype == expected
+
+
+def test_bfloat16_activations_stay_near_and_have_float32_gradients():
+    half = dataclasses.replace(TINY, dtype="bfloat16", activations="bfloat16", short_conv=3)
+    params = init(half, jax.random.key(0))
+    wide, exact = (dataclasses.replace(half, activations="float32", dtype=d) for d in FLOATS[::-1])
+
+    def loss(params, config):
+        return (apply(config, params, tokens_of()) * jnp.cos(jnp.arange(32.0))[None, None]).mean()
+
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    ours, wider, theirs = (gradient(params, c) for c in (half, wide, exact))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(ours)} == {"float32"}
+    assert not np.array_equal(ours["embedding"], wider["embedding"])
+    for mine, right in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        scale = np.abs(right).max()
+        np.testing.assert_allclose(mine, right, rtol=0, atol=0.08 * scale)
+
+
+def test_a_bfloat16_layer_keeps_no_float32_activation():
+    half = dataclasses.replace(TINY, dtype="bfloat16", remat="attention", short_conv=3)
+
+    def kept(config):
+        def pull(params):
+            return jax.vjp(lambda p: transformer.hidden(config, p, tokens_of()), params)[1]
+
+        leaves = jax.tree.leaves(jax.eval_shape(pull, transformer.parameter_shapes(config)))
+        of_layers = [leaf for leaf in leaves if leaf.shape[:3] == (TINY.layers, *tokens_of().shape)]
+        return {leaf.dtype.name for leaf in of_layers if leaf.dtype.name.endswith(("16", "32"))}
+
+    assert kept(dataclasses.replace(half, activations="bfloat16")) == {"bfloat16"}
+    assert "float32" in kept(half)
+
+
+def test_a_frequent_tokens_gradient_is_summed_in_float32():
+    table_VD, tokens_BT = jnp.ones((4, 8)), jnp.zeros((1, 1000), int)
+    summed_VD = jax.grad(lambda t: look_up(t, tokens_BT, "bfloat16").astype(float).sum())(table_VD)
+    np.testing.assert_array_equal(summed_VD[0], 1000)
+    np.testing.assert_array_equal(summed_VD[1:], 0)
+
+
 def test_untied_embeddings_have_their_own_table():
     untied = dataclasses.replace(TINY, tied_embeddings=False)
     extra = transformer.parameter_count(untied) - transformer.parameter_count(TINY)
@@ -147,7 +198,12 @@ def test_kernels_start_with_variance_one_over_fan_in():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"kv_heads": 3}, {"head_dim": 7}, {"dtype": "float16"}], ids=str
+    "changes",
+    [
+        *({"kv_heads": 3}, {"head_dim": 7}, {"dtype": "float16"}, {"activations": "float16"}),
+        *({"remat": "all"}, {"attention": "flash"}),
+    ],
+    ids=str,
 )
 def test_impossible_shapes_are_refused(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):

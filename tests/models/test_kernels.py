@@ -1,0 +1,111 @@
+"""Attention's kernels, interpreted, against plain attention; and which of them a platform gets."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from autollm_jax.models.kernels import causal_attention
+from autollm_jax.sharding.mesh import MeshShape, make_mesh
+
+B, T, H, K, A = 2, 200, 4, 2, 64  # 200 tokens fill no block of any kernel
+BOUNDS = {"float32": 2e-5, "bfloat16": 3e-2}
+
+
+def arrays(dtype="float32", packed=False, kv_heads=K, length=T, width=A):
+    keys = jax.random.split(jax.random.key(0), 3)
+    q, k, v = (
+        jax.random.normal(key, (B, length, heads, width), dtype)
+        for key, heads in zip(keys, (H, kv_heads, kv_heads), strict=True)
+    )
+    ends_BT = jnp.arange(length)[None] >= jnp.array([[length // 3], [length // 2]])
+    return q, k, v, ends_BT.astype(jnp.int32) if packed else None
+
+
+def reference(q, k, v, segments):
+    """Attend with the whole score matrix, in f32."""
+    q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+    k, v = (jnp.repeat(x, H // k.shape[2], axis=2) for x in (k, v))
+    scores = jnp.einsum("bthd,bshd->bhts", q, k) / q.shape[3] ** 0.5
+    visible = jnp.tril(jnp.ones((q.shape[1],) * 2, bool))[None, None]
+    if segments is not None:
+        visible = visible & (segments[:, :, None] == segments[:, None, :])[:, None]
+    weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
+    return jnp.einsum("bhts,bshd->bthd", weights, v)
+
+
+def value_and_gradients(attend, q, k, v, segments):
+    def loss(q, k, v):
+        mixed = attend(q, k, v, segments)
+        return (jnp.sin(jnp.arange(mixed.size)).reshape(mixed.shape) * mixed).sum(), mixed
+
+    (_, mixed), gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+    return mixed, *gradients
+
+
+def assert_near(ours, exact, bound):
+    """The largest difference is a share of the largest number."""
+    for mine, theirs in zip(ours, exact, strict=True):
+        mine, theirs = (np.asarray(x, np.float32) for x in (mine, theirs))
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=bound * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("packed", [False, True], ids=["one_segment", "packed"])
+@pytest.mark.parametrize("kind", ["splash", "triton"])
+def test_a_kernel_equals_the_reference_and_its_gradients(kind, packed, dtype):
+    given = arrays(dtype, packed)
+    attend = functools.partial(causal_attention, block=128, dtype=dtype, kind=kind)
+    ours, exact = (value_and_gradients(f, *given) for f in (attend, reference))
+    assert ours[0].dtype == dtype
+    assert_near(ours, exact, BOUNDS[dtype])
+    if packed:
+        whole = value_and_gradients(attend, *given[:3], None)
+        assert np.abs(np.asarray(ours[0] - whole[0], np.float32)).max() > 0.1
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2])
+@pytest.mark.parametrize("kind", ["splash", "triton"])
+def test_on_a_mesh_each_device_attends_with_its_own_heads(kind, kv_heads):
+    given = arrays(packed=True, kv_heads=kv_heads)
+    attend = functools.partial(causal_attention, block=128, dtype="float32", kind=kind)
+    mesh = make_mesh(MeshShape(data=1, fsdp=2, tensor=2), jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        ours = value_and_gradients(attend, *given)
+    assert_near(ours, value_and_gradients(reference, *given), BOUNDS["float32"])
+
+
+def lowered(platform, **changes):
+    """Lower "auto" attention and its gradient for a platform that need not be there."""
+    shape = {"dtype": "bfloat16", "packed": True} | changes
+    attend = functools.partial(causal_attention, block=128, dtype=shape["dtype"])
+
+    def loss(q, k, v, segments):
+        return attend(q, k, v, segments).astype(jnp.float32).var()
+
+    traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*arrays(**shape))
+    return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+CALLS = {"tpu": "@tpu_custom_call", "cuda": ".triton("}  # how a lowered program calls its kernel
+
+
+@pytest.mark.parametrize(("platform", "call"), CALLS.items())
+def test_an_accelerator_gets_its_kernel_and_keeps_no_scores(platform, call):
+    def scores(text):
+        """Products of the last block's queries and all keys; zeros of that shape are dropped."""
+        lines = [line for line in text.splitlines() if "dot_general" in line]
+        return [line for line in lines if re.search("x(72|144)x200x", line)]
+
+    text, of_cpu = lowered(platform), lowered("cpu")
+    assert call in text and not scores(text)
+    assert call not in of_cpu and scores(of_cpu)
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("changes", [{"dtype": "float32"}, {"width": 32}, {"length": 100}], ids=str)
+def test_blocks_compute_what_no_kernel_supports(platform, changes):
+    assert CALLS[platform] not in lowered(platform, **changes)
