@@ -192,6 +192,10 @@ def get_config(variant: str = "") -> ConfigDict:
     c.pool.workdirs = ""  # work directories, comma-separated; configs differ only in seed
 
     c.plan = ConfigDict()  # --stage=plan: memory and FLOPs of the job without its devices
+    c.plan.compiler = "fake"  # or an accelerator's own: tpu:v5e:4x4[:SLICES], gpu:h100:1x8
+    c.plan.steps = ""  # steps to compile, comma-separated ("grpo decode", ...); all by default
+    c.plan.budgets = ""  # file of budgets; a step over its budget is an error
+    c.plan.write_budgets = False  # write what this plan takes as the budgets of its compiler
     c.plan.devices = 1  # number of devices, where an axis of the mesh is -1
     c.plan.device_memory_gib = 0.0  # memory of each; a larger step is an error; 0: no limit
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from ml_collections import ConfigDict
 
+from autollm_jax.compilers import targets
 from autollm_jax.data.tokenizer import reserved_ids
 from autollm_jax.errors import UserError, one_line
 from autollm_jax.ground_truth.grpo import GRPOSetup
@@ -32,8 +33,8 @@ def check(config: ConfigDict) -> None:
     Raises:
       UserError: some do not fit together; one line names them and their values.
     """
-    rules = (_mesh, _tasks, _weights, _objective, _rollout, _methods, _lengths, _vocabularies)
-    for rule in (*rules, _profile):
+    rules = (_mesh, _plan, _tasks, _weights, _objective, _rollout, _methods, _lengths)
+    for rule in (*rules, _vocabularies, _profile):
         for problem in rule(config):
             raise UserError(problem)
     if not config.policy.weights:
@@ -59,6 +60,17 @@ def _mesh(config: ConfigDict) -> Iterator[str]:
         yield (
             f"config.mesh: data={sizes.data}, fsdp={sizes.fsdp}, tensor={sizes.tensor}; accepted "
             "is -1 in one of them at most"
+        )
+
+
+def _plan(config: ConfigDict) -> Iterator[str]:
+    plan = config.plan
+    if plan.write_budgets and not plan.budgets:
+        yield "config.plan.write_budgets=True: name their file in config.plan.budgets"
+    if plan.budgets and plan.compiler == targets.FAKE:
+        yield (
+            f"config.plan.budgets={plan.budgets}: budgets are of an accelerator's compiler; name "
+            "one in config.plan.compiler, tpu:v5e:4x4 or gpu:h100:1x8 for example"
         )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from autollm_jax.baselines import BASELINES, META_LEARNED
+from autollm_jax.compilers import targets
 from autollm_jax.errors import UserError
 from autollm_jax.forecasts.advisers import COUNSEL
 from autollm_jax.gym.splits import PROTOCOLS
@@ -33,6 +34,10 @@ TASKS = ("architecture", "data_mixture", "grpo", "pretraining")
 POLICY_METHODS = ("agent", "distilled", "zero_shot")
 METHODS = (*POLICY_METHODS, "scorer", *BASELINES, *META_LEARNED, *PEERS)
 TRAINED = ("distill", "grpo")  # stages that train the policy, step by step
+STEPS = (
+    *("distill update", "grpo update", "grpo reference", "grpo append", "grpo decode", "grpo grow"),
+    *("evaluate append", "evaluate decode", "evaluate grow"),
+)
 LARGEST_SEED = 2**31 - 1
 
 
@@ -201,6 +206,10 @@ JOB_RULES = {
     "cross_validate.pairs": COUNT,
     "cross_validate.seed": SEED,
     "pool.workdirs": names(empty=True, path=True),
+    "plan.compiler": text_like(targets.NAME, targets.ACCEPTED),
+    "plan.steps": names(STEPS, empty=True),
+    "plan.budgets": PATH_OR_NONE,
+    "plan.write_budgets": FLAG,
     "plan.devices": COUNT,
     "plan.device_memory_gib": number(0),
     "profile.steps": text_like(

@@ -1,77 +1,49 @@
-"""Plans a job's memory and FLOPs without its devices: compiles each step from shapes alone.
+"""Plans a job's memory, FLOPs and communication without its devices.
 
-1. split the CPU into as many JAX devices as the config's mesh has
-2. describe the state of each step by shapes and shardings, without any weights
-3. trace each step for its FLOPs and compile it for its memory, with the job's own functions
-4. print a table, and write it to `plan.json`
-
-Parameters, optimizer state and caches take the same memory on any device. Activations are the
-temporary memory of XLA's CPU program, an estimate for an accelerator. XLA scatters in f32 on a CPU,
-and the sampler's programs scatter into the whole cache. So these programs are compiled in f32, and
-the cache is counted in its own type.
+1. find the compiler: the CPU's, split into as many JAX devices as the config's mesh has, or a
+   TPU's or GPU's own, which compiles for devices that are not there (`compilers`)
+2. compile each step from shapes alone, with the job's own functions (`planned_steps`)
+3. print a table, and write it to `plan.json`; what the text of an accelerator's program says of
+   collectives, activations and time comes as a second table
+4. compare with a limit of memory, and with budgets kept in a file
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
-import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from autollm_jax.agent.distillation import PackedRows, imitation_loss
+from autollm_jax.compilers import budgets, targets
 from autollm_jax.errors import UserError
 from autollm_jax.files import write_json_atomic
 from autollm_jax.job.job import Job, of_one_process
-from autollm_jax.models import lora, transformer
+from autollm_jax.job.planned_steps import COLUMNS, StepPlan, planned_steps, played
 from autollm_jax.models.transformer import parameter_count
-from autollm_jax.rl import sampler
-from autollm_jax.rl.batches import Decisions, UpdateBatch
-from autollm_jax.rl.grammar import LEAST_EDGES
-from autollm_jax.rl.logprobs import Allowed
-from autollm_jax.rl.objective import jit_reference, jit_update
-from autollm_jax.sharding.mesh import AXES
-from autollm_jax.sharding.rules import even_rows, tree_shardings
-from autollm_jax.text.symbols import PANELS
-from autollm_jax.training import flops
-from autollm_jax.training.state import abstract_state, state_shardings
-from autollm_jax.training.step import jit_train_step
+from autollm_jax.sharding.mesh import AXES, MeshShape, make_mesh
+from autollm_jax.sharding.rules import even_rows
 
-GIB = 2**30
-COLUMNS = ("parameters", "optimizer", "other", "cache", "activations")
+GIB, MIB = 2**30, 2**20
 
 
-@dataclasses.dataclass(frozen=True)
-class StepPlan:
-    """Memory and FLOPs of one step; memory is in bytes on the fullest device.
+def start(config: ConfigDict, workdir: str) -> Job:
+    """Return the job on the devices that `config.plan.compiler` stands for.
 
-    name: stage and step.
-    rows: rows of the batch.
-    tokens: tokens per row.
-    parameters: all parameters of the model.
-    optimizer: the optimizer's state.
-    other: further parameters: the initial ones, those of the reference, the layers for decoding.
-    cache: keys and values.
-    activations: temporary arrays of the program, and its batch.
-    flops: FLOPs of all devices together; a decoding step counts one token per row.
+    Call it before JAX looks for devices.
+
+    Raises:
+      UserError: the compiler is not installed, or its devices do not fit the mesh.
     """
-
-    name: str
-    rows: int
-    tokens: int
-    parameters: int
-    optimizer: int
-    other: int
-    cache: int
-    activations: int
-    flops: int
-
-    @property
-    def total(self) -> int:
-        """Bytes of the step on the fullest device."""
-        return sum(getattr(self, name) for name in COLUMNS)
+    if config.plan.compiler == targets.FAKE:
+        return Job.start(on_fake_devices(config), workdir)
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_x64", False)
+    jax.config.update("jax_enable_compilation_cache", False)  # it is of programs that can run
+    devices = targets.devices_of(config.plan.compiler)
+    shape = MeshShape(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    return Job(of_one_process(config), Path(workdir), make_mesh(shape, devices))
 
 
 def on_fake_devices(config: ConfigDict) -> ConfigDict:
@@ -97,23 +69,31 @@ def on_fake_devices(config: ConfigDict) -> ConfigDict:
 
 
 def plan(job: Job) -> None:
-    """Compile every step of a job; print the memory and FLOPs of each, and write `plan.json`.
+    """Compile the steps of a job; print what each takes, and write `plan.json`.
 
     Args:
-      job: the job, started with the config of `on_fake_devices`.
+      job: the job, from `start`.
 
     Raises:
-      UserError: a step needs more than `config.plan.device_memory_gib`.
+      UserError: a step needs more than `config.plan.device_memory_gib` or than its budget, or the
+        compiler has no room for it.
     """
-    count, sizes = parameter_count(job.model), dict(job.mesh.shape)
+    settings, sizes = job.config.plan, dict(job.mesh.shape)
+    count = parameter_count(job.model)
     axes = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
-    print(f"{count:,} parameters, {job.mesh.size} devices ({axes}); GiB a device, FLOPs of all")
+    by = "" if settings.compiler == targets.FAKE else f" by the compiler of {settings.compiler}"
+    print(f"{count:,} parameters, {job.mesh.size} devices ({axes}); GiB a device, FLOPs of all{by}")
     print(_row("step", "rows", "tokens", *COLUMNS, "sum", "FLOPs"))
     steps = []
-    for step in _steps(job, even_rows(job.config.evaluation.games, job.mesh)):
+    for step in planned_steps(job, even_rows(job.config.evaluation.games, job.mesh)):
         steps.append(step)
         memory = [f"{getattr(step, name) / GIB:.2f}" for name in (*COLUMNS, "total")]
         print(_row(step.name, step.rows, step.tokens, *memory, f"{step.flops:.1e}"), flush=True)
+    timed = None
+    if settings.compiler != targets.FAKE:
+        timed = _times(job, steps)
+        for line in (*_compiled(steps, timed), *_communication(steps)):
+            print(line)
     for line in (*_uneven(job), *_undivided(job)):
         print(f"plan: {line}")
     path = job.workdir / "plan.json"
@@ -122,11 +102,12 @@ def plan(job: Job) -> None:
         {
             "parameters": count,
             "mesh": sizes,
-            "steps": [dataclasses.asdict(step) | {"total": step.total} for step in steps],
+            "compiler": settings.compiler,
+            "steps": [_entry(step, timed) for step in steps],
         },
     )
     print(f"plan: wrote {path}, bytes a device and FLOPs")
-    limit = job.config.plan.device_memory_gib
+    limit = settings.device_memory_gib
     largest = max(steps, key=lambda step: step.total)
     if limit and largest.total > limit * GIB:
         raise UserError(
@@ -134,6 +115,114 @@ def plan(job: Job) -> None:
             f"config.plan.device_memory_gib={limit}; raise config.mesh.fsdp or .tensor, or the "
             "stage's microbatches"
         )
+    if settings.budgets:
+        _budgets(job, count, steps)
+
+
+def _budgets(job: Job, count: int, steps: list[StepPlan]) -> None:
+    """Write the budgets of this compiler, or compare with them."""
+    settings, path = job.config.plan, Path(job.config.plan.budgets)
+    made_with = {
+        "parameters": count,
+        "mesh": ",".join(f"{axis}={size}" for axis, size in job.mesh.shape.items()),
+        "jax": jax.__version__,
+        "optimization": _optimization(),
+    }
+    found = {step.name: step.findings for step in steps}
+    if settings.write_budgets:
+        budgets.write(path, settings.compiler, made_with, found)
+        print(f"plan: wrote the budgets of {settings.compiler} to {path}")
+        return
+    lines = budgets.exceeded(path, settings.compiler, made_with, found)
+    if lines:
+        raise UserError("plan: over budget; " + "; ".join(lines))
+    print(f"plan: {len(found)} steps keep the budgets of {path}, {budgets.TOLERANCE:.0%} allowed")
+
+
+def _optimization() -> str:
+    """Return the level that XLA optimises at: "UNKNOWN" is its default."""
+    return str(jax.config.jax_optimization_level)
+
+
+def _times(job: Job, steps: list[StepPlan]) -> dict[str, dict[str, float]]:
+    """Return seconds and shares of peak by step, of those with cycles.
+
+    Keys of a step: seconds, loop_seconds (one pass of a loop of unknown length), utilization (of
+    the chips' bf16 peak, by all FLOPs) and mfu (recomputed ones not counted).
+    """
+    if _optimization() not in ("UNKNOWN", "O3"):
+        return {}
+    chip, times = targets.chip_of(job.config.plan.compiler), {}
+    for step in steps:
+        if chip.hertz and step.findings and step.findings.cycles:
+            seconds = step.findings.cycles / chip.hertz
+            able = job.mesh.size * chip.peak * seconds
+            times[step.name] = {
+                "seconds": seconds,
+                "loop_seconds": step.findings.loop_cycles / chip.hertz,
+                "utilization": step.flops / able,
+                "mfu": step.useful_flops / able,
+            }
+    return times
+
+
+def _entry(step: StepPlan, timed: dict | None) -> dict:
+    values = dataclasses.asdict(step) | {"total": step.total}
+    if step.findings is None or timed is None:
+        return values
+    values["findings"]["collective_bytes"] = step.findings.collective_bytes
+    return values | {"estimates": timed.get(step.name)}
+
+
+def _compiled(steps: list[StepPlan], timed: dict) -> Iterator[str]:
+    """Yield the lines of the second table."""
+    yield "by the compiler, a device: temporaries and collectives GiB (asynchronous: their share),"
+    yield "parameters moved inside the decode loop MiB, arrays MiB, and its estimates of time"
+    yield _row(
+        "step", "temporaries", "collectives", "asynchron.", "in loop", "f32", "logits", "T x T",
+        "ms", "a token", "MFU", "recomputed", "kernels",
+    )  # fmt: skip
+    for step in steps:
+        found = step.findings
+        assert found is not None
+        moved = found.collective_bytes
+        overlapped = sum(each.asynchronous_bytes for each in found.collectives)
+        time, estimates = timed.get(step.name), ["-"] * 4
+        if time:
+            token = f"{1000 * time['loop_seconds']:.2f}" if time["loop_seconds"] else "-"
+            mfu, all_of_it = f"{time['mfu']:.1%}", f"{time['utilization']:.1%}"
+            estimates = [f"{1000 * time['seconds']:.1f}", token, mfu, all_of_it]
+        yield _row(
+            step.name, f"{found.temporary_bytes / GIB:.2f}", f"{moved / GIB:.2f}",
+            f"{overlapped / moved:.0%}" if moved else "-",
+            f"{found.loop_parameter_bytes / MIB:.0f}", f"{found.f32_activation_bytes / MIB:.0f}",
+            f"{found.logits_bytes / MIB:.0f}", "yes" if found.scores else "none", *estimates,
+            found.kernels,
+        )  # fmt: skip
+    yield "MFU: without recomputed products; recomputed: with them. Collectives and kernels take"
+    yield "no time in these estimates, and a loop of unknown length counts one pass."
+
+
+def _communication(steps: list[StepPlan]) -> Iterator[str]:
+    """Yield a line for each step and kind of collective, and the arrays that matter."""
+    for step in steps:
+        found = step.findings
+        assert found is not None
+        kinds = [
+            f"{each.count:,} {each.kind} of {each.bytes / GIB:.2f} GiB ({each.asynchronous:,} "
+            "asynchronous)"
+            for each in found.collectives
+        ]
+        yield f"{step.name}: {', '.join(kinds) or 'no collective'}"
+        if found.loop_parameter_count:
+            yield (
+                f"{step.name}: {found.loop_parameter_count:,} collectives move parameters inside "
+                f"the decode loop, {found.loop_parameter_bytes / MIB:.0f} MiB at every token"
+            )
+        arrays = [f"largest f32 activation {found.f32_activation}"] if found.f32_activation else []
+        arrays += [f"scores {found.scores}"] if found.scores else []
+        if arrays:
+            yield f"{step.name}: {', '.join(arrays)}"
 
 
 def _row(name: str, *cells) -> str:
@@ -151,7 +240,7 @@ def _uneven(job: Job) -> Iterator[str]:
                 f"config.{stage}.{field}={config[field]} is filled up to {rows} rows, for the "
                 f"mesh's data x fsdp={shards} and config.{stage}.microbatches={config.microbatches}"
             )
-    for name, rows in (("groups", grpo.groups), ("groups x group_size", _played(job))):
+    for name, rows in (("groups", grpo.groups), ("groups x group_size", played(job))):
         if grpo.steps and rows % shards:
             yield (
                 f"config.grpo.{name}={rows} is no multiple of the mesh's data x fsdp={shards}: "
@@ -177,188 +266,3 @@ def _undivided(job: Job) -> Iterator[str]:
                     f"config.mesh.{axis}={split} does not divide the policy's {field}={size}: what "
                     "has that axis is whole on every device"
                 )
-
-
-def _played(job: Job) -> int:
-    return job.config.grpo.groups * job.config.grpo.group_size
-
-
-def _steps(job: Job, evaluated_rows: int) -> Iterator[StepPlan]:
-    """Yield the plan of each step, in the order of the stages."""
-    config, model = job.config, job.model
-    params = _abstract_parameters(job)
-    trained = lora.split(model, params)[1]
-    # A second copy of the trained parameters is in memory: the published ones, or the reference.
-    published = {"other": _bytes(trained) if config.policy.weights else 0}
-    if config.distill.steps:
-        shape = dataclasses.replace(model, dtype=config.distill.dtype)
-        optimizer, pieces = job.optimizer(config.distill), config.distill.microbatches
-        loss_fn, axes = functools.partial(imitation_loss, shape), lora.logical_axes(shape)
-        shardings = state_shardings(functools.partial(lora.init, shape), axes, optimizer, job.mesh)
-        step = jit_train_step(loss_fn, optimizer, shardings, job.mesh, pieces)
-        rows = even_rows(config.distill.batch_rows, job.mesh, pieces)
-        batch = _batch(PackedRows, rows, config.distill.row_length, chances=None)
-        yield _update(job, "distill", step, optimizer, params, batch, **published)
-    if config.grpo.steps:
-        held = {"other": _bytes(trained)}
-        hp, optimizer = job.grpo_hyperparameters(), job.optimizer(config.grpo)
-        step = jit_update(model, hp, optimizer, job.mesh, config.grpo.microbatches)
-        rows = even_rows(config.grpo.minibatch_rows, job.mesh, config.grpo.microbatches)
-        batch = _grpo_batch(job, rows)
-        update = _update(job, "grpo", step, optimizer, params, batch, **held)
-        yield update
-        held["optimizer"] = update.optimizer
-        if config.grpo.kl_coefficient:
-            reference = jit_reference(model, hp, job.mesh)
-            rows = even_rows(config.grpo.minibatch_rows, job.mesh)
-            batch = _grpo_batch(job, rows)
-            compiled = _compile(job.mesh, reference, params, batch)
-            yield _planned("grpo reference", batch, compiled, params, **held)
-        yield from _sampling(job, "grpo", _played(job), config.grpo.temperature, params, **held)
-    temperature = config.evaluation.temperature
-    yield from _sampling(job, "evaluate", evaluated_rows, temperature, params, **published)
-
-
-def _update(job: Job, stage: str, step, optimizer, params, batch, **held) -> StepPlan:
-    """Plan the optimizer step of a stage; `step` is the stage's own jitted function."""
-    init, axes = functools.partial(lora.init, job.model), lora.logical_axes(job.model)
-    state = abstract_state(init, axes, optimizer, job.mesh)
-    compiled = _compile(job.mesh, step, state, batch, lora.split(job.model, params)[0])
-    held["optimizer"] = moments = _bytes(state.opt_state)
-    return _planned(f"{stage} update", batch, compiled, params, read=moments, **held)
-
-
-def _sampling(job: Job, stage: str, rows: int, temperature, params, **held) -> Iterator[StepPlan]:
-    """Plan the programs of a turn at full context: append, decode, and growth of the cache.
-
-    Memory of constrained-decoding grammars is not counted: it depends on the tables.
-    """
-    sizes, mesh = job.play(temperature).sampler, job.mesh
-    wide = dataclasses.replace(job.model, dtype="float32", cache_dtype="float32")
-    laid_out, layers = _laid_out(job.model, wide, params, mesh)
-    held["other"] += layers
-
-    def conversation(model, capacity):
-        filled = dataclasses.replace(sizes, cache_block=capacity)
-        return sampler.abstract_state(model, filled, rows, mesh)
-
-    full = conversation(wide, sizes.context)
-    held["cache"] = cache = _bytes(conversation(job.model, sizes.context).cache)
-    each_B, chunk_BC = np.zeros(rows, np.int32), np.zeros((rows, sizes.chunk_sizes[-1]), np.int32)
-    read = {"read": _bytes(full.cache)}
-    compiled = _compile(mesh, sampler.jit_append, wide, laid_out, full, chunk_BC, each_B)
-    yield _planned(f"{stage} append", chunk_BC, compiled, params, **read, **held)
-    taking = sampler.Taking(each_B > 0, each_B)
-    compiled = _compile(
-        mesh, sampler.jit_decode, wide, laid_out, full, jax.random.key(0), taking, 0, 1.0,
-        greedy=temperature == 0,
-    )  # fmt: skip
-    yield _planned(f"{stage} decode", chunk_BC[:, :1], compiled, params, **read, **held)
-    if len(sizes.capacities) > 1:
-        shorter = conversation(job.model, sizes.capacities[-2])
-        compiled = _compile(mesh, sampler.jit_grow, shorter, sizes.context)
-        read = {"read": cache - _bytes(params)}  # grow makes the cache and reads no parameters
-        yield _planned(f"{stage} grow", chunk_BC[:, :0], compiled, params, **read, **held)
-
-
-def _laid_out(model, wide, params, mesh: Mesh) -> tuple[dict, int]:
-    """Lay the parameters out for decoding, as shapes.
-
-    Args:
-      model: the policy's shape.
-      wide: the same shape in f32, which is compiled.
-
-    Returns:
-      The layout of `wide`, and the bytes per device of the layers in the layout of `model`.
-    """
-    with jax.set_mesh(mesh):
-        shardings = transformer.for_decoding.lower(wide, params).compile().output_shardings
-
-    def shapes(config):
-        made = jax.eval_shape(functools.partial(transformer.for_decoding, config), params)
-        return jax.tree.map(
-            lambda x, split: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), made, shardings
-        )
-
-    return shapes(wide), _bytes(shapes(model)["layers"])
-
-
-def _planned(name: str, batch, compiled: tuple[int, int], params, *, read: int = 0, **held):
-    """Make the plan of a step.
-
-    Activations are the bytes of the program, less the parameters and the `read` bytes.
-    """
-    rows, tokens = jax.tree.leaves(batch)[0].shape[:2]
-    size, flop = compiled
-    parameters = _bytes(params)
-    columns = {"optimizer": 0, "other": 0, "cache": 0} | held
-    activations = max(size - parameters - read, 0)
-    return StepPlan(name, rows, tokens, parameters, activations=activations, flops=flop, **columns)
-
-
-def _compile(mesh, jitted, *arguments, **static) -> tuple[int, int]:
-    """Compile a step; return its bytes per device, including the arguments, and its FLOPs."""
-    with jax.set_mesh(mesh):
-        traced = jitted.trace(*arguments, **static)
-        memory = traced.lower().compile().memory_analysis()
-    made = memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
-    return memory.argument_size_in_bytes + made, flops.count(traced.jaxpr)
-
-
-def _abstract_parameters(job: Job) -> dict:
-    """Return the whole policy as shapes and shardings."""
-    shapes = transformer.parameter_shapes(job.model)
-    shardings = tree_shardings(transformer.logical_axes(job.model), shapes, job.mesh)
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        shapes,
-        shardings,
-    )
-
-
-def _grpo_batch(job: Job, rows: int) -> UpdateBatch:
-    """Make the shapes of GRPO's batch, of whole contexts."""
-    config, T, P = job.config, job.config.policy.context, len(PANELS)
-    allowed = decisions = None
-
-    def shape(kind, *sizes):
-        return jax.ShapeDtypeStruct((rows, *sizes), kind)
-
-    if config.evaluation.constrained:
-        edges = shape(np.int32, T, LEAST_EDGES)
-        allowed = Allowed(shape(np.bool_, T), edges, shape(np.bool_, job.model.vocab_size))
-    if config.grpo.members == "enumerated":
-        places, numbers = shape(np.int32, config.gym.budget), (np.float32, config.gym.budget, P)
-        decisions = Decisions(places, shape(*numbers), shape(*numbers), shape(np.int32, P))
-    turns = shape(np.int32, T) if config.grpo.ratio == "sequence" else None
-    weights = shape(np.float32, T) if config.grpo.importance_cap else None
-    more = {"allowed": allowed, "decisions": decisions, "turns_BT": turns, "weights_BT": weights}
-    return _batch(UpdateBatch, rows, T, **more)
-
-
-# Types of a batch's fields; all other fields (token ids, segments, positions) are i32.
-_DTYPES = {"mask": np.bool_, "loss_mask": np.bool_} | dict.fromkeys(
-    ("behaviour", "reference", "advantages"), np.float32
-)
-
-
-def _batch(kind, rows: int, tokens: int, **others):
-    """Make the shapes of a batch whose fields are [rows, tokens], but for the others given."""
-    return kind(
-        **{
-            field.name: jax.ShapeDtypeStruct(
-                (rows, tokens), _DTYPES.get(field.name.rpartition("_")[0], np.int32)
-            )
-            for field in dataclasses.fields(kind)
-            if field.name not in others
-        },
-        **others,
-    )
-
-
-def _bytes(tree) -> int:
-    """Return the bytes on one device of a tree of shapes with shardings."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-    )

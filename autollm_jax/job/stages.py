@@ -11,7 +11,7 @@ verify          (on demand) train random rows of the own tables again, compare t
 intervene       (on demand) exchange thoughts of the agent, and see whether its choices follow
 cross_validate  (on demand) compare methods on changed copies of the training experiments
 pool            (on demand) pool the evaluations of several trainings into one report
-plan            (on demand) compile every step from shapes alone, print memory and FLOPs
+plan            (on demand) compile every step from shapes alone, print what each takes
 """
 
 import contextlib
@@ -85,7 +85,7 @@ def run(config: ConfigDict, workdir: str, stage: str, restart: str = "") -> None
         if restart:
             raise UserError("--restart has no meaning with --stage=plan; accepted is one of them")
         writable_folder(workdir)
-        planning.plan(Job.start(planning.on_fake_devices(config), workdir))
+        planning.plan(planning.start(config, workdir))
         return
     with preemption.in_good_order(), contextlib.ExitStack() as stack:
         job = Job.start(config, workdir)

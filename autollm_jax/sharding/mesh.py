@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from autollm_jax.errors import UserError
@@ -72,9 +74,33 @@ def split_mesh(mesh: Mesh, replicas: int) -> tuple[Mesh, Mesh]:
 def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Make the mesh over `devices`; None for all devices of the job.
 
+    Several TPU slices are joined by a slow network. The data axis alone crosses it, so that
+    parameters are gathered, and products summed, within a slice.
+
     Raises:
-      UserError: if the shape does not fit the devices.
+      UserError: if the shape does not fit the devices, or the data axis not the slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = shape.resolve(len(devices))
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    slices = len({getattr(device, "slice_index", None) or 0 for device in devices})
+    types = (AxisType.Auto,) * len(AXES)
+    if slices == 1:
+        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+    return Mesh(over_slices(sizes, slices, devices), AXES, axis_types=types)
+
+
+def over_slices(sizes: Sequence[int], slices: int, devices: Sequence[jax.Device]) -> np.ndarray:
+    """Lay devices of several slices out, as an array [data, fsdp, tensor]; data crosses slices.
+
+    Raises:
+      UserError: if the slices do not divide the data axis.
+    """
+    data, *inner = sizes
+    if data % slices:
+        raise UserError(
+            f"config.mesh.data={data}: these devices are {slices} slices, and the data axis alone "
+            f"crosses them; accepted is a multiple of {slices}"
+        )
+    return mesh_utils.create_hybrid_device_mesh(
+        (data // slices, *inner), (slices, *(1 for _ in inner)), devices
+    )

@@ -168,6 +168,19 @@ def test_a_field_that_does_not_exist_and_one_that_is_missing_are_named():
             {"ground_truth__architecture__low__limits": (5,)},
             "config.ground_truth.architecture: .*no default under the limit of 5",
         ),
+        (
+            {"plan__compiler": "tpu:v9:4x4"},
+            "config.plan.compiler=tpu:v9:4x4: accepted is fake .*, tpu:KIND.*, or gpu:h100:",
+        ),
+        ({"plan__steps": "grpo,decode"}, "config.plan.steps=grpo,decode: .*grpo decode"),
+        (
+            {"plan__write_budgets": True},
+            "config.plan.write_budgets=True: name their file in config.plan.budgets",
+        ),
+        (
+            {"plan__budgets": "budgets.json"},
+            "config.plan.budgets=budgets.json: .*name one in config.plan.compiler",
+        ),
     ],
     ids=str,
 )

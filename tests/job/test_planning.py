@@ -14,7 +14,7 @@ import pytest
 import autollm_jax
 from autollm_jax.agent.distillation import distill, pack
 from autollm_jax.errors import UserError
-from autollm_jax.job import planning
+from autollm_jax.job import planned_steps, planning
 from autollm_jax.job.job import Job
 from autollm_jax.models import transformer
 from autollm_jax.models.transformer import parameter_count
@@ -69,9 +69,9 @@ def uncompiled(monkeypatch):
     def lowered(mesh, jitted, *arguments, **static):
         with jax.set_mesh(mesh):
             jitted.lower(*arguments, **static)
-        return 0, 0
+        return planned_steps.Compiled(0, 0, 0)
 
-    monkeypatch.setattr(planning, "_compile", lowered)
+    monkeypatch.setattr(planned_steps, "_compile", lowered)
 
 
 def playing(name):
@@ -123,7 +123,9 @@ def test_flops_are_those_of_the_parameters_and_tokens(full):
 
 
 def test_lora_shares_its_frozen_base_and_has_a_small_optimizer(full, tmp_path, monkeypatch):
-    monkeypatch.setattr(planning, "_compile", lambda *_, **__: (0, 0))  # all of this is of shapes
+    monkeypatch.setattr(
+        planned_steps, "_compile", lambda *_, **__: planned_steps.Compiled(0, 0, 0)
+    )  # all of this is of shapes
     _, steps = planned(small(lora_rank=2), tmp_path)
     whole = full[1]["grpo update"]
     update = steps["grpo update"]
@@ -147,7 +149,7 @@ def test_the_planned_step_is_the_one_that_runs(tmp_path, monkeypatch):
         jitted, mesh = step.jit_train_step(*arguments[:5]), arguments[3]
         return lambda *given: lowered(mesh, jitted, *given)
 
-    monkeypatch.setattr(planning, "_compile", lowered)
+    monkeypatch.setattr(planned_steps, "_compile", lowered)
     monkeypatch.setattr(loop, "make_train_step", training_step)
     conversations = [(np.arange(100, dtype=np.int32), np.ones(100, bool))] * 20
     with pytest.raises(InterruptedError):
@@ -174,7 +176,7 @@ def test_grpos_planned_steps_are_those_that_run(tmp_path, monkeypatch):
     def lowered(mesh, jitted, *arguments, **static):
         with jax.set_mesh(mesh):
             planned_texts.append(jitted.lower(*arguments, **static).as_text())
-        return 0, 0
+        return planned_steps.Compiled(0, 0, 0)
 
     class Noted(step.Program):
         def __call__(self, first, batch, *others):
@@ -198,8 +200,8 @@ def test_grpos_planned_steps_are_those_that_run(tmp_path, monkeypatch):
         played = RolloutBatch(ones, lengths, 0 * ones, logprobs, rewards, steps, allowed, made)
         return played, {}
 
-    monkeypatch.setattr(planning, "_compile", lowered)
-    monkeypatch.setattr(planning, "_sampling", lambda *_, **__: iter(()))
+    monkeypatch.setattr(planned_steps, "_compile", lowered)
+    monkeypatch.setattr(planned_steps, "_sampling", lambda *_, **__: iter(()))
     planning.plan(job)
     monkeypatch.setattr(rl_loop, "Program", Noted)
     rl_loop.train_grpo(
@@ -225,7 +227,7 @@ def test_the_samplers_planned_steps_are_those_that_run(tmp_path, monkeypatch):
     def lowered(mesh, jitted, *arguments, **static):
         with jax.set_mesh(mesh):
             planned_texts.append(jitted.lower(*arguments, **static).as_text())
-        return 0, 0
+        return planned_steps.Compiled(0, 0, 0)
 
     class Lowering:
         """A jitted function that writes its programs down."""
@@ -237,7 +239,7 @@ def test_the_samplers_planned_steps_are_those_that_run(tmp_path, monkeypatch):
             run_texts.append(self._jitted.lower(*arguments, **static).as_text())
             return self._jitted(*arguments, **static)
 
-    monkeypatch.setattr(planning, "_compile", lowered)
+    monkeypatch.setattr(planned_steps, "_compile", lowered)
     planning.plan(job)
     for name in ("jit_append", "jit_decode"):
         monkeypatch.setattr(sampler, name, Lowering(getattr(sampler, name)))
@@ -275,11 +277,29 @@ def test_axes_that_stay_whole_and_too_little_memory_are_a_line_each(tmp_path, ca
     assert "evaluate decode" in printed and (tmp_path / "plan.json").exists()
 
 
+def test_only_the_wanted_steps_are_compiled(tmp_path, uncompiled):
+    config = small()
+    config.plan.steps = "grpo reference,evaluate decode"
+    assert list(planned(config, tmp_path)[1]) == ["grpo reference", "evaluate decode"]
+    config.grpo.steps = 0
+    with pytest.raises(UserError, match="this job has no grpo reference; it has distill update, "):
+        planned(config, tmp_path)
+
+
 def test_an_axis_of_minus_one_needs_the_number_of_devices():
     config = small()
     config.plan.devices = 0
     with pytest.raises(UserError, match=r"config\.plan\.devices=0: name the number"):
         planning.on_fake_devices(config)
+
+
+def test_a_step_that_the_compiler_has_no_room_for_is_named(tmp_path, monkeypatch):
+    def exhausted(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory: used 20G of 16G")
+
+    monkeypatch.setattr(planned_steps, "_compile", exhausted)
+    with pytest.raises(UserError, match="plan: distill update: the compiler has no room.*of 16G"):
+        planned(small(), tmp_path)
 
 
 def test_it_runs_by_the_stage_where_there_is_neither_work_nor_weights(tmp_path):

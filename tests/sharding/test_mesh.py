@@ -1,9 +1,11 @@
+import dataclasses
+
 import jax
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from autollm_jax.errors import UserError
-from autollm_jax.sharding.mesh import MeshShape, make_mesh
+from autollm_jax.sharding.mesh import MeshShape, make_mesh, over_slices
 from autollm_jax.sharding.rules import RULES, constrain, partition_spec
 
 
@@ -48,3 +50,31 @@ def test_constrain_splits_an_activation_over_the_mesh_in_scope():
 def test_constrain_without_a_mesh_changes_nothing():
     x = jax.numpy.ones((16, 3))
     assert constrain(x, "batch", None) is x
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A device as far as laying out a mesh looks at it."""
+
+    id: int
+    slice_index: int
+    platform: str = "test"
+    device_kind: str = "test"
+
+    @property
+    def process_index(self):
+        return self.id // 4
+
+
+def test_the_data_axis_alone_crosses_slices():
+    chips = [Chip(i, i % 2) for i in range(16)]  # in no order
+    laid_out = over_slices((4, 2, 2), 2, chips)
+    assert laid_out.shape == (4, 2, 2) and set(laid_out.flat) == set(chips)
+    slices = [{chip.slice_index for chip in replica.flat} for replica in laid_out]
+    assert slices == [{0}, {0}, {1}, {1}]
+
+
+def test_a_data_axis_that_the_slices_do_not_divide():
+    chips = [Chip(i, i // 8) for i in range(16)]
+    with pytest.raises(UserError, match=r"config.mesh.data=1: these devices are 2 slices.* of 2"):
+        make_mesh(MeshShape(1, 4, 4), chips)

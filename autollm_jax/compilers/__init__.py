@@ -1,0 +1,1 @@
+"""Compiles for accelerators that are not there, and reads what their compilers say."""

@@ -1,0 +1,86 @@
+"""What a program's text says, against arithmetic on the small programs."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from autollm_jax.compilers.findings import Dimensions, find, weight_shapes
+from autollm_jax.sharding.mesh import MeshShape, make_mesh
+
+PROGRAMS = Path(__file__).with_name("programs")
+NONE = Dimensions(tokens=10_000, width=1, vocabulary=frozenset(), weights=frozenset())
+BF16, WIDTH, ROWS = 2, 1024, 128  # the programs' rows are split in four
+
+
+def found(name, chip, dimensions=NONE):
+    return find((PROGRAMS / f"{name}_{chip}.txt").read_text(), 0, dimensions)
+
+
+@pytest.mark.parametrize("chip", ["v5e", "h100"])
+def test_bytes_of_collectives_are_those_of_all_executions(chip):
+    gathered, summed = found("sums", chip).collectives
+    # The matrix is gathered over one axis and then whole, in each of three microbatches.
+    assert (gathered.kind, gathered.count) == ("all-gather", 2 * 3)
+    assert gathered.bytes == 3 * BF16 * (WIDTH * WIDTH // 2 + WIDTH * WIDTH)
+    assert (summed.kind, summed.count, summed.bytes) == ("all-reduce", 1, BF16 * WIDTH * WIDTH)
+
+
+def test_pairs_of_start_and_done_count_once_and_are_asynchronous_where_something_is_between():
+    """XLA for GPU says so of each pair; XLA for TPU leaves others in one piece."""
+    text = (PROGRAMS / "loop_h100.txt").read_text()
+    assert text.count("all-gather-start(") == text.count('"is_sync":true') == 2
+    assert [(c.count, c.asynchronous) for c in find(text, 0, NONE).collectives] == [(10, 0)]
+    first = text.replace('"is_sync":true', '"is_sync":false', 1)
+    (gathered,) = find(first, 0, NONE).collectives
+    assert (gathered.count, gathered.asynchronous) == (10, 5)
+    assert 0 < gathered.asynchronous_bytes < gathered.bytes
+    assert [(c.count, c.asynchronous) for c in found("loop", "v5e").collectives] == [(10, 0)]
+
+
+@pytest.mark.parametrize("chip", ["v5e", "h100"])
+def test_parameters_that_a_loop_of_unknown_length_moves(chip):
+    moved = found("tokens", chip)
+    assert moved.loop_parameter_count == 1
+    assert moved.loop_parameter_bytes == BF16 * WIDTH * WIDTH // 2
+    assert found("loop", chip).loop_parameter_count == 0  # five passes, known before
+
+
+def test_cycles_are_those_of_all_passes():
+    once, loop = found("tokens", "v5e"), found("loop", "v5e")
+    assert 0 < once.loop_cycles < once.cycles
+    # The same product, once and five times.
+    assert loop.cycles - once.cycles > 3.5 * once.loop_cycles
+    assert found("loop", "h100").cycles == 0
+
+
+def test_the_largest_arrays_leave_parameters_out():
+    seen = found("sums", "h100")  # a product in eight parts, which are summed
+    assert seen.f32_activation == "f32[8,128,1024]"
+    assert seen.f32_activation_bytes == 4 * 8 * ROWS * WIDTH
+    weights = Dimensions(10_000, 1, frozenset(), frozenset({(8, ROWS, WIDTH)}))
+    assert found("sums", "h100", weights).f32_activation_bytes < seen.f32_activation_bytes
+
+
+def test_logits_and_scores_are_known_by_their_sizes():
+    logits = Dimensions(10_000, 1, frozenset({512}), frozenset({(256, 512), (512, 1024)}))
+    assert found("loop", "v5e", logits).logits_bytes == BF16 * ROWS * 512
+    # An array [128, 1024] has T x T entries for no T; [1024, 1024] has for 1,024 and 1,025 tokens.
+    for tokens, scores in ((1025, "bf16[1024,1024]"), (1000, "bf16[1024,1024]"), (512, "")):
+        assert (
+            found("sums", "v5e", Dimensions(tokens, 1, frozenset(), frozenset())).scores == scores
+        )
+    width = Dimensions(1024, 1024, frozenset(), frozenset())  # one of the two may be the width
+    assert found("sums", "v5e", width).scores == ""
+
+
+def test_shapes_of_a_parameter_whole_sharded_joined_and_of_one_layer():
+    mesh = make_mesh(MeshShape(1, 2, 4))
+    sharding = NamedSharding(mesh, PartitionSpec(None, "fsdp", "tensor", None))
+    leaf = jax.ShapeDtypeStruct((3, 10, 8, 5), np.float32, sharding=sharding)
+    shapes = weight_shapes({"query": leaf})
+    for dims in ((3, 5, 2, 5), (3, 10, 8, 5), (10, 2, 5), (10, 10), (5, 40), (3, 40, 10)):
+        assert tuple(sorted(dims)) in shapes
+    assert (3, 4, 10) not in shapes
