@@ -4,7 +4,7 @@
     python launch/main.py --config=configs/gym_full.py --config.gym.roots=gym_data,tables
 
 Twice as many simulated pairs, six times as many pairs of GRPO, more steps. The recipe is for own
-and public tables together, whose sources differ in whom to trust (docs/experiments.md, 51).
+and public tables together.
 The variant `:smoke` is the same as that of the main job.
 """
 

@@ -120,23 +120,22 @@ def _best(decision, where):
     return number == min(losses, key=lambda n: (losses[n], n))
 
 
-def _off(decision, name):
-    """Return by how much an adviser was off at the trials, and by how much all; None if unknown."""
-    off_A = decision.advice.surprise_A
-    single = name[1:-1] in COUNSEL and len(decision.observation.trials) > 1
-    return (off_A[PANELS.index(name)], off_A) if single else (None, None)
+def _above_best(decision, name, sign):
+    """Return by how much some adviser was less off (more: sign -1) at the trials; None: unknown."""
+    if name[1:-1] not in COUNSEL or len(decision.observation.trials) < 2:
+        return None
+    off_A = sign * decision.advice.surprise_A
+    return off_A[PANELS.index(name)] - off_A.min()
 
 
 def _closest(decision, name):
     """Check that no adviser was off by less at the trials."""
-    off, off_A = _off(decision, name)
-    return off is not None and off <= off_A.min()
+    return _above_best(decision, name, 1) == 0
 
 
 def _farthest(decision, name):
     """Check that no adviser was off by more at the trials."""
-    off, off_A = _off(decision, name)
-    return off is not None and off >= off_A.max()
+    return _above_best(decision, name, -1) == 0
 
 
 def _first(decision, name, letter):
