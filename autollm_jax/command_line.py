@@ -44,6 +44,8 @@ if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGTERM, lambda *_: os._exit(PREEMPTED_EXIT_CODE))
 
 
+_HELP = {"help", "helpshort", "helpfull"}
+
 # A flag defined here is the script's, for --help.
 flags.disclaim_key_flags()
 
@@ -80,6 +82,10 @@ def run(main: Callable[[list[str]], None]) -> None:
         app.run(whole, flags_parser=_parse)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except SystemExit:
+        if _HELP & {arg.lstrip("-") for arg in sys.argv[1:]}:
+            sys.exit(0)  # absl says 1, though what was asked for was done
+        raise
 
 
 def _parse(argv: list[str]) -> list[str]:

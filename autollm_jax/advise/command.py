@@ -28,6 +28,7 @@ from autollm_jax.advise.session import Session, parse_told
 from autollm_jax.advise.words import advice_text
 from autollm_jax.errors import UserError
 from autollm_jax.files import read_json, write_atomic, write_json_atomic
+from autollm_jax.gym.spaces import InvalidConfiguration
 
 # Flags of the question: kept by a session.
 _QUESTION = {
@@ -90,7 +91,10 @@ def main(argv: list[str]) -> None:
         session = session.tell(parse_told(text, metric))
     for told in session.told:
         outcome = float("nan") if told.outcome is None else told.outcome
-        advisor = advisor.tell(told.config, outcome, told.status)
+        try:
+            advisor = advisor.tell(told.config, outcome, told.status)
+        except InvalidConfiguration as error:
+            raise UserError(f"--tell: {error}") from error
     if _WRITE_SPACE.value:
         write_json_atomic(_WRITE_SPACE.value, advisor.known.to_json())
     advice = advisor.ask()

@@ -1,6 +1,7 @@
 """Names of columns: which fidelity, prefix or unit they say, and what they are usually called."""
 
 import re
+from collections.abc import Iterable
 
 from autollm_jax.advise.values import COUNTS
 
@@ -18,6 +19,14 @@ _NAMES = {  # name of a fidelity -> what columns that hold it are called
     r"(hours?|hrs?|h|days|time_?budget)",
 }
 STATUS = r"status|state|outcome_?status|run_?state|result"
+STATUSES = {  # how runs end, and what trackers call it
+    "ok": r"ok|finished|complete[d]?|done|success(ful)?|succeeded|true|1|passed|terminated",
+    "diverged": r"diverged|nan|exploded|unstable|pruned|early_?stopped",
+    "infeasible": r"infeasible|oom|out_?of_?memory|cuda_?oom|too_?large|over_?limit",
+    "failed": r"fail(ed|ure)?|crash(ed)?|error(ed)?|killed|preempted|lost|false|0|timeout|aborted",
+    "running": r"running|pending|queued|waiting|scheduled|started|alive",
+}
+YES, NO = ("true", "yes", "y", "t", "1", "1_0"), ("false", "no", "n", "f", "0", "0_0")
 SEED = r"(random_?|rng_?|torch_?|np_?)?seed|random_?state|repeat|replicate|rep"
 LABEL = (
     r"(run_?|trial_?|job_?|exp(eriment)?_?)?(id|name|nr|no|number|index|#|url|path|dir|host|user|"
@@ -62,6 +71,23 @@ def plainly(name: str) -> str:
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
     name = re.sub(r"\(.*?\)|\[.*?\]", "", name)
     return re.sub(r"[^a-z0-9#]+", "_", name.lower()).strip("_")
+
+
+def status_of(text: str) -> str:
+    """Return the status, one of STATUSES, that a cell says; "" if it says none."""
+    text = plainly(text)
+    return next((status for status, said in STATUSES.items() if re.fullmatch(said, text)), "")
+
+
+def flagged_status(name: str, cells: Iterable[str]) -> str:
+    """Return the status that a column of yes and no tells, such as `diverged` or `is_oom`.
+
+    >>> flagged_status("is_oom", ["False", "True"]), flagged_status("state", ["ok", "oom"])
+    ('infeasible', '')
+    """
+    if not {plainly(cell) for cell in cells} <= {*YES, *NO}:
+        return ""
+    return status_of(re.sub(r"^(is|has|did|was|run)_", "", plainly(name)))
 
 
 def fidelity_of(name: str) -> str:

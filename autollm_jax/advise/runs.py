@@ -2,22 +2,15 @@
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from autollm_jax.advise.columns import Column, Understanding, labelled
+from autollm_jax.advise.names import YES, flagged_status, plainly, status_of
 from autollm_jax.advise.rows import Cell, Rows
 from autollm_jax.advise.values import is_missing
 from autollm_jax.gym.spaces import InvalidConfiguration
 
-STATUSES = {  # what trackers call them
-    "ok": r"ok|finished|complete[d]?|done|success(ful)?|succeeded|true|1|passed|terminated",
-    "diverged": r"diverged|nan|exploded|unstable|pruned|early_?stopped",
-    "infeasible": r"infeasible|oom|out_?of_?memory|cuda_?oom|too_?large|over_?limit",
-    "failed": r"fail(ed|ure)?|crash(ed)?|error(ed)?|killed|preempted|lost|false|0|timeout|aborted",
-    "running": r"running|pending|queued|waiting|scheduled|started|alive",
-}
 NAMED = 3  # rows of one kind that are named where many are left out
 
 
@@ -129,16 +122,16 @@ def _statuses(cells: Sequence[Cell], column: Column, known: Understanding) -> li
     """Tell how runs ended: ok, diverged, infeasible or running; "" for nothing said."""
     del known
     found: dict[Cell, str | Problem] = {}
+    flagged = flagged_status(column.name, [str(cell) for cell in cells if not is_missing(cell)])
+    other = "" if flagged != "ok" else "failed"  # what a No says
     for cell in dict.fromkeys(cells):
-        text = re.sub(r"[^a-z0-9]+", "_", str(cell).lower()).strip("_")
-        said = (status for status, names in STATUSES.items() if re.fullmatch(names, text))
-        found[cell] = (
-            ""
-            if is_missing(cell)
-            else next(said, "") or _problem(column, cell, "no status that is known here")
-        )
-        if found[cell] == "failed":
-            found[cell] = FAILED
+        if is_missing(cell):
+            said = ""
+        elif flagged:
+            said = flagged if plainly(str(cell)) in YES else other
+        else:
+            said = status_of(str(cell)) or _problem(column, cell, "no status that is known here")
+        found[cell] = FAILED if said == "failed" else said
     return [found[cell] for cell in cells]
 
 

@@ -107,7 +107,7 @@ def parse_told(text: str, objective: str) -> Told:
         name, _, value = part.partition("=")
         if name == "status" and value in ("ok", "diverged", "infeasible"):
             status = value
-        elif name in (objective, "outcome") and number(value) is not None:
+        elif name in (objective, "outcome", "loss") and number(value) is not None:
             outcome = number(value)
         else:
             raise UserError(f"{accepted}; this has {part!r}")

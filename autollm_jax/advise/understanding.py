@@ -24,6 +24,7 @@ from autollm_jax.advise.names import (
     STATUS,
     USUAL,
     counted_fidelity,
+    flagged_status,
     meant_fidelity,
     plainly,
     stripped,
@@ -134,6 +135,9 @@ def _column(name: str, values: ColumnCells, objective: str, prefixed: bool, hint
         return Column(name, role, short, why="as you said")
     if role == "hyperparameter" or said.get("kind"):
         return hyperparameter(name, short, values, said, "as you said")
+    flagged = flagged_status(name, values.texts)
+    if flagged and (not values.is_numeric or flagged in ("diverged", "infeasible")):
+        return Column(name, "status", short)
     if re.fullmatch(STATUS, plain) and not values.is_numeric:
         return Column(name, "status", short)
     if re.fullmatch(SEED, plain):

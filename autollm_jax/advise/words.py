@@ -57,12 +57,13 @@ def in_words(thinking: str) -> str:
     'run 1 is the best so far; it trusts drift (how the landscape drifted from size to size)'
     """
     standing = {
-        r"latest is first": "there is one run so far",
+        r"latest is first": "one run has an outcome so far",
+        r"latest is (diverged|infeasible|invalid)": r"the latest run was \1",
         r"latest is (\w+)": r"the latest run is \1 than the best before",
         r"best is trial (\d+)": r"run \1 is the best so far",
         r"best is none": "none has an outcome yet",
         r"closest \(([a-z]+)\)": r"\1 was least off so far",
-        r"farthest \(([a-z]+)\)": r"\1 most",
+        r"farthest \(([a-z]+)\)": r"\1 was farthest off",
     }
     for pattern, words in standing.items():
         thinking = re.sub(pattern, words, thinking)
@@ -74,7 +75,8 @@ def in_words(thinking: str) -> str:
         explained = f"{name} ({ADVISERS.get(name, name)})"
         return f"it trusts {'all but ' if name != found[1] else ''}{explained}"
 
-    return re.sub(r"trust \(([a-z-]+)\) ?#[A-P]", trusted, thinking)
+    # Whatever stands before it, a panel with a letter is what decides.
+    return re.sub(r"(?:trust|latest is) \(([a-z-]+)\) ?#[A-P]", trusted, thinking)
 
 
 def _config(config: Mapping) -> list[str]:
@@ -115,7 +117,9 @@ def _worth(advice: Advice, metric: str) -> list[str]:
     noise = "" if math.isnan(advice.noise) else f"; seeds differ by {advice.noise:.2g}"
     if math.isnan(advice.expected_gain):
         return (
-            [f"no expensive run yet, so the first one is worth it{noise}"] if advice.ranked else []
+            [f"no expensive run has an outcome yet, so the next is worth it{noise}"]
+            if advice.ranked
+            else []
         )
     gain = f"expected gain of another run: {advice.expected_gain:.2g} of {metric}{noise}"
     if advice.stop:

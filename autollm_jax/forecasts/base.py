@@ -225,10 +225,13 @@ def nearest_feasible(unit_D: np.ndarray, units_RD: np.ndarray, feasible_R: np.nd
     return int(rows[np.argmin(((units_RD[rows] - unit_D) ** 2).sum(-1))])
 
 
-def fitted_level(seen: Seen, mean_R: np.ndarray, unit: float) -> float:
-    """Return the level at which the predicted means agree best with the trials; nan without any."""
+def fitted_level(seen: Seen, mean_R: np.ndarray, unit: float, otherwise: float = math.nan) -> float:
+    """Return the level at which the predicted means agree best with the trials.
+
+    Where no trial has an outcome, it is `otherwise`.
+    """
     gaps = [loss - unit * mean_R[row] for row, loss in seen if math.isfinite(loss)]
-    return float(np.mean(gaps)) if gaps else math.nan
+    return float(np.mean(gaps)) if gaps else otherwise
 
 
 def including(

@@ -92,7 +92,7 @@ class Drift(Forecast):
 
     def _level(self, seen: Seen, mean_R: np.ndarray) -> tuple[float, float]:
         level, unit = super()._level(seen, mean_R)
-        return (fitted_level(seen, mean_R, unit) if seen else level), unit
+        return (fitted_level(seen, mean_R, unit, level)), unit
 
 
 def _regrets(surface: Surface, setting: Setting) -> np.ndarray:

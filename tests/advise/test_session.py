@@ -43,6 +43,9 @@ def test_it_answers_remembers_and_takes_back(file, tmp_path):
     assert undone["expected_gain"] is None
     kept = Session.load(tmp_path / "session")
     assert kept.told == () and len(kept.advice) == 4
+    refused = ask(session, '--tell={"lr": 1e-3, "batch_size": 64} loss=2.4')
+    assert refused.returncode == 1 and "Traceback" not in refused.stderr
+    assert "error: --tell: learning_rate is missing; accepted are exactly" in refused.stderr
     nothing = ask(session, "--undo")
     assert nothing.returncode == 1 and "nothing was told" in nothing.stderr
 

@@ -9,6 +9,7 @@ from autollm_jax.advise.advisor import Advisor
 from autollm_jax.advise.columns import Hints
 from autollm_jax.advise.decider import Panels
 from autollm_jax.advise.reading import of_mappings, read
+from autollm_jax.advise.runs import clean
 from autollm_jax.advise.target import Target
 from autollm_jax.advise.understanding import understand
 from autollm_jax.advise.words import advice_text
@@ -298,3 +299,23 @@ def test_neither_a_benchmark_nor_hours_nor_a_name_is_chosen(rows):
 def test_a_benchmark_that_is_the_objective_is_maximised(rows):
     scored = [row | {"hellaswag": -row["loss"]} for row in rows]
     assert not understand(of_mappings(scored), Hints(objective="hellaswag")).minimize
+
+
+@pytest.mark.parametrize(
+    ("name", "yes", "no", "status"),
+    [
+        ("diverged", "True", "False", "diverged"),
+        ("is_oom", "yes", "no", "infeasible"),
+        ("nan", 1, 0, "diverged"),
+        ("finished", "no", "yes", ""),  # what did not finish cannot be used
+    ],
+)
+def test_a_column_of_yes_and_no_that_tells_how_runs_ended_is_a_status(rows, name, yes, no, status):
+    flagged = [{**row, name: yes if number % 9 == 0 else no} for number, row in enumerate(rows)]
+    advisor = Advisor.from_runs(flagged, target=TARGET, decider=Panels())
+    assert [column.name for column in advisor.known.of("status")] == [name]
+    assert name not in advisor.ask().config
+    made, _ = clean(of_mappings(flagged), advisor.known)
+    unlike = len(range(0, len(rows), 9))
+    assert sum(run.status == "ok" for run in made) == len(rows) - unlike
+    assert sum(run.status == status for run in made) == (unlike if status else 0)

@@ -243,5 +243,6 @@ def test_help_names_the_flags():
     done = subprocess.run(
         [sys.executable, "launch/main.py", "--help"], capture_output=True, text=True
     )
+    assert done.returncode == 0
     for flag in ("--config", "--workdir", "--stage", "--restart"):
         assert flag in done.stdout
