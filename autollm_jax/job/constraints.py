@@ -95,12 +95,6 @@ def _weights(config: ConfigDict) -> Iterator[str]:
             f"config.grpo.group_size={config.grpo.group_size}: sampled episodes are compared "
             "within their group; accepted is 2 or more with config.grpo.members=sampled"
         )
-    if config.grpo.steps and config.grpo.first_turn > config.gym.budget:
-        yield (
-            f"config.grpo.first_turn={config.grpo.first_turn}: episodes of config.gym.budget="
-            f"{config.gym.budget} have no such turn, so that nothing is learned; accepted is at "
-            "most the budget"
-        )
     if policy.lora_rank and not policy.weights:
         yield (
             f"config.policy.lora_rank={policy.lora_rank}: LoRA factors are trained beside "

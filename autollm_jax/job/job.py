@@ -232,7 +232,10 @@ class Job:
 
     def grpo_hyperparameters(self) -> GRPOHyperparameters:
         names = [field.name for field in dataclasses.fields(GRPOHyperparameters)]
-        return GRPOHyperparameters(**{n: self.config.grpo[n] for n in names})
+        chosen = {n: self.config.grpo[n] for n in names}
+        # An episode's last turn is always learned.
+        first_turn = min(chosen["first_turn"], self.config.gym.budget)
+        return GRPOHyperparameters(**chosen | {"first_turn": first_turn})
 
     def play(self, temperature: float) -> PlayConfig:
         """Return the settings by which the policy plays, in training and in evaluation."""

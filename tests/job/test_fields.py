@@ -141,7 +141,6 @@ def test_a_field_that_does_not_exist_and_one_that_is_missing_are_named():
         ({"policy__weights": "somewhere"}, "config.grpo.members=enumerated.*accepted is sampled"),
         ({"policy__lora_rank": 4}, "config.policy.lora_rank=4.*config.policy.weights"),
         ({"grpo__members": "sampled", "grpo__group_size": 1}, "group_size=1.*2 or more"),
-        ({"gym__budget": 1}, "grpo.first_turn=2.*budget=1.*at most"),
         ({"grpo__ratio": "sequence"}, "grpo.ratio=sequence: enumerated.*accepted is token"),
         ({"grpo__dual_clip": 3.0}, "grpo.dual_clip=3.0: enumerated.*accepted is 0"),
         ({"grpo__importance_cap": 2.0}, "grpo.importance_cap=2.0: enumerated.*accepted is 0"),
