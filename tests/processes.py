@@ -40,7 +40,7 @@ SMALL_JOB = (
     "--config.gym.tasks=('pretraining',)", "--config.gym.evidence=False", "--config.gym.budget=1",
     "--config.policy.width=16", "--config.policy.layers=1", "--config.policy.scan_unroll=1",
     "--config.policy.heads=2", "--config.policy.kv_heads=1", "--config.policy.head_dim=8",
-    "--config.policy.mlp_width=32", "--config.policy.vocab_size=512",
+    "--config.policy.mlp_width=32", "--config.policy.vocab_size=400",
     "--config.policy.context=512", "--config.policy.turn_tokens=64",
     "--config.policy.short_conv=0", "--config.curate.distill_pairs=24",
     "--config.simulate.processes=1", "--config.simulate.reasoning=False",
