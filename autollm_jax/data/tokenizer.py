@@ -205,7 +205,7 @@ def train_tokenizer(
         reason = " ".join(str(error).split())[-200:]
         if most := re.search(r"value <= (\d+)", reason):
             reason = (
-                f"the texts have pieces for {most[1]} ids; accepted are fewer ids, or more texts"
+                f"the texts have pieces for {most[1]} ids; accepted are no more ids, or more texts"
             )
         raise UserError(f"tokenizer vocab_size={vocab_size}: training failed: {reason}") from error
     if path is not None:

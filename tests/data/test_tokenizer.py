@@ -156,3 +156,8 @@ def test_damaged_file_is_an_explained_error(tmp_path, tokenizer, content):
     path.write_bytes(tokenizer.model[:2000] if content is None else content)
     with pytest.raises(UserError, match="broken.model"):
         Tokenizer.load(path)
+
+
+def test_a_vocabulary_that_the_texts_cannot_fill_is_refused_in_plain_words():
+    with pytest.raises(UserError, match=r"vocab_size=5000: .*have pieces for (\d+) ids; accepted"):
+        train_tokenizer(["few words"] * 3, 5000)
