@@ -5,17 +5,8 @@
 
 This config has been compiled, not trained: it was written without the weights and without a GPU. So
 learning rates and numbers of steps are usual values for such models, and no results are known.
-`--stage=plan` (needs no weights; 50 s on 2 CPU cores) prints, in GiB:
-
-    distill update   16.8   3.7e14 FLOPs, 32 rows of 2,048 tokens in 8 microbatches
-    grpo update      16.7   3.7e14, as many
-    grpo reference   16.4   9.5e13
-    grpo rollout     36.0   64 episodes side by side, when their cache (14.0) grows to 2,048 slots
-    evaluation       44.8   96 games, likewise
-
-2.2 of these are the parameters (f32), 2.2 the initial parameters or the reference, and 4.4 the
-optimizer's state. Play needs 0.8 more, for the layers laid out for decoding. `:lora` trains factors
-of rank 32 beside the frozen weights (3.0e14 FLOPs per update).
+`--stage=plan` needs no weights, and prints memory and FLOPs of each step. `:lora` trains factors of
+rank 32 beside the frozen weights.
 """
 
 import runpy

@@ -6,19 +6,9 @@
 
 This config has been compiled, not trained: it was written without the weights and without such
 devices. So mesh, learning rates and numbers of steps are estimates, and no results are known.
-`--stage=plan` (needs no weights; 75 s on 2 CPU cores) prints, in GiB per device:
-
-                     8 GPUs   v5e-16
-    distill update     14.7      8.3   2.2e15 FLOPs, 32 rows of 2,048 tokens in 8 microbatches
-    grpo update        14.7      8.2   2.2e15, as many
-    grpo reference      9.5      4.9   5.7e14
-    grpo rollout       15.2      9.9   64 episodes side by side
-    evaluation         17.3     10.5   192 games
-
-1.9 (0.9) of these are the parameters (f32), as much again the initial parameters or the reference,
-and 3.7 (1.9) the optimizer's state. Play needs 0.8 (0.4) more, for layers laid out for decoding.
-`:lora` and `:v5e16_lora` train factors of rank 32 beside the frozen weights: an update is 1.7e15
-FLOPs and takes 3.2 GiB on a v5e-16, a rollout 7.3.
+`--stage=plan` needs no weights, and prints memory and FLOPs of each step;
+`--config.plan.compiler=tpu:v5e:4x4` or `gpu:h100:1x8` asks the accelerators' own compilers.
+`:lora` and `:v5e16_lora` train factors of rank 32 beside the frozen weights.
 """
 
 import runpy

