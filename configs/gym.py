@@ -3,7 +3,7 @@
     python launch/main.py --config=configs/gym.py
 
 README's section Results has what to expect of it on 2 CPU cores: regrets, minutes, memory;
-docs/experiments.md (38 to 61) has the reasons for the recipe.
+docs/experiments.md (38 to 63) has the reasons for the recipe.
 
     python launch/main.py --config=configs/gym.py:smoke
 
@@ -130,16 +130,16 @@ def get_config(variant: str = "") -> ConfigDict:
     c.simulate.processes = 2
 
     c.distill = ConfigDict()
-    c.distill.steps = 300  # 0: GRPO starts from random parameters
+    c.distill.steps = 150  # 0: GRPO starts from random parameters
     c.distill.batch_rows = 4
     c.distill.microbatches = 1  # parts of a batch, over which the gradient is summed
     c.distill.row_length = 800  # tokens; short episodes share a row
     c.distill.dtype = "float32"
-    c.distill.save_every = 200  # steps
+    c.distill.save_every = 100  # steps
     c.distill.optimizer = optimizer(3e-3, b2=0.98, weight_decay=0.05)
 
     c.grpo = ConfigDict()
-    c.grpo.steps = 24  # 0: the distilled policy is scored
+    c.grpo.steps = 12  # 0: the distilled policy is scored
     c.grpo.pairs = 96  # pairs to play; each is played again in later steps
     c.grpo.synthetic = 0.25  # share of pairs from the synthetic prior
     c.grpo.groups = 32  # pairs a step
