@@ -139,6 +139,34 @@ class Understanding:
             },
         }
 
+    def understood(self) -> dict:
+        """Return what is understood as plain values: more than space.json, which is edited."""
+
+        def scale(dimension: Dimension | None) -> dict:
+            if dimension is None or not dimension.is_numeric:
+                return {}
+            return {"log": dimension.is_log}
+
+        def names(role: str) -> list[str]:
+            return [column.name for column in self.of(role)]
+
+        said = self.to_json()
+        columns = {
+            name: said["columns"][name]
+            | {"name": column.meaning or name}
+            | scale(column.dimension)
+            | ({"unit": column.factor} if column.factor != 1.0 else {})
+            | ({"why": column.why} if column.why else {})
+            for name, column in self.columns.items()
+        }
+        return {
+            "objective": {"column": self.objective.name, "goal": said["goal"]},
+            "fidelity": {column.meaning: column.name for column in self.of("fidelity")},
+            "status": names("status"),
+            "seed": names("seed"),
+            "columns": columns,
+        }
+
 
 @dataclasses.dataclass(frozen=True)
 class Hints:

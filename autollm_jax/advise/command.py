@@ -106,10 +106,9 @@ def main(argv: list[str]) -> None:
 
         write_atomic(_PLOT.value, page(advisor, advice))
     if _JSON.value:
-        print(json.dumps(advice.to_json(), indent=1))
+        print(json.dumps({"understood": advisor.understood()} | advice.to_json(), indent=1))
         return
-    print(f"columns, as understood:\n{advisor.known.describe()}\n")
-    print(advice_text(advisor, advice))
+    print(f"{advisor.describe()}\n\n{advice_text(advisor, advice)}")
 
 
 def _advisor(arguments: Mapping) -> Advisor:

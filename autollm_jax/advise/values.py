@@ -3,7 +3,7 @@
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from autollm_jax.advise.rows import Cell
 
@@ -150,6 +150,18 @@ def _with_commas(cells: Sequence[Cell]) -> list[str]:
 def spell(value: Cell) -> str:
     """Spell a value briefly: six digits of a number."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def spell_config(config: Mapping) -> str:
+    """Spell a configuration in one line: learning_rate=0.001 batch_size=64."""
+    return " ".join(f"{name}={spell_value(value)}" for name, value in config.items())
+
+
+def spell_value(value) -> str:
+    """Spell a value of a configuration; a mixture as the percents of its components."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{part}:{100 * weight:.3g}%" for part, weight in value.items())
+    return spell(value)
 
 
 class ColumnCells:

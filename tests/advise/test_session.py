@@ -69,7 +69,7 @@ def test_the_plot_is_one_page_with_its_figures(file, tmp_path):
     page = tmp_path / "out.html"
     assert ask(f"--runs={file}", TARGET, f"--plot={page}").returncode == 0
     text = page.read_text()
-    assert text.count("<svg") == 2 and "src=" not in text and 'href="http' not in text
+    assert text.count("<svg") == 4 and "src=" not in text and 'href="http' not in text
 
 
 @pytest.mark.parametrize(
@@ -102,3 +102,27 @@ def test_a_damaged_session_says_so(tmp_path):
     (tmp_path / "session.json").write_text('{"format": 1, "told"')
     with pytest.raises(UserError, match="not a session"):
         Session.load(tmp_path)
+
+
+def test_json_holds_how_the_file_was_understood(rows, tmp_path):
+    path = tmp_path / "runs.csv"
+    with path.open("w") as out:
+        writer = csv.DictWriter(out, [*rows[0], "seed", "state"])
+        writer.writeheader()
+        for number, row in enumerate(rows):
+            loss = "lost" if number == 2 else row["loss"]
+            writer.writerow({**row, "loss": loss, "seed": 0, "state": "finished"})
+    found = json.loads(ask(f"--runs={path}", TARGET, "--json").stdout)["understood"]
+    assert found["objective"] == {"column": "loss", "goal": "minimize"}
+    assert found["fidelity"] == {"parameters": "parameters", "tokens": "tokens"}
+    assert (found["status"], found["seed"]) == (["state"], ["seed"])
+    rate, run_name = found["columns"]["learning_rate"], found["columns"]["run"]
+    assert (rate["role"], rate["kind"], rate["log"]) == ("hyperparameter", "log-ordinal", True)
+    assert rate["choices"] == [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
+    assert (run_name["role"], run_name["why"]) == ("ignored", "a label")
+    assert found["target"] == "parameters=1.6e+07,tokens=3.2e+08"
+    told = found["rows"]
+    assert (told["read"], told["used"], len(told["sizes"])) == (45, 44, 3)
+    assert told["left_out"] == [
+        {"place": "runs.csv, line 4", "reason": "loss is lost, not a number"}
+    ]
