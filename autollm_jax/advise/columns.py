@@ -14,7 +14,7 @@ import functools
 from collections.abc import Mapping, Sequence
 
 from autollm_jax.advise.rows import Cell
-from autollm_jax.advise.values import is_missing, numbers, spell
+from autollm_jax.advise.values import is_missing, numbers, size_in, spell
 from autollm_jax.gym.spaces import Dimension
 
 ROLES = (
@@ -37,6 +37,7 @@ class Column:
       mixture: of a component of a mixture, the mixture's name.
       why: the reason for the role, in a few words.
       factor: of plain numbers, where the name says a unit: "parameters (M)", "tokens_B".
+      in_name: whether the cells are names of models that say a size: "pythia-160m".
     """
 
     name: str
@@ -46,6 +47,7 @@ class Column:
     mixture: str = ""
     why: str = ""
     factor: float = 1.0
+    in_name: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +81,8 @@ class Understanding:
 
     def numbers(self, cells: Sequence[Cell], column: Column) -> list[float | None]:
         """Read the numbers of a column's cells; None where one is missing or no number."""
+        if column.in_name:
+            return [size_in(cell) for cell in cells]
         amounts = numbers(cells, column.name in self.decimal_commas)
         if column.factor == 1.0:
             return amounts

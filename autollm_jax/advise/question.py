@@ -5,12 +5,13 @@ Runs of one size are an experiment; runs at the target's size are trials.
 
 import dataclasses
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from autollm_jax.advise.columns import Understanding
+from autollm_jax.advise.columns import Understanding, listed
 from autollm_jax.advise.evidence import (
     Group,
     Shared,
@@ -20,7 +21,7 @@ from autollm_jax.advise.evidence import (
     one_size_each,
     values_of,
 )
-from autollm_jax.advise.names import FIDELITIES
+from autollm_jax.advise.names import BATCH, FIDELITIES, plainly
 from autollm_jax.advise.runs import Run
 from autollm_jax.advise.setting import spelled, target_setting
 from autollm_jax.advise.target import Target, label
@@ -96,7 +97,7 @@ def question(
         runs = one_size_each(runs, shared.space)
     finished = [run for run in runs if run.status != "running"]
     usual = _usual(finished, shared.space)
-    notes, groups, tried = _fidelity_notes(names, target.sizes), [], []
+    notes, groups, tried = _fidelity_notes(names, target.sizes, shared.space), [], []
     for key, members in grouped(runs, names).items():
         alike = is_of_target(key, names, target.sizes) and dict(key[1]) == target.contexts
         if alike and not target.quantity:
@@ -107,7 +108,9 @@ def question(
             if any(run.status == "ok" and not run.size > at_most for run in members):
                 numbers = {n: v for n, v in zip(names, key[0], strict=True) if not math.isnan(v)}
                 groups.append(Group(numbers, dict(key[1]), members, at_most, shared))
-    wanted = target.fidelity(target.sizes, "target", target.at_most)
+    # What no run says cannot be compared: a size in steps is none in FLOPs.
+    said = {name: size for name, size in target.sizes.items() if name in names or not names}
+    wanted = target.fidelity(said, "target", target.at_most)
     groups.sort(key=lambda g: (g.facts != target.contexts, g.distance(wanted)))
     if len(groups) > MOST_EXPERIMENTS:
         notes.append(f"{len(groups)} fidelities: the nearest {MOST_EXPERIMENTS} are used")
@@ -127,7 +130,7 @@ def question(
             f"{len(ended)} runs of the target's size: the best and the latest "
             f"{MOST_TRIALS // 2} are used; what the others tried is not proposed again"
         )
-    default = usual | spelled(shared.space, default or {})
+    default = usual | spelled(shared.space, _of_columns(default or {}, known))
     setting = target_setting(shared, wanted, default, evidence, finished, done, candidates, untold)
     trials = [trial(number, run, setting) for number, run in enumerate(done, 1)]
     waiting = [run for run in tried if run.status == "running"]
@@ -143,6 +146,21 @@ def question(
         tuple(run.config for run in waiting),
         closed,
     )
+
+
+def _of_columns(default: Mapping, known: Understanding) -> Mapping:
+    """Return a person's default, if the runs have all that it names.
+
+    Raises:
+      UserError: a name is none of the columns'.
+    """
+    names = {c.name for c in known.columns.values()} | {c.meaning for c in known.columns.values()}
+    names |= {dimension.name for dimension in known.dimensions}
+    for name in default:
+        if name not in names:
+            chosen = listed([dimension.name for dimension in known.dimensions])
+            raise UserError(f"default: the runs have no {name!r}; hyperparameters are {chosen}")
+    return default
 
 
 def _sizes(kept: Sequence[Group]) -> tuple[SizeUsed, ...]:
@@ -202,12 +220,19 @@ def _left_out(
     return found
 
 
-def _fidelity_notes(names: Sequence[str], target: Mapping) -> list[str]:
+def _fidelity_notes(names: Sequence[str], target: Mapping, space: Space) -> list[str]:
     notes = []
     if not names:
         notes.append(
-            "no column says how dear a run is, so all runs count as of one cheaper kind; name one "
-            "by --fidelity=parameters:COLUMN"
+            "no column says how dear a run is, so all runs count as of one cheaper kind, and "
+            "outcomes are predicted for runs of their size, not for the target's; name one by "
+            "--fidelity=parameters:COLUMN"
+        )
+    batches = [name for name in space.names if re.fullmatch(BATCH, plainly(name))]
+    if batches and "tokens" not in names and "steps" in names:
+        notes.append(
+            f"runs of equal steps see more tokens with a larger {batches[0]}, and cost more: give "
+            "tokens in a column to compare runs of equal cost"
         )
     if names and target and not set(names) & set(target):
         raise UserError(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 
@@ -88,6 +89,87 @@ def test_a_mistake_is_one_line(file, flags, words):
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("error: ") and words in line
+
+
+CHEAP = ("--runs=examples/runs.csv", "--target=parameters=1.4e9,tokens=28e9", "--agent=panel")
+BAD_SPACES = {
+    "a list of columns": ({"columns": []}, "`columns` has an object for each"),
+    "a word for a column": ({"columns": {"learning_rate": "hyperparameter"}}, "has an object for"),
+    "another goal": ({"goal": "lower"}, "goal 'lower'; accepted are minimize and maximize"),
+    "bounds in words": (
+        {"columns": {"learning_rate": {"role": "hyperparameter", "bounds": "wide"}}},
+        "learning_rate needs bounds",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_SPACES)
+def test_a_space_that_is_not_understood_is_one_line(tmp_path, kind):
+    value, words = BAD_SPACES[kind]
+    (tmp_path / "space.json").write_text(json.dumps(value))
+    one_line(run("launch/advise.py", *CHEAP, f"--space={tmp_path / 'space.json'}"), words)
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--default=abc", "--default: 'abc' is no JSON object"),
+        ("--default=[1]", "--default: '[1]' is no JSON object"),
+        ('--default={"lr": 1e-3}', "default: the runs have no 'lr'; hyperparameters are learning"),
+        ('--default={"learning_rate": "big"}', "default: learning_rate is 'big', not a number"),
+        ('--default={"learning_rate": 5}', "default: learning_rate is 5; accepted are 0.0001"),
+        ("--runs=optuna:sqlite:///{folder}/none.db#x", "none.db: no such file"),
+    ],
+)
+def test_a_flag_that_is_not_understood_is_one_line(tmp_path, flag, words):
+    one_line(run("launch/advise.py", *CHEAP, flag.replace("{folder}", str(tmp_path))), words)
+    assert not list(tmp_path.iterdir())
+
+
+CANDIDATES = {
+    "learning_rate,batch_size\nfast,64\n": "candidates: learning_rate is 'fast', not a number",
+    "learning_rate\n0.001\n": "candidates, number 1: batch_size is missing",
+    "lr,batch_size\n0.001,64\n": "candidates, number 1: learning_rate is missing",
+}
+
+
+@pytest.mark.parametrize("text", CANDIDATES)
+def test_candidates_that_cannot_be_run_are_one_line(tmp_path, text):
+    (tmp_path / "candidates.csv").write_text(text)
+    flag = f"--candidates={tmp_path / 'candidates.csv'}"
+    one_line(run("launch/advise.py", *CHEAP, flag), CANDIDATES[text])
+
+
+def test_candidates_of_a_single_hyperparameter_are_a_file_of_one_column(tmp_path):
+    (tmp_path / "candidates.csv").write_text("learning_rate\n0.001\n0.0003\n")
+    flags = (f"--candidates={tmp_path / 'candidates.csv'}", "--ignore=batch_size", "--json")
+    found = json.loads(run("launch/advise.py", *CHEAP, *flags).stdout)
+    assert {each["config"]["learning_rate"] for each in found["ranked"]} == {1e-3, 3e-4}
+
+
+def one_line(done, words):
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ") and words in line
+
+
+@pytest.fixture(scope="module")
+def described():
+    done = run("launch/advise.py", "--help")
+    texts = re.split(r"\n  --", done.stdout.split("launch/advise.py:")[1])[1:]
+    return {re.match(r"(?:\[no\])?(\w+)", t)[1]: " ".join(t.split()) for t in texts}
+
+
+def test_each_flag_says_what_it_takes_with_an_example_and_its_default(described):
+    assert len(described) >= 20
+    for name, text in described.items():
+        assert re.search(rf"Examples?: .*--{name}\b", text), name
+        told = (
+            "By default" in text
+            or "Needed, unless" in text
+            or re.search(r"\(default: '[^']+'\)", text)
+        )
+        assert told, name
 
 
 def test_outcomes_are_told_in_one_form():
