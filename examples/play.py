@@ -22,4 +22,6 @@ while not episode.done:
     trial = episode.exec_config(config)
     print(f"trial {trial.number}: {trial.config} {trial.status} {trial.outcome:.3f}")
     config = {**config, "learning_rate": config["learning_rate"] / 2}
-print(f"regret {episode.best_regret():.3f}: 0 is the best configuration, 1 the median one")
+print(
+    f"regret {episode.best_regret():.3f}: 0 is the best configuration, 1 no better than the median"
+)

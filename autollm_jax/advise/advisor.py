@@ -18,6 +18,7 @@
 import dataclasses
 import functools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -26,6 +27,7 @@ from autollm_jax.advise import intervals, reading, runs
 from autollm_jax.advise.cheap_runs import CheapRun, most_telling
 from autollm_jax.advise.columns import Hints, Understanding
 from autollm_jax.advise.decider import Decider, default_decider
+from autollm_jax.advise.explaining import why_not_best
 from autollm_jax.advise.intervals import Calibration, Expected
 from autollm_jax.advise.notes import notes_of
 from autollm_jax.advise.question import TASK, Question, trial
@@ -33,6 +35,7 @@ from autollm_jax.advise.question import question as make_question
 from autollm_jax.advise.setting import spelled, with_configuration
 from autollm_jax.advise.target import Target
 from autollm_jax.advise.understanding import understand
+from autollm_jax.advise.usage import LeftOut
 from autollm_jax.errors import UserError
 from autollm_jax.forecasts.advice import decision_of
 from autollm_jax.forecasts.advisers import COUNSEL, counsel
@@ -49,11 +52,12 @@ class Ranked:
 
     Attributes:
       config: the configuration.
-      chance: how likely the agent was to choose it.
+      chance: how likely it was to be chosen; `Advice.chances_are` says by whom.
       outcome: predicted, in the objective's units; nan where nothing tells the level.
       interval_80, interval_95: of the outcome.
       beats_best: the chance to beat the best trial by more than the noise; nan before a trial.
-      advisers: the regret that each adviser expects to remain, in units of regret.
+      advisers: the regret that each adviser expects to remain after it, over that after the
+        adviser's own favourite: 0 is that favourite, 1 no better than a median run.
     """
 
     config: dict
@@ -79,6 +83,9 @@ class Advice:
       cheap_run: the cheap run that would sharpen the answer most for its cost, or None.
       notes: what the reader should know.
       state: what is known of the level, one of `intervals.STATES`.
+      explanation: why the proposal is not the best predicted configuration; "" where it is, or is
+        near.
+      chances_are: says what the handful's chances are.
     """
 
     ranked: tuple[Ranked, ...]
@@ -90,6 +97,8 @@ class Advice:
     cheap_run: CheapRun | None
     notes: tuple[str, ...]
     state: str
+    explanation: str = ""
+    chances_are: str = ""
 
     @property
     def config(self) -> dict:
@@ -107,14 +116,15 @@ class Advice:
         return {key: _plain(value) for key, value in dataclasses.asdict(self).items()}
 
 
-def _nothing(made: Sequence[runs.Run], notes: Sequence[str]) -> str:
+def _nothing(made: Sequence[runs.Run], unusable: Sequence[LeftOut]) -> str:
     """Say why no run can be learned from, and what is wanted."""
-    counts = {}
-    for run in made:
-        counts[run.status] = counts.get(run.status, 0) + 1
-    states = [f"{count} {status}" for status, count in counts.items()]
+    said = [f"{count} {status}" for status, count in Counter(run.status for run in made).items()]
+    kinds = Counter(each.kind for each in unusable)
+    if kinds:
+        (kind, count), first = kinds.most_common(1)[0], unusable[0]
+        said += [f"{first.place}: {first.reason}", f"{count} of {len(unusable)} rows: {kind}"]
     return (
-        f"no run has an outcome to learn from ({'; '.join([*states, *notes[:1], *notes[3:4]])}); "
+        f"no run has an outcome to learn from ({'; '.join(said)}); "
         "accepted are finished runs with an outcome, all hyperparameters and positive sizes"
     )
 
@@ -192,15 +202,29 @@ class Advisor:
             limited=wanted.quantity,
         )
         known = understand(rows, hints)
-        made, notes = runs.clean(rows, known)
+        made, unusable = runs.clean(rows, known)
         if not any(run.status == "ok" for run in made):
-            raise UserError(_nothing(made, notes))
+            raise UserError(_nothing(made, unusable))
         question = make_question(
-            made, known, wanted, task=task, default=default, candidates=candidates
-        )
-        notes = [*rows.notes, *notes, *question.notes]
+            made, known, wanted, unusable=unusable, task=task, default=default,
+            candidates=candidates,
+        )  # fmt: skip
+        notes = [*rows.notes, *question.notes]
         question = dataclasses.replace(question, notes=tuple(notes))
         return cls(question, known, decider or default_decider(), Calibration.shipped(), budget)
+
+    def describe(self) -> str:
+        """Write how the columns were understood, and what became of the rows."""
+        columns, rows = self.known.describe(), self.question.usage.describe()
+        return f"columns, as understood:\n{columns}\nrows, as used:\n{rows}"
+
+    def understood(self) -> dict:
+        """Return what `describe` writes as plain values, and the target."""
+        setting = self.question.setting
+        return self.known.understood() | {
+            "target": setting.name,
+            "rows": self.question.usage.to_json(),
+        }
 
     @functools.cached_property
     def panel(self) -> Panel:
@@ -257,9 +281,11 @@ class Advisor:
         cheap = most_telling(self.panel, question.evidence, setting, row)
         notes = (*question.notes, *notes_of(question, ranked[0].config))
         claims = tuple(chosen.claims)
+        why = why_not_best(decision, found, row, chosen.trusted)
         return Advice(
-            tuple(ranked), chosen.thinking, claims, stop, gain, noise, cheap, notes, found.state
-        )
+            tuple(ranked), chosen.thinking, claims, stop, gain, noise, cheap, notes, found.state,
+            why, chosen.chances_are,
+        )  # fmt: skip
 
     def _under_way(self) -> list[Trial]:
         """Take running configurations as tried, with the outcome that is expected of them."""
@@ -302,7 +328,7 @@ class Advisor:
         best, sign = self._best(), self.question.setting.objective.sign
         margin = noise if math.isfinite(noise) else 0.0
         (low80, high80), (low95, high95) = found.intervals_C2R[:, :, row].tolist()
-        remaining_A = decision.advice.remaining_AR[:, row]
+        remaining_A = np.minimum(decision.advice.remaining_AR[:, row], 1.0)
         return Ranked(
             dict(self.question.setting.configurations[row]),
             chance,

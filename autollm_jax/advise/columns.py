@@ -14,7 +14,7 @@ import functools
 from collections.abc import Mapping, Sequence
 
 from autollm_jax.advise.rows import Cell
-from autollm_jax.advise.values import is_missing, numbers, spell
+from autollm_jax.advise.values import is_missing, numbers, size_in, spell
 from autollm_jax.gym.spaces import Dimension
 
 ROLES = (
@@ -37,6 +37,7 @@ class Column:
       mixture: of a component of a mixture, the mixture's name.
       why: the reason for the role, in a few words.
       factor: of plain numbers, where the name says a unit: "parameters (M)", "tokens_B".
+      in_name: whether the cells are names of models that say a size: "pythia-160m".
     """
 
     name: str
@@ -46,6 +47,7 @@ class Column:
     mixture: str = ""
     why: str = ""
     factor: float = 1.0
+    in_name: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +81,8 @@ class Understanding:
 
     def numbers(self, cells: Sequence[Cell], column: Column) -> list[float | None]:
         """Read the numbers of a column's cells; None where one is missing or no number."""
+        if column.in_name:
+            return [size_in(cell) for cell in cells]
         amounts = numbers(cells, column.name in self.decimal_commas)
         if column.factor == 1.0:
             return amounts
@@ -137,6 +141,34 @@ class Understanding:
                 )
                 for column in self.columns.values()
             },
+        }
+
+    def understood(self) -> dict:
+        """Return what is understood as plain values: more than space.json, which is edited."""
+
+        def scale(dimension: Dimension | None) -> dict:
+            if dimension is None or not dimension.is_numeric:
+                return {}
+            return {"log": dimension.is_log}
+
+        def names(role: str) -> list[str]:
+            return [column.name for column in self.of(role)]
+
+        said = self.to_json()
+        columns = {
+            name: said["columns"][name]
+            | {"name": column.meaning or name}
+            | scale(column.dimension)
+            | ({"unit": column.factor} if column.factor != 1.0 else {})
+            | ({"why": column.why} if column.why else {})
+            for name, column in self.columns.items()
+        }
+        return {
+            "objective": {"column": self.objective.name, "goal": said["goal"]},
+            "fidelity": {column.meaning: column.name for column in self.of("fidelity")},
+            "status": names("status"),
+            "seed": names("seed"),
+            "columns": columns,
         }
 
 

@@ -30,42 +30,87 @@ from autollm_jax.errors import UserError
 from autollm_jax.files import read_json, write_atomic, write_json_atomic
 from autollm_jax.gym.spaces import InvalidConfiguration
 
+TASKS = ("architecture", "pretraining", "grpo", "data_mixture")
+
 # Flags of the question: kept by a session.
 _QUESTION = {
     "runs": flags.DEFINE_list(
-        "runs", [], f"Files of runs, comma-separated: {reading.ACCEPTED}."
-    ),
+        "runs", [], f"Your cheap runs: a file or several, comma-separated: {reading.ACCEPTED}. "
+        "Example: --runs=sweep.csv,older.parquet. Needed, unless --session has them."),
     "target": flags.DEFINE_string(
-        "target", "", "Size of the expensive run: parameters=7e9,tokens=2e11 (also flops, steps, "
-        "epochs, hours); 7B is 7e9."),
-    "objective": flags.DEFINE_string("objective", "", "Column of outcomes; guessed where empty."),
-    "goal": flags.DEFINE_enum("goal", "", ["", "minimize", "maximize"], "Of the objective."),
-    "space": command_line.define_path("space", None, "JSON file with the columns' meaning."),
+        "target", "", "How large the expensive run is: NAME=NUMBER, comma-separated; names are "
+        f"{', '.join(FIDELITIES)}; 7B is 7e9. COLUMN=VALUE picks among kinds of runs, NAME<=NUMBER "
+        "limits what a configuration may have. Examples: --target=parameters=7e9,tokens=2e11 and "
+        "--target='parameters<=1e8,tokens=2e10,corpus=c4'. Needed, unless --session has it."),
+    "objective": flags.DEFINE_string(
+        "objective", "", "Column of what a run is judged by. Example: --objective=val_loss. By "
+        "default it is guessed: a validation loss, a loss, another measure."),
+    "goal": flags.DEFINE_enum(
+        "goal", "", ["", "minimize", "maximize"], "Whether a low or a high objective is good. "
+        "Example: --goal=maximize. By default its name tells: accuracy is maximised, loss "
+        "minimised."),
+    "space": command_line.define_path(
+        "space", None, "JSON file that says what columns mean, as --write_space writes it. "
+        "Example: --space=space.json. By default the meaning is guessed."),
     "candidates": command_line.define_path(
-        "candidates", None, "File of configurations to choose from; any of the space where empty."),
-    "default": flags.DEFINE_string("default", "", "Configuration you would take untuned, as JSON."),
-    "hyperparameters": flags.DEFINE_list("hyperparameters", [], "Columns that are chosen."),
-    "ignore": flags.DEFINE_list("ignore", [], "Columns to leave out."),
+        "candidates", None, "File of configurations to choose from, with a column for each "
+        f"hyperparameter: {reading.FILES}. Example: --candidates=possible.csv. By default any "
+        "configuration of the space may be proposed."),
+    "default": flags.DEFINE_string(
+        "default", "", "Configuration that you would take untuned, as JSON. Example: "
+        """--default='{"learning_rate": 3e-4}'. By default the most usual one of the runs."""),
+    "hyperparameters": flags.DEFINE_list(
+        "hyperparameters", [], "Columns that are chosen, comma-separated, besides those that are "
+        "guessed. Example: --hyperparameters=width,depth. By default all are guessed."),
+    "ignore": flags.DEFINE_list(
+        "ignore", [], "Columns to leave out, comma-separated. Example: --ignore=notes,gpu. By "
+        "default those that are labels, measured, or the same in every run."),
     "fidelity": flags.DEFINE_list(
-        "fidelity", [], "Columns that say how dear a run is: parameters:COLUMN,tokens:COLUMN."),
-    "status": flags.DEFINE_string("status", "", "Column that says how a run ended."),
-    "seed": flags.DEFINE_string("seed", "", "Column with the seed of a run."),
+        "fidelity", [], f"Columns that say how dear a run is: NAME:COLUMN, comma-separated; names "
+        f"are {', '.join(FIDELITIES)}. Example: --fidelity=parameters:n_params,tokens:D. By "
+        "default columns of such names."),
+    "status": flags.DEFINE_string(
+        "status", "", "Column that says how a run ended: finished, diverged, oom, failed, running "
+        "and the like. Example: --status=state. By default a column of such a name."),
+    "seed": flags.DEFINE_string(
+        "seed", "", "Column with the seed of a run. Example: --seed=rng. By default a column of "
+        "such a name."),
     "task": flags.DEFINE_enum(
-        "task", "pretraining", ["architecture", "pretraining", "grpo", "data_mixture"],
-        "What the runs are, for the agent's words."),
-    "budget": flags.DEFINE_integer("budget", 5, "Expensive runs in all.", lower_bound=1),
+        "task", "pretraining", list(TASKS), "What the runs are, for the agent's words. Example: "
+        "--task=data_mixture."),
+    "budget": flags.DEFINE_integer(
+        "budget", 5, "Expensive runs that you can make, those made so far among them. Example: "
+        "--budget=3.", lower_bound=1),
     "agent": command_line.define_path(
-        "agent", None, "Work directory of a trained agent, or what launch/export_agent.py wrote; "
-        "`panel` asks none."),
+        "agent", None, "Who decides: a work directory of launch/main.py, a folder that "
+        "launch/export_agent.py wrote, or `panel` for all advisers together. Example: "
+        "--agent=workdir. By default the trained agent of the package."),
 }  # fmt: skip
-_SESSION = command_line.define_path("session", None, "Folder that keeps the question and outcomes.")
-_TELL = flags.DEFINE_multi_string("tell", [], "An expensive run: '{CONFIG AS JSON} loss=2.41'.")
-_UNDO = flags.DEFINE_bool("undo", False, "Take the latest told run back.")
-_PLOT = command_line.define_path("plot", None, "HTML file to draw the question into.")
-_JSON = flags.DEFINE_bool("json", False, "Print the advice as JSON, and nothing else.")
+_SESSION = command_line.define_path(
+    "session", None, "Folder that keeps the question, and what you tell, from call to call. It is "
+    "made where it does not exist. Example: --session=mine. By default nothing is kept."
+)  # fmt: skip
+_TELL = flags.DEFINE_multi_string(
+    "tell", [], "An expensive run that was made: its configuration as JSON, then NAME=NUMBER of "
+    "the objective, or status=diverged or status=infeasible. Example: "
+    """--tell='{"learning_rate": 3e-4, "batch_size": 256} loss=2.41'."""
+)  # fmt: skip
+_UNDO = flags.DEFINE_bool(
+    "undo", False, "Take the latest run back that --session was told of. Example: --session=mine "
+    "--undo."
+)  # fmt: skip
+_PLOT = command_line.define_path(
+    "plot", None, "HTML file to draw runs and advice into. Example: --plot=out.html. By default "
+    "nothing is drawn."
+)  # fmt: skip
+_JSON = flags.DEFINE_bool(
+    "json", False, "Print advice, and how the file was understood, as one JSON object and nothing "
+    "else. Example: --json > advice.json."
+)  # fmt: skip
 _WRITE_SPACE = command_line.define_path(
-    "write_space", None, "File to write the columns' meaning to."
-)
+    "write_space", None, "JSON file to write the columns' meaning into; edit it and give it back "
+    "by --space. Example: --write_space=space.json. By default nothing is written."
+)  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
@@ -106,10 +151,9 @@ def main(argv: list[str]) -> None:
 
         write_atomic(_PLOT.value, page(advisor, advice))
     if _JSON.value:
-        print(json.dumps(advice.to_json(), indent=1))
+        print(json.dumps({"understood": advisor.understood()} | advice.to_json(), indent=1))
         return
-    print(f"columns, as understood:\n{advisor.known.describe()}\n")
-    print(advice_text(advisor, advice))
+    print(f"{advisor.describe()}\n\n{advice_text(advisor, advice)}")
 
 
 def _advisor(arguments: Mapping) -> Advisor:
@@ -122,7 +166,7 @@ def _advisor(arguments: Mapping) -> Advisor:
     candidates = None
     hints = _hints(arguments)
     if arguments["candidates"]:
-        candidates = [_plain(row) for row in reading.read(arguments["candidates"]).rows]
+        candidates = [_plain(row) for row in reading.read(arguments["candidates"], 1).rows]
     if arguments["agent"] == "panel":
         decider = Panels()
     else:
@@ -132,7 +176,7 @@ def _advisor(arguments: Mapping) -> Advisor:
         target=arguments["target"],
         hints=hints,
         candidates=candidates,
-        default=json.loads(arguments["default"]) if arguments["default"] else None,
+        default=_default(arguments["default"]) if arguments["default"] else None,
         task=arguments["task"],
         decider=decider,
         budget=arguments["budget"],
@@ -146,8 +190,34 @@ def _plain(row: Mapping) -> dict:
     return {name: row[name] if value is None else value for name, value in values.items()}
 
 
+def _default(text: str) -> dict:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(
+            f"--default: {text!r} is no JSON object; accepted is a configuration such as "
+            """'{"learning_rate": 3e-4}'"""
+        )
+    return value
+
+
+def _space(file: str) -> dict:
+    said = read_json(Path(file))
+    columns = said.get("columns", {})
+    if not isinstance(columns, dict) or not all(isinstance(c, dict) for c in columns.values()):
+        raise UserError(
+            f"{file}: `columns` has an object for each column, such as "
+            """{"lr": {"role": "hyperparameter"}}; --write_space writes such a file"""
+        )
+    if said.get("goal", "minimize") not in ("minimize", "maximize"):
+        raise UserError(f"{file}: goal {said['goal']!r}; accepted are minimize and maximize")
+    return said
+
+
 def _hints(arguments: Mapping) -> Hints:
-    said = read_json(Path(arguments["space"])) if arguments["space"] else {}
+    said = _space(arguments["space"]) if arguments["space"] else {}
     roles = dict.fromkeys(arguments["hyperparameters"], "hyperparameter")
     roles |= dict.fromkeys(arguments["ignore"], "ignored")
     for role in ("status", "seed"):

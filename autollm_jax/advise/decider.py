@@ -1,6 +1,7 @@
 """Who decides between the advisers: the trained agent, or all advisers together."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Protocol
 import numpy as np
 
 from autollm_jax.curriculum.teacher import turn_text
-from autollm_jax.forecasts.advice import Decision, decision_of
+from autollm_jax.forecasts.advice import Decision, Offer, decision_of
 from autollm_jax.forecasts.panel import Panel
 from autollm_jax.gym.environment import Observation
 from autollm_jax.text import prompts
 from autollm_jax.text.claims import Claim, check_claims
 from autollm_jax.text.parsing import parse_action
+from autollm_jax.text.symbols import panel_name
 
 SHIPPED = "agent"  # folder of the package
 
@@ -28,12 +30,16 @@ class Choice:
       chances_C: how likely each candidate was to be chosen.
       thinking: the words behind it.
       claims: their statements, each checked.
+      trusted: positions of the advisers that are trusted; () for all.
+      chances_are: says what the chances are, for a person.
     """
 
     place: int
     chances_C: np.ndarray
     thinking: str = ""
     claims: Sequence[Claim] = ()
+    trusted: tuple[int, ...] = ()
+    chances_are: str = "how likely the agent was to choose it"
 
 
 class Decider(Protocol):
@@ -51,7 +57,13 @@ class Panels:
         del panel, seen
         offer = decision.offer
         counts_C = np.bincount(offer.picks, minlength=len(offer.rows)).astype(float)
-        return Choice(offer.picks[-1], counts_C / counts_C.sum(), "all advisers together")
+        return Choice(
+            offer.picks[-1],
+            counts_C / counts_C.sum(),
+            "all advisers together",
+            chances_are=f"its share of the first picks of {len(offer.picks)} groups of advisers: "
+            "each alone, all but one, all",
+        )
 
 
 class Agent:
@@ -96,7 +108,18 @@ class Agent:
         chances_C = np.zeros(len(offer.rows))
         np.add.at(chances_C, list(offer.picks), said.chances)
         thinking = action.think or ""
-        return Choice(action.letter, chances_C, thinking, check_claims(thinking, decision))
+        claims = check_claims(thinking, decision)
+        return Choice(action.letter, chances_C, thinking, claims, trusted(offer, thinking))
+
+
+def trusted(offer: Offer, thinking: str) -> tuple[int, ...]:
+    """Return the positions of the advisers that a policy's thinking trusts; () where it says none.
+
+    They are what it names last: "closest (own), farthest (trees); trust (all-but-trees)#H".
+    """
+    by_name = {panel_name(group): group for group in offer.trusts}
+    named = [name for name in re.findall(r"\([a-z-]+\)", thinking) if name in by_name]
+    return by_name[named[-1]] if named else ()
 
 
 def default_decider() -> Decider:

@@ -18,7 +18,8 @@ SAMPLE = 64  # lines that the delimiter is found on
 LEAST_COLUMNS = 2
 
 
-def read_delimited(path: Path) -> Rows:
+def read_delimited(path: Path, least: int = LEAST_COLUMNS) -> Rows:
+    """Read a file; fewer columns than the least are a sign of another delimiter."""
     csv.field_size_limit(2**31 - 1)
     text = decoded(path)
     if re.match(r"\s*<(!doctype|html|\?xml)", text[:100], re.IGNORECASE):
@@ -69,7 +70,7 @@ def read_delimited(path: Path) -> Rows:
             f"lines at the end that sum up the others ({rows[-1][header[0]]!r}): {last} left out"
         )
         rows, places = rows[:-last], places[:-last]
-    if len(header) < LEAST_COLUMNS:
+    if len(header) < least:
         raise UserError(
             f"{path}: one column only ({header[0][:40]!r}); accepted are columns divided by comma, "
             "semicolon, tab or |"
@@ -104,14 +105,24 @@ def decoded(path: Path) -> str:
 def _layout(lines: Sequence[str]) -> tuple[str, int]:
     """Return a file's delimiter, and its header's place below blank lines, titles and comments.
 
-    By the delimiter most lines have as many cells as the header, and most cells.
+    A spreadsheet may have names of groups above the header: fewer cells than the line below them,
+    and words alone in both. By the delimiter most lines have as many cells as the header, and most
+    cells.
     """
 
     def header(delimiter: str) -> int | None:
-        """Return the first line with two names or more."""
-        for place, line in enumerate(lines[:SAMPLE]):
-            cells = next(csv.reader([line], delimiter=delimiter), [])
-            if sum(bool(cell.strip()) for cell in cells) >= LEAST_COLUMNS and line[0] != "#":
+        """Return the first line with two names or more, below names of groups."""
+
+        def said(place: int) -> list[str]:
+            cells = next(csv.reader(lines[place : place + 1], delimiter=delimiter), [])
+            return [cell for cell in map(str.strip, cells) if cell]
+
+        for place in range(len(lines[:SAMPLE])):
+            if len(said(place)) >= LEAST_COLUMNS and lines[place][0] != "#":
+                while len(said(place + 1)) > len(said(place)) and not any(
+                    map(_is_number, (*said(place), *said(place + 1)))
+                ):
+                    place += 1
                 return place
         return None
 

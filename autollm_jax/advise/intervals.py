@@ -19,7 +19,7 @@ from importlib import resources
 import numpy as np
 from scipy import stats
 
-from autollm_jax.advise.levels import level_of
+from autollm_jax.advise.levels import best_loss, level_of
 from autollm_jax.forecasts.base import Prediction
 from autollm_jax.gym.environment import Trial
 from autollm_jax.gym.experiments import Experiment
@@ -111,6 +111,8 @@ def expected(
     factors_C = np.array(calibration.factors(state))
     widths_CR = factors_C[:, None] * deviation_R
     ends_C2R = np.stack([mean_R - widths_CR, mean_R + widths_CR], 1)
+    if evidence and prediction.sign > 0 and min(map(best_loss, evidence)) > 0:
+        ends_C2R = np.maximum(ends_C2R, 0.0)  # a loss that is never negative
     return Expected(mean_R, deviation_R, ends_C2R, state)
 
 

@@ -3,7 +3,8 @@
 Losses fall with size as a power law with a floor (Hoffmann et al., arXiv 2203.15556), and a few
 sizes do not tell the floor. So several laws are tried on the runs themselves: each of the dearest
 experiments is predicted from the cheaper ones, and the law that is least off is taken, with its
-error. Errors grow in proportion to the distance in log fidelity.
+error. Errors grow in proportion to the distance in log fidelity. Few such tests choose a law by
+luck: then what the laws differ by at the target adds to the error, over the number of tests.
 
 Runs of one size, or of two, leave no law to try. Then the error is one unit of regret a doubling: a
 mere scale, which intervals widen by what such levels were off on other sources (`intervals`).
@@ -72,7 +73,9 @@ def level_of(setting: Setting, evidence: Sequence[Experiment], unit: float) -> L
         laws += [_power(share) for share in FLOORS]
     rates = [rate(law) for law in laws]
     best = int(np.argmin(rates))
-    return Level(laws[best](setting, relevant), rates[best] * away, True)
+    levels = [law(setting, relevant) for law in laws]
+    by_luck = float(np.std(levels)) / len(tests)
+    return Level(levels[best], math.hypot(rates[best] * away, by_luck), True)
 
 
 def best_loss(experiment: Experiment) -> float:

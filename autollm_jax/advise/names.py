@@ -53,6 +53,7 @@ USUAL = (  # hyperparameters whose names would else be taken for something measu
     r"schedule|optimi[sz]er|kl_coef\w*|ratio|init|norm_?type|activation|vocab|context|seq_?len\w*).*"
 )
 VALIDATION = r"val|valid|eval|test|held"
+BATCH = r"(.*_)?(batch(_?size)?|bs|bsz)(_.*)?"
 LOG_NAMES = r".*(learning_?rate|lr|decay|eps|batch|coef).*"
 
 

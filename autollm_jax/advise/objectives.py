@@ -30,8 +30,8 @@ def guessed_objective(names: Sequence[str], values: Mapping[str, ColumnCells], h
         )  # fmt: skip
         and not re.fullmatch(USUAL, plainly(name).replace("loss", ""))
     ]
-    # loss.web and loss/code are parts of loss, where that is there.
-    may = [name for name in may if re.split(r"[./]", name)[0] not in {*may} - {name}]
+    # loss.web, loss/code and loss.min are parts of loss, where that is there.
+    may = [name for name in may if not any(re.match(rf"{re.escape(m)}[./ (]", name) for m in may)]
     validation = rf".*({VALIDATION}).*"
     validation_loss = rf".*({VALIDATION}).*loss.*|.*loss.*({VALIDATION}).*"
     for pattern in (r"objective|value", validation, validation_loss, r".*loss.*", r".*"):

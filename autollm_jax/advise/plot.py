@@ -5,145 +5,198 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from autollm_jax.advise.advisor import Advice, Advisor
+from autollm_jax.advise.axes import Axis, axes_of
 from autollm_jax.advise.words import advice_text
-from autollm_jax.gym.spaces import Dimension
+from autollm_jax.gym.experiments import Experiment
 from autollm_jax.report.figures import FAINT, FOCUS, INK, RULE, style, svg
 
-MOST_AXES = 4
+MOST_AXES = 6
+MOST_NAMED = 10  # sizes in the legend
+ENVELOPE = 24  # points of the predicted line, about
+HIGHEST = 1.2  # regret that is drawn
+TALLEST_TICKS = 8  # sizes that are named at the axis of sizes
 SIZES = matplotlib.colormaps["viridis_r"]
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>What to try next</title>
-<style>body{{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;
-color:#1F2933}}figure{{margin:0;overflow-x:auto}}svg{{width:100%;min-width:34rem;max-width:64rem;
-height:auto}}pre{{white-space:pre-wrap;background:#F5F7FA;
-padding:1rem;border-radius:6px}}h2{{font-size:1.1rem;margin-top:2rem}}p{{color:#52606D}}</style>
-<h1>What to try next</h1><pre>{words}</pre>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto;
+  padding: 0 1rem; color: #1F2933 }}
+h2 {{ font-size: 1.1rem; margin: 2rem 0 .5rem }} p {{ color: #52606D; margin: .5rem 0 }}
+.words {{ font: 13px/1.55 ui-monospace, monospace; background: #F5F7FA; padding: 1rem;
+  border-radius: 6px; overflow-wrap: anywhere }}
+.words div {{ white-space: pre-wrap; padding-left: 4ch; text-indent: -4ch }}
+.figures {{ display: grid; gap: .5rem 1rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(320px, 100%), 1fr)) }}
+figure {{ margin: 0; max-width: 34rem }} svg {{ width: 100%; height: auto; display: block }}
+ul {{ list-style: none; padding: 0; margin: .5rem 0; display: flex; flex-wrap: wrap;
+  gap: .1rem 1.2rem; font-size: 13px }}
+li {{ overflow-wrap: anywhere }}
+li b {{ display: inline-block; min-width: 1.6em; text-align: center }}
+details {{ margin-top: 1rem }} summary {{ cursor: pointer; color: #52606D }}
+</style>
+<h1>What to try next</h1>
+<div class="words">{words}</div>
+<details><summary>How your file was understood</summary>
+<div class="words">{understood}</div></details>
 <h2>Your runs, by size, and what is expected at the target</h2>
-<p>Regret: 0 is the best run of a size, 1 its median run.
-Points: your runs, dark ones dearer; a ring is the best of a size. Line: the least regret that
-the advisers together expect at the target. Dashed: the proposal. Numbers: expensive runs.</p>
-<figure>{landscape}</figure>
+<p>Regret: 0 is the best configuration, 1 no better than the median one. Of your runs it is that
+within their size.</p>
+<ul class="legend">{legend}</ul>
+<div class="figures">{landscapes}</div>
 <h2>How the best value moves with size</h2>
-<p>The best run of each size, and the proposal at the target.</p>
-<figure>{drift}</figure>
+<p>The best run of each size, from the cheapest up, and the proposal at the target (star).</p>
+<div class="figures">{drifts}</div>
 </html>
 """
+MARKS = (  # symbol, its colour, and what it stands for; then the sizes' dots
+    ("◯", FAINT, "the best run of a size"),
+    ("×", FAINT, "diverged or infeasible"),
+    ("━━", FOCUS, "the least regret that the advisers together expect at the target"),
+    ("╍╍", FOCUS, "the proposal"),
+)
 
 
 def page(advisor: Advisor, advice: Advice) -> str:
     """Return an HTML page without any part from elsewhere."""
-    axes = _numeric(advisor)
+    question = advisor.question
+    axes = axes_of(question.setting.space, next(iter(question.evidence), None), MOST_AXES)
     return PAGE.format(
-        words=html.escape(advice_text(advisor, advice)),
-        landscape=_landscape(advisor, advice, axes)
-        if axes
-        else "<p>No numeric hyperparameter.</p>",
-        drift=_drift(advisor, advice, axes) if axes else "",
+        words=_lines(advice_text(advisor, advice)),
+        understood=_lines(advisor.describe()),
+        legend="".join(f"<li>{entry}</li>" for entry in _legend(advisor)),
+        landscapes=_figures(_landscape(advisor, advice, axis) for axis in axes),
+        drifts=_figures(_drift(advisor, advice, axis) for axis in axes),
     )
 
 
-def _numeric(advisor: Advisor) -> list[Dimension]:
-    """Return the numeric dimensions, those that explain most of the nearest experiment first."""
-    space, evidence = advisor.question.setting.space, advisor.question.evidence
-    numeric = [d for d in space.dimensions if d.is_numeric]
-    if evidence:
-        nearest = evidence[0]
-        regrets_R = nearest.outcomes.regrets_R
-
-        def explained(dimension: Dimension) -> float:
-            x_R = np.array(
-                [dimension.to_unit(c[dimension.name])[0] for c in nearest.configurations]
-            )
-            degree = min(len(np.unique(x_R)) - 1, 2)
-            if degree == 0 or len(x_R) < 4:
-                return 0.0
-            fitted_R = np.polyval(np.polyfit(x_R, regrets_R, degree), x_R)
-            return float(fitted_R.var())
-
-        numeric.sort(key=lambda d: -explained(d))
-    return numeric[:MOST_AXES]
+def _lines(text: str) -> str:
+    return "".join(f"<div>{html.escape(line)}</div>" for line in text.splitlines())
 
 
-def _axes_of(figure: Figure, dimensions: Sequence[Dimension]) -> list:
-    made = figure.subplots(1, len(dimensions), squeeze=False, sharey=True)[0]
-    for axes, dimension in zip(made, dimensions, strict=True):
-        if dimension.is_log:
-            axes.set_xscale("log")
-        axes.set_xlim(*_limits(dimension))
-        axes.set_xlabel(dimension.name)
-        axes.grid(axis="y", color=RULE)
-    return list(made)
+def _figures(drawn) -> str:
+    return "".join(f"<figure>{each}</figure>" for each in drawn)
 
 
-def _limits(dimension: Dimension) -> tuple[float, float]:
-    """Return the ends of an axis: of all that may be chosen, and a little more."""
-    low, high = map(float, dimension.extent)
-    if low == high:
-        return (0.9 * low, 1.1 * high) if low > 0 else (low - 1.0, high + 1.0)
-    if dimension.is_log:
-        margin = (high / low) ** 0.05
-        return low / margin, high * margin
-    return low - 0.05 * (high - low), high + 0.05 * (high - low)
+def _coloured(advisor: Advisor) -> list[tuple[Experiment, str]]:
+    """Return the experiments with their colours, the cheapest first; dearer ones are darker."""
+    evidence = sorted(advisor.question.evidence, key=lambda e: e.fidelity.flops)
+    shades = np.linspace(0.1, 1.0, len(evidence)) if len(evidence) > 1 else [0.6]
+    return [(e, to_hex(SIZES(shade))) for e, shade in zip(evidence, shades, strict=True)]
 
 
-def _landscape(advisor: Advisor, advice: Advice, dimensions: Sequence[Dimension]) -> str:
+def _legend(advisor: Advisor) -> list[str]:
+    """Name each size by its colour, and every mark that is drawn."""
+    coloured = _coloured(advisor)
+    named = np.unique(np.linspace(0, len(coloured) - 1, min(len(coloured), MOST_NAMED)).astype(int))
+    marks = [
+        ("●", coloured[place][1], f"{coloured[place][0].name}: {_rows(coloured[place][0])}")
+        for place in named[::-1]
+    ]
+    if hidden := len(coloured) - len(named):
+        marks.append(("", INK, f"and {hidden} sizes between these"))
+    marks += MARKS
+    if advisor.question.trials:
+        marks.append(("1", INK, "an expensive run, by its number"))
+    return [f'<b style="color:{colour}">{mark}</b> {html.escape(t)}' for mark, colour, t in marks]
+
+
+def _rows(experiment: Experiment) -> str:
+    count = int(experiment.outcomes.runs_R.sum())
+    return f"{count} run{'' if count == 1 else 's'}"
+
+
+def _landscape(advisor: Advisor, advice: Advice, axis: Axis) -> str:
+    """Draw all runs along one axis, and the least regret that is expected there."""
     question, panel = advisor.question, advisor.panel
-    setting = question.setting
     predicted_R = panel.predict(question.trials).mean_R
-    predicted_R = np.clip(predicted_R - predicted_R.min(), 0, 1.2)
-    with style("landscape", 9):
-        figure = Figure(figsize=(3.2 * len(dimensions) + 0.8, 3.2), layout="constrained")
-        for axes, dimension in zip(_axes_of(figure, dimensions), dimensions, strict=True):
-            for place, experiment in enumerate(reversed(question.evidence)):
-                colour = SIZES((place + 0.5) / len(question.evidence))
-                x_R = [config[dimension.name] for config in experiment.configurations]
-                axes.scatter(x_R, experiment.outcomes.regrets_R, s=9, color=colour, alpha=0.6)
-                best = experiment.outcomes.best_row
-                axes.scatter([x_R[best]], [0], s=50, facecolors="none", edgecolors=[colour])
-            x_R = np.array([config[dimension.name] for config in setting.configurations], float)
-            values, least = _envelope(x_R, predicted_R)
-            axes.plot(values, least, color=FOCUS)
-            for trial in question.trials:
-                if trial.config is not None and trial.row is not None:
-                    axes.annotate(str(trial.number), (trial.config[dimension.name],
-                                  predicted_R[trial.row]), color=INK, weight="bold")  # fmt: skip
-            if advice.ranked:
-                axes.axvline(advice.config[dimension.name], color=FOCUS, linestyle="--")
-        figure.axes[0].set_ylabel("regret, in the range from best to median")
+    predicted_R = np.clip(predicted_R - predicted_R.min(), 0, HIGHEST)
+    with style(f"landscape {axis.name}", 9):
+        figure, axes = _figure(axis, 2.9)
+        for experiment, colour in _coloured(advisor):
+            outcomes = experiment.outcomes
+            x_R = np.array([axis.value(config) for config in experiment.configurations])
+            for ran_R, mark in ((outcomes.ok_R, "o"), (~outcomes.ok_R, "x")):
+                axes.scatter(x_R[ran_R], outcomes.regrets_R[ran_R], s=14, color=colour,
+                             alpha=0.7, marker=mark, linewidths=0.8)  # fmt: skip
+            best = outcomes.best_row
+            axes.scatter([x_R[best]], [0], s=60, facecolors="none", edgecolors=[colour])
+        x_R = np.array([axis.value(config) for config in question.setting.configurations])
+        values, least = _envelope(x_R, predicted_R)
+        axes.plot(values, least, "-" if axis.is_ordered else "_", color=FOCUS, markersize=14)
+        for trial in question.trials:
+            if trial.config is not None and trial.row is not None:
+                axes.annotate(
+                    str(trial.number), (axis.value(trial.config), predicted_R[trial.row]),
+                    (5, 5), textcoords="offset points", color=INK, weight="bold", zorder=4,
+                    bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.8,
+                          "edgecolor": "none"},
+                )  # fmt: skip
+        if advice.ranked:
+            axes.axvline(axis.value(advice.config), color=FOCUS, linestyle="--", linewidth=1.2)
+        axes.set_ylim(-0.08, HIGHEST + 0.05)
+        axes.set_ylabel("regret")
         return svg(figure)
 
 
-def _envelope(x_R: np.ndarray, y_R: np.ndarray, parts: int = 24) -> tuple[np.ndarray, np.ndarray]:
-    """Return the least y along x, in parts of about as many points."""
+def _figure(axis: Axis, height: float):
+    figure = Figure(figsize=(3.7, height), layout="constrained")
+    axes = figure.subplots()
+    axis.lay_out(axes)
+    axes.grid(axis="y", color=RULE)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _envelope(x_R: np.ndarray, y_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the least y along x, in ENVELOPE parts of about as many points."""
     order = np.argsort(x_R, kind="stable")
     values = np.unique(x_R)
-    if len(values) <= parts:
+    if len(values) <= ENVELOPE:
         return values, np.array([y_R[x_R == value].min() for value in values])
-    pieces = np.array_split(order, parts)
+    pieces = np.array_split(order, ENVELOPE)
     return (
         np.array([np.median(x_R[piece]) for piece in pieces]),
         np.array([y_R[piece].min() for piece in pieces]),
     )
 
 
-def _drift(advisor: Advisor, advice: Advice, dimensions: Sequence[Dimension]) -> str:
-    question = advisor.question
-    sizes = [e.fidelity.flops for e in question.evidence]
-    with style("drift", 9):
-        figure = Figure(figsize=(3.2 * len(dimensions) + 0.8, 2.6), layout="constrained")
-        for axes, dimension in zip(_axes_of(figure, dimensions), dimensions, strict=True):
-            best = [
-                e.configurations[e.outcomes.best_row][dimension.name] for e in question.evidence
-            ]
-            axes.scatter(best, sizes, color=FAINT, s=22)
-            if advice.ranked:
-                axes.scatter([advice.config[dimension.name]], [question.setting.fidelity.flops],
-                             marker="*", s=120, color=FOCUS)  # fmt: skip
-            if min([*sizes, question.setting.fidelity.flops]) > 0:
-                axes.set_yscale("log")
-        figure.axes[0].set_ylabel("size of a run")
+def _drift(advisor: Advisor, advice: Advice, axis: Axis) -> str:
+    """Draw the best value of each size, cheap ones below, and the proposal above them."""
+    setting, coloured = advisor.question.setting, _coloured(advisor)
+    sizes = [e.fidelity.flops for e, _ in coloured]
+    best = [axis.value(e.configurations[e.outcomes.best_row]) for e, _ in coloured]
+    with style(f"drift {axis.name}", 9):
+        figure, axes = _figure(axis, 2.4)
+        axes.plot(best, sizes, color=FAINT, linewidth=0.8, zorder=1)
+        axes.scatter(best, sizes, color=[colour for _, colour in coloured], s=26, zorder=2)
+        target = setting.fidelity.flops
+        if advice.ranked:
+            axes.scatter([axis.value(advice.config)], [target],
+                         marker="*", s=120, color=FOCUS, zorder=3)  # fmt: skip
+        if min([*sizes, target]) > 0:
+            axes.set_yscale("log")
+        axes.yaxis.set_minor_locator(NullLocator())
+        ticks = _some([*sizes, target])
+        axes.set_yticks(ticks, [f"{tick:.1e}" for tick in ticks])
+        known = setting.fidelity.parameters > 0 and setting.fidelity.tokens > 0
+        axes.set_ylabel("FLOPs of a run" if known else "size of a run")
         return svg(figure)
+
+
+def _some(sizes: Sequence[float]) -> list[float]:
+    """Return sizes to name at an axis: the least and the largest, others well apart from these."""
+    low, high = min(sizes), max(sizes)
+    if low <= 0 or low == high:
+        return sorted({low, high})
+    step = np.log(high / low) / TALLEST_TICKS
+    kept = [low]
+    for size in sorted(sizes):
+        if np.log(size / kept[-1]) >= step and np.log(high / size) >= step:
+            kept.append(size)
+    return [*kept, high]

@@ -6,6 +6,7 @@ the values mean is decided elsewhere (`values`, `columns`).
 
 import ast
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -16,15 +17,17 @@ import numpy as np
 
 from autollm_jax.advise.delimited import SAMPLE, decoded, read_delimited
 from autollm_jax.advise.rows import ACCEPTED as ACCEPTED
+from autollm_jax.advise.rows import FILES as FILES
 from autollm_jax.advise.rows import Cell, Rows
 from autollm_jax.errors import UserError
 
 
-def read(source: str) -> Rows:
+def read(source: str, least_columns: int = 2) -> Rows:
     """Read one file, storage or folder of runs.
 
     Args:
       source: a path, or `optuna:STORAGE#STUDY`.
+      least_columns: of a table of text; one with fewer has another delimiter.
 
     Raises:
       UserError: it is missing, empty or of no accepted kind.
@@ -43,7 +46,8 @@ def read(source: str) -> Rows:
         ".json": _read_json,
     }
     suffix = Path(path.stem).suffix if path.suffix.lower() == ".gz" else path.suffix
-    found = _expanded(readers.get(suffix.lower(), read_delimited)(path))
+    reader = readers.get(suffix.lower(), functools.partial(read_delimited, least=least_columns))
+    found = _expanded(reader(path))
     if not found.rows:
         raise UserError(
             f"{source}: has no rows; accepted is a file with a header and runs below it"
@@ -237,6 +241,9 @@ def of_study(study) -> Rows:
 
 
 def _optuna_storage(url: str):
+    file = url.removeprefix("sqlite:///")
+    if file != url and not os.path.exists(file):  # Optuna would make an empty one
+        raise UserError(f"optuna:{url}: no such file; accepted is optuna:STORAGE#STUDY")
     if "://" in url:
         return url
     from optuna.storages import JournalStorage

@@ -3,9 +3,9 @@
 import dataclasses
 
 Cell = str | float | int | bool | None
+FILES = "CSV, TSV, Parquet, JSON lines"
 ACCEPTED = (
-    "CSV, TSV, Parquet, JSON lines, optuna:STORAGE#STUDY, an outcome table, or a folder of tables "
-    "(SOURCE/TASK.parquet)"
+    f"{FILES}, optuna:STORAGE#STUDY, an outcome table, or a folder of tables (SOURCE/TASK.parquet)"
 )
 
 

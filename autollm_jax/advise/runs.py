@@ -8,10 +8,9 @@ from typing import Any
 from autollm_jax.advise.columns import Column, Understanding, labelled
 from autollm_jax.advise.names import YES, flagged_status, plainly, status_of
 from autollm_jax.advise.rows import Cell, Rows
+from autollm_jax.advise.usage import LeftOut
 from autollm_jax.advise.values import is_missing
 from autollm_jax.gym.spaces import InvalidConfiguration
-
-NAMED = 3  # rows of one kind that are named where many are left out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +25,7 @@ class Run:
       status: ok, diverged, infeasible or running.
       size: of the configuration, where the target limits it; nan elsewhere.
       place: where the row stands.
+      number: of the row among those that were read, from 0; -1 of a run that was told.
     """
 
     config: dict
@@ -35,17 +35,17 @@ class Run:
     status: str
     place: str
     size: float = math.nan
+    number: int = -1
 
 
-def clean(rows: Rows, known: Understanding) -> tuple[list[Run], list[str]]:
+def clean(rows: Rows, known: Understanding) -> tuple[list[Run], list[LeftOut]]:
     """Turn rows into runs.
 
     Returns:
-      The runs, those under way among them, and notes on the rows that cannot be used: of many with
-      one fault the first are named, and the rest are counted.
+      The runs, those under way among them, and the rows that cannot be used.
     """
     runs: list[Run] = []
-    unused: dict[str, list[str]] = {}  # notes by what is wrong
+    unused: list[LeftOut] = []
     cells: dict[str, list[Cell]] = {
         column.name: [row.get(column.name) for row in rows.rows]
         for column in known.columns.values()
@@ -66,13 +66,13 @@ def clean(rows: Rows, known: Understanding) -> tuple[list[Run], list[str]]:
         rows.places, statuses, _by_row(chosen, count), _by_row(fidelities, count), sizes,
         outcomes, _by_row(contexts, count), strict=True,
     )  # fmt: skip
-    for place, status, values, amounts, size, outcome, texts in columns:
+    for number, (place, status, values, amounts, size, outcome, texts) in enumerate(columns):
         problems = (v for v in (status, *values, *amounts, size) if isinstance(v, Problem))
         config = next(problems, None) or _config(meanings, values)
         if status == "ok" and isinstance(outcome, Problem) and isinstance(config, dict):
             config = outcome
         if isinstance(config, Problem):
-            unused.setdefault(config.kind, []).append(f"{place}: {config.text}; left out")
+            unused.append(LeftOut(place, config.text, config.kind))
             continue
         fidelity = dict(zip(names, amounts, strict=True))
         context = dict(zip(facts, texts, strict=True))
@@ -81,14 +81,8 @@ def clean(rows: Rows, known: Understanding) -> tuple[list[Run], list[str]]:
         elif isinstance(outcome, Problem) or not math.isfinite(outcome):
             # An infinite or undefined loss is what a run that diverged leaves behind.
             outcome, status = math.nan, "diverged" if status == "ok" else status
-        runs.append(Run(config, fidelity, context, outcome, status, place, size))
-    notes = []
-    for kind, alike in unused.items():
-        named = NAMED if len(alike) > NAMED + 1 else len(alike)
-        notes += alike[:named]
-        if rest := len(alike) - named:
-            notes.append(f"{rest} more rows: {kind}; left out")
-    return runs, notes
+        runs.append(Run(config, fidelity, context, outcome, status, place, size, number))
+    return runs, unused
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from autollm_jax.errors import UserError
 from autollm_jax.gym.cells import Cells
 from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.settings import Fidelity, Setting, design, make_setting
-from autollm_jax.gym.spaces import Dimension, Space
+from autollm_jax.gym.spaces import Dimension, InvalidConfiguration, Space
 
 MOST_CANDIDATES = 512
 
@@ -26,11 +26,17 @@ def target_setting(
     candidates: Sequence[Mapping] | None,
     untold: Sequence[Run],
 ) -> Setting:
-    """Lay out the configurations to choose from: those given, or a design and what was run."""
+    """Lay out the configurations to choose from: those given, or a design and what was run.
+
+    Raises:
+      UserError: a candidate, or the default, cannot be run.
+    """
     space, sizes = shared.space, None
     if candidates is not None:
         chosen, sizes = _given(shared, candidates)
         space = Space(tuple(_extended(d, [*chosen, default]) for d in space.dimensions))
+        for number, config in enumerate(chosen, 1):
+            _check(f"candidates, number {number}", space, config)
     elif shared.target.quantity:
         chosen, sizes = [run.config for run in runs], [run.size for run in runs]
     else:
@@ -39,6 +45,7 @@ def target_setting(
             order = np.argsort(experiment.outcomes.losses_R, kind="stable")
             ran += [experiment.configurations[row] for row in order]
         chosen = [default, *design(space, MOST_CANDIDATES), *ran[: MOST_CANDIDATES // 2]]
+    _check("default", space, default)
     if untold:  # never under a limit, so there are no sizes
         tried = {values_of(run.config) for run in untold}
         chosen = [c for c in chosen if values_of(space.validate(c)) not in tried]
@@ -56,6 +63,13 @@ def target_setting(
         parameters=sizes,
         limit=shared.target.limit(shared.target.at_most),
     )
+
+
+def _check(what: str, space: Space, config: Mapping) -> None:
+    try:
+        space.validate(config)
+    except InvalidConfiguration as error:
+        raise UserError(f"{what}: {error}") from error
 
 
 def _given(shared: Shared, candidates: Sequence[Mapping]) -> tuple[list[dict], list[float] | None]:
@@ -109,6 +123,9 @@ def _extended(dimension: Dimension, candidates: Sequence[Mapping]) -> Dimension:
     if dimension.kind == "simplex" or any(dimension.name not in c for c in candidates):
         return dimension
     values = [candidate[dimension.name] for candidate in candidates]
+    words = [value for value in values if isinstance(value, str)]
+    if dimension.is_numeric and words:
+        raise UserError(f"candidates: {dimension.name} is {words[0]!r}, not a number")
     try:
         if dimension.is_continuous:
             low, high = dimension.extent

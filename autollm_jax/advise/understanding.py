@@ -6,7 +6,8 @@ may edit, and of what `describe` prints.
 1. What a person says of columns is spelled as the file spells it.
 2. One column is the objective (`objectives`).
 3. Each other column gets a role, by its name and its values.
-4. Fidelities and names that follow from others are left out.
+4. A model's size is read from its name where no number says it. Fidelities and names that follow
+   from others are left out.
 5. What is chosen becomes a dimension (`dimensions`); shares that sum to one are a mixture.
 """
 
@@ -32,7 +33,7 @@ from autollm_jax.advise.names import (
 )
 from autollm_jax.advise.objectives import guessed_objective, is_minimized
 from autollm_jax.advise.rows import Cell, Rows
-from autollm_jax.advise.values import ColumnCells, has_decimal_commas, has_thousands, spell
+from autollm_jax.advise.values import ColumnCells, has_decimal_commas, has_thousands, size_in, spell
 from autollm_jax.errors import UserError
 
 LISTED = 12  # texts that a column may have, however few its cells are
@@ -63,6 +64,7 @@ def understand(rows: Rows, hints: Hints = Hints()) -> Understanding:  # noqa: B0
     columns = {}
     for name in names:
         columns[name] = _column(name, values[name], objective, prefixed, hints)
+    columns = _with_sizes_in_names(columns, values, hints)
     columns = _one_of_each(columns, hints)
     columns = with_mixtures(columns, values, hints)
     columns = _without_names_of_sizes(columns, cells, hints)
@@ -166,6 +168,26 @@ def _column(name: str, values: ColumnCells, objective: str, prefixed: bool, hint
     if not values.is_numeric and len(values.texts) > max(LISTED, len(values.present) // 2):
         return Column(name, "ignored", short, why="a text of its own in each run")
     return hyperparameter(name, short, values, {}, "")
+
+
+def _with_sizes_in_names(
+    columns: dict[str, Column], values: Mapping[str, ColumnCells], hints: Hints
+) -> dict[str, Column]:
+    """Take a model's size from its name, such as pythia-160m, where no number says it."""
+    known = [column for column in columns.values() if column.meaning == "parameters"]
+    asked = hints.fidelities.get("parameters")
+    if "parameters" not in hints.wanted or (not asked and known):
+        return columns
+    for name, column in columns.items():
+        if asked != name and (asked or column.role not in ("hyperparameter", "ignored")):
+            continue
+        if values[name].is_numeric or name in hints.roles or name in hints.columns:
+            continue
+        sizes = {size_in(text) for text in values[name].texts}
+        if None not in sizes and len(sizes) > 1:
+            why = "the size that its text says"
+            return columns | {name: Column(name, "fidelity", "parameters", why=why, in_name=True)}
+    return columns
 
 
 def _one_of_each(columns: dict[str, Column], hints: Hints) -> dict[str, Column]:

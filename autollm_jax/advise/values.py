@@ -3,7 +3,7 @@
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from autollm_jax.advise.rows import Cell
 
@@ -38,6 +38,7 @@ _CLOCK = re.compile(r"(?:(\d+) days?,? )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 _GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?")
 _DECIMAL = re.compile(r"[+-]?\d*,\d+(e[+-]?\d+)?\s*(%|[a-z/\- ]*)", re.IGNORECASE)
 _SPREAD = re.compile(r"(.*?\d)\s*(?:±|\+/-|\+-)\s*[\d.,e-]+|(.*?\d)\s*\([\d.,e-]+\)")
+_SIZE = re.compile(r"(?<![a-z0-9.])(\d+(?:\.\d+)?) ?([kmb])(?![a-z0-9])")
 _COMMA = re.compile(r"[+-]?[\d.]*,\d+(e[+-]?\d+)?", re.IGNORECASE)
 _POWER = re.compile(r"([+-]?\d+\.?\d*)?\s*[*x×]?\s*(10|2)\s*(?:\^|\*\*)\s*\(?([+-]?\d+\.?\d*)\)?")
 
@@ -89,6 +90,16 @@ def numbers(cells: Sequence[Cell], decimal_comma: bool = False) -> list[float | 
             known[cell] = number(cell, decimal_comma)
         made.append(known[cell])
     return made
+
+
+def size_in(cell: Cell) -> float | None:
+    """Read the size that a model's name says; None where it says none, or several.
+
+    >>> size_in("pythia-160m-deduped"), size_in("Qwen2.5-0.5B"), size_in("adamw")
+    (160000000.0, 500000000.0, None)
+    """
+    found = _SIZE.findall(str(cell).lower())
+    return float(found[0][0]) * COUNTS[found[0][1]] if len(found) == 1 else None
 
 
 def _spelled(cell: str, decimal_comma: bool) -> float | None:
@@ -150,6 +161,18 @@ def _with_commas(cells: Sequence[Cell]) -> list[str]:
 def spell(value: Cell) -> str:
     """Spell a value briefly: six digits of a number."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def spell_config(config: Mapping) -> str:
+    """Spell a configuration in one line: learning_rate=0.001 batch_size=64."""
+    return " ".join(f"{name}={spell_value(value)}" for name, value in config.items())
+
+
+def spell_value(value) -> str:
+    """Spell a value of a configuration; a mixture as the percents of its components."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{part}:{100 * weight:.3g}%" for part, weight in value.items())
+    return spell(value)
 
 
 class ColumnCells:

@@ -2,45 +2,63 @@
 
 import math
 import re
-from collections.abc import Mapping
 
 from autollm_jax.advise.advisor import Advice, Advisor, Ranked
-from autollm_jax.advise.values import spell
+from autollm_jax.advise.values import spell_config, spell_value
 
 
 def advice_text(advisor: Advisor, advice: Advice) -> str:
     """Write an advice: the proposal first, then its reasons, then what to know."""
     setting = advisor.question.setting
     metric = setting.objective.metric
-    lines = []
-    if advice.ranked:
-        first = advice.ranked[0]
-        lines += ["try next", *_config(first.config), *_outcome(first, metric)]
-        if advice.thinking:
-            lines.append(f"  because       {in_words(advice.thinking)}")
-            false = [claim.text for claim in advice.claims if not claim.true]
-            verdict = f"false: {'; '.join(false)}" if false else "all true"
-            if advice.claims:
-                lines.append(f"                (statements checked against the runs: {verdict})")
-        said = ", ".join(f"{name} {100 * v:.1f}" for name, v in first.advisers.items())
-        lines.append(
-            f"  advisers      expect so much regret (0: the best, 100: a median run): {said}"
-        )
-        if len(advice.ranked) > 1:
-            lines.append("others, the likeliest first")
-            lines += [_other(ranked, metric) for ranked in advice.ranked[1:]]
+    lines = _handful(advice, metric)
     lines += _worth(advice, metric)
     if advice.cheap_run is not None:
         run = advice.cheap_run
         lines.append(
-            f"a cheap run that would tell most: {_in_line(run.config)} at {run.fidelity} "
-            f"({run.cost:.1e} of an expensive one; it takes {run.lowers:.0%} off the proposal's "
-            "variance)"
+            f"a cheap run that would tell most: {spell_config(run.config)} at {run.fidelity} "
+            f"({100 * run.cost:.2g} % of the cost of an expensive run; it takes "
+            f"{100 * run.lowers:.0f} % off the proposal's variance)"
         )
     lines += [f"note: {note}" for note in advice.notes]
     return "\n".join(lines)
 
 
+def _handful(advice: Advice, metric: str) -> list[str]:
+    """Write the proposal and the others, each with the same facts, and what the facts are."""
+    if not advice.ranked:
+        return ["nothing is left to try: every configuration was run"]
+    first, *others = advice.ranked
+    width = max(map(len, (*first.config, metric, "advisers"))) + 1
+
+    def line(name: str, text: str) -> str:
+        return f"  {name:{width}} {text}"
+
+    lines = ["try next", *(line(name, spell_value(value)) for name, value in first.config.items())]
+    outcome, *chance = _outcome(first)
+    lines += [line(metric, outcome), *(line("chance", each) for each in chance)]
+    if advice.thinking:
+        lines.append(line("because", in_words(advice.thinking)))
+        false = [claim.text for claim in advice.claims if not claim.true]
+        verdict = f"false: {'; '.join(false)}" if false else "all true"
+        if advice.claims:
+            lines.append(line("", f"(statements checked against the runs: {verdict})"))
+    if advice.explanation:
+        lines.append(line("although", advice.explanation))
+    lines += [line("advisers", _advisers(first)), line("chosen", _percent(first.chance))]
+    if others:
+        lines.append("others")
+    for number, ranked in enumerate(others, 2):
+        lines.append(f"  {number}. {spell_config(ranked.config)}")
+        lines.append(f"     {metric} {'; '.join(_outcome(ranked))}")
+        lines.append(f"     advisers {_advisers(ranked)}; chosen {_percent(ranked.chance)}")
+    return [*lines, f"  advisers: {REGRET}", f"  chosen: {advice.chances_are}"]
+
+
+REGRET = (
+    "the regret that each expects to remain after that run, over what remains after its own "
+    "favourite: 0 is as good as that, 1 no better than the median one"
+)
 ADVISERS = {  # what each of them does, in a person's words
     "own": "a law that moves the landscape with size",
     "nearest": "the nearest size as it stands",
@@ -79,38 +97,28 @@ def in_words(thinking: str) -> str:
     return re.sub(r"(?:trust|latest is) \(([a-z-]+)\) ?#[A-P]", trusted, thinking)
 
 
-def _config(config: Mapping) -> list[str]:
-    return [f"  {name:13} {_short(value)}" for name, value in config.items()]
+def _advisers(ranked: Ranked) -> str:
+    return ", ".join(f"{name} {regret:.2f}" for name, regret in ranked.advisers.items())
 
 
-def _in_line(config: Mapping) -> str:
-    return " ".join(f"{name}={_short(value)}" for name, value in config.items())
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
-def _short(value) -> str:
-    if isinstance(value, Mapping):
-        return ",".join(f"{part}:{100 * weight:.3g}%" for part, weight in value.items())
-    return spell(value)
-
-
-def _outcome(ranked: Ranked, metric: str) -> list[str]:
+def _outcome(ranked: Ranked) -> list[str]:
+    """Write the prediction with its intervals, and the chance to beat the best run."""
     if math.isnan(ranked.outcome):
-        return [f"  {metric:13} not known: no run tells its level"]
+        return ["not known: no run tells its level"]
     low, high = ranked.interval_80
     least, most = ranked.interval_95
     lines = [
-        f"  {metric:13} {ranked.outcome:.4g}; 80 %: {low:.4g} to {high:.4g}; "
-        f"95 %: {least:.4g} to {most:.4g}"
+        f"{ranked.outcome:.4g}; 80 %: {low:.4g} to {high:.4g}; 95 %: {least:.4g} to {most:.4g}"
     ]
     if not math.isnan(ranked.beats_best):
-        chance = f"{ranked.beats_best:.0%}"
-        lines.append(f"  chance        {chance} to beat the best so far by more than the noise")
+        lines.append(
+            f"{_percent(ranked.beats_best)} to beat the best so far by more than the noise"
+        )
     return lines
-
-
-def _other(ranked: Ranked, metric: str) -> str:
-    outcome = "" if math.isnan(ranked.outcome) else f"  {metric} {ranked.outcome:.4g}"
-    return f"  {ranked.chance:4.0%}  {_in_line(ranked.config)}{outcome}"
 
 
 def _worth(advice: Advice, metric: str) -> list[str]:

@@ -43,8 +43,8 @@ GLOSSARY = {
     "space with a mixture or a continuous dimension has no grid; there the runs are counted beside "
     "the configurations. Those over a limit were not run.",
     "regret": "clip((y - best) / (median - best), 0, 1) over the experiment's table: 0 is the best "
-    "measured configuration, 1 the median one or worse. Diverged runs score 1. After k trials it "
-    "is the regret of the best of the first k.",
+    "configuration, 1 no better than the median one. Diverged runs score 1. After k trials it is "
+    "the regret of the best of the first k.",
     "all tasks": "The mean of the tasks' means, each the mean over its experiments. A task with "
     "many experiments weighs no more than another.",
     "interval": "95 % bootstrap interval. Within each task settings are resampled, within these "

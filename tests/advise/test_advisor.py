@@ -10,7 +10,7 @@ from autollm_jax.advise import levels
 from autollm_jax.advise.advisor import Advisor
 from autollm_jax.advise.decider import Choice, Panels, conversation
 from autollm_jax.advise.target import Target
-from autollm_jax.advise.words import advice_text, in_words
+from autollm_jax.advise.words import advice_text
 from autollm_jax.errors import UserError
 from autollm_jax.forecasts.advice import decision_of
 from autollm_jax.gym.environment import Observation
@@ -227,16 +227,3 @@ def test_a_first_expensive_run_that_diverges_leaves_the_level_known(advisor, adv
     assert abs(first.outcome - advice.ranked[0].outcome) < 0.5 and math.isnan(first.beats_best)
     assert np.isfinite([*first.interval_80, *first.interval_95]).all()
     assert "no expensive run has an outcome yet" in advice_text(told, after)
-
-
-@pytest.mark.parametrize(
-    ("thinking", "words"),
-    [
-        ("latest is (all)#D", "it trusts all advisers together"),  # a slip of the policy's
-        ("latest is diverged, best is none; trust (all-but-own)#B",
-         "the latest run was diverged, none has an outcome yet; it trusts all but own "
-         "(a law that moves the landscape with size)"),
-    ],
-)  # fmt: skip
-def test_thinking_is_said_in_words(thinking, words):
-    assert in_words(thinking) == words

@@ -172,10 +172,12 @@ def test_rows_that_cannot_be_used_are_named_with_their_lines(rows, tmp_path):
     lines[5] = lines[5].replace("1000000.0", "-5")
     path.write_text("\n".join(lines))
     advisor = Advisor.from_runs(read(str(path)), target=TARGET, decider=Panels())
-    notes = " ".join(advisor.question.notes)
-    assert (
-        "runs.csv, line 4: loss is lost" in notes and "runs.csv, line 6: parameters is -5" in notes
-    )
+    left_out = {each.place: each.reason for each in advisor.question.usage.left_out}
+    assert left_out == {
+        "runs.csv, line 4": "loss is lost, not a number",
+        "runs.csv, line 6": "parameters is -5, not a positive number",
+    }
+    assert all(place in advisor.describe() for place in left_out)
 
 
 def test_a_hundred_thousand_rows_are_answered(rows, tmp_path):
@@ -274,9 +276,8 @@ def test_of_very_many_configurations_an_even_part_is_used_with_the_best(rows):
 def test_many_rows_with_one_fault_are_counted_not_listed(rows):
     made = many(rows, 3000)
     advisor = Advisor.from_runs(made, target=TARGET, decider=Panels())
-    failed = [note for note in advisor.question.notes if "failed" in note]
-    assert len(failed) == 4 and failed[0].startswith("row 100:")
-    assert failed[-1].startswith("27 more rows: failed")
+    (failed,) = [line for line in advisor.describe().splitlines() if "failed" in line]
+    assert "left out, 30: failed" in failed and "(row 100; row 200; row 300 and 27 more)" in failed
 
 
 def test_of_very_many_trials_the_best_and_the_latest_are_told_and_none_is_repeated(rows):

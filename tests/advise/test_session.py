@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 
@@ -69,7 +70,7 @@ def test_the_plot_is_one_page_with_its_figures(file, tmp_path):
     page = tmp_path / "out.html"
     assert ask(f"--runs={file}", TARGET, f"--plot={page}").returncode == 0
     text = page.read_text()
-    assert text.count("<svg") == 2 and "src=" not in text and 'href="http' not in text
+    assert text.count("<svg") == 4 and "src=" not in text and 'href="http' not in text
 
 
 @pytest.mark.parametrize(
@@ -90,6 +91,87 @@ def test_a_mistake_is_one_line(file, flags, words):
     assert line.startswith("error: ") and words in line
 
 
+CHEAP = ("--runs=examples/runs.csv", "--target=parameters=1.4e9,tokens=28e9", "--agent=panel")
+BAD_SPACES = {
+    "a list of columns": ({"columns": []}, "`columns` has an object for each"),
+    "a word for a column": ({"columns": {"learning_rate": "hyperparameter"}}, "has an object for"),
+    "another goal": ({"goal": "lower"}, "goal 'lower'; accepted are minimize and maximize"),
+    "bounds in words": (
+        {"columns": {"learning_rate": {"role": "hyperparameter", "bounds": "wide"}}},
+        "learning_rate needs bounds",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_SPACES)
+def test_a_space_that_is_not_understood_is_one_line(tmp_path, kind):
+    value, words = BAD_SPACES[kind]
+    (tmp_path / "space.json").write_text(json.dumps(value))
+    one_line(run("launch/advise.py", *CHEAP, f"--space={tmp_path / 'space.json'}"), words)
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--default=abc", "--default: 'abc' is no JSON object"),
+        ("--default=[1]", "--default: '[1]' is no JSON object"),
+        ('--default={"lr": 1e-3}', "default: the runs have no 'lr'; hyperparameters are learning"),
+        ('--default={"learning_rate": "big"}', "default: learning_rate is 'big', not a number"),
+        ('--default={"learning_rate": 5}', "default: learning_rate is 5; accepted are 0.0001"),
+        ("--runs=optuna:sqlite:///{folder}/none.db#x", "none.db: no such file"),
+    ],
+)
+def test_a_flag_that_is_not_understood_is_one_line(tmp_path, flag, words):
+    one_line(run("launch/advise.py", *CHEAP, flag.replace("{folder}", str(tmp_path))), words)
+    assert not list(tmp_path.iterdir())
+
+
+CANDIDATES = {
+    "learning_rate,batch_size\nfast,64\n": "candidates: learning_rate is 'fast', not a number",
+    "learning_rate\n0.001\n": "candidates, number 1: batch_size is missing",
+    "lr,batch_size\n0.001,64\n": "candidates, number 1: learning_rate is missing",
+}
+
+
+@pytest.mark.parametrize("text", CANDIDATES)
+def test_candidates_that_cannot_be_run_are_one_line(tmp_path, text):
+    (tmp_path / "candidates.csv").write_text(text)
+    flag = f"--candidates={tmp_path / 'candidates.csv'}"
+    one_line(run("launch/advise.py", *CHEAP, flag), CANDIDATES[text])
+
+
+def test_candidates_of_a_single_hyperparameter_are_a_file_of_one_column(tmp_path):
+    (tmp_path / "candidates.csv").write_text("learning_rate\n0.001\n0.0003\n")
+    flags = (f"--candidates={tmp_path / 'candidates.csv'}", "--ignore=batch_size", "--json")
+    found = json.loads(run("launch/advise.py", *CHEAP, *flags).stdout)
+    assert {each["config"]["learning_rate"] for each in found["ranked"]} == {1e-3, 3e-4}
+
+
+def one_line(done, words):
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ") and words in line
+
+
+@pytest.fixture(scope="module")
+def described():
+    done = run("launch/advise.py", "--help")
+    texts = re.split(r"\n  --", done.stdout.split("launch/advise.py:")[1])[1:]
+    return {re.match(r"(?:\[no\])?(\w+)", t)[1]: " ".join(t.split()) for t in texts}
+
+
+def test_each_flag_says_what_it_takes_with_an_example_and_its_default(described):
+    assert len(described) >= 20
+    for name, text in described.items():
+        assert re.search(rf"Examples?: .*--{name}\b", text), name
+        told = (
+            "By default" in text
+            or "Needed, unless" in text
+            or re.search(r"\(default: '[^']+'\)", text)
+        )
+        assert told, name
+
+
 def test_outcomes_are_told_in_one_form():
     assert parse_told('{"lr": 1e-3} loss=2.4', "loss") == Told({"lr": 1e-3}, 2.4, "ok")
     assert parse_told('{"lr": 1} status=diverged', "loss") == Told({"lr": 1}, None, "diverged")
@@ -102,3 +184,27 @@ def test_a_damaged_session_says_so(tmp_path):
     (tmp_path / "session.json").write_text('{"format": 1, "told"')
     with pytest.raises(UserError, match="not a session"):
         Session.load(tmp_path)
+
+
+def test_json_holds_how_the_file_was_understood(rows, tmp_path):
+    path = tmp_path / "runs.csv"
+    with path.open("w") as out:
+        writer = csv.DictWriter(out, [*rows[0], "seed", "state"])
+        writer.writeheader()
+        for number, row in enumerate(rows):
+            loss = "lost" if number == 2 else row["loss"]
+            writer.writerow({**row, "loss": loss, "seed": 0, "state": "finished"})
+    found = json.loads(ask(f"--runs={path}", TARGET, "--json").stdout)["understood"]
+    assert found["objective"] == {"column": "loss", "goal": "minimize"}
+    assert found["fidelity"] == {"parameters": "parameters", "tokens": "tokens"}
+    assert (found["status"], found["seed"]) == (["state"], ["seed"])
+    rate, run_name = found["columns"]["learning_rate"], found["columns"]["run"]
+    assert (rate["role"], rate["kind"], rate["log"]) == ("hyperparameter", "log-ordinal", True)
+    assert rate["choices"] == [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
+    assert (run_name["role"], run_name["why"]) == ("ignored", "a label")
+    assert found["target"] == "parameters=1.6e+07,tokens=3.2e+08"
+    told = found["rows"]
+    assert (told["read"], told["used"], len(told["sizes"])) == (45, 44, 3)
+    assert told["left_out"] == [
+        {"place": "runs.csv, line 4", "reason": "loss is lost, not a number"}
+    ]
