@@ -102,7 +102,7 @@ def compare(config: TransformerConfig, sizes: Sizes, dtype: str, repeats: int) -
         if {tokens.shape for tokens in said.values()} != {(sizes.rows, sizes.answer)}:
             shapes = {name: tokens.shape for name, tokens in said.items()}
             raise UserError(f"sampling: stopped early, at {shapes}")
-        return Comparison(said, in_turn("sampling", calls, repeats), build)
+        return Comparison(said, in_turn("sampling", calls, repeats, compiled=True), build)
 
 
 def _own_sampler(

@@ -62,17 +62,25 @@ def seconds_of(call) -> Seconds:
     return now() - began
 
 
-def in_turn(name: str, calls: Mapping[str, Callable], repeats: int) -> dict[str, list[Seconds]]:
+def in_turn(
+    name: str, calls: Mapping[str, Callable], repeats: int, compiled: bool = False
+) -> dict[str, list[Seconds]]:
     """Time calls one after the other, round by round, so that other jobs slow all of them alike.
 
+    Args:
+      name: of the progress bar.
+      calls: by name.
+      repeats: rounds that are timed.
+      compiled: each was called before; else a first round, which compiles, is left out.
+
     Returns:
-      The seconds of each call; the first round, which compiles, is left out.
+      The seconds of each call.
     """
     seconds = {call: [] for call in calls}
-    for repeat in tqdm(range(repeats + 1), name, unit="round", disable=None):
+    for repeat in tqdm(range(repeats + (not compiled)), name, unit="round", disable=None):
         for call, function in calls.items():
             spent = seconds_of(function)
-            if repeat:
+            if repeat or compiled:
                 seconds[call].append(spent)
     return seconds
 
