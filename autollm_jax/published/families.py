@@ -38,6 +38,11 @@ class Leaf:
     def layered(self) -> bool:
         return self.path[0] == "layers"
 
+    @property
+    def in_gguf(self) -> tuple[str, str]:
+        """The tensor's name in a GGUF file, and its pattern there."""
+        return f"{self.gguf}.weight", self.gguf_pattern or self.pattern
+
 
 def _layer(path: str, name: str, pattern: str, gguf: str, gguf_pattern: str = "") -> Leaf:
     name, gguf = f"model.layers.{{layer}}.{name}.weight", f"blk.{{layer}}.{gguf}"

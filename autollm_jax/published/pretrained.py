@@ -66,7 +66,7 @@ class Source:
     def place(self, leaf: Leaf) -> tuple[str, str]:
         """Return the tensor's name (with `{layer}`) and the leaf's pattern in these files."""
         if isinstance(self.files, GGUFFile):
-            return f"{leaf.gguf}.weight", leaf.gguf_pattern or leaf.pattern
+            return leaf.in_gguf
         return leaf.name, leaf.pattern
 
 
@@ -367,20 +367,32 @@ def export(
     same = {name: getattr(config, name) for name in free}
     if dataclasses.replace(source.config, **same) != config:
         raise UserError(f"{like}: another model than the one to export")
-    family = source.family
-    if like.is_dir():
-        values = read_json(like / CONFIG)
-    else:
-        values = json_from_shape(family, config)
+    values = read_json(like / CONFIG) if like.is_dir() else json_from_shape(source.family, config)
+    write_folder(folder, source.family, config, params, values, dtype, shard_bytes)
+
+
+def write_folder(
+    folder: Path,
+    family: Family,
+    config: TransformerConfig,
+    params,
+    values: Mapping,
+    dtype: str = "float32",
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write parameters as a safetensors folder; `values` is the content of its config.json.
+
+    The other arguments are those of `export`, and nothing is checked.
+    """
     safetensors_files.write(folder, _shards(family, config, params, STORED[dtype], shard_bytes))
     field = "dtype" if "dtype" in values else "torch_dtype"
-    text = json.dumps(values | {field: dtype}, indent=2, sort_keys=True)
+    text = json.dumps({**values, field: dtype}, indent=2, sort_keys=True)
     (folder / CONFIG).write_text(text + "\n")
 
 
 def _shards(family, config, params, dtype, most: int) -> Iterator[dict[str, np.ndarray]]:
     shard, held = {}, 0
-    for name, array in _stored(family, config, params):
+    for name, array in stored_tensors(family, config, params):
         array = np.ascontiguousarray(array.astype(dtype))
         if shard and held + array.nbytes > most:
             yield shard
@@ -389,10 +401,21 @@ def _shards(family, config, params, dtype, most: int) -> Iterator[dict[str, np.n
     yield shard
 
 
-def _stored(family, config, params) -> Iterator[tuple[str, np.ndarray]]:
+def stored_tensors(
+    family: Family, config: TransformerConfig, params, gguf: bool = False
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield each tensor's name and content, as a safetensors or a GGUF file of the family has it.
+
+    Args:
+      family: the model's family.
+      config: the model's shape.
+      params: the model's parameters; they are gathered on this host one by one.
+      gguf: names and axes are those of GGUF files.
+    """
     sizes = _sizes(config)
     for leaf in leaves_of(family, config):
         array = to_host(_at(params, leaf.path))
+        name, how = leaf.in_gguf if gguf else (leaf.name, leaf.pattern)
         for layer in range(config.layers if leaf.layered else 1):
             part = array[layer] if leaf.layered else array
-            yield leaf.name.format(layer=layer), pattern.to_stored(leaf.pattern, sizes, part)
+            yield name.format(layer=layer), pattern.to_stored(how, sizes, part)
