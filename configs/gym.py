@@ -34,6 +34,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.mesh.data = -1  # replicas, and the runs of a sweep; -1 takes all remaining devices
     c.mesh.fsdp = 1  # shards of parameters and optimizer state
     c.mesh.tensor = 1  # shards of heads, MLP columns and vocabulary
+    c.mesh.player_tensor = 0  # the same while episodes are played, of fsdp x tensor; 0: as tensor
     c.mesh.cpu_devices = 2  # without accelerators: devices to split the CPU into
 
     c.distributed = ConfigDict()  # one job in several processes: each runs the same command
@@ -98,9 +99,11 @@ def get_config(variant: str = "") -> ConfigDict:
     c.policy.dtype = "float32"  # inputs of matrix products, except in distillation (distill.dtype)
     c.policy.cache_dtype = ""  # type of keys and values; "" is policy.dtype; float32 on a CPU
     c.policy.activations = ""  # type of what layers pass on; "" is dtype, float32 below width 96
+    c.policy.gradients = "float32"  # type in which devices add matrices' gradients; or bfloat16
     c.policy.attention = "auto"  # by platform; or blocks, splash (TPU), triton (CUDA)
     # Recomputed in the backward pass, to save memory: none, attention, outputs (a layer but for
-    # attention's outputs), layer, or offload (as outputs; what is kept waits in the host's memory).
+    # attention's outputs), weights (as outputs; gathered matrices are kept), layer, or offload (as
+    # outputs; what is kept waits in the host's memory).
     c.policy.remat = "none"
     c.policy.row_logits = 2**24  # logits of a training row at once; longer rows go in parts
     c.policy.context = 800  # tokens of a whole episode

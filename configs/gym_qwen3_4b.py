@@ -34,10 +34,17 @@ def get_config(variant: str = "") -> ConfigDict:
         num_hidden_layers=36,
         num_attention_heads=32,
     )
-    # Sampling gathers the parameters over fsdp before each turn, but never over tensor.
-    c.mesh.update({"data": 1, "fsdp": 2, "tensor": 4})
+    # Training splits parameters and rows over all devices, and gathers one layer after the other:
+    # every gather is once more for each microbatch. Play gathers the parameters before each turn,
+    # but never over tensor.
+    c.mesh.update({"data": 1, "fsdp": 8, "tensor": 1})
+    c.policy.gradients = "bfloat16"
+    c.policy.remat = "weights"
+    c.distill.microbatches = c.grpo.microbatches = 1
     if variant.startswith("v5e16"):
-        c.mesh.fsdp = 4
+        c.mesh.fsdp = 16
+        c.policy.remat = "layer"
+        c.mesh.player_tensor = 4  # all of the parameters leave no room for the cache
         c.plan.device_memory_gib = 15.0  # 16 GB less the memory that the TPU reserves
     c.evaluation.games = 192
     small["full_fine_tuning"](c, distill_rate=1e-5, grpo_rate=1e-6)

@@ -3,9 +3,10 @@
 # A variable that is set already is kept, or has the last word. XLA ends a process whose flags it does
 # not know; tests/launch/test_gpu_flags.py gives these to the installed jaxlib.
 #
-# For TPUs there is no such file: libtpu overlaps collectives with products by default. Flags that
-# others set for it (xla_tpu_enable_async_collective_fusion and its kin) leave the compiled step of an
-# fsdp model as it is, by libtpu 0.0.42.1; and it takes all memory.
+# For TPUs there is no such file: libtpu overlaps collectives with products by default, and takes all
+# memory. Flags that others set for it (xla_tpu_enable_async_collective_fusion and its kin) leave the
+# compiled step of an fsdp model as it is, by libtpu 0.0.42.1. The one that does not is an option of
+# the training steps themselves: autollm_jax/sharding/xla_options.py.
 
 # Overlaps communication with products, for longer compilation: collectives of a loop over layers or
 # microbatches run one iteration ahead (pipelined), loops are unrolled by two, and small collectives

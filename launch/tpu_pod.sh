@@ -3,6 +3,8 @@
 #
 #   TPU=NAME ZONE=us-east5-b launch/tpu_pod.sh --config=configs/gym.py --workdir=/mnt/shared/DIR
 #
+# No XLA flags: autollm_jax/sharding/xla_options.py gives training steps theirs, however they start.
+#
 # Copies the checkout to each host, installs requirements-tpu.txt there once, and starts the same
 # command on all hosts; JAX detects the slice. All hosts have to mount the file system of the work
 # directory (Filestore, or a bucket through gcsfuse). After a pre-emption, create the slice again

@@ -19,9 +19,9 @@ import optax
 
 from autollm_jax.agent.dialogue import encode_turn, panel_ids
 from autollm_jax.errors import UserError
-from autollm_jax.models import lora, transformer
+from autollm_jax.models import lora
 from autollm_jax.models.transformer import TransformerConfig
-from autollm_jax.rl.logprobs import choice_logprobs, score_tokens
+from autollm_jax.rl.logprobs import choice_logprobs, hidden_states, score_tokens
 from autollm_jax.text.prompts import Turn
 from autollm_jax.training.flops import without_recomputation
 from autollm_jax.training.loop import Learner, LoopConfig, Site, Stream, train
@@ -209,13 +209,8 @@ def imitation_loss(model: TransformerConfig, params, batch: PackedRows):
 
     A choice counts as one token, whose target is the distribution that it was drawn from.
     """
-    x_BTD = transformer.hidden(
-        model,
-        params,
-        batch.tokens_NT[:, :-1],
-        batch.positions_NT[:, :-1],
-        batch.segments_NT[:, :-1],
-    )
+    rows = batch.tokens_NT, batch.positions_NT, batch.segments_NT
+    x_BTD = hidden_states(model, params, *rows)
     logprobs_BT, _ = score_tokens(model, params, x_BTD, batch.tokens_NT)
     loss, count = masked_sum(-logprobs_BT, batch.loss_mask_NT)
     # Of more than half probability: the likeliest for certain, without a pass over the vocabulary.

@@ -8,6 +8,7 @@ and mean nothing below the default optimisation level. GPU programs have none.
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Iterable
 
 import jax
@@ -45,14 +46,16 @@ class Dimensions:
 
     tokens: tokens of a row; an array T x T has two dimensions between that less 1 and the next
       multiple of 128.
-    width: of the model.
+    rows: rows of the batch on one device.
+    widths: sizes of a token's activations: of the model, of all its heads.
     vocabulary: sizes of the vocabulary, whole and on one device.
     weights: shapes of parameters, as `weight_shapes` makes them. An array of such a shape counts as
       a parameter, a gradient or a moment, and not as an activation.
     """
 
     tokens: int
-    width: int
+    rows: int
+    widths: frozenset[int]
     vocabulary: frozenset[int]
     weights: frozenset[tuple[int, ...]]
 
@@ -96,11 +99,12 @@ def find(text: str, temporary_bytes: int, dimensions: Dimensions) -> Findings:
     program = parse(text)
     steps = list(program.executed())
     moved: dict[str, list[tuple[int, int, bool]]] = {}
-    again = []
+    again, known = [], set()
     for step in steps:
         kind = step.instruction.opcode.removesuffix("-start")
-        if kind not in COLLECTIVES:
+        if kind not in COLLECTIVES or _identity(step) in known:
             continue
+        known.add(_identity(step))
         size = _size(program, step)
         moved.setdefault(kind, []).append((step.times, step.times * size, _overlaps(step)))
         if step.unknown_loop and any("params" in name for name in program.origins(step)):
@@ -177,9 +181,24 @@ def _shown(array: Array | None) -> str:
 def _is_square(array: Array, dimensions: Dimensions) -> bool:
     tokens = dimensions.tokens
     alike = range(max(tokens - 1, 2), -(-tokens // 128) * 128 + 1)
-    # The model's width may be such a number by chance.
-    needed = 2 + (dimensions.width in alike)
-    return sum(size in alike for size in array.dims) >= needed
+    if sum(size in alike for size in array.dims) < 2:
+        return False
+    # A width may be such a number by chance. Scores have as many entries for each head.
+    by_chance = any(width in alike for width in dimensions.widths)
+    return not by_chance or math.prod(array.dims) > dimensions.rows * alike[-1] ** 2
+
+
+def _identity(step: Step):
+    """Return the same value for all mentions of one collective, and for no other.
+
+    The TPU compiler lets several fusions carry a collective forward while they compute. Each of
+    them mentions it, with the same channel.
+    """
+    channel = re.search(r"\bchannel_id=(\d+)", step.instruction.rest)
+    fused = bool(step.path) and step.path[-1][0].opcode == "fusion"
+    if not fused or channel is None:
+        return step.computation, step.instruction.name, step.path
+    return step.path[-1][1], channel[1], step.path[:-1]
 
 
 def _size(program: Program, step: Step) -> int:

@@ -30,7 +30,7 @@ from autollm_jax.published import pretrained
 from autollm_jax.published.tokenizer import PretrainedTokenizer
 from autollm_jax.rl.grpo import GRPOHyperparameters
 from autollm_jax.rl.sampler import SamplerConfig
-from autollm_jax.sharding.mesh import MeshShape, make_mesh
+from autollm_jax.sharding.mesh import MeshShape, for_play, make_mesh
 from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer, updates_of
 from autollm_jax.training.profiling import Window
 from autollm_jax.training.state import abstract_state, init_state
@@ -84,7 +84,16 @@ class Job:
         """The same job on the devices of this process, for a stage that one process runs."""
         if distributed.count() == 1:
             return self
-        return dataclasses.replace(self, mesh=make_mesh(MeshShape(), jax.local_devices()))
+        config = self.config.copy_and_resolve_references()
+        config.mesh.player_tensor = 0
+        return dataclasses.replace(
+            self, config=config, mesh=make_mesh(MeshShape(), jax.local_devices())
+        )
+
+    @property
+    def player_mesh(self) -> jax.sharding.Mesh:
+        """The same devices as they play episodes."""
+        return for_play(self.mesh, self.config.mesh.player_tensor)
 
     @property
     def cache(self) -> Path:
@@ -202,7 +211,7 @@ class Job:
         policy = self.config.policy
         if policy.weights:
             lora_targets = tuple(policy.lora_targets.split(",")) if policy.lora_rank else ()
-            numerics = ("dtype", "cache_dtype", "activations", "attention", "remat")
+            numerics = ("dtype", "cache_dtype", "activations", "gradients", "attention", "remat")
             settings = (*numerics, "row_logits", "scan_unroll", "lora_rank", "lora_scale")
             return dataclasses.replace(
                 pretrained.shape_of(policy.weights, policy.shape.to_dict()),

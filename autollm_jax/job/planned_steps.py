@@ -212,7 +212,7 @@ def _sampling(job: Job, stage: str, rows: int, temperature, params, **held):
 
     Memory of constrained-decoding grammars is not counted: it depends on the tables.
     """
-    sizes, mesh, model = job.play(temperature).sampler, job.mesh, job.model
+    sizes, mesh, model = job.play(temperature).sampler, job.player_mesh, job.model
     wide = model
     if _is_fake(mesh):
         wide = dataclasses.replace(model, dtype="float32", cache_dtype="float32")
@@ -225,8 +225,9 @@ def _sampling(job: Job, stage: str, rows: int, temperature, params, **held):
     def planned(name, tokens, compiled, read):
         columns = held | {"cache": cache, "other": held["other"] + laid_out()[1]}
         return _planned(
-            job, f"{stage} {name}", chunk_BC[:, :tokens], compiled, params, read=read, **columns
-        )
+            job, f"{stage} {name}", chunk_BC[:, :tokens], compiled, params, laid_out()[0],
+            read=read, **columns,
+        )  # fmt: skip
 
     full = conversation(wide, sizes.context)
     cache, read = _bytes(conversation(model, sizes.context).cache), _bytes(full.cache)
@@ -280,10 +281,13 @@ def _laid_out(model, wide, params, mesh: Mesh) -> tuple[dict, int]:
     return shapes(wide), _bytes(copied if mesh.size > 1 else copied["layers"])
 
 
-def _planned(job: Job, name: str, batch, compiled: Compiled, params, *, read: int = 0, **held):
+def _planned(
+    job: Job, name: str, batch, compiled: Compiled, params, laid_out=None, *, read: int = 0, **held
+):
     """Make the plan of a step.
 
-    Activations are the bytes of the program, less the parameters and the `read` bytes.
+    Activations are the bytes of the program, less the parameters and the `read` bytes. A step of
+    play reads parameters that are `laid_out` for it.
     """
     rows, tokens = jax.tree.leaves(batch)[0].shape[:2]
     parameters = _bytes(params)
@@ -291,12 +295,16 @@ def _planned(job: Job, name: str, batch, compiled: Compiled, params, *, read: in
     activations = max(compiled.bytes - parameters - read, 0)
     findings = None
     if compiled.text:
-        playing = name.endswith(PLAYING)
+        playing, V = name.endswith(PLAYING), job.model.vocab_size
+        mesh = job.player_mesh if playing else job.mesh
+        # Play splits the vocabulary over tensor, and training over all devices of a replica.
+        shards = {1, mesh.shape["tensor"], mesh.shape["fsdp"] * mesh.shape["tensor"]}
         dimensions = Dimensions(
             job.config.policy.context if playing else tokens,
-            job.model.width,
-            frozenset({job.model.vocab_size, job.model.vocab_size // job.mesh.shape["tensor"]}),
-            weight_shapes(params),
+            -(-rows // (mesh.shape["data"] * mesh.shape["fsdp"])),
+            frozenset({job.model.width, job.model.heads * job.model.head_dim}),
+            frozenset(-(-V // parts) for parts in shards),
+            weight_shapes(params) | weight_shapes(laid_out),
         )
         findings = find(compiled.text, compiled.temporary_bytes, dimensions)
     return StepPlan(

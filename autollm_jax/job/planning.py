@@ -85,7 +85,7 @@ def plan(job: Job) -> None:
     print(f"{count:,} parameters, {job.mesh.size} devices ({axes}); GiB a device, FLOPs of all{by}")
     print(_row("step", "rows", "tokens", *COLUMNS, "sum", "FLOPs"))
     steps = []
-    for step in planned_steps(job, even_rows(job.config.evaluation.games, job.mesh)):
+    for step in planned_steps(job, even_rows(job.config.evaluation.games, job.player_mesh)):
         steps.append(step)
         memory = [f"{getattr(step, name) / GIB:.2f}" for name in (*COLUMNS, "total")]
         print(_row(step.name, step.rows, step.tokens, *memory, f"{step.flops:.1e}"), flush=True)
@@ -231,7 +231,7 @@ def _row(name: str, *cells) -> str:
 
 def _uneven(job: Job) -> Iterator[str]:
     """Yield a line for each batch whose rows do not divide evenly among the devices."""
-    grpo, shards = job.config.grpo, even_rows(1, job.mesh)
+    grpo, shards = job.config.grpo, even_rows(1, job.player_mesh)
     for stage, field in (("distill", "batch_rows"), ("grpo", "minibatch_rows")):
         config = job.config[stage]
         rows = even_rows(config[field], job.mesh, config.microbatches)
@@ -243,7 +243,7 @@ def _uneven(job: Job) -> Iterator[str]:
     for name, rows in (("groups", grpo.groups), ("groups x group_size", played(job))):
         if grpo.steps and rows % shards:
             yield (
-                f"config.grpo.{name}={rows} is no multiple of the mesh's data x fsdp={shards}: "
+                f"config.grpo.{name}={rows} is no multiple of the players' data x fsdp={shards}: "
                 "each device reads and speaks all of them"
             )
 

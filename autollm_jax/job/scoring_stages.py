@@ -157,8 +157,8 @@ def _players(job: Job) -> dict[str, Player]:
             params,
             tokenizer or job.tokenizer,
             job.play(settings.temperature),
-            rows=even_rows(min(games, settings.games), job.mesh),
-            mesh=job.mesh,
+            rows=even_rows(min(games, settings.games), job.player_mesh),
+            mesh=job.player_mesh,
         )
 
     def learned(name):

@@ -28,7 +28,7 @@ from autollm_jax.gym.environment import Episode
 from autollm_jax.job.job import Job
 from autollm_jax.rl.batches import GRPOLoopConfig
 from autollm_jax.rl.loop import Selection, train_grpo
-from autollm_jax.sharding.mesh import split_mesh
+from autollm_jax.sharding.mesh import for_play, split_mesh
 from autollm_jax.text.symbols import SYMBOLS
 from autollm_jax.training.loop import LoopConfig, Site
 
@@ -151,12 +151,14 @@ def grpo(job: Job) -> None:
     player_mesh, mesh = None, job.mesh
     if config.off_policy_steps:
         player_mesh, mesh = split_mesh(job.mesh, config.player_replicas)
+        player_mesh = for_play(player_mesh, job.config.mesh.player_tensor)
+    playing = for_play(mesh, job.config.mesh.player_tensor)
 
     def kept_out_regret(params):
         starts = [kept_out.start(n) for n in range(config.kept_out)]
         policy = Policy(job.model, params, job.tokenizer)
         rows = job.config.evaluation.games
-        return mean_regret(policy, job.play(0.0), starts, rows, mesh)
+        return mean_regret(policy, job.play(0.0), starts, rows, playing)
 
     selection = Selection(kept_out_regret, config.evaluate_every, job.best_checkpoints("grpo"))
     train_grpo(
@@ -176,7 +178,7 @@ def grpo(job: Job) -> None:
             job.tokenizer,
             job.play(config.temperature),
             starts_of_round,
-            Layout(config.group_size, rows or None, player_mesh or mesh),
+            Layout(config.group_size, rows or None, player_mesh or playing),
             config.baseline,
             config.refills if config.members == "sampled" else 0,
         ),

@@ -14,6 +14,7 @@ REMATS = (
     "none",
     "attention",  # attention
     "outputs",  # a layer, except the outputs of its attention
+    "weights",  # as "outputs"; with bfloat16 `gradients`, layers' matrices are gathered once
     "layer",  # a layer
     "offload",  # as "outputs"; these and the layers' inputs wait in the host's memory
 )
@@ -50,6 +51,10 @@ class TransformerConfig:
     # Type of the residual stream and of what layers keep for the backward pass: float32 or
     # bfloat16; "" is `dtype`, but float32 below a width of 96.
     activations: str = ""
+    # Type in which devices add the gradients of the layers' matrices: float32, or bfloat16 where
+    # that is `dtype`. bfloat16 halves what they send, and rounds each device's gradient first; the
+    # sums of microbatches stay f32.
+    gradients: str = "float32"
     cache_dtype: str = ""  # type of the KV cache and of operands read from it; "" is `dtype`
     remat: str = "none"  # one of `REMATS`
     attention: str = "auto"  # one of `models.kernels.ATTENTIONS`
@@ -75,6 +80,7 @@ class TransformerConfig:
             "attention": ATTENTIONS,
             "dtype": FLOATS,
             "activations": ("", *FLOATS),
+            "gradients": FLOATS,
         }
         for name, values in accepted.items():
             if getattr(self, name) not in values:

@@ -11,8 +11,7 @@ from autollm_jax.sharding.rules import constrain
 def look_up(table_VD: jax.Array, tokens_BT: jax.Array, dtype: str) -> jax.Array:
     """Return the tokens' rows of a table; the gradient is summed in f32.
 
-    The table's fsdp shards are gathered before use, like those of every parameter, and as numbers
-    of type `dtype`. A sum of the gradients in bfloat16 would lose most of a frequent token's.
+    A sum of the gradients in bfloat16 would lose most of a frequent token's.
 
     Args:
       table_VD: f32, or of type `dtype` already.
@@ -23,17 +22,21 @@ def look_up(table_VD: jax.Array, tokens_BT: jax.Array, dtype: str) -> jax.Array:
       x_BTD, of type `dtype`.
     """
     if table_VD.dtype == dtype:
-        return _rows(table_VD, tokens_BT)
+        return jnp.take(constrain(table_VD, "vocab", "activation"), tokens_BT, axis=0)
     return _rounded(dtype, table_VD.shape[0], table_VD, tokens_BT)
 
 
-def _rows(table_VD, tokens_BT):
-    return jnp.take(constrain(table_VD, "vocab", "activation"), tokens_BT, axis=0)
+# Where fsdp splits the width, each device looks all tokens up in its columns, and devices exchange
+# the tokens' rows. The table, which has more rows than a batch has tokens, stays where it is, and
+# so does its gradient.
+COLUMNS, ROWS = ("replica", "length", "width"), ("batch", "length", "activation")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _rounded(dtype: str, vocabulary: int, table_VD, tokens_BT):
-    return _rows(table_VD.astype(dtype), tokens_BT)
+def _rounded(dtype, vocabulary, table_VD, tokens_BT):
+    tokens_BT = constrain(tokens_BT, "replica", None, always=True)
+    x_BTD = jnp.take(constrain(table_VD, "vocab", "width"), tokens_BT, axis=0).astype(dtype)
+    return constrain(constrain(x_BTD, *COLUMNS), *ROWS)
 
 
 def _forward(dtype, vocabulary, table_VD, tokens_BT):
@@ -41,7 +44,10 @@ def _forward(dtype, vocabulary, table_VD, tokens_BT):
 
 
 def _backward(dtype, vocabulary, tokens_BT, cotangent_BTD):
+    tokens_BT = constrain(tokens_BT, "replica", None, always=True)
+    cotangent_BTD = constrain(constrain(cotangent_BTD, *ROWS), *COLUMNS)
     zeros_VD = jnp.zeros((vocabulary, cotangent_BTD.shape[-1]), jnp.float32)
+    zeros_VD = constrain(zeros_VD, "vocab", "width")
     summed_VD = zeros_VD.at[tokens_BT].add(cotangent_BTD.astype(jnp.float32))
     return constrain(summed_VD, "vocab", "width"), None
 

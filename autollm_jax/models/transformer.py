@@ -24,9 +24,10 @@ from autollm_jax.models.embedding import look_up
 from autollm_jax.models.kernels import SAVED, causal_attention
 from autollm_jax.models.mimetic import mimic
 from autollm_jax.models.product import product
-from autollm_jax.sharding.rules import constrain, whole_over_fsdp
+from autollm_jax.sharding.rules import constrain, reshard, whole_over_fsdp
 
-LAYER_INPUT = "layer_input"  # the name by which rematerialisation policies find it
+# Names by which rematerialisation policies find a layer's input and the matrices that it gathered.
+LAYER_INPUT, GATHERED = "layer_input", "gathered"
 
 
 def _in_float32(f, x, *others):
@@ -89,7 +90,14 @@ class Block(nn.Module):
         def parameter(name, shape, initial):
             return self.param(name, initial(range(contract), range(contract, len(shape))), shape)
 
-        weight_XY = parameter(name, shape, _fan_in).reshape(X, Y)
+        weight = parameter(name, shape, _fan_in)
+        if c.gradients == "bfloat16" and c.remat == "weights":
+            axes = axes_of(name)
+            weight = reshard(weight.astype(c.dtype), axes, whole_over_fsdp(axes))
+            weight = checkpoint_name(weight, GATHERED)
+        weight_XY = weight.reshape(X, Y)
+        if c.gradients == "bfloat16":  # a gradient has the type of what is multiplied
+            weight_XY = weight_XY.astype(c.dtype)
         out_BTY = product("BTX,XY->BTY", x_BTX, weight_XY, c.dtype, c.stream)
         if name in c.lora_targets:
             # The second factor starts at zero, so that the model is unchanged before training.
@@ -173,6 +181,7 @@ class Block(nn.Module):
 REMAT_POLICIES = {
     "layer": None,
     "outputs": jax.checkpoint_policies.save_only_these_names(SAVED),
+    "weights": jax.checkpoint_policies.save_only_these_names(SAVED, GATHERED),
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=[LAYER_INPUT, SAVED],

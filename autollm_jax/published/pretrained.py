@@ -362,8 +362,8 @@ def export(
         raise UserError(f"dtype {dtype!r}: accepted are {', '.join(STORED)}")
     source = open_source(like)
     # Fields that do not change the parameters.
-    numerics = ("dtype", "cache_dtype", "activations", "attention", "attention_block", "remat")
-    free = (*numerics, "scan_unroll", "row_logits", "lora_scale")
+    numerics = ("dtype", "cache_dtype", "activations", "gradients", "attention", "remat")
+    free = (*numerics, "attention_block", "scan_unroll", "row_logits", "lora_scale")
     same = {name: getattr(config, name) for name in free}
     if dataclasses.replace(source.config, **same) != config:
         raise UserError(f"{like}: another model than the one to export")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from autollm_jax.models import transformer
 from autollm_jax.models.product import product
 from autollm_jax.models.transformer import TransformerConfig
-from autollm_jax.sharding.rules import constrain, pieces
+from autollm_jax.sharding.rules import constrain, pieces, reshard, shards
 from autollm_jax.training.likelihood import chosen
 
 FORBIDDEN = -1e30  # the logit of a token that a grammar does not allow
@@ -51,10 +51,21 @@ def token_logprobs(
     Returns:
       As `score_tokens`.
     """
-    x_BTD = transformer.hidden(
-        model, params, tokens_BT[:, :-1], positions_BT[:, :-1], segments_BT[:, :-1]
-    )
+    x_BTD = hidden_states(model, params, tokens_BT, positions_BT, segments_BT)
     return score_tokens(model, params, x_BTD, tokens_BT, temperature)
+
+
+def hidden_states(model: TransformerConfig, params, tokens_BT, positions_BT, segments_BT):
+    """Compute what `score_tokens` reads: the hidden states before each token.
+
+    Nothing follows the last token. In bfloat16 its state is computed all the same: a row of 2,048
+    tokens fills whole tiles of an accelerator and whole blocks of its kernels, one of 2,047 does
+    not.
+    """
+    rows = tokens_BT, positions_BT, segments_BT
+    if model.dtype != "bfloat16":
+        rows = (x_BT[:, :-1] for x_BT in rows)
+    return transformer.hidden(model, params, *rows)
 
 
 def score_tokens(
@@ -73,7 +84,7 @@ def score_tokens(
     Args:
       model: the policy's shape.
       params: the policy's parameters.
-      x_BTD: from `transformer.hidden`, of all tokens but the last.
+      x_BTD: from `hidden_states`, of all tokens; the last may be missing.
       tokens_BT: token ids.
       temperature: logits are divided by it, as the sampler divides them (a sweep may trace it); 0,
         where the sampler is greedy, leaves them as they are.
@@ -83,8 +94,14 @@ def score_tokens(
       logprobs_BT and entropy_BT (nats), f32, aligned with the tokens: entry t is that of token t.
       Entry 0, and a segment's first token, mean nothing and are never in a loss mask.
     """
-    next_BT = tokens_BT[:, 1:]
-    rest = None if allowed is None else (allowed.free_BT[:, 1:], allowed.token_BTK[:, 1:])
+    T = tokens_BT.shape[1]
+
+    def following(x_BT):
+        fill = x_BTD.shape[1] - (T - 1)  # a last token is followed by zeros
+        return jnp.pad(x_BT[:, 1:], ((0, 0), (0, fill), *((0, 0),) * (x_BT.ndim - 2)))
+
+    next_BT = following(tokens_BT)
+    rest = None if allowed is None else tuple(map(following, (allowed.free_BT, allowed.token_BTK)))
     free_V = None if allowed is None else allowed.free_BV[0]
     blocks = -(-next_BT.shape[1] // max(model.row_logits // model.vocab_size, 1))
     if blocks == 1:
@@ -95,7 +112,7 @@ def score_tokens(
         scores = _score_in_blocks(
             blocks, table_VD, x_BTD, (next_BT, rest), temperature, free_V, model.dtype
         )
-    return jax.tree.map(lambda x_BT: jnp.pad(x_BT, ((0, 0), (1, 0))), scores)
+    return jax.tree.map(lambda x_BT: jnp.pad(x_BT[:, : T - 1], ((0, 0), (1, 0))), scores)
 
 
 def choice_logprobs(
@@ -136,15 +153,18 @@ def _may(free, token_K, free_V, vocabulary: int):
 
 
 def _score_in_blocks(blocks: int, table_VD, x_BTD, next_BT, temperature, free_V, dtype: str):
-    """Score blocks of time steps one after the other.
+    """Score blocks of time steps one after the other, each device its part of the vocabulary.
 
-    The rows' R shards have a table each, as one axis of it: a device's sum of gradients over the
-    blocks is its own, and devices speak to each other about it once, after the last block.
+    The hidden states of a block go to all devices, which is less than the table would be. The R
+    replicas have a table each, as one axis of it: a device's sum of gradients over the blocks is
+    its own, and replicas speak to each other about it once, after the last block.
     """
-    B, T = next_BT[0].shape
-    R, C = pieces("batch", B), -(-T // blocks)
+    (B, T), V = next_BT[0].shape, len(table_VD)
+    R, C = pieces("replica", B), -(-T // blocks)
+    table_VD = jnp.pad(table_VD, ((0, -V % shards("vocab_shard")), (0, 0)))
+    table_VD = reshard(table_VD, ("vocab", "width"), ("vocab_shard", None))
     table_RVD = jnp.broadcast_to(table_VD, (R, *table_VD.shape))
-    table_RVD = constrain(table_RVD, "batch", "vocab", None)
+    table_RVD = constrain(table_RVD, "replica", "vocab_shard", None)
 
     def cut(x_BT):
         rest = x_BT.shape[2:]
@@ -154,9 +174,10 @@ def _score_in_blocks(blocks: int, table_VD, x_BTD, next_BT, temperature, free_V,
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def score(block):
         x_RBCD, (next_RBC, allowed) = block
+        x_RBCD = reshard(x_RBCD, ("replica", "row", None, None), ("replica", None, None, None))
         logits_RBCV = product("RBCD,RVD->RBCV", x_RBCD, table_RVD, dtype)
-        logits_RBCV = constrain(logits_RBCV, "batch", None, "length", "vocab")
-        return _score(logits_RBCV, next_RBC, temperature, allowed, free_V)
+        logits_RBCV = constrain(logits_RBCV, "replica", None, "length", "vocab_shard")
+        return _score(logits_RBCV[..., :V], next_RBC, temperature, allowed, free_V)
 
     scores = jax.lax.map(score, jax.tree.map(cut, (x_BTD, next_BT)))
     return jax.tree.map(lambda x_NRBC: jnp.moveaxis(x_NRBC, 0, 2).reshape(B, -1)[:, :T], scores)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from autollm_jax.models import lora, transformer
+from autollm_jax.models import lora
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl.batches import GRPOLoopConfig, UpdateBatch, take
 from autollm_jax.rl.grpo import (
@@ -23,9 +23,10 @@ from autollm_jax.rl.grpo import (
     grpo_loss,
     turn_means,
 )
-from autollm_jax.rl.logprobs import choice_logprobs, score_tokens
+from autollm_jax.rl.logprobs import choice_logprobs, hidden_states, score_tokens
 from autollm_jax.sharding.hosts import to_host
 from autollm_jax.sharding.rules import batch_sharding
+from autollm_jax.sharding.xla_options import xla_options
 from autollm_jax.training.state import state_shardings
 from autollm_jax.training.step import jit_train_step
 
@@ -65,10 +66,8 @@ def policy_loss(model: TransformerConfig, hp: GRPOHyperparameters, params, batch
 
 def _forward(model: TransformerConfig, hp: GRPOHyperparameters, params, batch: UpdateBatch):
     """Return the tokens' log-probabilities and entropies, and the logits of decisions' choices."""
-    x_BTD = transformer.hidden(
-        model, params, batch.tokens_BT[:, :-1], batch.positions_BT[:, :-1],
-        batch.segments_BT[:, :-1],
-    )  # fmt: skip
+    rows = batch.tokens_BT, batch.positions_BT, batch.segments_BT
+    x_BTD = hidden_states(model, params, *rows)
     logprobs_BT, entropy_BT = score_tokens(
         model, params, x_BTD, batch.tokens_BT, hp.temperature, batch.allowed
     )
@@ -91,7 +90,11 @@ def jit_update(
 def jit_reference(model: TransformerConfig, hp: GRPOHyperparameters, mesh: Mesh):
     """Make a program of (params, batch) -> what the loss needs of the reference, on a mesh."""
 
-    @functools.partial(jax.jit, in_shardings=(None, batch_sharding(mesh)))
+    @functools.partial(
+        jax.jit,
+        in_shardings=(None, batch_sharding(mesh)),
+        compiler_options=xla_options(mesh),
+    )
     def reference(params, batch):
         logprobs_BT, _, logits_BJP = _forward(model, hp, params, batch)
         return logprobs_BT, logits_BJP

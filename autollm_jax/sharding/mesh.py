@@ -71,6 +71,31 @@ def split_mesh(mesh: Mesh, replicas: int) -> tuple[Mesh, Mesh]:
     return first, rest
 
 
+def for_play(mesh: Mesh, tensor: int) -> Mesh:
+    """Arrange a mesh's devices anew for play: `tensor` shards of heads, and fewer of fsdp.
+
+    A step of training reads so many tokens that gathering its parameters pays; a step of play reads
+    one a row, and a device that holds a part of each layer has less to read.
+
+    Args:
+      mesh: the trainer's mesh.
+      tensor: size of the tensor axis; 0 leaves the mesh as it is.
+
+    Raises:
+      UserError: `tensor` does not divide fsdp x tensor of the mesh.
+    """
+    data, fsdp, own = (mesh.shape[axis] for axis in AXES)
+    if tensor in (0, own):
+        return mesh
+    if fsdp * own % tensor:
+        raise UserError(
+            f"config.mesh.player_tensor={tensor} does not divide config.mesh.fsdp x tensor="
+            f"{fsdp * own}; accepted is a divisor, or 0 for config.mesh.tensor"
+        )
+    devices = mesh.devices.reshape(data, fsdp * own // tensor, tensor)
+    return Mesh(devices, AXES, axis_types=mesh.axis_types)
+
+
 def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Make the mesh over `devices`; None for all devices of the job.
 

@@ -1,5 +1,7 @@
 """The table that maps logical axes to mesh axes, and the functions that apply it."""
 
+import functools
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -8,11 +10,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 # width of parameters, but the batch of activations.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
+    "replica": ("data",),  # rows of a batch that one copy of the parameters reads
+    "row": ("fsdp",),  # one of these rows
     "sweep": ("data",),
     "length": (),
     "activation": (),
     "layers": (),
     "vocab": ("tensor",),
+    "vocab_shard": ("fsdp", "tensor"),  # rows of a table that is multiplied where they lie
     "width": ("fsdp",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
@@ -64,6 +69,27 @@ def constrain(x: jax.Array, *axes: str | None, always: bool = False) -> jax.Arra
     return jax.lax.with_sharding_constraint(x, spec)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def reshard(x: jax.Array, source: tuple[str | None, ...], target: tuple[str | None, ...]):
+    """Bring x from one layout to another, and its gradient back.
+
+    The gradient of `constrain` would be brought to the target's layout first: summed over devices
+    that each keep a part of the sum.
+    """
+    return constrain(x, *target, always=True)
+
+
+def _reshard(x, source, target):
+    return reshard(x, source, target), None
+
+
+def _reshard_back(source, target, _, cotangent):
+    return (constrain(cotangent, *source, always=True),)
+
+
+reshard.defvjp(_reshard, _reshard_back)
+
+
 def whole_over_fsdp(axes: tuple[str | None, ...]) -> tuple[str | None, ...]:
     """Return a parameter's logical axes with no axis that only `fsdp` splits."""
     return tuple(None if axis is not None and RULES[axis] == ("fsdp",) else axis for axis in axes)
@@ -75,7 +101,14 @@ def pieces(axis: str, size: int) -> int:
     if mesh.empty:
         return 1
     (names,) = partition_spec((axis,), (size,), mesh)
-    return int(np.prod([mesh.shape[name] for name in names or ()], dtype=int))
+    names = (names,) if isinstance(names, str) else names or ()  # a name alone comes without tuple
+    return int(np.prod([mesh.shape[name] for name in names], dtype=int))
+
+
+def shards(axis: str) -> int:
+    """Return over how many devices the current mesh spreads an axis; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else int(np.prod([mesh.shape[name] for name in RULES[axis]]))
 
 
 def tree_shardings(logical_axes, shapes, mesh: Mesh):

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from autollm_jax.models import lora
 from autollm_jax.sharding.hosts import as_arguments
 from autollm_jax.sharding.rules import batch_sharding, even_rows
+from autollm_jax.sharding.xla_options import xla_options
 from autollm_jax.training import flops
 from autollm_jax.training.likelihood import chosen
 from autollm_jax.training.masked import divide
@@ -100,6 +101,7 @@ def jit_train_step(
         in_shardings=(shardings, batch_sharding(mesh), None),
         out_shardings=(shardings, None),
         donate_argnums=0,
+        compiler_options=xla_options(mesh),
     )
 
 

@@ -261,8 +261,18 @@ def test_batches_that_do_not_divide_are_named(tmp_path, capsys, uncompiled):
     printed = capsys.readouterr().out
     assert "config.distill.batch_rows=12 is filled up to 16 rows" in printed
     assert "config.grpo.minibatch_rows=8 is filled up to 24 rows" in printed
-    assert "config.grpo.groups=3 is no multiple of the mesh's data x fsdp=8" in printed
+    assert "config.grpo.groups=3 is no multiple of the players' data x fsdp=8" in printed
     assert all(plan[f"{stage} update"]["rows"] % 8 == 0 for stage in ("distill", "grpo"))
+
+
+def test_play_is_planned_as_the_players_lay_it_out(tmp_path, uncompiled):
+    config = small()
+    config.mesh.player_tensor, config.distill.steps = 4, 0
+    job, steps = planned(config, tmp_path, (1, 8, 1))
+    whole = 4 * parameter_count(job.model)
+    decode = steps["grpo decode"]
+    assert decode["parameters"] == pytest.approx(whole / 8, rel=0.05)
+    assert decode["other"] == pytest.approx(whole / 8 + whole / 4, rel=0.05)
 
 
 def test_axes_that_stay_whole_and_too_little_memory_are_a_line_each(tmp_path, capsys, uncompiled):
@@ -324,7 +334,8 @@ def test_configs_of_published_models_have_their_published_sizes(name, tmp_path):
         job = Job(config, tmp_path, make_mesh(MeshShape()))
         plain = dataclasses.replace(job.model, lora_rank=0, lora_targets=())
         assert parameter_count(plain) == published
-        assert job.model.dtype == config.distill.dtype == "bfloat16" and job.model.remat == "layer"
+        assert job.model.dtype == config.distill.dtype == "bfloat16"
+        assert job.model.remat == ("weights" if config.mesh.fsdp == 8 else "layer")
         assert bool(job.model.lora_rank) == variant.endswith("lora")
     with pytest.raises(ValueError, match="the variants are"):
         module["get_config"]("big")

@@ -10,7 +10,7 @@ from autollm_jax.models import transformer
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl import sampler
 from autollm_jax.rl.sampler import SamplerConfig, Taking
-from autollm_jax.sharding.mesh import MeshShape, make_mesh
+from autollm_jax.sharding.mesh import MeshShape, for_play, make_mesh
 from autollm_jax.sharding.rules import tree_shardings
 from tests.collectives import COLLECTIVE
 
@@ -73,6 +73,17 @@ def test_parameters_for_decoding_are_whole_over_fsdp_and_split_over_tensor(mesh,
     for layer, leaves in enumerate(laid_out["layers"]):
         for name in ("query", "down"):
             np.testing.assert_array_equal(leaves[name], params["layers"][name][layer])
+
+
+def test_a_mesh_of_fsdp_alone_lays_parameters_out_over_tensor_for_play(params):
+    mesh = make_mesh(MeshShape(1, 4, 1), jax.devices()[:4])
+    axes = transformer.logical_axes(MODEL)
+    trained = jax.device_put(params, tree_shardings(axes, params, mesh))
+    assert not split_over(trained, "tensor")
+    with jax.set_mesh(for_play(mesh, 2)):
+        laid_out = transformer.for_decoding(MODEL, trained)
+    assert not split_over(laid_out, "fsdp") and "query" in split_over(laid_out, "tensor")
+    np.testing.assert_array_equal(laid_out["layers"][0]["query"], params["layers"]["query"][0])
 
 
 def test_the_decoding_loop_gathers_no_parameter(mesh, params):

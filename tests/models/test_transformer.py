@@ -159,6 +159,22 @@ def test_bfloat16_activations_stay_near_and_have_float32_gradients():
         np.testing.assert_allclose(mine, right, rtol=0, atol=0.08 * scale)
 
 
+def test_bfloat16_gradients_of_matrices_are_float32_ones_rounded():
+    half = dataclasses.replace(TINY, dtype="bfloat16")
+    params = init(half, jax.random.key(0))
+
+    def gradient(config):
+        return jax.jit(jax.grad(lambda p: apply(config, p, tokens_of()).var()))(params)
+
+    exact, rounded = (gradient(dataclasses.replace(half, gradients=kind)) for kind in FLOATS)
+    for name, leaf in rounded["layers"].items():
+        if isinstance(leaf, dict):  # a norm
+            continue
+        wanted = exact["layers"][name]
+        assert leaf.dtype == wanted.dtype == "float32" and not np.array_equal(leaf, wanted)
+        np.testing.assert_array_equal(leaf, wanted.astype("bfloat16").astype("float32"))
+
+
 def test_a_bfloat16_layer_keeps_no_float32_activation():
     half = dataclasses.replace(TINY, dtype="bfloat16", remat="attention", short_conv=3)
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -149,13 +151,37 @@ def test_memory_does_not_grow_with_rows_times_vocabulary():
     assert whole > 2 * logits and cut < logits
 
 
-def test_the_tables_gradient_is_reduced_once_and_not_a_block():
-    mesh = make_mesh(MeshShape(1, 8, 1))
-    model = dataclasses.replace(BLOCKED, vocab_size=4096, row_logits=4096 * 6)
-    inside, found, entry = "", [], []
-    for line in compiled_gradient(model, T, mesh).as_text().splitlines():
+def test_a_vocabulary_that_devices_do_not_divide_is_filled_up(batch):
+    odd = dataclasses.replace(WHOLE, vocab_size=51)
+    params = transformer.init(odd, jax.random.key(0))
+    expected = differentiate(odd)(params, batch)
+    with jax.set_mesh(make_mesh(MeshShape(1, 4, 2))):
+        found = differentiate(dataclasses.replace(odd, row_logits=51 * 6))(params, batch)
+    same(found, expected)
+
+
+def messages(text):
+    """Return the numbers of each collective's results, and whether it is inside a loop."""
+    inside, found = "", []
+    for line in text.splitlines():
         if line.endswith("{"):
             inside = line.split()[0]
-        if COLLECTIVE.search(line) and "4096," in line:
-            (entry if inside == "ENTRY" else found).append(line)
-    assert entry and not found
+        collective = COLLECTIVE.search(line)
+        if collective:
+            shapes = re.findall(r"\w+\[([\d,]*)\]", line[: collective.start()])
+            count = sum(math.prod(map(int, s.split(",") if s else ())) for s in shapes)
+            found.append((count, inside != "ENTRY"))
+    return found
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 4, 1)], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_neither_the_table_nor_its_gradient_goes_to_every_device(shape, dtype):
+    """Loss and look-up leave the vocabulary where it lies: devices exchange parts of it at most."""
+    model = dataclasses.replace(BLOCKED, vocab_size=4096, row_logits=4096 * 6, dtype=dtype)
+    model = dataclasses.replace(model, activations=dtype, tied_embeddings=False)
+    sent = messages(compiled_gradient(model, T, make_mesh(MeshShape(*shape))).as_text())
+    table = 4096 * model.width
+    largest, in_loops = max(n for n, _ in sent), max(n for n, inside in sent if inside)
+    assert in_loops < table / 8
+    assert largest <= 2 * table / shape[1]  # both tables' parts at once, between replicas

@@ -5,7 +5,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from autollm_jax.errors import UserError
-from autollm_jax.sharding.mesh import MeshShape, make_mesh, over_slices
+from autollm_jax.sharding.mesh import MeshShape, for_play, make_mesh, over_slices
 from autollm_jax.sharding.rules import RULES, constrain, partition_spec
 
 
@@ -22,6 +22,16 @@ def test_a_shape_that_does_not_fit_names_the_field_and_the_devices(shape):
 def test_axes_are_auto_so_that_constraints_are_hints():
     mesh = make_mesh(MeshShape(2, 2, 2))
     assert set(mesh.axis_types) == {AxisType.Auto}
+
+
+def test_play_arranges_the_same_devices_anew():
+    mesh = make_mesh(MeshShape(2, 4, 1))
+    playing = for_play(mesh, 2)
+    assert dict(playing.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert list(playing.devices.flat) == list(mesh.devices.flat)  # one program may span both
+    assert for_play(mesh, 0) is mesh and for_play(mesh, 1) is mesh
+    with pytest.raises(UserError, match=r"config\.mesh\.player_tensor=3 does not divide .*=4"):
+        for_play(mesh, 3)
 
 
 def test_a_dimension_that_does_not_divide_stays_whole():

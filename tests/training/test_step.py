@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
+from autollm_jax.training import step
 from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from autollm_jax.training.state import init_state, state_shardings
 from autollm_jax.training.step import make_train_step
@@ -104,3 +105,9 @@ def test_the_state_is_donated(tiny, token_steps):
     shardings = state_shardings(init, axes, optimizer, mesh)
     make_train_step(loss_fn, optimizer, shardings, mesh)(state, token_steps[0], {})
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+
+
+def test_the_platforms_options_reach_the_compiler(tiny, token_steps, monkeypatch):
+    monkeypatch.setattr(step, "xla_options", lambda mesh: {"xla_no_such_option": "1"})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        train(tiny, token_steps[:1], MeshShape(1, 1, 1), 1)
