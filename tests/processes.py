@@ -32,8 +32,9 @@ MODEL = transformer.TransformerConfig(
     vocab_size=16, width=16, layers=1, heads=2, kv_heads=2, head_dim=8, mlp_width=32
 )
 SAMPLER = sampler.SamplerConfig(context=8, cache_block=8, chunk_sizes=(4,))
-GROUPS, G, STEPS = 4, 4, 4
-SHAPE = MeshShape(data=2, fsdp=2, tensor=2)  # of two processes each has one half of `data`
+GROUPS, G, STEPS = 4, 4, 20
+MESH = "2,2,2"  # data, fsdp, tensor; of two processes each has one half of `data`
+SHAPE = MeshShape(*map(int, os.environ.get("MESH", MESH).split(",")))
 KILLED_AT = 1
 # The whole job in its smallest form: one experiment family, one trial.
 SMALL_JOB = (
@@ -66,7 +67,7 @@ def distilled(folder, mesh, key=0):
     tokens_NT = rng.integers(1, 16, (24, 8)).astype(np.int32)
     positions_NT = np.broadcast_to(np.arange(8, dtype=np.int32), tokens_NT.shape)
     rows = PackedRows(tokens_NT, np.ones_like(tokens_NT), positions_NT, tokens_NT % 3 > 0)
-    loop = LoopConfig(STEPS, save_every=2, report_every=1)
+    loop = LoopConfig(STEPS, save_every=10, report_every=1)
     site = Site(mesh, Checkpoints(folder / "distill"), folder)
     return distill(MODEL, loop, 8, optimizer(), rows, site, jax.random.key(key)).params
 
@@ -90,7 +91,7 @@ def grpo(folder, mesh, params, before_step=lambda step: None):
         batch = RolloutBatch(tokens, length, turns, logprobs, rewards.astype(np.float32), ones)
         return batch, {"reward": rewards.mean()}
 
-    loop = GRPOLoopConfig(STEPS, G, minibatch_rows=8, epochs=1, length_multiple=8, save_every=3)
+    loop = GRPOLoopConfig(STEPS, G, minibatch_rows=8, epochs=1, length_multiple=8, save_every=15)
     hp = GRPOHyperparameters(kl_coefficient=0.01)
     site = Site(mesh, Checkpoints(folder / "grpo"), folder)
     args = MODEL, hp, loop, optimizer(), rollout, params, site
