@@ -133,8 +133,8 @@ def front_lines(workdir: Path, with_cost: bool) -> list[str]:
     lines.append(f"Yardsticks: {'; '.join(bounds)}.")
     claims = summary["claims"][AGENT]["all"]
     lines.append(
-        f"{100 * summary['invalid_rate'][AGENT]:.1f} % of the agent's calls are invalid; "
-        f"{100 * claims['true']:.1f} % of the {claims['n']:,} claims in its thinking are true."
+        f"{100 * summary['invalid_rate'][AGENT]:.2f} % of the agent's calls are invalid; "
+        f"{100 * claims['true']:.2f} % of the {claims['n']:,} claims in its thinking are true."
     )
     if with_cost:
         *_, (_, seconds, peak) = stage_rows(workdir)
