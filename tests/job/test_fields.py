@@ -98,7 +98,7 @@ def test_nonsense_is_refused_in_every_field(path):
         ("grpo.dual_clip", 1.0, "a finite number over 1, or 0"),
         ("policy.activations", "int8", 'one of "", float32, bfloat16'),
         ("policy.attention", "flash", "one of auto, blocks, splash, triton"),
-        ("policy.remat", "all", "one of none, attention, outputs, layer, offload"),
+        ("policy.remat", "all", "one of none, attention, outputs, weights, layer, offload"),
         ("grpo.members", "all", "one of enumerated, sampled"),
         ("simulate.softness", 0.0, "a finite number over 0"),
         ("evaluation.methods", "random,grid", "names of agent, distilled, zero_shot"),
