@@ -29,7 +29,7 @@ class Steps:
         steps: int,
         watch: Stopwatch,
     ):
-        torch, trl = library("torch"), library("trl", BENCHMARKS)
+        trl, torch = library("trl", BENCHMARKS), library("torch")  # the former brings the latter
         transformers = library("transformers")
         torch.set_num_threads(cores())
         self.version, self.played, self.rewards = f"TRL {trl.__version__}", None, []
