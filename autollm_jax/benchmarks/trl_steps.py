@@ -6,19 +6,15 @@ from pathlib import Path
 import numpy as np
 
 from autollm_jax.benchmarks import smollm2
-from autollm_jax.benchmarks.grpo import CLIP_NORM, LEARNING_RATE, Sizes, even_share
+from autollm_jax.benchmarks.grpo import CLIP_NORM, LEARNING_RATE, Sizes
+from autollm_jax.benchmarks.rewarded import Rewarded
 from autollm_jax.benchmarks.timing import BENCHMARKS, cores, library
 from autollm_jax.benchmarks.turns import Stopwatch
 from autollm_jax.models.transformer import TransformerConfig
 
 
-class Steps:
-    """The trainer; `train` makes all its steps.
-
-    version: of TRL.
-    played: tokens of the last rollout's rows, prompt and answer, [B, T].
-    rewards: mean reward of each step.
-    """
+class Steps(Rewarded):
+    """The trainer; `train` makes all its steps. `version` is TRL's."""
 
     def __init__(
         self,
@@ -32,7 +28,8 @@ class Steps:
         trl, torch = library("trl", BENCHMARKS), library("torch")  # the former brings the latter
         transformers = library("transformers")
         torch.set_num_threads(cores())
-        self.version, self.played, self.rewards = f"TRL {trl.__version__}", None, []
+        super().__init__(sizes, watch)
+        self.version = f"TRL {trl.__version__}"
         self._torch = torch
         self._model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
@@ -48,11 +45,7 @@ class Steps:
                 smollm2.tokens_of(text) + list(ids)
                 for text, ids in zip(prompts, completion_ids, strict=True)
             ]
-            self.played = np.array(rows)
-            rewards_B = even_share(self.played[:, sizes.prompt :])
-            self.rewards.append(rewards_B.mean())
-            watch.rewarded()
-            return rewards_B.tolist()
+            return self.reward(rows)
 
         settings = trl.GRPOConfig(
             output_dir=str(folder / "trl"),

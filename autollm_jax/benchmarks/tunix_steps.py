@@ -9,14 +9,15 @@ import numpy as np
 import optax
 
 from autollm_jax.benchmarks import smollm2
-from autollm_jax.benchmarks.grpo import CLIP_NORM, LEARNING_RATE, Sizes, even_share
+from autollm_jax.benchmarks.grpo import CLIP_NORM, LEARNING_RATE, Sizes
+from autollm_jax.benchmarks.rewarded import Rewarded
 from autollm_jax.benchmarks.timing import BENCHMARKS, library
 from autollm_jax.benchmarks.turns import Stopwatch
 from autollm_jax.models.transformer import TransformerConfig
 
 
-class Steps:
-    """The learner; `train` makes all its steps. Attributes as in `trl_steps`."""
+class Steps(Rewarded):
+    """The learner; `train` makes all its steps. `version` is Tunix's."""
 
     def __init__(
         self,
@@ -29,7 +30,8 @@ class Steps:
     ):
         learners, clusters = _tunix("rl.grpo.grpo_learner"), _tunix("rl.rl_cluster")
         self.version = f"Tunix {importlib.metadata.version('google-tunix')}"
-        self.played, self.rewards, self._watch, self._steps = None, [], watch, steps
+        super().__init__(sizes, watch)
+        self._steps = steps
         self._texts = np.array([smollm2.text_of(prompt) for prompt in prompts])
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tp"))
         self._model = _load(model, folder, mesh)
@@ -39,11 +41,7 @@ class Steps:
                 smollm2.tokens_of(f"{prompt} {answer}")
                 for prompt, answer in zip(prompts, completions, strict=True)
             ]
-            self.played = np.array(rows)
-            rewards_B = even_share(self.played[:, sizes.prompt :])
-            self.rewards.append(rewards_B.mean())
-            watch.rewarded()
-            return rewards_B.tolist()
+            return self.reward(rows)
 
         optimizer = optax.chain(
             optax.clip_by_global_norm(CLIP_NORM), optax.adamw(LEARNING_RATE, b2=0.95)
