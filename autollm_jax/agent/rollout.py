@@ -143,6 +143,9 @@ def play(
     with contextlib.ExitStack() as scope:
         if mesh is not None:
             scope.enter_context(jax.set_mesh(mesh))
+            # The caller's mesh may be the trainer's, on which the key was made.
+            data = to_host(jax.random.key_data(key))
+            key = jax.random.wrap_key_data(data, impl=jax.random.key_impl(key))
         bar = scope.enter_context(_bar("play" if scored else "", episodes))
         environment = EnvironmentTurns(policy.tokenizer, starts, config, scored)
         seats = _Seats(len(episodes), layout, seeds)
