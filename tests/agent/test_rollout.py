@@ -20,7 +20,7 @@ from autollm_jax.rl.batches import GRPOLoopConfig
 from autollm_jax.rl.grpo import GRPOHyperparameters
 from autollm_jax.rl.logprobs import score_tokens
 from autollm_jax.rl.loop import score as score_batch
-from autollm_jax.sharding.mesh import MeshShape, make_mesh
+from autollm_jax.sharding.mesh import MeshShape, for_play, make_mesh
 from autollm_jax.text.symbols import PANELS
 from tests.families import decided, panel_of
 
@@ -353,6 +353,17 @@ def test_play_on_a_mesh_is_the_same(model, params, tokenizer, pairs, group):
     starts = starts_of(pairs[:2], copies=2)
     split = play(model, params, tokenizer, starts, group_size=2, mesh=mesh)
     np.testing.assert_array_equal(split.state.tokens_BS, group[1].state.tokens_BS)
+
+
+def test_play_leaves_the_trainers_mesh_for_its_own(model, params, tokenizer, pairs, group):
+    mesh = make_mesh(MeshShape(data=1, fsdp=2), jax.devices()[:2])
+    starts = starts_of(pairs[:2], copies=2)
+    policy = rollout.Policy(model, params, tokenizer)
+    with jax.set_mesh(mesh):
+        layout = rollout.Layout(group_size=2, mesh=for_play(mesh, 2))
+        key = jax.random.key(0)
+        played = rollout.play(policy, CONFIG, starts, range(len(starts)), key, layout)
+    np.testing.assert_array_equal(played.state.tokens_BS, group[1].state.tokens_BS)
 
 
 def test_a_second_rollout_on_a_mesh_compiles_nothing(model, params, tokenizer, pairs):
