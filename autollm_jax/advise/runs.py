@@ -41,11 +41,15 @@ class Run:
 def clean(rows: Rows, known: Understanding) -> tuple[list[Run], list[LeftOut]]:
     """Turn rows into runs.
 
+    A row that equals an earlier one in every cell was exported twice: a second seed would end
+    elsewhere.
+
     Returns:
       The runs, those under way among them, and the rows that cannot be used.
     """
     runs: list[Run] = []
     unused: list[LeftOut] = []
+    earlier: dict[frozenset, int] = {}
     cells: dict[str, list[Cell]] = {
         column.name: [row.get(column.name) for row in rows.rows]
         for column in known.columns.values()
@@ -67,6 +71,11 @@ def clean(rows: Rows, known: Understanding) -> tuple[list[Run], list[LeftOut]]:
         outcomes, _by_row(contexts, count), strict=True,
     )  # fmt: skip
     for number, (place, status, values, amounts, size, outcome, texts) in enumerate(columns):
+        first = earlier.setdefault(frozenset(rows.rows[number].items()), number)
+        if first < number:
+            said = f"the same in every column as {rows.places[first]}"
+            unused.append(LeftOut(place, said, TWICE))
+            continue
         problems = (v for v in (status, *values, *amounts, size) if isinstance(v, Problem))
         config = next(problems, None) or _config(meanings, values)
         if status == "ok" and isinstance(outcome, Problem) and isinstance(config, dict):
@@ -98,6 +107,7 @@ class Problem:
     kind: str
 
 
+TWICE = "the same in every column as an earlier row"
 FAILED = Problem(*2 * ("failed, for a reason that is not known",))
 
 

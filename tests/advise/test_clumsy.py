@@ -182,8 +182,10 @@ def test_rows_that_cannot_be_used_are_named_with_their_lines(rows, tmp_path):
 
 def test_a_hundred_thousand_rows_are_answered(rows, tmp_path):
     path = tmp_path / "runs.csv"
-    lines = text_of(rows).splitlines(keepends=True)
-    path.write_text(lines[0] + "".join(lines[1:]) * (100_000 // len(rows)))
+    header, *lines = text_of(rows).splitlines()
+    seeds = range(100_000 // len(rows))
+    many = [f"{header},seed", *(f"{line},{seed}" for seed in seeds for line in lines)]
+    path.write_text("\n".join(many))
     advisor = Advisor.from_runs(read(str(path)), target=TARGET, decider=Panels())
     assert sum(e.outcomes.runs_R.sum() for e in advisor.question.evidence) > 99_000
     assert advisor.ask().config["batch_size"] == 64

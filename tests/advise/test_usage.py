@@ -1,6 +1,7 @@
 """What became of the rows: every row is accounted for, and each that is left out says why."""
 
 import json
+import math
 
 import pytest
 
@@ -93,3 +94,27 @@ def test_one_run_under_several_limits_counts_once(rows):
         row["tokens"] = 2e7
     usage = usage_of(sized, {"parameters<=": 4e6, "tokens": 4e7})
     assert usage.read == len(rows) == usage.used == total(usage)
+
+
+def test_rows_that_were_exported_twice_count_once_and_are_no_second_seed(rows):
+    dear = [{**rows[0], **TARGET, "loss": 2.3}]
+    once, twice = (
+        Advisor.from_runs(each, target=TARGET, decider=Panels())
+        for each in ([*rows, *dear], [*rows, *dear, *rows[:20], *dear])
+    )
+    usage = twice.question.usage
+    assert (usage.read, usage.used, usage.trials) == (67, 46, 1)
+    assert usage.read == total(usage)
+    assert usage.left_out[0].place == "row 47"
+    assert usage.left_out[0].reason == "the same in every column as row 1"
+    assert "left out, 21: " in usage.describe()
+    assert "and 18 more: the same in every column as an earlier row" in usage.describe()
+    first, second = once.ask(), twice.ask()
+    assert math.isnan(first.noise) and math.isnan(second.noise)
+    assert first.ranked == second.ranked
+
+
+def test_runs_of_other_seeds_are_not_rows_exported_twice(rows):
+    seeds = [{**row, "seed": 2, "loss": row["loss"] * 1.001} for row in rows]
+    usage = usage_of([*({**row, "seed": 1} for row in rows), *seeds])
+    assert usage.used == 2 * len(rows) == total(usage)
