@@ -199,6 +199,8 @@ def results_page(workdir: Path, title: str) -> str:
             "\n## The agent minus each other method\n\n",
             "Paired over experiments and seeds; below 0 the agent is better.\n\n",
             table(("method", "1", "3", "5"), difference_rows(summary["difference"])),
+            "\nBy task, after 1 / 3 / 5 trials; bold where the 95 % interval excludes zero.\n\n",
+            table(("method", *tasks), difference_rows_by_task(summary["difference"], tasks)),
         ]
     claims = summary["claims"].get(AGENT, {}).get("all")
     if claims:
@@ -295,6 +297,19 @@ def difference_rows(difference: Mapping) -> list[tuple]:
                 for cell in by_task["all"].values()
             ),
         )
+        for other, by_task in difference.items()
+    ]
+
+
+def difference_rows_by_task(difference: Mapping, tasks: Sequence[str]) -> list[tuple]:
+    """Return a row per other method: the differences on each task, those beyond chance in bold."""
+
+    def spelled(cell: Mapping) -> str:
+        mean = f"{cell['mean']:+.3f}"
+        return f"**{mean}**" if cell["low"] > 0 or cell["high"] < 0 else mean
+
+    return [
+        (other, *(" / ".join(map(spelled, by_task[task].values())) for task in tasks))
         for other, by_task in difference.items()
     ]
 

@@ -48,6 +48,23 @@ def test_the_pages_are_written_and_only_the_readmes_results_are_replaced(workdir
     assert (docs / "picture.svg").read_text().startswith("<svg")
 
 
+def test_differences_beyond_chance_are_bold_task_by_task(workdir, tmp_path):
+    path, docs, readme = workdir / "report/summary.json", tmp_path / "docs", tmp_path / "README.md"
+    readme.write_text("# Name\n")
+    summary = json.loads(path.read_text())
+    tasks = [task for task in summary["difference"]["random"] if task != "all"]
+    cells = dict.fromkeys(("1", "3", "5"), {"mean": -0.1, "low": -0.3, "high": 0.1, "n": 2})
+    summary["difference"]["random"] |= dict.fromkeys(tasks, cells) | {
+        tasks[0]: cells | {"3": {"mean": 0.2, "low": 0.1, "high": 0.3, "n": 2}}
+    }
+    path.write_text(json.dumps(summary))
+    done = run(f"--workdir={workdir}", f"--out={docs}", f"--readme={readme}")
+    assert done.returncode == 0, done.stderr
+    by_task = (docs / "results.md").read_text().partition("By task, after 1 / 3 / 5 trials")[2]
+    row = ["-0.100 / **+0.200** / -0.100", *["-0.100 / -0.100 / -0.100"] * (len(tasks) - 1)]
+    assert f"| random | {' | '.join(row)} |" in by_task
+
+
 def test_a_pool_on_more_tables_has_its_own_page_and_comes_first(workdir, tmp_path):
     readme, docs = tmp_path / "README.md", tmp_path / "docs"
     readme.write_text("# Name\n")
