@@ -65,7 +65,7 @@ def policy_loss(model: TransformerConfig, hp: GRPOHyperparameters, params, batch
 
 
 def _forward(model: TransformerConfig, hp: GRPOHyperparameters, params, batch: UpdateBatch):
-    """Return the tokens' log-probabilities and entropies, and the logits of decisions' choices."""
+    """Return the scored tokens' log-probabilities and entropies, and the logits of choices."""
     rows = batch.tokens_BT, batch.positions_BT, batch.segments_BT
     x_BTD = hidden_states(model, params, *rows)
     given = batch.tokens_BT, hp.temperature, batch.allowed, batch.place_BM
