@@ -26,7 +26,7 @@ from autollm_jax.job.fields import split_names
 from autollm_jax.job.job import Job
 from autollm_jax.models import lora, transformer
 from autollm_jax.rl import sampler
-from autollm_jax.rl.batches import Decisions, UpdateBatch
+from autollm_jax.rl.batches import Decisions, UpdateBatch, sampled_places
 from autollm_jax.rl.grammar import LEAST_EDGES
 from autollm_jax.rl.logprobs import Allowed
 from autollm_jax.rl.objective import jit_reference, jit_update
@@ -344,7 +344,7 @@ def _abstract_parameters(job: Job) -> dict:
 
 
 def _grpo_batch(job: Job, rows: int) -> UpdateBatch:
-    """Make the shapes of GRPO's batch, of whole contexts."""
+    """Make the shapes of GRPO's batch: whole contexts, and as many sampled tokens as turns have."""
     config, T, P = job.config, job.config.policy.context, len(PANELS)
     allowed = decisions = None
 
@@ -359,8 +359,11 @@ def _grpo_batch(job: Job, rows: int) -> UpdateBatch:
         decisions = Decisions(places, shape(*numbers), shape(*numbers), shape(np.int32, P))
     turns = shape(np.int32, T) if config.grpo.ratio == "sequence" else None
     weights = shape(np.float32, T) if config.grpo.importance_cap else None
+    most = config.gym.budget * config.policy.turn_tokens
+    place_1M = sampled_places(np.arange(T)[None] < most)
+    places = None if place_1M is None else shape(np.int32, place_1M.shape[1])
     more = {"allowed": allowed, "decisions": decisions, "turns_BT": turns, "weights_BT": weights}
-    return _batch(UpdateBatch, rows, T, **more)
+    return _batch(UpdateBatch, rows, T, place_BM=places, **more)
 
 
 # Types of a batch's fields; all other fields (token ids, segments, positions) are i32.

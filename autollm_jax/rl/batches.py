@@ -1,6 +1,6 @@
 """What passes between the steps of the GRPO loop: conversations, the loss's input, minibatches.
 
-Letters: B rows, T tokens, J turns, P choices of a decision, M rows of a minibatch.
+Letters: B rows, T tokens, J turns, P choices of a decision, M scored tokens of a row.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
+from autollm_jax.rl.grammar import bucket
 from autollm_jax.rl.logprobs import Allowed
 
 
@@ -65,14 +66,14 @@ Rollout = Callable[[dict, jax.Array, int], tuple[RolloutBatch, dict[str, float]]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class UpdateBatch:
-    """The loss's input; a field is [B, T] (or [M, T]), aligned with the tokens.
+    """The loss's input; a field is [B, T], aligned with the tokens, or [B, M].
 
     tokens, positions: i32. segments: i32, 1 on a row's tokens and 0 after its end (the attention
     mask). mask: bool, sampled tokens (the loss mask). behaviour, reference: f32 log-probabilities
     of the sampled tokens; with importance weights the behaviour is the trainer's. advantages: f32.
     allowed and decisions: as in `RolloutBatch`; decisions are there for enumerated groups alone.
     turns: i32, as in `RolloutBatch`; None but for ratios of sequences. weights: f32, factors of the
-    objective; None for 1.
+    objective; None for 1. place: i32, of the tokens that are scored, from `sampled_places`.
     """
 
     tokens_BT: jax.Array
@@ -86,6 +87,7 @@ class UpdateBatch:
     decisions: Decisions | None = None
     turns_BT: jax.Array | None = None
     weights_BT: jax.Array | None = None
+    place_BM: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +113,18 @@ class GRPOLoopConfig:
     save_every: int = 10
 
 
+def sampled_places(mask_BT: np.ndarray) -> np.ndarray | None:
+    """Return the places of each row's sampled tokens, [B, M], so that they alone are scored.
+
+    M is the count of the row that has most, rounded up to a power of two, as each M compiles once.
+    Other tokens of the row fill it up. None where M would be no less than T.
+    """
+    M = bucket(mask_BT.sum(1).max(), 1)
+    if M >= mask_BT.shape[1]:
+        return None
+    return np.argsort(~mask_BT, axis=1, kind="stable")[:, :M].astype(np.int32)
+
+
 def minibatches(
     batch: UpdateBatch, rows: np.ndarray, config: GRPOLoopConfig, seed: int
 ) -> Iterator[UpdateBatch]:
@@ -131,8 +145,8 @@ def take(batch: UpdateBatch, chosen: np.ndarray, rows: int) -> UpdateBatch:
     """Take some rows, filled up to `rows` with rows outside the loss mask."""
     filled = np.resize(chosen, rows)
     piece = jax.tree.map(lambda x_BT: x_BT[filled], batch)
-    real_M1 = (np.arange(rows) < len(chosen))[:, None]
+    real_B1 = (np.arange(rows) < len(chosen))[:, None]
     decisions = piece.decisions
     if decisions is not None:
-        decisions = dataclasses.replace(decisions, place_BJ=decisions.place_BJ * real_M1)
-    return dataclasses.replace(piece, mask_BT=piece.mask_BT & real_M1, decisions=decisions)
+        decisions = dataclasses.replace(decisions, place_BJ=decisions.place_BJ * real_B1)
+    return dataclasses.replace(piece, mask_BT=piece.mask_BT & real_B1, decisions=decisions)

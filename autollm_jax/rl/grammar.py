@@ -148,9 +148,9 @@ def join(rows: Sequence[tuple[Automaton, np.ndarray] | None], free_V: np.ndarray
     sizes = [len(automaton.count_N) for automaton in automata]
     bases = dict(zip(automata, np.cumsum([0, *sizes[:-1]]).tolist(), strict=False))
     edges = np.cumsum([0] + [len(a.token_E) for a in automata])
-    fan_out = _bucket(max((a.count_N.max() for a in automata), default=0), LEAST_EDGES)
-    N, E = _bucket(sum(sizes), LEAST_NODES), _bucket(edges[-1] + fan_out, LEAST_NODES)
-    B, M = len(rows), _bucket(max(sizes, default=0), LEAST_NODES)
+    fan_out = bucket(max((a.count_N.max() for a in automata), default=0), LEAST_EDGES)
+    N, E = bucket(sum(sizes), LEAST_NODES), bucket(edges[-1] + fan_out, LEAST_NODES)
+    B, M = len(rows), bucket(max(sizes, default=0), LEAST_NODES)
     base_B, ending_B, opening_B = np.full(B, -1, np.int32), *np.zeros((2, B), np.int32)
     alive_BM = np.zeros((B, M), bool)
     for number, row in enumerate(rows):
@@ -209,7 +209,7 @@ def steps(
     return free_T, token_TK
 
 
-def _bucket(size: int, least: int) -> int:
+def bucket(size: int, least: int) -> int:
     """Round up to a power of two, so that few sizes are compiled for."""
     return max(1 << max(int(size) - 1, 0).bit_length(), least)
 

@@ -75,6 +75,7 @@ def score_tokens(
     tokens_BT: jax.Array,
     temperature: float = 1.0,
     allowed: Allowed | None = None,
+    place_BM: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Compute the tokens' log-probabilities and entropies from the hidden states before them.
 
@@ -89,30 +90,32 @@ def score_tokens(
       temperature: logits are divided by it, as the sampler divides them (a sweep may trace it); 0,
         where the sampler is greedy, leaves them as they are.
       allowed: where a grammar limited the tokens; the distribution is renormalised over these.
+      place_BM: places of the tokens that are scored, none of them twice; None scores all tokens.
 
     Returns:
-      logprobs_BT and entropy_BT (nats), f32, aligned with the tokens: entry t is that of token t.
-      Entry 0, and a segment's first token, mean nothing and are never in a loss mask.
+      logprobs_BT and entropy_BT (nats), f32, aligned with the tokens: entry t is that of token t,
+      or 0 where it is not scored. Entry 0, and a segment's first token, mean nothing and are never
+      in a loss mask.
     """
     T = tokens_BT.shape[1]
+    given = tokens_BT, None if allowed is None else (allowed.free_BT, allowed.token_BTK)
+    free_V = None if allowed is None else allowed.free_BV[0]
 
     def following(x_BT):
         fill = x_BTD.shape[1] - (T - 1)  # a last token is followed by zeros
         return jnp.pad(x_BT[:, 1:], ((0, 0), (0, fill), *((0, 0),) * (x_BT.ndim - 2)))
 
-    next_BT = following(tokens_BT)
-    rest = None if allowed is None else tuple(map(following, (allowed.free_BT, allowed.token_BTK)))
-    free_V = None if allowed is None else allowed.free_BV[0]
-    blocks = -(-next_BT.shape[1] // max(model.row_logits // model.vocab_size, 1))
-    if blocks == 1:
-        logits_BTV = transformer.unembed(model, params, x_BTD)
-        scores = _score(logits_BTV, next_BT, temperature, rest, free_V)
-    else:
-        table_VD = transformer.output_embedding(model, params)
-        scores = _score_in_blocks(
-            blocks, table_VD, x_BTD, (next_BT, rest), temperature, free_V, model.dtype
-        )
-    return jax.tree.map(lambda x_BT: jnp.pad(x_BT[:, : T - 1], ((0, 0), (1, 0))), scores)
+    if place_BM is None:
+        given = jax.tree.map(following, given)
+        scores = _score_given(model, params, x_BTD, given, temperature, free_V)
+        return jax.tree.map(lambda x_BT: jnp.pad(x_BT[:, : T - 1], ((0, 0), (1, 0))), scores)
+
+    def aligned(x_M, place_M):
+        return jnp.zeros(T, x_M.dtype).at[place_M].add(x_M)  # adding, as its gradient is a gather
+
+    x_BMD, given = _before(x_BTD, place_BM), jax.tree.map(lambda x: _at(x, place_BM), given)
+    scores = _score_given(model, params, x_BMD, given, temperature, free_V)
+    return jax.tree.map(lambda x_BM: jax.vmap(aligned)(x_BM, place_BM), scores)
 
 
 def choice_logprobs(
@@ -122,10 +125,30 @@ def choice_logprobs(
 
     See `batches.Decisions` for places and tokens, `score_tokens` for the hidden states.
     """
-    before_BJ1 = jnp.maximum(place_BJ - 1, 0)[..., None]
-    x_BJD = jnp.take_along_axis(x_BTD, before_BJ1, axis=1)
+    x_BJD = _before(x_BTD, place_BJ)
     log_BJV = jax.nn.log_softmax(transformer.unembed(model, params, x_BJD))
     return jnp.take_along_axis(log_BJV, id_BP[:, None], axis=-1)
+
+
+def _at(x_BT, place_BM):
+    """Return the entries at these places of each row; any axes behind T."""
+    index_BM = place_BM.reshape(*place_BM.shape, *(1,) * (x_BT.ndim - 2))
+    return jnp.take_along_axis(x_BT, index_BM, axis=1)
+
+
+def _before(x_BTD, place_BM):
+    """Return the hidden states before the tokens at these places."""
+    return _at(x_BTD, jnp.maximum(place_BM - 1, 0))
+
+
+def _score_given(model: TransformerConfig, params, x_BTD, given, temperature, free_V):
+    """Score each hidden state's next token, `given` with what the grammar allowed there."""
+    blocks = -(-x_BTD.shape[1] // max(model.row_logits // model.vocab_size, 1))
+    if blocks == 1:
+        logits_BTV = transformer.unembed(model, params, x_BTD)
+        return _score(logits_BTV, given[0], temperature, given[1], free_V)
+    table_VD = transformer.output_embedding(model, params)
+    return _score_in_blocks(blocks, table_VD, x_BTD, given, temperature, free_V, model.dtype)
 
 
 def _score(logits_V, next_, temperature, allowed=None, free_V=None):

@@ -10,7 +10,7 @@
 
 With a mesh of their own for the players, 1. is one step ahead of the others (`ahead.py`).
 
-Letters: N groups, G members, B = N * G rows, T tokens, J turns, M rows of a minibatch.
+Letters: N groups, G members, B = N * G rows, T tokens, J turns.
 """
 
 import dataclasses
@@ -37,6 +37,7 @@ from autollm_jax.rl.batches import (
     RolloutBatch,
     UpdateBatch,
     minibatches,
+    sampled_places,
 )
 from autollm_jax.rl.grpo import GRPOHyperparameters, token_advantages, turn_advantages
 from autollm_jax.rl.logprobs import Allowed
@@ -71,7 +72,7 @@ class _Programs:
     """The compiled parts of a step, and the parameters that they share.
 
     step: (state, minibatch, frozen) -> (state, metrics).
-    reference: (parameters, minibatch) -> log-probabilities [M, T], logits of the choices.
+    reference: (parameters, minibatch) -> log-probabilities [B, T], logits of the choices.
     frozen: parameters that are not trained; empty without LoRA.
     reference_params: all parameters of the reference.
     """
@@ -339,5 +340,6 @@ def score(
         allowed=allowed,
         decisions=decisions,
         turns_BT=turns_BT if hp.ratio == "sequence" else None,
+        place_BM=sampled_places(mask_BT),
     )
     return batch, informative_B

@@ -2,7 +2,7 @@
 
 `grpo.py` has the formulas, on arrays.
 
-Letters: B rows, T tokens, J turns, P choices of a decision, M rows of a minibatch.
+Letters: B rows, T tokens, J turns, P choices of a decision.
 """
 
 import dataclasses
@@ -65,12 +65,11 @@ def policy_loss(model: TransformerConfig, hp: GRPOHyperparameters, params, batch
 
 
 def _forward(model: TransformerConfig, hp: GRPOHyperparameters, params, batch: UpdateBatch):
-    """Return the tokens' log-probabilities and entropies, and the logits of decisions' choices."""
+    """Return the scored tokens' log-probabilities and entropies, and the logits of choices."""
     rows = batch.tokens_BT, batch.positions_BT, batch.segments_BT
     x_BTD = hidden_states(model, params, *rows)
-    logprobs_BT, entropy_BT = score_tokens(
-        model, params, x_BTD, batch.tokens_BT, hp.temperature, batch.allowed
-    )
+    given = batch.tokens_BT, hp.temperature, batch.allowed, batch.place_BM
+    logprobs_BT, entropy_BT = score_tokens(model, params, x_BTD, *given)
     if batch.decisions is None:
         return logprobs_BT, entropy_BT, None
     places = batch.decisions.place_BJ, batch.decisions.id_BP

@@ -312,7 +312,9 @@ def _score(played, prompts_RB, problems: ProblemSet, config: GRPOSweepConfig) ->
         config.steps, config.group_size, config.minibatch_rows, length_multiple=context
     )
     batch, informative_B = score(conversations, GRPOHyperparameters(), loop)
-    batch = dataclasses.replace(batch, mask_BT=batch.mask_BT & informative_B[:, None])
+    # Whole rows are scored: a run's bits and a group's program do not depend on what others answer.
+    mask_BT = batch.mask_BT & informative_B[:, None]
+    batch = dataclasses.replace(batch, mask_BT=mask_BT, place_BM=None)
     return jax.tree.map(lambda x: x.reshape(runs, rows, *x.shape[1:]), batch)
 
 

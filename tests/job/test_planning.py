@@ -168,8 +168,10 @@ def test_the_planned_step_is_the_one_that_runs(tmp_path, monkeypatch):
 
 def test_grpos_planned_steps_are_those_that_run(tmp_path, monkeypatch):
     """The update's and the reference's program, as the plan lowers them and as the loop does."""
-    config = small(weights="", context=128, dtype="float32")
+    config = small(weights="", context=128, dtype="float32", turn_tokens=12)
     config.distill.steps, config.grpo.first_turn = 0, 1
+    spoken = config.gym.budget * config.policy.turn_tokens
+    assert 32 < spoken <= 64  # tokens of a row, of which the programs score 64
     job = Job(config, tmp_path, make_mesh(MeshShape(1, 2, 4)))
     settings, planned_texts, run_texts = config.grpo, [], []
 
@@ -193,11 +195,13 @@ def test_grpos_planned_steps_are_those_that_run(tmp_path, monkeypatch):
     edges = np.ones((rows, 128, LEAST_EDGES), np.int32)
     allowed = Allowed(ones > 0, edges, np.ones((rows, job.model.vocab_size), bool))
 
+    turns = np.where(np.arange(128) >= 128 - spoken, 0, -1) * ones
+
     def rollout(params, key, step):
         rewards = np.arange(rows, dtype=np.float32)[:, None]
         lengths, logprobs = np.full(rows, 128, np.int32), -np.ones((rows, 128), np.float32)
         steps = np.ones((rows, 1), bool)
-        played = RolloutBatch(ones, lengths, 0 * ones, logprobs, rewards, steps, allowed, made)
+        played = RolloutBatch(ones, lengths, turns, logprobs, rewards, steps, allowed, made)
         return played, {}
 
     monkeypatch.setattr(planned_steps, "_compile", lowered)

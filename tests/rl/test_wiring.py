@@ -249,7 +249,7 @@ def test_a_schedule_that_decays_ends_with_the_last_update(tmp_path):
     """A rollout of 8 rows in minibatches of 3, two epochs: six updates."""
     config = small_config(minibatch_rows=3, epochs=2)
     rows = np.arange(GROUPS * G)
-    columns = [rows[:, None]] * (len(dataclasses.fields(batches.UpdateBatch)) - 4)
+    columns = [rows[:, None]] * (len(dataclasses.fields(batches.UpdateBatch)) - 5)
     settings = batches.GRPOLoopConfig(STEPS, G, minibatch_rows=3, epochs=2)
     a_rollout = len(
         list(batches.minibatches(batches.UpdateBatch(*columns), rows, settings, seed=0))
