@@ -21,6 +21,7 @@ from autollm_jax.agent.dialogue import encode_turn, panel_ids
 from autollm_jax.errors import UserError
 from autollm_jax.models import lora
 from autollm_jax.models.transformer import TransformerConfig
+from autollm_jax.rl.batches import scored_places
 from autollm_jax.rl.logprobs import choice_logprobs, hidden_states, score_tokens
 from autollm_jax.text.prompts import Turn
 from autollm_jax.training.flops import without_recomputation
@@ -84,6 +85,7 @@ class PackedRows:
     positions_NT: i32, position in the token's own conversation.
     loss_mask_NT: bool, tokens whose prediction is learned.
     chances: choices whose whole distribution is learned; None where none is known.
+    place_NM: i32, places of the loss mask's tokens, from `rl.batches.scored_places`.
     """
 
     tokens_NT: np.ndarray
@@ -91,6 +93,7 @@ class PackedRows:
     positions_NT: np.ndarray
     loss_mask_NT: np.ndarray
     chances: Chances | None = None
+    place_NM: np.ndarray | None = None
 
 
 def pack(
@@ -143,7 +146,8 @@ def pack(
                 made[row] += [(start + p, c) for p, c in choices[i] if p < len(tokens)]
             start += len(tokens)
     chances = None if id_P is None else _chances(made, id_P, loss_mask_NT)
-    return PackedRows(tokens_NT, segments_NT, positions_NT, loss_mask_NT, chances)
+    places_NM = scored_places(loss_mask_NT)
+    return PackedRows(tokens_NT, segments_NT, positions_NT, loss_mask_NT, chances, places_NM)
 
 
 def _chances(made: Sequence[Choices], id_P: np.ndarray, loss_mask_NT: np.ndarray) -> Chances:
@@ -211,7 +215,7 @@ def imitation_loss(model: TransformerConfig, params, batch: PackedRows):
     """
     rows = batch.tokens_NT, batch.positions_NT, batch.segments_NT
     x_BTD = hidden_states(model, params, *rows)
-    logprobs_BT, _ = score_tokens(model, params, x_BTD, batch.tokens_NT)
+    logprobs_BT, _ = score_tokens(model, params, x_BTD, batch.tokens_NT, place_BM=batch.place_NM)
     loss, count = masked_sum(-logprobs_BT, batch.loss_mask_NT)
     # Of more than half probability: the likeliest for certain, without a pass over the vocabulary.
     sure_BT = (logprobs_BT > np.log(0.5)).astype(jnp.float32)

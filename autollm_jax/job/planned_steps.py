@@ -26,7 +26,7 @@ from autollm_jax.job.fields import split_names
 from autollm_jax.job.job import Job
 from autollm_jax.models import lora, transformer
 from autollm_jax.rl import sampler
-from autollm_jax.rl.batches import Decisions, UpdateBatch, sampled_places
+from autollm_jax.rl.batches import Decisions, UpdateBatch, scored_places
 from autollm_jax.rl.grammar import LEAST_EDGES
 from autollm_jax.rl.logprobs import Allowed
 from autollm_jax.rl.objective import jit_reference, jit_update
@@ -150,7 +150,10 @@ def _steps(job: Job, evaluated_rows: int) -> Iterator[tuple[str, Callable[[], St
             return jit_train_step(loss_fn, optimizer, shardings, job.mesh, pieces)
 
         rows = even_rows(config.distill.batch_rows, job.mesh, pieces)
-        batch = _batch(PackedRows, rows, config.distill.row_length, chances=None)
+        length = config.distill.row_length
+        conversations = max(length // config.policy.context, 1)  # of a row
+        places = _places(job, rows, length, conversations)
+        batch = _batch(PackedRows, rows, length, chances=None, place_NM=places)
         yield _update(job, "distill", distilling, shape, optimizer, params, batch, **published)
     if config.grpo.steps:
         held = {"other": _bytes(trained)}
@@ -359,11 +362,16 @@ def _grpo_batch(job: Job, rows: int) -> UpdateBatch:
         decisions = Decisions(places, shape(*numbers), shape(*numbers), shape(np.int32, P))
     turns = shape(np.int32, T) if config.grpo.ratio == "sequence" else None
     weights = shape(np.float32, T) if config.grpo.importance_cap else None
-    most = config.gym.budget * config.policy.turn_tokens
-    place_1M = sampled_places(np.arange(T)[None] < most)
-    places = None if place_1M is None else shape(np.int32, place_1M.shape[1])
+    places = _places(job, rows, T, 1)
     more = {"allowed": allowed, "decisions": decisions, "turns_BT": turns, "weights_BT": weights}
     return _batch(UpdateBatch, rows, T, place_BM=places, **more)
+
+
+def _places(job: Job, rows: int, T: int, conversations: int) -> jax.ShapeDtypeStruct | None:
+    """Make the shape of the scored tokens' places: as many as the turns of conversations have."""
+    most = conversations * job.config.gym.budget * job.config.policy.turn_tokens
+    place_1M = scored_places(np.arange(T)[None] < most)
+    return None if place_1M is None else jax.ShapeDtypeStruct((rows, *place_1M.shape[1:]), np.int32)
 
 
 # Types of a batch's fields; all other fields (token ids, segments, positions) are i32.

@@ -73,7 +73,7 @@ class UpdateBatch:
     of the sampled tokens; with importance weights the behaviour is the trainer's. advantages: f32.
     allowed and decisions: as in `RolloutBatch`; decisions are there for enumerated groups alone.
     turns: i32, as in `RolloutBatch`; None but for ratios of sequences. weights: f32, factors of the
-    objective; None for 1. place: i32, of the tokens that are scored, from `sampled_places`.
+    objective; None for 1. place: i32, of the tokens that are scored, from `scored_places`.
     """
 
     tokens_BT: jax.Array
@@ -113,8 +113,8 @@ class GRPOLoopConfig:
     save_every: int = 10
 
 
-def sampled_places(mask_BT: np.ndarray) -> np.ndarray | None:
-    """Return the places of each row's sampled tokens, [B, M], so that they alone are scored.
+def scored_places(mask_BT: np.ndarray) -> np.ndarray | None:
+    """Return the places of each row's tokens in a loss mask, [B, M], so that they alone are scored.
 
     M is the count of the row that has most, rounded up to a power of two, as each M compiles once.
     Other tokens of the row fill it up. None where M would be no less than T.

@@ -37,7 +37,7 @@ from autollm_jax.rl.batches import (
     RolloutBatch,
     UpdateBatch,
     minibatches,
-    sampled_places,
+    scored_places,
 )
 from autollm_jax.rl.grpo import GRPOHyperparameters, token_advantages, turn_advantages
 from autollm_jax.rl.logprobs import Allowed
@@ -340,6 +340,6 @@ def score(
         allowed=allowed,
         decisions=decisions,
         turns_BT=turns_BT if hp.ratio == "sequence" else None,
-        place_BM=sampled_places(mask_BT),
+        place_BM=scored_places(mask_BT),
     )
     return batch, informative_B

@@ -107,6 +107,21 @@ def test_a_conversation_longer_than_a_row_loses_its_end():
     assert rows.tokens_NT.tolist() == [[1, 4, 5, 6, 7, 8]]
 
 
+def test_learned_tokens_alone_are_scored_with_the_loss_and_gradient_of_whole_rows():
+    some = pack(conversations(12), 64, pad_id=0)
+    whole = dataclasses.replace(some, place_NM=None)
+    assert some.place_NM.shape[1] == 32
+    both = jax.jit(jax.value_and_grad(lambda p, rows: imitation_loss(MODEL, p, rows)[0]))
+    found = [both(start_params(), rows) for rows in (some, whole)]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), *found)
+    flops = [
+        both.lower(start_params(), rows).compile().cost_analysis()["flops"]
+        for rows in (some, whole)
+    ]
+    left_out = whole.tokens_NT.size - some.place_NM.size
+    assert flops[1] - flops[0] > 6 * left_out * MODEL.width * MODEL.vocab_size
+
+
 def test_nothing_to_learn_is_a_users_error():
     with pytest.raises(UserError, match="no conversation has a turn to learn from"):
         pack([encode_conversation(Letters(), TURNS)], 4, pad_id=0)

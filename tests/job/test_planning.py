@@ -135,8 +135,9 @@ def test_lora_shares_its_frozen_base_and_has_a_small_optimizer(full, tmp_path, m
 
 def test_the_planned_step_is_the_one_that_runs(tmp_path, monkeypatch):
     """Distillation's program, as the plan lowers it and as training does."""
-    config = small(weights="")
+    config = small(weights="", turn_tokens=12)
     config.grpo.steps = 0
+    assert 32 < config.gym.budget * config.policy.turn_tokens <= 64  # tokens of a row that are scored
     job = Job(config, tmp_path, make_mesh(MeshShape(1, 2, 4)))
     settings, texts = config.distill, []
 
@@ -151,7 +152,7 @@ def test_the_planned_step_is_the_one_that_runs(tmp_path, monkeypatch):
 
     monkeypatch.setattr(planned_steps, "_compile", lowered)
     monkeypatch.setattr(loop, "make_train_step", training_step)
-    conversations = [(np.arange(100, dtype=np.int32), np.ones(100, bool))] * 20
+    conversations = [(np.arange(100, dtype=np.int32), np.arange(100) >= 60)] * 20
     with pytest.raises(InterruptedError):
         planning.plan(job)
     with pytest.raises(InterruptedError):

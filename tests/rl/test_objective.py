@@ -20,7 +20,7 @@ from autollm_jax.rl.batches import (
     GRPOLoopConfig,
     RolloutBatch,
     UpdateBatch,
-    sampled_places,
+    scored_places,
 )
 from autollm_jax.rl.grpo import GRPOHyperparameters
 from autollm_jax.rl.logprobs import Allowed
@@ -108,7 +108,7 @@ def improved(model, batch, devices=1, microbatches=1):
 
 
 def sampled(batch):
-    place_BM = sampled_places(batch.mask_BT)
+    place_BM = scored_places(batch.mask_BT)
     assert place_BM is not None and place_BM.shape[1] == 8
     return dataclasses.replace(batch, place_BM=place_BM)
 
@@ -142,7 +142,7 @@ def test_the_reference_scores_sampled_tokens_alone():
     batch = batch_of()
     whole_BT, found_BT = (np.asarray(scored(each)) for each in (batch, sampled(batch)))
     scored_BT = np.zeros((B, T), bool)
-    np.put_along_axis(scored_BT, sampled_places(batch.mask_BT), True, axis=1)
+    np.put_along_axis(scored_BT, scored_places(batch.mask_BT), True, axis=1)
     assert (scored_BT & batch.mask_BT).sum() == batch.mask_BT.sum()
     np.testing.assert_allclose(found_BT[batch.mask_BT], whole_BT[batch.mask_BT], atol=1e-6)
     assert (found_BT[~scored_BT] == 0).all() and (whole_BT[:, 1:] != 0).all()
@@ -153,7 +153,7 @@ def test_places_are_the_sampled_tokens_rounded_up_to_a_power_of_two():
         mask_BT = np.zeros((2, 20), bool)
         mask_BT[0, 20 - most :] = True
         mask_BT[1, 3 : 3 + most // 2] = True
-        place_BM = sampled_places(mask_BT)
+        place_BM = scored_places(mask_BT)
         assert place_BM.shape == (2, expected) and place_BM.dtype == np.int32
         for place_M, mask_T in zip(place_BM, mask_BT, strict=True):
             assert len(set(place_M)) == expected and set(np.flatnonzero(mask_T)) <= set(place_M)
@@ -161,11 +161,11 @@ def test_places_are_the_sampled_tokens_rounded_up_to_a_power_of_two():
 
 def test_rows_of_which_most_is_sampled_are_scored_whole():
     mask_BT = np.ones((2, 16), bool)
-    assert sampled_places(mask_BT) is None
+    assert scored_places(mask_BT) is None
     mask_BT[:, :7] = False
-    assert sampled_places(mask_BT) is None
+    assert scored_places(mask_BT) is None
     mask_BT[:, 7] = False
-    assert sampled_places(mask_BT).shape == (2, 8)
+    assert scored_places(mask_BT).shape == (2, 8)
 
 
 def test_no_program_multiplies_the_tokens_that_are_not_sampled_with_the_vocabulary():
