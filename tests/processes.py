@@ -49,6 +49,7 @@ SMALL_JOB = (
     "--config.distill.dtype=float32", "--config.grpo.steps=1",
     "--config.grpo.groups=2", "--config.grpo.group_size=2", "--config.grpo.minibatch_rows=4",
     "--config.evaluation.seeds=(0,)", "--config.evaluation.methods=agent,random",
+    "--config.evaluation.processes=1",
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -148,6 +149,7 @@ def test_two_processes_restore_what_one_saved(one_process):
 def test_a_signal_to_one_process_saves_the_same_step_in_both_and_a_rerun_goes_on(
     two_processes, tmp_path
 ):
+    shutil.copytree(two_processes / "distill", tmp_path / "distill")
     stopped = run("preempted", tmp_path, [4, 4])
     assert [one.returncode for one in stopped] == [PREEMPTED_EXIT_CODE] * 2, stopped[1].stderr[
         -3000:

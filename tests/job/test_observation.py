@@ -1,12 +1,10 @@
 """What a job leaves to be looked at: rates of its steps, and traces of some of them."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
+from tests import scripts
 from tests.processes import SMALL_JOB
 
 RATES = ("mfu", "tokens_per_second_per_device", "peak_memory_bytes", "compile_seconds")
@@ -16,11 +14,11 @@ RATES = ("mfu", "tokens_per_second_per_device", "peak_memory_bytes", "compile_se
 def workdir(tmp_path_factory):
     """A small job, all of it, with a trace of its first step of distillation and of GRPO."""
     folder = tmp_path_factory.mktemp("job")
-    command = [
-        sys.executable, "launch/main.py", "--config=configs/gym.py", f"--workdir={folder}",
-        *SMALL_JOB, "--config.evaluation.methods=random", "--config.profile.steps=0:1",
-    ]  # fmt: skip
-    subprocess.run(command, check=True, env=os.environ, capture_output=True)
+    done = scripts.run(
+        "launch/main.py", "--config=configs/gym.py", f"--workdir={folder}", *SMALL_JOB,
+        "--config.evaluation.methods=random", "--config.profile.steps=0:1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 

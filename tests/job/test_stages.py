@@ -271,7 +271,8 @@ def test_compiled_programs_are_kept_in_the_work_directory(tmp_path):
     command = [
         sys.executable, "launch/main.py", "--config=configs/gym.py:smoke", f"--workdir={tmp_path}",
         "--stage=ground_truth", "--config.gym.tasks=pretraining",
-        "--config.ground_truth.levels=low",
+        "--config.ground_truth.levels=low", "--config.ground_truth.pretraining.low.tokens=(1024,)",
+        "--config.ground_truth.pretraining.low.batch_sizes=(4,)",
     ]  # fmt: skip
     subprocess.run(command, check=True, env=environment, capture_output=True)
     assert any((tmp_path / "compiled").iterdir())
