@@ -137,7 +137,7 @@ def test_the_planned_step_is_the_one_that_runs(tmp_path, monkeypatch):
     """Distillation's program, as the plan lowers it and as training does."""
     config = small(weights="", turn_tokens=12)
     config.grpo.steps = 0
-    assert 32 < config.gym.budget * config.policy.turn_tokens <= 64  # tokens of a row that are scored
+    assert 32 < config.gym.budget * config.policy.turn_tokens <= 64  # of which 64 are scored
     job = Job(config, tmp_path, make_mesh(MeshShape(1, 2, 4)))
     settings, texts = config.distill, []
 
