@@ -18,6 +18,7 @@ from autollm_jax.errors import UserError
 from autollm_jax.files import read_json, read_json_lines, write_atomic
 from autollm_jax.gym.experiments import Experiment, load_experiments
 from autollm_jax.job.fields import split_names
+from autollm_jax.peers import PEERS
 from autollm_jax.report.markdown import table, with_section
 
 WORKDIR = command_line.define_path("workdir", None, "Work directory of a job that has a report.")
@@ -115,8 +116,11 @@ def front_lines(workdir: Path, with_cost: bool) -> list[str]:
     summary = read_json(workdir / "report" / "summary.json")
     record = read_json(workdir / "evaluation" / "evaluated.json")
     regret, difference = summary["regret"], summary["difference"]
-    others = [name for name in regret if name not in (AGENT, "distilled")]
-    best = min(others, key=lambda name: sum(c["mean"] for c in regret[name]["all"].values()))
+
+    def best_of(names: Sequence[str]) -> str:
+        return min(names, key=lambda name: sum(c["mean"] for c in regret[name]["all"].values()))
+
+    best = best_of([name for name in regret if name not in (AGENT, "distilled")])
     lines = [
         f"The agent: {means(regret[AGENT])}. The best other method, {shown(best)}: "
         f"{means(regret[best])}. The difference: {gaps(difference[best])}."
@@ -125,6 +129,12 @@ def front_lines(workdir: Path, with_cost: bool) -> list[str]:
         lines.append(
             f"Before GRPO, after distillation alone: {means(regret['distilled'])}. The difference: "
             f"{gaps(difference['distilled'])}."
+        )
+    if peers := [name for name in PEERS if name in regret]:
+        best = best_of(peers)
+        lines.append(
+            f"Of {len(peers)} [methods of other packages](docs/peers.md) the best, {shown(best)}: "
+            f"{means(regret[best])}. The difference: {gaps(difference[best])}."
         )
     bounds = [f"{shown(name)} {means(regret[name])}" for name in YARDSTICKS if name in regret]
     if "ceiling" in summary:

@@ -65,6 +65,24 @@ def test_differences_beyond_chance_are_bold_task_by_task(workdir, tmp_path):
     assert f"| random | {' | '.join(row)} |" in by_task
 
 
+def test_the_best_method_of_another_package_has_a_line(workdir, tmp_path):
+    path, readme = workdir / "report/summary.json", tmp_path / "README.md"
+    summary = json.loads(path.read_text())
+    for name, mean in (("smac_forest", 0.25), ("optuna_gp", 0.5)):
+        cells = dict.fromkeys(("1", "3", "5"), {"mean": mean, "low": 0.1, "high": 0.6, "n": 2})
+        for part in ("regret", "difference"):
+            summary[part][name] = dict.fromkeys(summary[part]["random"], cells)
+        summary["regret_by_source"][name] = dict.fromkeys(
+            summary["regret_by_source"]["random"], cells
+        )
+    path.write_text(json.dumps(summary))
+    readme.write_text("# Name\n")
+    done = run(f"--workdir={workdir}", f"--out={tmp_path / 'docs'}", f"--readme={readme}")
+    assert done.returncode == 0, done.stderr
+    said = "- Of 2 [methods of other packages](docs/peers.md) the best, smac forest: 0.250 / 0.250"
+    assert said in readme.read_text()
+
+
 def test_a_pool_on_more_tables_has_its_own_page_and_comes_first(workdir, tmp_path):
     readme, docs = tmp_path / "README.md", tmp_path / "docs"
     readme.write_text("# Name\n")
