@@ -16,12 +16,10 @@ in seconds, and keeps the other quantiles of the package. A game takes some seco
 """
 
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
-from tqdm import tqdm
 
 from autollm_jax import command_line
 from autollm_jax.advise import checking
@@ -32,6 +30,7 @@ from autollm_jax.files import write_json_atomic
 from autollm_jax.ground_truth.provenance import code_commit
 from autollm_jax.gym.experiments import Experiment, load_experiments
 from autollm_jax.gym.splits import PROTOCOLS, evidence_for, split
+from autollm_jax.progress_bar import progress_bar
 
 ROOTS = flags.DEFINE_list("roots", ["gym_data"], "Folders of outcome tables.")
 PROTOCOL = flags.DEFINE_enum("protocol", "dev", list(PROTOCOLS), "Which experiments are held out.")
@@ -138,7 +137,7 @@ def played(
     """Play all games; by source and task."""
     decider = Agent(Path(AGENT.value)) if AGENT.value else Panels()
     checked: dict[str, list[checking.Checked]] = {}
-    with tqdm(total=sum(map(len, games.values())), unit="game", file=sys.stderr) as bar:
+    with progress_bar(total=sum(map(len, games.values())), unit="game") as bar:
         for name, own in games.items():
             for target, evidence in own:
                 bar.set_postfix_str(target.id)

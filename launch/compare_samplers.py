@@ -11,12 +11,10 @@ seconds an experiment and seed on one core.
 """
 
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
-from tqdm import tqdm
 
 from autollm_jax import command_line
 from autollm_jax.advise import samplers, studies
@@ -27,6 +25,7 @@ from autollm_jax.files import write_atomic, write_json_atomic
 from autollm_jax.ground_truth.provenance import code_commit
 from autollm_jax.gym.experiments import Experiment, load_experiments
 from autollm_jax.gym.splits import PROTOCOLS, evidence_for, split
+from autollm_jax.progress_bar import progress_bar
 from autollm_jax.report.markdown import table as markdown_table
 from autollm_jax.report.markdown import with_section
 
@@ -66,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"{','.join(ROOTS.value)}: no experiment with cheaper ones to ask about")
     played = []
     total = len(chosen) * SEEDS.value * len(methods)
-    with tqdm(total=total, unit="study", file=sys.stderr) as bar:
+    with progress_bar(total=total, unit="study") as bar:
         for target, evidence in chosen:
             for seed in range(SEEDS.value):
                 for method in methods:

@@ -29,6 +29,7 @@ from autollm_jax.forecasts.advice import Offer
 from autollm_jax.gym.environment import Episode
 from autollm_jax.models import transformer
 from autollm_jax.models.transformer import TransformerConfig
+from autollm_jax.progress_bar import progress_bar
 from autollm_jax.rl import sampler
 from autollm_jax.rl.sampler import SamplerConfig, SamplerState, TurnConfig
 from autollm_jax.sharding.hosts import to_host
@@ -294,10 +295,8 @@ def _answers(
 
 
 def _bar(title: str, episodes: Sequence[Episode]) -> tqdm:
-    return tqdm(
-        desc=title, total=sum(episode.budget for episode in episodes), unit="turn", leave=False,
-        disable=None if title else True, dynamic_ncols=True,
-    )  # fmt: skip
+    total = sum(episode.budget for episode in episodes)
+    return progress_bar(desc=title, total=total, unit="turn", leave=False, shown=bool(title))
 
 
 def _openings(

@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tqdm import tqdm
 
 from autollm_jax.baselines.base import Candidates, Problem
 from autollm_jax.curriculum.pairs import CurationConfig, Families, build_pair, draw_recipes
@@ -31,6 +30,7 @@ from autollm_jax.forecasts.advisers import counsel
 from autollm_jax.forecasts.panel import Panel
 from autollm_jax.gym.environment import Episode, Observation, Trial
 from autollm_jax.gym.experiments import Experiment
+from autollm_jax.progress_bar import progress_bar
 
 WIDTH = 48
 PRIOR = 8.0  # logits fall by so much for one unit of the panel's expected regret, at first
@@ -186,7 +186,8 @@ def games_of(training: Sequence[Experiment], seed: int, progress: bool, s: Setti
         far=s.far,
         pairs_per_family=3,
     )
-    recipes = tqdm(draw_recipes(families, config), "scorer's pairs", s.pairs, disable=not progress)
+    recipes = draw_recipes(families, config)
+    recipes = progress_bar(recipes, "scorer's pairs", total=s.pairs, shown=progress)
     pairs = [build_pair(recipe, families) for recipe in recipes]
     return [(pair.target, pair.counsel()) for pair in pairs]
 
@@ -210,7 +211,7 @@ def train(
     schedule = optax.cosine_decay_schedule(s.learning_rate, s.rounds * s.updates)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule))
     moments = optimizer.init(params)
-    bar = tqdm(range(s.rounds), "learn scorer", unit="round", disable=not progress)
+    bar = progress_bar(range(s.rounds), "learn scorer", unit="round", shown=progress)
     for _ in bar:
         played, regret_GT = play(params, games, random, s.budget)
         regrets.append(regret_GT.mean(0))

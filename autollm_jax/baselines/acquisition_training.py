@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tqdm import tqdm
 
 from autollm_jax.baselines.acquisition_network import (
     Inputs,
@@ -31,6 +30,7 @@ from autollm_jax.forecasts.problem_arrays import (
     training_spaces,
 )
 from autollm_jax.gym.experiments import Experiment
+from autollm_jax.progress_bar import progress_bar
 
 PARAMETER = "parameter "  # prefix of the names of learned parameters
 
@@ -129,7 +129,7 @@ def learn(
     params = init_params(rng, s, [round(np.mean(actives)), *actives])
     moments = _optimizer(s).init(params)
     keys = jax.random.split(jax.random.key(seed), s.steps)
-    bar = tqdm(keys, "learn neural_acquisition", unit="step", disable=not progress)
+    bar = progress_bar(keys, "learn neural_acquisition", unit="step", shown=progress)
     regrets = []
     for key in bar:
         drawn = [draw_problem(spaces, s, rng) for _ in range(s.problems)]

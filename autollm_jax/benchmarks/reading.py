@@ -5,11 +5,11 @@ import sys
 import time
 
 import numpy as np
-from tqdm import tqdm
 
 from autollm_jax.benchmarks.timing import Options, measured, seconds_of
 from autollm_jax.errors import UserError, one_line
 from autollm_jax.gym.experiments import load_experiments
+from autollm_jax.progress_bar import progress_bar
 from autollm_jax.published import pretrained
 
 
@@ -86,7 +86,7 @@ def _in_new_processes(
 ) -> tuple[list[float], list[list[float]]]:
     """Run code in new processes; return each one's seconds and the numbers that it printed."""
     seconds, parts = [], []
-    for _ in tqdm(range(repeats), name, unit="repeat", disable=None):
+    for _ in progress_bar(range(repeats), name, unit="repeat"):
         began = time.perf_counter()
         done = subprocess.run(
             [sys.executable, "-c", code, argument], capture_output=True, text=True

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from autollm_jax.benchmarks.timing import Options, measured
 from autollm_jax.data.pipeline import Packed, Pipeline
@@ -23,6 +22,7 @@ from autollm_jax.ground_truth.language_model import (
     LanguageModelTrainer,
 )
 from autollm_jax.ground_truth.plan import group_runs
+from autollm_jax.progress_bar import progress_bar
 from autollm_jax.rl import sweep as rl_sweep
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from autollm_jax.training import sweep as training_sweep
@@ -48,11 +48,11 @@ def sweep(options: Options) -> dict:
 
         jax.clear_caches()
         clear_programs()
-        for trainer, runs in tqdm(groups, "together", unit="group", disable=None):
+        for trainer, runs in progress_bar(groups, "together", unit="group"):
             train("together", trainer, runs, whole)
-        for trainer, runs in tqdm(groups, "again", unit="group", disable=None):
+        for trainer, runs in progress_bar(groups, "again", unit="group"):
             train("together, compiled", trainer, runs, whole)
-        for trainer, runs in tqdm(groups, "one by one", unit="run", disable=None):
+        for trainer, runs in progress_bar(groups, "one by one", unit="run"):
             jax.clear_caches()
             clear_programs()
             train("alone", trainer, runs[:1], single, len(runs))
@@ -105,7 +105,7 @@ def sweep_rate(options: Options) -> dict:
         return measured(rates, "GFLOP/s", rates)
     folders = {"here": str(Path(__file__).resolve().parents[2]), "there": options.against}
     rates = {name: [] for name in folders}
-    for _ in tqdm(range(options.repeats), "sweep_rate", unit="pair", disable=None):
+    for _ in progress_bar(range(options.repeats), "sweep_rate", unit="pair"):
         for name, folder in folders.items():
             done = subprocess.run(
                 [sys.executable, f"{folder}/launch/benchmark.py", "sweep_rate", "--repeats=2"],

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from autollm_jax.errors import UserError
+from autollm_jax.progress_bar import progress_bar
 
 # Files of requirements: transformers and torch, and what is compared beside them.
 PARITY, BENCHMARKS = "requirements-parity.txt", "requirements-benchmarks.txt"
@@ -77,7 +77,7 @@ def in_turn(
       The seconds of each call.
     """
     seconds = {call: [] for call in calls}
-    for repeat in tqdm(range(repeats + (not compiled)), name, unit="round", disable=None):
+    for repeat in progress_bar(range(repeats + (not compiled)), name, unit="round"):
         for call, function in calls.items():
             spent = seconds_of(function)
             if repeat or compiled:

@@ -8,13 +8,13 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from tqdm import tqdm
 
 from autollm_jax.evaluation.ceiling import best_regrets
 from autollm_jax.evaluation.runner import Game, Player
 from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.splits import Split, evidence_for
+from autollm_jax.progress_bar import progress_bar
 
 TRIALS = (1, 3, 5)
 
@@ -63,7 +63,7 @@ def difficulties(
     for target in sorted(split.held_out, key=lambda e: (e.task, e.source, e.id)):
         groups.setdefault((target.task, target.source), []).append(target)
     found = []
-    with tqdm(total=len(groups) * (len(players) + 1), unit="method", dynamic_ncols=True) as bar:
+    with progress_bar(total=len(groups) * (len(players) + 1), unit="method") as bar:
         for (task, source), targets in groups.items():
             regrets = {}
             for name, player in players.items():

@@ -23,7 +23,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from autollm_jax.baselines.base import Method, Problem
 from autollm_jax.baselines.learned import Learned
@@ -35,6 +34,7 @@ from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.splits import Split, evidence_for
 from autollm_jax.gym.stress import Stress, distort
 from autollm_jax.gym.tables import Roots, find_tables
+from autollm_jax.progress_bar import progress_bar
 
 SCHEMA = pa.schema(
     [
@@ -203,7 +203,7 @@ def evaluate(
       terms: the terms of every game.
       path: the path of `results.parquet`. `transcripts.jsonl` and `parts/` come beside it.
       tables: `table_hashes` of the split's roots. With other tables players play again.
-      progress: whether to show a progress bar (on a terminal).
+      progress: whether to show it.
 
     Returns:
       The results, one row per trial, with the columns of `SCHEMA`: players in the order given,
@@ -227,8 +227,8 @@ def evaluate(
             for seed in terms.seeds
         ]
 
-    parts, quiet = [], not (progress and distributed.is_main())
-    bar = tqdm(players.items(), "evaluate", unit="method", disable=quiet or None)
+    parts, shown = [], progress and distributed.is_main()
+    bar = progress_bar(players.items(), "evaluate", unit="method", shown=shown)
     for name, player in bar:
         bar.set_postfix_str(name)
         digest = _sha256([games_digest, name, getattr(player, "identity", "")])

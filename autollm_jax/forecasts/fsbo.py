@@ -27,7 +27,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tqdm import tqdm
 
 from autollm_jax.forecasts import deep_kernel as kernels
 from autollm_jax.forecasts.base import Forecast, Seen, draw_seed
@@ -43,6 +42,7 @@ from autollm_jax.forecasts.problem_arrays import (
 )
 from autollm_jax.gym.experiments import Experiment
 from autollm_jax.gym.settings import Setting
+from autollm_jax.progress_bar import progress_bar
 
 ROWS = 256  # evidence rows that the posterior is conditioned on
 TRIALS = 16  # latest trials that the posterior is conditioned on
@@ -252,7 +252,7 @@ def learn(
     params = {k: jnp.stack([d[k] for d in drawn]) for k in drawn[0]}
     moments = _optimizer(settings).init(params)
     losses = []
-    bar = tqdm(range(settings.steps), "learn fsbo", unit="step", disable=not progress)
+    bar = progress_bar(range(settings.steps), "learn fsbo", unit="step", shown=progress)
     for _ in bar:
         batches = [_batch(space.tasks, settings.batch_rows, rng) for space in spaces]
         batch = tuple(np.stack(arrays) for arrays in zip(*batches, strict=True))

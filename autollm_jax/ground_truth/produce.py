@@ -11,7 +11,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from autollm_jax.checkpointing.checkpoints import Checkpoints
 from autollm_jax.ground_truth.ledger import Ledger
@@ -19,6 +18,7 @@ from autollm_jax.ground_truth.plan import Cell, Measurement, Plan, Run, Trainer
 from autollm_jax.ground_truth.provenance import code_commit, device_kind, package_versions
 from autollm_jax.gym.experiments import table_experiments
 from autollm_jax.gym.tables import FORMAT, LEVELS, read_table, write_table
+from autollm_jax.progress_bar import progress_bar
 
 
 def produce(
@@ -51,7 +51,7 @@ def produce(
     """
     groups = plan.share(*share, levels)
     total = sum(trainer.steps(runs[0]) for runs in groups)
-    with tqdm(total=total, desc=f"{plan.task} runs", unit="step", dynamic_ncols=True) as bar:
+    with progress_bar(total=total, desc=f"{plan.task} runs", unit="step") as bar:
         for runs in groups:
             bar.set_postfix_str(runs[0].group, refresh=False)
             missing = [run for run in runs if ledger.read(run.name) is None]

@@ -5,11 +5,11 @@ import math
 
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from autollm_jax.errors import UserError
 from autollm_jax.ground_truth.plan import Plan, Trainer
 from autollm_jax.gym.tables import Table
+from autollm_jax.progress_bar import progress_bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ def verify(
     measured = [row for row in table.rows.to_pylist() if row["status"] != "infeasible"]
     chosen = np.sort(np.random.default_rng(seed).permutation(len(measured))[:rows])
     deviations = []
-    for number in tqdm(chosen, f"verify {plan.task}", unit="row", dynamic_ncols=True):
+    for number in progress_bar(chosen, f"verify {plan.task}", unit="row"):
         row = measured[number]
         group = group_of[row["run"]]
         (run,) = (member for member in group if member.name == row["run"])

@@ -10,12 +10,12 @@ import collections
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from tqdm import tqdm
 
 from autollm_jax.curriculum.pairs import CurationConfig, Pair, curate
 from autollm_jax.evaluation.runner import Game, Player
 from autollm_jax.gym.environment import Episode
 from autollm_jax.gym.experiments import Experiment
+from autollm_jax.progress_bar import progress_bar
 
 SEED = 777_000  # far from the seeds of the training pairs
 PAIRS_PER_FAMILY = 3
@@ -47,7 +47,7 @@ def cross_validate(
       calls and the share of matched calls.
     """
     found = {}
-    bar = tqdm(players.items(), "cross-validate", unit="method", dynamic_ncols=True)
+    bar = progress_bar(players.items(), "cross-validate", unit="method")
     for name, player in bar:
         bar.set_postfix_str(name)
         games = [Game(Episode(p.target, p.evidence, budget), n) for n, p in enumerate(pairs)]

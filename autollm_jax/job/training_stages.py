@@ -5,7 +5,6 @@ import functools
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from autollm_jax.agent.dialogue import panel_ids
 from autollm_jax.agent.distillation import (
@@ -26,6 +25,7 @@ from autollm_jax.errors import UserError
 from autollm_jax.files import write_atomic
 from autollm_jax.gym.environment import Episode
 from autollm_jax.job.job import Job
+from autollm_jax.progress_bar import progress_bar
 from autollm_jax.rl.batches import GRPOLoopConfig
 from autollm_jax.rl.loop import Selection, train_grpo
 from autollm_jax.sharding.mesh import for_play, split_mesh
@@ -80,7 +80,7 @@ def simulate(job: Job) -> None:
             matching=job.config.gym.matching,
         )
         recipes = job.pairs("distill")
-        bar = tqdm(desc="simulate", total=len(recipes), unit="pair", dynamic_ncols=True)
+        bar = progress_bar(desc="simulate", total=len(recipes), unit="pair")
         lines, pairs = [], set()
         for played in simulate_all(job.training, recipes, settings, config.processes):
             lines += [trajectory.to_json() + "\n" for trajectory in played]
@@ -109,7 +109,7 @@ def distill_policy(job: Job) -> None:
     trajectories = job.trajectories()
     conversations = [
         encode_conversation(tokenizer, trajectory.turns)
-        for trajectory in tqdm(trajectories, "encode", disable=not distributed.is_main())
+        for trajectory in progress_bar(trajectories, "encode", shown=distributed.is_main())
     ]
     choices = [choices_of(tokenizer, trajectory.turns) for trajectory in trajectories]
     lengths = [len(tokens) for tokens, _ in conversations]

@@ -30,6 +30,7 @@ from autollm_jax.cluster import distributed, preemption
 from autollm_jax.errors import UserError
 from autollm_jax.models import lora, transformer
 from autollm_jax.models.transformer import TransformerConfig
+from autollm_jax.progress_bar import progress_bar
 from autollm_jax.rl.ahead import Ahead, rollout_key
 from autollm_jax.rl.batches import (
     GRPOLoopConfig,
@@ -124,8 +125,8 @@ def train_grpo(
     """
     programs, first, state = _begin(model, hp, config, optimizer, reference_params, site)
     writer, meter = MetricsWriter(site.workdir, "grpo", first_step=first), Meter(site.mesh)
-    hidden = None if distributed.is_main() else True
-    bar = tqdm(total=config.steps, initial=first, desc="grpo", unit="step", disable=hidden)
+    shown = distributed.is_main()
+    bar = progress_bar(total=config.steps, initial=first, desc="grpo", unit="step", shown=shown)
     ahead = None
     if player_mesh is not None:
         folder = site.checkpoints.directory.with_name(f"{site.checkpoints.directory.name}_ahead")

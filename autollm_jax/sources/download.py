@@ -6,9 +6,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import tqdm
-
 from autollm_jax.errors import UserError
+from autollm_jax.progress_bar import progress_bar
 from autollm_jax.sources.source import Source
 
 TIMEOUT_SECONDS = 20
@@ -86,7 +85,7 @@ def hand_placed(source: Source, folder: str) -> dict[str, str]:
 def _fetch(address: str, path: Path) -> None:
     with urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS) as response:
         size = int(response.headers.get("Content-Length") or 0) or None
-        bar = tqdm.tqdm(total=size, unit="B", unit_scale=True, desc=path.name)
+        bar = progress_bar(total=size, unit="B", unit_scale=True, desc=path.name)
         with open(path, "wb") as file, bar:
             while chunk := response.read(CHUNK_BYTES):
                 file.write(chunk)

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from autollm_jax.checkpointing.checkpoints import Checkpoints
 from autollm_jax.cluster import distributed, preemption
 from autollm_jax.errors import UserError
+from autollm_jax.progress_bar import progress_bar
 from autollm_jax.sharding.hosts import to_devices
 from autollm_jax.training.meter import Meter
 from autollm_jax.training.metrics import MetricsWriter
@@ -105,10 +105,8 @@ class _Reports:
 
     def __init__(self, stage: str, workdir, first: int, steps: int):
         self.stage, self.writer = stage, MetricsWriter(workdir, stage, first_step=first)
-        self.bar = tqdm(
-            total=steps, initial=first, desc=stage, unit="step", dynamic_ncols=True,
-            disable=not distributed.is_main(),
-        )  # fmt: skip
+        shown = distributed.is_main()
+        self.bar = progress_bar(total=steps, initial=first, desc=stage, unit="step", shown=shown)
 
     def report(self, step: int, metrics: dict, rates: dict | None) -> None:
         """Check a step's loss, and write its metrics and rates where there are rates."""

@@ -1,0 +1,42 @@
+import contextlib
+import io
+
+from autollm_jax import progress_bar as module
+from autollm_jax.progress_bar import progress_bar
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def lines_of(output):
+    return [line.strip() for line in output.getvalue().splitlines() if line.strip()]
+
+
+def test_a_file_has_a_line_at_the_start_and_at_the_end():
+    with contextlib.redirect_stderr(io.StringIO()) as output:
+        assert list(progress_bar(range(100), "distill", unit="step")) == list(range(100))
+    first, last = lines_of(output)
+    assert first.startswith("distill: 0/100 [") and last.startswith("distill: 100/100 [")
+
+
+def test_a_file_has_a_line_once_its_seconds_are_over(monkeypatch):
+    monkeypatch.setattr(module, "SECONDS", 0.0)
+    with contextlib.redirect_stderr(io.StringIO()) as output:
+        with progress_bar(total=3, desc="grpo", unit="step") as bar:
+            for done in (1, 2, 3):
+                bar.update()
+                assert lines_of(output)[-1].startswith(f"grpo: {done}/3 [")
+
+
+def test_a_terminal_has_one_bar_that_is_drawn_over():
+    with contextlib.redirect_stderr(Terminal()) as output:
+        list(progress_bar(range(3), "distill"))
+    assert output.getvalue().count("\n") == 1 and "100%|" in output.getvalue()
+
+
+def test_what_is_not_shown_is_silent():
+    with contextlib.redirect_stderr(io.StringIO()) as output:
+        assert list(progress_bar(range(3), "distill", shown=False)) == [0, 1, 2]
+    assert not output.getvalue()
