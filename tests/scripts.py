@@ -20,7 +20,7 @@ ROOT = Path(autollm_jax.__file__).parents[1]
 FORKS = multiprocessing.get_context("forkserver")
 # The first is what scripts import first, too: it sets up the allocator and SIGTERM.
 FORKS.set_forkserver_preload(
-    ["autollm_jax.command_line", "autollm_jax.job.stages", "autollm_jax.advise.command"]
+    ["autollm_jax.command_line", "autollm_jax.job.stages", "autollm_jax.advise.advisor"]
 )
 
 
