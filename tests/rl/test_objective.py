@@ -113,10 +113,13 @@ def sampled(batch):
     return dataclasses.replace(batch, place_BM=place_BM)
 
 
-@pytest.mark.parametrize("enumerated", [False, True], ids=["tokens", "decisions"])
 @pytest.mark.parametrize(
-    ("model", "devices", "microbatches", "constrained"),
-    [(WHOLE, 1, 1, False), (BLOCKED, 1, 2, True), (BLOCKED, 8, 2, True)],
+    ("model", "devices", "microbatches", "constrained", "enumerated"),
+    [
+        (WHOLE, 1, 1, False, True),
+        (BLOCKED, 1, 2, True, False),
+        (BLOCKED, 8, 2, True, True),
+    ],
 )
 def test_an_update_is_the_same_where_sampled_tokens_alone_are_scored(
     model, devices, microbatches, constrained, enumerated
