@@ -1,6 +1,7 @@
 """Progress of long work: a bar on a terminal, a line now and then where output is a file."""
 
 import sys
+import time
 from collections.abc import Iterable
 
 from tqdm import tqdm
@@ -21,7 +22,25 @@ def progress_bar(
       options: those of tqdm: total, unit, leave, ...
     """
     if sys.stderr.isatty():
-        drawn = {"dynamic_ncols": True}
-    else:
-        drawn = {"bar_format": LINE, "mininterval": SECONDS, "miniters": 1}
-    return tqdm(iterable, desc, disable=not shown, **drawn, **options)
+        return tqdm(iterable, desc, disable=not shown, dynamic_ncols=True, **options)
+    lines = {"bar_format": LINE, "mininterval": SECONDS, "miniters": 1}
+    return _Lines(iterable, desc, disable=not shown, **lines, **options)
+
+
+class _Lines(tqdm):
+    """A bar of lines: a first, a last, and those between `mininterval` seconds apart."""
+
+    last_line = -1e9
+
+    def __iter__(self):
+        # tqdm counts rounds where it prints alone, and a postfix may print between.
+        for each in self.iterable:
+            yield each
+            self.update()
+        self.close()
+
+    def refresh(self, *arguments, **options):
+        now = time.monotonic()
+        if now - self.last_line >= SECONDS:
+            self.last_line = now
+            super().refresh(*arguments, **options)

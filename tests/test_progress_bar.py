@@ -30,6 +30,19 @@ def test_a_file_has_a_line_once_its_seconds_are_over(monkeypatch):
                 assert lines_of(output)[-1].startswith(f"grpo: {done}/3 [")
 
 
+def test_what_stands_behind_a_line_makes_no_more_lines_and_all_rounds_count(monkeypatch):
+    with contextlib.redirect_stderr(io.StringIO()) as output:
+        bar = progress_bar(range(4), "evaluate", unit="method")
+        for number in bar:
+            if number == 2:
+                monkeypatch.setattr(module, "SECONDS", 0.0)
+            bar.set_postfix_str(f"method {number}")
+            monkeypatch.setattr(module, "SECONDS", 1000.0)
+    found = [line.partition(" [")[0] for line in lines_of(output)]
+    assert found == ["evaluate: 0/4", "evaluate: 2/4", "evaluate: 4/4"]
+    assert "method 2" in lines_of(output)[1]
+
+
 def test_a_terminal_has_one_bar_that_is_drawn_over():
     with contextlib.redirect_stderr(Terminal()) as output:
         list(progress_bar(range(3), "distill"))
