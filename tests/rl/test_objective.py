@@ -162,6 +162,12 @@ def test_places_are_the_sampled_tokens_rounded_up_to_a_power_of_two():
             assert len(set(place_M)) == expected and set(np.flatnonzero(mask_T)) <= set(place_M)
 
 
+def test_rollouts_of_fewer_tokens_than_a_row_may_sample_have_one_program():
+    played = [batch_of().mask_BT & (np.arange(T) < most) for most in (2, T)]
+    assert {scored_places(mask_BT, 7).shape for mask_BT in played} == {(B, 8)}
+    assert len({scored_places(mask_BT).shape for mask_BT in played}) == 2
+
+
 def test_rows_of_which_most_is_sampled_are_scored_whole():
     mask_BT = np.ones((2, 16), bool)
     assert scored_places(mask_BT) is None
