@@ -23,12 +23,12 @@ def progress_bar(
     """
     if sys.stderr.isatty():
         return tqdm(iterable, desc, disable=not shown, dynamic_ncols=True, **options)
-    lines = {"bar_format": LINE, "mininterval": SECONDS, "miniters": 1}
+    lines = {"bar_format": LINE, "mininterval": SECONDS, "miniters": 1, "position": 0}
     return _Lines(iterable, desc, disable=not shown, **lines, **options)
 
 
 class _Lines(tqdm):
-    """A bar of lines: a first, a last, and those between `mininterval` seconds apart."""
+    """A bar of lines: a first, a last, and those between `SECONDS` apart."""
 
     last_line = -1e9
 

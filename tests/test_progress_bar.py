@@ -43,6 +43,13 @@ def test_what_stands_behind_a_line_makes_no_more_lines_and_all_rounds_count(monk
     assert "method 2" in lines_of(output)[1]
 
 
+def test_a_bar_within_another_moves_no_cursor_of_a_file():
+    with contextlib.redirect_stderr(io.StringIO()) as output:
+        for _ in progress_bar(range(2), "evaluate"):
+            list(progress_bar(range(2), "play", leave=False))
+    assert "\x1b" not in output.getvalue() and output.getvalue().count("play: ") == 2
+
+
 def test_a_terminal_has_one_bar_that_is_drawn_over():
     with contextlib.redirect_stderr(Terminal()) as output:
         list(progress_bar(range(3), "distill"))

@@ -146,8 +146,8 @@ def pack(
                 made[row] += [(start + p, c) for p, c in choices[i] if p < len(tokens)]
             start += len(tokens)
     chances = None if id_P is None else _chances(made, id_P, loss_mask_NT)
-    places_NM = scored_places(loss_mask_NT)
-    return PackedRows(tokens_NT, segments_NT, positions_NT, loss_mask_NT, chances, places_NM)
+    place_NM = scored_places(loss_mask_NT)
+    return PackedRows(tokens_NT, segments_NT, positions_NT, loss_mask_NT, chances, place_NM)
 
 
 def _chances(made: Sequence[Choices], id_P: np.ndarray, loss_mask_NT: np.ndarray) -> Chances:

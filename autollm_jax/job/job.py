@@ -239,6 +239,11 @@ class Job:
         """The checkpoints of a stage's best policy on kept-out experiments; GRPO alone has some."""
         return self.checkpoints(f"{stage}_best")
 
+    @property
+    def most_sampled(self) -> int:
+        """Tokens that the policy may sample in an episode."""
+        return self.config.gym.budget * self.config.policy.turn_tokens
+
     def grpo_hyperparameters(self) -> GRPOHyperparameters:
         names = [field.name for field in dataclasses.fields(GRPOHyperparameters)]
         chosen = {n: self.config.grpo[n] for n in names}

@@ -151,8 +151,7 @@ def _steps(job: Job, evaluated_rows: int) -> Iterator[tuple[str, Callable[[], St
 
         rows = even_rows(config.distill.batch_rows, job.mesh, pieces)
         length = config.distill.row_length
-        conversations = max(length // config.policy.context, 1)  # of a row
-        places = _places(job, rows, length, conversations)
+        places = _places(job, rows, length, max(length // config.policy.context, 1))
         batch = _batch(PackedRows, rows, length, chances=None, place_NM=places)
         yield _update(job, "distill", distilling, shape, optimizer, params, batch, **published)
     if config.grpo.steps:
@@ -369,8 +368,7 @@ def _grpo_batch(job: Job, rows: int) -> UpdateBatch:
 
 def _places(job: Job, rows: int, T: int, conversations: int) -> jax.ShapeDtypeStruct | None:
     """Make the shape of the scored tokens' places: as many as the turns of conversations have."""
-    most = conversations * job.config.gym.budget * job.config.policy.turn_tokens
-    place_1M = scored_places(np.zeros((1, T), bool), most)
+    place_1M = scored_places(np.zeros((1, T), bool), conversations * job.most_sampled)
     return None if place_1M is None else jax.ShapeDtypeStruct((rows, *place_1M.shape[1:]), np.int32)
 
 

@@ -170,7 +170,7 @@ def grpo(job: Job) -> None:
             config.minibatch_rows,
             epochs=config.epochs,
             microbatches=config.microbatches,
-            most_sampled=job.config.gym.budget * job.config.policy.turn_tokens,
+            most_sampled=job.most_sampled,
             save_every=config.save_every,
         ),
         job.optimizer(config),

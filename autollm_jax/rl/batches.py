@@ -120,8 +120,8 @@ def scored_places(mask_BT: np.ndarray, least: int = 0) -> np.ndarray | None:
     """Return the places of each row's tokens in a loss mask, [B, M], so that they alone are scored.
 
     M is the count of the row that has most, and no less than `least`, rounded up to a power of two,
-    as each M compiles once.
-    Other tokens of the row fill it up. None where M would be no less than T.
+    as each M compiles once. Other tokens of the row fill it up. None where M would be no less than
+    T.
     """
     M = bucket(max(mask_BT.sum(1).max(), least), 1)
     if M >= mask_BT.shape[1]:
