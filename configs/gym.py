@@ -128,6 +128,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.simulate.episodes = 4  # of each pair
     c.simulate.softness = 0.03  # temperature of the teacher's hindsight, in units of reward
     c.simulate.uniform = 0.1  # share of the teacher's choices that hindsight does not guide
+    c.simulate.lookahead = True  # hindsight of the rest of the episode, not of one trial alone
     c.simulate.prior = 0.3  # chance of all advisers together before hindsight
     c.simulate.reasoning = True  # whether turns have a think part
     c.simulate.processes = 2
@@ -148,6 +149,9 @@ def get_config(variant: str = "") -> ConfigDict:
     c.grpo.groups = 32  # pairs a step
     c.grpo.group_size = 1  # episodes a pair
     c.grpo.members = "enumerated"  # of a group: all choices of a decision, or sampled episodes
+    # Enumerated choices earn what the rest of the episode brings where all advisers together decide
+    # the later trials; False: what their own trial brings.
+    c.grpo.lookahead = True
     c.grpo.minibatch_rows = 16  # episodes an update sees
     c.grpo.microbatches = 1
     c.grpo.epochs = 3  # passes over each rollout

@@ -8,6 +8,7 @@ import numpy as np
 
 from autollm_jax.agent.constraint import next_turn
 from autollm_jax.agent.dialogue import encode_turn
+from autollm_jax.curriculum.lookahead import Lookahead, worth
 from autollm_jax.forecasts.advice import Decision, Offer, decision_of
 from autollm_jax.forecasts.advisers import counsel
 from autollm_jax.forecasts.panel import Panel
@@ -30,11 +31,14 @@ class Start:
       episode: a fresh one.
       panel: the advisers; made here where it is None.
       order: seed of the candidates' order.
+      lookahead: of the target; with it, hindsight knows what a choice earns by the episode's end,
+        else what its own trial does.
     """
 
     episode: Episode
     panel: Panel | None = None
     order: int = 0
+    lookahead: Lookahead | None = None
 
 
 class EnvironmentTurns:
@@ -43,7 +47,7 @@ class EnvironmentTurns:
     Attributes:
       transcripts, rewards, audits: of each row, as in `rollout.Played`.
       hindsight: of each row, for each turn, the reward [P] that trusting each panel would have
-        brought; None where play is scored.
+        brought, or with a lookahead the return; None where play is scored.
       offers: of each row, for each turn, the candidates and the panels' picks among them.
       rules: the grammar of each row's next turn; None where any turn is allowed.
     """
@@ -62,6 +66,7 @@ class EnvironmentTurns:
         self._episodes = [start.episode for start in starts]
         self._orders = [start.order for start in starts]
         self._panels = [start.panel for start in starts]
+        self._lookaheads = [start.lookahead for start in starts]
         self._decisions: list[Decision | None] = [None] * len(starts)
         self.transcripts: list[list[Turn]] = [[] for _ in starts]
         self.rewards: list[list[float]] = [[] for _ in starts]
@@ -97,8 +102,8 @@ class EnvironmentTurns:
         if self._scored:
             self.audits[row].append(audit(parse_action(text).think, decision))
         else:
-            picks = list(decision.offer.picks)
-            self.hindsight[row].append(episode.rewards_of(decision.offer.rows)[picks])
+            brought_P = worth(episode, decision.offer, self._lookaheads[row])
+            self.hindsight[row].append(brought_P)
         spent = len(episode.rewards)
         trial = act(episode, text, decision.offer.rows)
         self.rewards[row].append(sum(episode.rewards[spent:]))

@@ -93,8 +93,8 @@ class Played:
     rewards: each conversation's reward per agent turn; ending the episode early is a turn of
       reward 0.
     audits: the checked claims of each agent turn's thinking, where play was scored.
-    hindsight: the reward [P] that each agent turn would have earned by trusting each panel, where
-      play was not scored.
+    hindsight: the reward [P] that each agent turn would have earned by trusting each panel, or with
+      a lookahead the return, where play was not scored.
     offers: the candidates, and the panels' picks among them, at each agent turn.
     idle_seconds: time in which the policy waited for texts, tokens, parsing and look-ups.
     seconds: time in all.

@@ -1,9 +1,9 @@
 """The teacher: a scripted player that knows in hindsight whom to trust, and explains what it does.
 
 It plays through the real `Episode`. At each decision it draws a panel of advisers from a soft
-hindsight distribution: a panel whose first pick would bring much reward is likely, and none is
-impossible. So a policy that imitates it learns how likely each panel is to be right, and keeps an
-entropy from which reinforcement learning can go on. `text.claims` checks every statement.
+hindsight distribution: a panel whose first pick would bring much is likely, and none is impossible.
+So a policy that imitates it learns how likely each panel is to be right, and keeps an entropy from
+which reinforcement learning can go on. `text.claims` checks every statement.
 """
 
 import concurrent.futures
@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from autollm_jax.curriculum.lookahead import Lookahead, worth
 from autollm_jax.curriculum.pairs import Families, Pair, Recipe, build_pair
 from autollm_jax.forecasts.advice import Decision, decision_of
 from autollm_jax.gym.environment import Episode
@@ -34,6 +35,8 @@ class SimulationConfig:
       episodes: of each pair.
       softness: temperature of the hindsight distribution, in units of reward.
       uniform: share of the draws that hindsight does not guide.
+      lookahead: whether hindsight knows what a pick earns by the episode's end (`Lookahead`), or
+        what its own trial does.
       prior: chance of trusting all advisers together before hindsight; the other panels share the
         rest. Where hindsight does not tell them apart, all together stay the likeliest.
       reasoning: whether turns have a think part.
@@ -45,6 +48,7 @@ class SimulationConfig:
     episodes: int = 4
     softness: float = 0.1
     uniform: float = 0.1
+    lookahead: bool = True
     prior: float = 0.3
     reasoning: bool = True
     full: bool = False
@@ -99,7 +103,7 @@ def turn_text(decision: Decision, trusted: int, reasoning: bool = True) -> str:
 
 
 def hindsight(rewards_P: np.ndarray, config: SimulationConfig) -> np.ndarray:
-    """Return the chance [P] of trusting each panel, given the rewards of their first picks.
+    """Return the chance [P] of trusting each panel, given what their first picks bring.
 
     Panels with the same pick share a reward, so that the chance counts panels, not picks. The last
     panel is all advisers together.
@@ -114,6 +118,7 @@ def hindsight(rewards_P: np.ndarray, config: SimulationConfig) -> np.ndarray:
 def simulate(pair: Pair, config: SimulationConfig) -> list[Trajectory]:
     """Play the teacher's episodes of one pair; a pair gives the same episodes each time."""
     panel, played = pair.counsel(), []
+    lookahead = Lookahead(panel) if config.lookahead else None
     for number in range(config.episodes):
         random = np.random.default_rng([pair.recipe.number, number, 20260511])
         order = int(random.integers(2**31))
@@ -128,8 +133,7 @@ def simulate(pair: Pair, config: SimulationConfig) -> list[Trajectory]:
                 told = prompts.feedback(episode.trials[-1], decision, seen, config.full)
             else:
                 told = prompts.describe(decision, config.full)
-            rewards_P = episode.rewards_of(decision.offer.rows)[list(decision.offer.picks)]
-            chances_P = hindsight(rewards_P, config)
+            chances_P = hindsight(worth(episode, decision.offer, lookahead), config)
             trusted = int(random.choice(len(chances_P), p=chances_P))
             text = turn_text(decision, trusted, config.reasoning)
             chances = chances_P.round(4).tolist()

@@ -9,6 +9,7 @@ Only an episode holds the outcomes of the experiment that is scored. A player se
 one outcome a trial.
 """
 
+import copy
 import dataclasses
 import json
 import math
@@ -157,6 +158,13 @@ class Episode:
         """Return what is known so far."""
         left = 0 if self.done else self.budget - len(self._trials)
         return Observation(self.setting, self.evidence, left, self.trials)
+
+    def fork(self) -> "Episode":
+        """Return a copy, in which one can go on without a change to this episode."""
+        other = copy.copy(self)
+        other._trials, other._regrets = list(self._trials), list(self._regrets)
+        other._minmax = list(self._minmax)
+        return other
 
     def finish(self) -> None:
         """End the episode early; the remaining trials do not happen."""

@@ -18,6 +18,7 @@ from autollm_jax.agent.grpo_rollout import make_rollout
 from autollm_jax.agent.player import mean_regret
 from autollm_jax.agent.rollout import Layout, Policy
 from autollm_jax.cluster import distributed
+from autollm_jax.curriculum.lookahead import Lookahead
 from autollm_jax.curriculum.pairs import CurationConfig, Families, build_pair, draw_recipes
 from autollm_jax.curriculum.teacher import SimulationConfig, simulate_all
 from autollm_jax.data.tokenizer import train_tokenizer
@@ -74,6 +75,7 @@ def simulate(job: Job) -> None:
             episodes=config.episodes,
             softness=config.softness,
             uniform=config.uniform,
+            lookahead=config.lookahead,
             prior=config.prior,
             reasoning=config.reasoning,
             full=job.config.policy.full_texts,
@@ -141,7 +143,9 @@ def grpo(job: Job) -> None:
     if config.steps == 0 or checkpoints.latest() == config.steps:
         print(f"grpo: done, {config.steps} steps")
         return
-    games, kept_out = (_Games(job, name) for name in ("grpo", "kept_out"))
+    enumerated = config.members == "enumerated"
+    games = _Games(job, "grpo", lookahead=enumerated and config.lookahead)
+    kept_out = _Games(job, "kept_out")
 
     def starts_of_round(number):
         first = number * config.groups
@@ -181,7 +185,7 @@ def grpo(job: Job) -> None:
             starts_of_round,
             Layout(config.group_size, rows or None, player_mesh or playing),
             config.baseline,
-            config.refills if config.members == "sampled" else 0,
+            0 if enumerated else config.refills,
         ),
         job.parameters("distill"),
         Site(mesh, checkpoints, job.workdir, job.traced("grpo")),
@@ -194,9 +198,9 @@ def grpo(job: Job) -> None:
 class _Games:
     """The games of a list of pairs; each pair's advisers are made once."""
 
-    def __init__(self, job: Job, name: str):
+    def __init__(self, job: Job, name: str, lookahead: bool = False):
         self._recipes, self._families = job.pairs(name), Families(job.training)
-        self._gym = job.config.gym
+        self._gym, self._lookahead = job.config.gym, lookahead
         self._made: dict[int, tuple] = {}
 
     def start(self, number: int) -> Start:
@@ -204,8 +208,11 @@ class _Games:
         place = number % len(self._recipes)
         if place not in self._made:
             pair = build_pair(self._recipes[place], self._families)
-            self._made[place] = pair.target, pair.counsel()
-        target, panel = self._made[place]
+            panel = pair.counsel()
+            lookahead = Lookahead(panel) if self._lookahead else None
+            self._made[place] = pair.target, panel, lookahead
+        target, panel, lookahead = self._made[place]
         gym = self._gym
         terms = {"matching": gym.matching, "invalid_penalty": gym.invalid_penalty}
-        return Start(Episode(target, panel.evidence, gym.budget, **terms), panel, order=number)
+        episode = Episode(target, panel.evidence, gym.budget, **terms)
+        return Start(episode, panel, number, lookahead)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from autollm_jax.curriculum import teacher
+from autollm_jax.curriculum.lookahead import Lookahead, worth
 from autollm_jax.curriculum.pairs import CurationConfig, Families, Pair, curate, draw_recipes
 from autollm_jax.curriculum.teacher import (
     SimulationConfig,
@@ -22,7 +23,7 @@ from autollm_jax.text.claims import audit
 from autollm_jax.text.parsing import parse_action
 from autollm_jax.text.playing import act
 from autollm_jax.text.symbols import END_OF_TURN, LETTERS, PANELS
-from tests.families import bowl_family, decided
+from tests.families import bowl_family, decided, panel_of
 
 CURATION = CurationConfig(pairs=10, pairs_per_family=4)
 CONFIG = SimulationConfig(budget=3, episodes=2)
@@ -93,13 +94,12 @@ def test_before_hindsight_all_advisers_together_are_the_likeliest():
     assert hindsight(np.array([0.20, 0.0, 0.0, 0.0]), config).argmax() == 0
 
 
-def test_the_chances_of_a_turn_are_hindsights_over_the_picks_rewards(pair):
-    (first, *_) = simulate(pair, CONFIG)
+@pytest.mark.parametrize("ahead", [False, True])
+def test_the_chances_of_a_turn_are_hindsights_over_what_the_picks_bring(pair, ahead):
+    (first, *_) = simulate(pair, dataclasses.replace(CONFIG, lookahead=ahead))
     episode = Episode(pair.target, pair.evidence, CONFIG.budget)
-    offer = decided(episode).offer
-    rows = [offer.rows[pick] for pick in offer.picks]
-    regrets = pair.target.outcomes.regrets_R[rows]
-    expected = hindsight(1 - regrets, CONFIG)
+    lookahead = Lookahead(panel_of(episode.setting, episode.evidence)) if ahead else None
+    expected = hindsight(worth(episode, decided(episode).offer, lookahead), CONFIG)
     np.testing.assert_allclose(first.turns[1].chances, expected, atol=1e-4)
     assert np.ptp(expected) > 0.01 and first.turns[0].chances == ()
 
