@@ -21,7 +21,7 @@ from pathlib import Path
 
 from absl import flags
 
-from autollm_jax import command_line
+from autollm_jax import command_line, host
 from autollm_jax.advise import checking
 from autollm_jax.advise.decider import Agent, Panels
 from autollm_jax.advise.intervals import Calibration
@@ -49,6 +49,7 @@ Game = tuple[Experiment, Sequence[Experiment]]  # a target, and the evidence it 
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
+    host.only_cpu()
     found = split(load_experiments(ROOTS.value), PROTOCOL.value)
     if CALIBRATE.value and LEVELS.value:
         shipped = Calibration.shipped()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import flags
 
-from autollm_jax import command_line
+from autollm_jax import command_line, host
 from autollm_jax.advise import samplers, studies
 from autollm_jax.advise.decider import Agent, Panels
 from autollm_jax.errors import UserError
@@ -50,6 +50,7 @@ PAGE = command_line.define_path("page", None, "Markdown page whose section is re
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
+    host.only_cpu()
     page = None if PAGE.value is None else Path(PAGE.value)
     if page is not None and not page.is_file():
         raise UserError(f"{page}: no such page; accepted is a Markdown file (--page)")

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from autollm_jax import command_line
+from autollm_jax import command_line, host
 from autollm_jax.baselines import BASELINES
 from autollm_jax.errors import UserError
 from autollm_jax.evaluation.difficulty import TRIALS, Difficulty, difficulties
@@ -53,6 +53,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(
             f"unexpected argument {argv[1]!r}; accepted are --roots, --own, --seeds and --page"
         )
+    host.only_cpu()
     page = None if FLAGS.page is None else Path(FLAGS.page)
     if page is not None and not page.is_file():
         raise UserError(f"{page}: no such page; accepted is a Markdown file (--page)")

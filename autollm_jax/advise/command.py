@@ -18,7 +18,7 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from autollm_jax import command_line
+from autollm_jax import command_line, host
 from autollm_jax.advise import reading
 from autollm_jax.advise.advisor import Advisor
 from autollm_jax.advise.columns import Hints
@@ -117,6 +117,7 @@ def main(argv: list[str]) -> None:
     """Answer one question."""
     if len(argv) > 1:
         raise UserError(f"unexpected {argv[1]!r}; a file of runs is given as --runs={argv[1]}")
+    host.only_cpu()
     given = {name: flag.value for name, flag in _QUESTION.items() if flag.present}
     folder = Path(_SESSION.value) if _SESSION.value else None
     session = Session.load(folder) if folder else None

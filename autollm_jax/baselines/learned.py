@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from autollm_jax import host
 from autollm_jax.baselines.base import MetaLearned, Problem
 from autollm_jax.files import package_digest, write_atomic
 from autollm_jax.gym.experiments import Experiment
@@ -64,12 +65,18 @@ class Learned:
         ]
         return hashlib.sha256(json.dumps([*parts, self.seed, self.share]).encode()).hexdigest()
 
+    @property
+    def known(self) -> bool:
+        """Whether the file holds the learned arrays."""
+        return self._read() is not None
+
     @functools.cached_property
     def arrays(self) -> dict[str, np.ndarray]:
         """Read the learned arrays from the file, or learn them and write the file."""
         found = self._read()
         if found is None:
-            found = self.method.learn(self.training, self.seed, self.progress, self.share)
+            with host.on_cpu():
+                found = self.method.learn(self.training, self.seed, self.progress, self.share)
             buffer = io.BytesIO()
             np.savez(buffer, **{DIGEST: np.array(self.digest)}, **found)
             write_atomic(self.path, buffer.getvalue())

@@ -6,15 +6,14 @@ So a policy that imitates it learns how likely each panel is to be right, and ke
 which reinforcement learning can go on. `text.claims` checks every statement.
 """
 
-import concurrent.futures
 import dataclasses
 import itertools
 import json
-import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from autollm_jax import host
 from autollm_jax.curriculum.lookahead import Lookahead, worth
 from autollm_jax.curriculum.pairs import Families, Pair, Recipe, build_pair
 from autollm_jax.forecasts.advice import Decision, decision_of
@@ -175,10 +174,7 @@ def simulate_all(
         for group in same_family:
             yield _simulate_recipes(families, group, config)
         return
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(
-        processes, mp_context=context, initializer=_start, initargs=(tuple(training), config)
-    ) as pool:
+    with host.pool(processes, _start, (tuple(training), config)) as pool:
         yield from pool.map(_work, same_family)
 
 

@@ -5,25 +5,28 @@
    default, budget and matching cannot differ.
 2. Let each player play its games, and check that each game was ended.
 3. Write the player's part under parts/, with a digest of games, tables, package and player. A
-   player whose part has the same digest is not played again.
+   player whose part has the same digest is not played again; players of one identity (a policy that
+   reinforcement learning left as it was, say) play once.
 4. Concatenate the parts to results.parquet and transcripts.jsonl.
 """
 
 import atexit
 import concurrent.futures
+import dataclasses
 import functools
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from autollm_jax import host
 from autollm_jax.baselines.base import Method, Problem
 from autollm_jax.baselines.learned import Learned
 from autollm_jax.cluster import distributed
@@ -138,16 +141,17 @@ class MethodPlayer:
 
     def _played(self, games: Sequence[Game]) -> list[tuple[list, float | None]]:
         """Play games; return each one's asked configurations, and the method's `evidence_flops`."""
-        played = []
-        for game in games:
-            episode, asked = game.episode, []
-            problem = Problem(episode.setting, episode.evidence, episode.budget, self.failing)
-            method = self.method(problem, game.seed)
-            while not episode.done:
-                asked.append(method.ask())
-                method.tell(episode.exec_config(asked[-1]))
-            played.append((asked, getattr(method, "evidence_flops", None)))
-        return played
+        with host.on_cpu():
+            return [self._played_one(game.episode, game.seed) for game in games]
+
+    def _played_one(self, episode: Episode, seed: int) -> tuple[list, float | None]:
+        asked = []
+        problem = Problem(episode.setting, episode.evidence, episode.budget, self.failing)
+        method = self.method(problem, seed)
+        while not episode.done:
+            asked.append(method.ask())
+            method.tell(episode.exec_config(asked[-1]))
+        return asked, getattr(method, "evidence_flops", None)
 
 
 def _shares(games: Sequence[Game], count: int) -> list[list[int]]:
@@ -162,8 +166,19 @@ def _shares(games: Sequence[Game], count: int) -> list[list[int]]:
 
 def learn_side_by_side(learners: Sequence[Learned], processes: int) -> None:
     """Let processes learn what meta-learned methods lack; each keeps it in the method's file."""
-    if min(processes, len(learners)) > 1:
-        list(_pool(processes).map(_learn, learners))
+    lacking = [learner for learner in learners if not learner.known]
+    if min(processes, len(lacking)) > 1:
+        list(_pool(processes).map(_learn, lacking))
+
+
+def learn_beside(learners: Sequence[Learned]) -> list[BaseProcess]:
+    """Begin to learn what meta-learned methods lack, each in a process of low priority.
+
+    They show no progress, since this process has bars of its own. One that fails says so on
+    standard error; `learn_side_by_side` then learns anew.
+    """
+    lacking = [learner for learner in learners if not learner.known]
+    return [host.beside(_learn, dataclasses.replace(each, progress=False)) for each in lacking]
 
 
 def _learn(learner: Learned) -> None:
@@ -173,8 +188,7 @@ def _learn(learner: Learned) -> None:
 @functools.cache
 def _pool(processes: int) -> concurrent.futures.Executor:
     """Return the processes that play; they stay, since each imports every library once."""
-    context = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(processes, mp_context=context)
+    pool = host.pool(processes)
     atexit.register(pool.shutdown)
     return pool
 
@@ -228,12 +242,16 @@ def evaluate(
         ]
 
     parts, shown = [], progress and distributed.is_main()
+    played: dict[str, Path] = {}  # part by identity
     bar = progress_bar(players.items(), "evaluate", unit="method", shown=shown)
     for name, player in bar:
         bar.set_postfix_str(name)
-        digest = _sha256([games_digest, name, getattr(player, "identity", "")])
+        identity = getattr(player, "identity", "")
+        digest = _sha256([games_digest, name, identity])
         parts.append(path.parent / "parts" / f"{name}.parquet")
-        _make_part(parts[-1], digest, name, player, make_games)
+        _make_part(parts[-1], digest, name, player, make_games, played.get(identity))
+        if identity:
+            played[identity] = parts[-1]
     # Summaries must know of trials that no method used, and of a method that used none.
     metadata = {"budget": str(terms.budget), "methods": json.dumps(list(players))}
     rows = [pq.read_table(part).replace_schema_metadata(None) for part in parts]
@@ -259,11 +277,19 @@ def _targets(split: Split, terms: Terms) -> list[Experiment]:
     return sorted(wanted, key=lambda e: e.id)
 
 
-def _make_part(part: Path, digest: str, name: str, player: Player, make_games: Callable) -> None:
-    """Let a player play its games unless its part has this digest; process 0 writes the part."""
+def _make_part(
+    part: Path, digest: str, name: str, player: Player, make_games: Callable, twin: Path | None
+) -> None:
+    """Let a player play its games unless its part has this digest; process 0 writes the part.
+
+    Args:
+      twin: the part of a player that plays alike, to be copied; None where there is none.
+    """
     if distributed.on_main(lambda: _digest_of(part) == digest):
         return
-    if getattr(player, "together", False):
+    if twin is not None:
+        distributed.on_main(lambda: _write_part(part, digest, *_renamed(twin, name)))
+    elif getattr(player, "together", False):
         played = _play(name, player, make_games())
         distributed.on_main(lambda: _write_part(part, digest, *played))
     else:
@@ -294,6 +320,14 @@ def _play(name: str, player: Player, games: Sequence[Game]) -> tuple[list[dict],
         }
         for game, said in zip(games, texts or [], strict=bool(texts))
     ]
+    return rows, transcripts
+
+
+def _renamed(part: Path, name: str) -> tuple[list[dict], list[dict]]:
+    """Return the rows and transcripts of a part under another method's name."""
+    lines = part.with_suffix(".transcripts.jsonl").read_text().splitlines()
+    found = pq.read_table(part).to_pylist(), [json.loads(line) for line in lines]
+    rows, transcripts = ([each | {"method": name} for each in entries] for entries in found)
     return rows, transcripts
 
 

@@ -15,8 +15,9 @@ et al., 1998.) It is not weakened to be quick: in double precision, rows and inp
 few sizes and masked, so that a handful of compilations serves every setting and number of trials.
 """
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 from scipy import optimize
 
+from autollm_jax import host
 from autollm_jax.forecasts import coordinates
 from autollm_jax.forecasts.base import Forecast, Seen
 from autollm_jax.forecasts.conditioning import LEVEL_VARIANCE
@@ -90,7 +92,7 @@ class GaussianProcess(Forecast):
         self._theta_P = _pad_theta(self._theta_P)
         self._evidence = pad(z_NZ, ROW_SIZES, INPUT_SIZES), used_N
         # The evidence stays as it is, so it is conditioned on once; `posterior` adds the trials.
-        with jax.enable_x64(True):
+        with _in_float64():
             self._given = _condition(
                 self._theta_P,
                 self._inputs,
@@ -105,7 +107,7 @@ class GaussianProcess(Forecast):
         scores_T = self.scale.scores(np.array([loss for _, loss in seen]))
         if seen:
             tried = np.array([row for row, _ in seen])
-            with jax.enable_x64(True):
+            with _in_float64():
                 mean_R, variance_R = _update(
                     self._theta_P,
                     self._inputs,
@@ -142,13 +144,20 @@ class GaussianProcess(Forecast):
             z_NZ[:, ends] = (relative_2 - self._centre_Z[ends]) / self._unit_Z[ends]
             points += list(z_NZ)
         z_JZ = pad(np.stack(points), CELL_SIZES)
-        with jax.enable_x64(True):
+        with _in_float64():
             covariance_J, variance_J = map(
                 np.asarray, _joint(self._theta_P, self._inputs, *self._evidence, z_JZ)
             )
         noise = np.exp(self._theta_P[2]) + JITTER
         share_J = covariance_J**2 / ((variance_J + noise) * max(float(variance_J[0]), JITTER))
         return share_J[1 : len(points)].reshape(len(fidelities), len(rows))
+
+
+@contextlib.contextmanager
+def _in_float64() -> Iterator[None]:
+    """Compute on the CPU in float64, which a TPU has not."""
+    with host.on_cpu(), jax.enable_x64(True):
+        yield
 
 
 def pad(array: np.ndarray, *sizes: tuple[int, ...]) -> np.ndarray:
@@ -206,7 +215,7 @@ def _fit(shape: tuple[int, int], columns: bytes) -> np.ndarray:
         return float(value), np.asarray(gradient_P)[: len(theta_P)]
 
     bounds = [(m - 6, m + 6) for m in start_P]
-    with jax.enable_x64(True):
+    with _in_float64():
         found = optimize.minimize(
             objective, start_P, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 60}
         )

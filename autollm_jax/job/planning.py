@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from autollm_jax import host
 from autollm_jax.compilers import budgets, targets
 from autollm_jax.errors import UserError
 from autollm_jax.files import write_json_atomic
@@ -38,7 +39,7 @@ def start(config: ConfigDict, workdir: str) -> Job:
     """
     if config.plan.compiler == targets.FAKE:
         return Job.start(on_fake_devices(config), workdir)
-    jax.config.update("jax_platforms", "cpu")
+    host.only_cpu()
     jax.config.update("jax_enable_x64", False)
     jax.config.update("jax_enable_compilation_cache", False)  # it is of programs that can run
     devices = targets.devices_of(config.plan.compiler)
@@ -62,7 +63,7 @@ def on_fake_devices(config: ConfigDict) -> ConfigDict:
             f"config.plan.devices={devices}: name the number of devices to plan for, since an axis "
             "of config.mesh is -1"
         )
-    jax.config.update("jax_platforms", "cpu")
+    host.only_cpu()
     config = of_one_process(config)
     config.mesh.cpu_devices = devices
     return config

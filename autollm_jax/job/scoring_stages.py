@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import shutil
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from autollm_jax.agent import interventions
@@ -21,10 +22,10 @@ from autollm_jax.baselines.learned import Learned
 from autollm_jax.cluster import distributed
 from autollm_jax.errors import UserError
 from autollm_jax.evaluation.runner import (
-    MethodPlayer,
     Player,
     Terms,
     evaluate,
+    learn_beside,
     learn_side_by_side,
     play_method,
     table_hashes,
@@ -52,8 +53,7 @@ def evaluate_methods(job: Job) -> None:
     """Score the agent and the baselines on the held-out experiments."""
     config, tables = job.config, table_hashes(job.roots)
     players = _players(job)
-    methods = [player.method for player in players.values() if isinstance(player, MethodPlayer)]
-    learners = [method for method in methods if isinstance(method, Learned)]
+    learners = list(_learners(job).values())
     distributed.on_main(lambda: learn_side_by_side(learners, config.evaluation.processes))
     evaluate(
         players,
@@ -69,6 +69,15 @@ def evaluate_methods(job: Job) -> None:
         tables=tables,
     )
     distributed.on_main(lambda: write_record(job, tables))
+
+
+def learn_baselines_beside(job: Job) -> list[BaseProcess]:
+    """Begin to learn the baselines that learn, on cores that the training of the agent leaves.
+
+    Returns:
+      The processes; evaluation is to wait for them. None with `config.evaluation.processes=1`.
+    """
+    return learn_beside(_learners(job).values()) if job.config.evaluation.processes > 1 else []
 
 
 def write_record(job: Job, tables: dict[str, str]) -> None:
@@ -144,7 +153,6 @@ def _players(job: Job) -> dict[str, Player]:
     config, settings = job.config, job.config.evaluation
     games = max(len(job.split.held_out) * len(settings.seeds), 1)
 
-    learners = {"scorer": Scorer, **META_LEARNED}
     first = functools.cache(job.first_parameters)
 
     @functools.cache
@@ -161,12 +169,6 @@ def _players(job: Job) -> dict[str, Player]:
             mesh=job.player_mesh,
         )
 
-    def learned(name):
-        path = job.workdir / "baselines" / f"{name}.npz"
-        method, share = learners[name], settings.meta_learning
-        learned = Learned(method, job.training, config.seed, path, share)
-        return play_method(learned, job.stress.failing)
-
     def distilled():
         return policy(job.parameters("distill", first))
 
@@ -182,11 +184,29 @@ def _players(job: Job) -> dict[str, Player]:
             name: functools.partial(play_method, cls, job.stress.failing, settings.processes)
             for name, cls in BASELINES.items()
         },
-        **{name: functools.partial(learned, name) for name in learners},
+        **{
+            name: functools.partial(play_method, learned, job.stress.failing)
+            for name, learned in _learners(job).items()
+        },
     }
     names = split_names(settings.methods) or tuple(makers)
     makers |= {name: lambda name=name: play_method(load(name)) for name in PEERS}
     return {name: makers[name]() for name in names}
+
+
+def _learners(job: Job) -> dict[str, Learned]:
+    """Make the baselines of `config.evaluation.methods` that learn, by name."""
+    settings, seed = job.config.evaluation, job.config.seed
+    methods = {"scorer": Scorer, **META_LEARNED}
+    names = split_names(settings.methods) or tuple(methods)
+    return {
+        name: Learned(
+            *(method, job.training, seed),
+            *(job.workdir / "baselines" / f"{name}.npz", settings.meta_learning),
+        )
+        for name, method in methods.items()
+        if name in names
+    }
 
 
 def cross_validate(job: Job) -> None:

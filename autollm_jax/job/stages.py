@@ -30,6 +30,7 @@ from autollm_jax.job.scoring_stages import (
     cross_validate,
     evaluate_methods,
     intervene,
+    learn_baselines_beside,
     pool,
     report,
 )
@@ -102,8 +103,14 @@ def run(config: ConfigDict, workdir: str, stage: str, restart: str = "") -> None
         if not distributed.is_main():
             nowhere = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
+        learning = []
         for name in PIPELINE if stage == "all" else (stage,):
+            if stage == "all" and name == "distill" and distributed.is_main():
+                learning = learn_baselines_beside(job)
             with spending.timed(job, name):
+                if name == "evaluate":
+                    for process in learning:
+                        process.join()
                 run_stage(job, name)
 
 

@@ -1,11 +1,15 @@
 """Equal terms, exact rows, and resuming."""
 
 import json
+import os
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from autollm_jax import host
 from autollm_jax.baselines import BASELINES
+from autollm_jax.baselines.learned import Learned
 from autollm_jax.errors import UserError
 from autollm_jax.evaluation import runner
 from autollm_jax.evaluation.runner import SCHEMA, Terms, evaluate, play_method, table_hashes
@@ -139,6 +143,45 @@ def test_another_checkpoint_is_played_again(small_split, tmp_path):
     player = Scripted([MEASURED], identity="2")
     run({"a": player}, small_split, tmp_path)
     assert player.calls == 1
+
+
+def test_players_of_one_identity_play_once(small_split, tmp_path):
+    players = {
+        name: Scripted([proposal], transcripts=True, identity=identity)
+        for name, proposal, identity in (
+            *(("start", MEASURED, "1"), ("trained", MEASURED, "1")),
+            *(("other", OFF_GRID, "2"), ("nameless", OFF_GRID, ""), ("unnamed", OFF_GRID, "")),
+        )
+    }
+    found = run(players, small_split, tmp_path).to_pylist()
+    assert {name: player.calls for name, player in players.items()} == {
+        "start": 1, "trained": 0, "other": 1, "nameless": 1, "unnamed": 1,
+    }  # fmt: skip
+    start, trained = ([r for r in found if r["method"] == n] for n in ("start", "trained"))
+    assert trained == [row | {"method": "trained"} for row in start] and len(start) == 4
+    lines = map(json.loads, (tmp_path / "transcripts.jsonl").read_text().splitlines())
+    told = [line | {"method": ""} for line in lines]
+    assert told[:4] == told[4:8] and len(told) == 20
+    run(players, small_split, tmp_path)  # each part vouches for itself
+    assert players["trained"].calls == 0 and players["start"].calls == 1
+
+
+class Where:
+    """A method that learns where it learned."""
+
+    @classmethod
+    def learn(cls, training, seed, progress, share=1.0):
+        return {"niceness": np.array(os.nice(0)), "progress": np.array(progress)}
+
+
+def test_what_is_not_known_is_learned_beside_with_a_low_priority(small_split, tmp_path):
+    learners = [Learned(Where, small_split.training, n, tmp_path / f"{n}.npz") for n in (0, 1)]
+    assert learners[1].arrays["progress"] and not learners[0].known
+    (process,) = runner.learn_beside(learners)
+    process.join()
+    assert learners[0].known and not learners[0].arrays["progress"]
+    assert learners[0].arrays["niceness"] == os.nice(0) + host.NICENESS
+    assert runner.learn_beside(learners) == []
 
 
 def test_changed_code_is_played_again(small_split, tmp_path, monkeypatch):

@@ -58,6 +58,20 @@ def test_a_forecast_gives_mean_and_deviation_of_every_configuration(name, known)
 
 
 @pytest.mark.parametrize("name", MAKERS)
+def test_a_forecast_computes_on_the_cpu_whatever_device_jax_prefers(name, family):
+    """The last of eight devices stands for an accelerator."""
+    *evidence, target = family
+    preferred = jax.devices()[-1]
+    before = set(map(id, jax.live_arrays()))
+    with jax.default_device(preferred):
+        made = MAKERS[name](target.setting, evidence)
+        made.predict(tried(target, evidence, (3, 40)))
+        arrays = [array for array in jax.live_arrays() if id(array) not in before]
+    assert all(array.devices() == {jax.devices()[0]} for array in arrays)
+    assert bool(arrays) == (name in ("gaussian_process", "panel"))
+
+
+@pytest.mark.parametrize("name", MAKERS)
 def test_evidence_of_one_run_is_enough(name, known):
     target, evidence = known
     other = evidence[0]

@@ -1,0 +1,67 @@
+"""What computes on the host's CPU, whatever accelerators there are: forecasts, baselines, workers.
+
+Their arrays are small and their steps many, some in float64. A second process could not have the
+accelerators anyway: a TPU refuses it, and the first has taken a GPU's memory.
+"""
+
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
+
+NICENESS = 10  # of work beside something more urgent
+_SPAWN = multiprocessing.get_context("spawn")
+
+
+def only_cpu() -> None:
+    """Keep JAX from looking for accelerators in this process; call it before JAX computes."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # read when JAX is loaded
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_platforms", "cpu")
+
+
+@contextlib.contextmanager
+def on_cpu() -> Iterator[None]:
+    """Let JAX compute on the CPU in this context.
+
+    Where JAX_PLATFORMS leaves the CPU out, it stays on the device that JAX prefers.
+    """
+    import jax  # here, since most importers of this module do without
+
+    try:
+        device = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        device = None
+    with jax.default_device(device):
+        yield
+
+
+def pool(
+    processes: int, start: Callable | None = None, arguments: tuple = ()
+) -> concurrent.futures.ProcessPoolExecutor:
+    """Make a pool of fresh processes.
+
+    Args:
+      processes: their number, at most. They are spawned, which needs a main module that can be
+        imported without work.
+      start: called in each process when it begins.
+      arguments: of `start`.
+    """
+    return concurrent.futures.ProcessPoolExecutor(processes, _SPAWN, _begin, (0, start, arguments))
+
+
+def beside(work: Callable, *arguments) -> BaseProcess:
+    """Begin work of low priority in a fresh process, which ends with this one at the latest."""
+    process = _SPAWN.Process(target=_begin, args=(NICENESS, work, arguments), daemon=True)
+    process.start()
+    return process
+
+
+def _begin(niceness: int, start: Callable | None, arguments: tuple) -> None:
+    only_cpu()
+    os.nice(niceness)
+    if start is not None:
+        start(*arguments)
