@@ -20,6 +20,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "smoke":
         return c
     c.curate.distill_pairs = 600
+    c.simulate.lookahead = True
     c.distill.steps = 200
     c.grpo.update({"pairs": 600, "steps": 40, "kept_out": 128, "evaluate_every": 8})
     c.evaluation.seeds = (0, 1, 2)

@@ -7,18 +7,14 @@ which reinforcement learning can go on. `text.claims` checks every statement.
 """
 
 import dataclasses
-import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from autollm_jax import host
 from autollm_jax.curriculum.lookahead import Lookahead, worth
-from autollm_jax.curriculum.pairs import Families, Pair, Recipe, build_pair
+from autollm_jax.curriculum.pairs import Pair, Recipe
 from autollm_jax.forecasts.advice import Decision, decision_of
 from autollm_jax.gym.environment import Episode
-from autollm_jax.gym.experiments import Experiment
 from autollm_jax.text import prompts
 from autollm_jax.text.claims import think
 from autollm_jax.text.playing import act
@@ -47,7 +43,7 @@ class SimulationConfig:
     episodes: int = 4
     softness: float = 0.1
     uniform: float = 0.1
-    lookahead: bool = True
+    lookahead: bool = False
     prior: float = 0.3
     reasoning: bool = True
     full: bool = False
@@ -142,48 +138,3 @@ def simulate(pair: Pair, config: SimulationConfig) -> list[Trajectory]:
         if turns:
             played.append(Trajectory(pair.recipe, tuple(turns), regrets))
     return played
-
-
-def _simulate_recipes(
-    families: Families, recipes: Iterable[Recipe], config: SimulationConfig
-) -> list[Trajectory]:
-    return [t for recipe in recipes for t in simulate(build_pair(recipe, families), config)]
-
-
-def simulate_all(
-    training: Sequence[Experiment],
-    recipes: Iterable[Recipe],
-    config: SimulationConfig,
-    processes: int = 1,
-) -> Iterator[list[Trajectory]]:
-    """Simulate; the same recipes give the same trajectories for any number of processes.
-
-    Args:
-      training: training experiments.
-      recipes: of the pairs to play on, from `pairs.draw_recipes`.
-      config: how episodes are played.
-      processes: 1 plays in this process; more are spawned, which needs a main module that can be
-        imported without work.
-
-    Yields:
-      The episodes of one pair or several, in the pairs' order.
-    """
-    same_family = (list(group) for _, group in itertools.groupby(recipes, key=lambda r: r.seed))
-    if processes <= 1:
-        families = Families(training)
-        for group in same_family:
-            yield _simulate_recipes(families, group, config)
-        return
-    with host.pool(processes, _start, (tuple(training), config)) as pool:
-        yield from pool.map(_work, same_family)
-
-
-_WORKER: dict = {}  # of a worker process: the arguments of `_start`
-
-
-def _start(training: tuple, config: SimulationConfig) -> None:
-    _WORKER.update(families=Families(training), config=config)
-
-
-def _work(recipes: list[Recipe]) -> list[Trajectory]:
-    return _simulate_recipes(_WORKER["families"], recipes, _WORKER["config"])

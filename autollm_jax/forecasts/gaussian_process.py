@@ -93,7 +93,7 @@ class GaussianProcess(Forecast):
         self._evidence = pad(z_NZ, ROW_SIZES, INPUT_SIZES), used_N
         # The evidence stays as it is, so it is conditioned on once; `posterior` adds the trials.
         with _in_float64():
-            self._given = _condition(
+            given = _condition(
                 self._theta_P,
                 self._inputs,
                 self._evidence[0],
@@ -101,6 +101,8 @@ class GaussianProcess(Forecast):
                 used_N,
                 self._z_RZ,
             )
+        # As arrays of NumPy, which other processes read in float64, too.
+        self._given = tuple(map(np.asarray, given))
 
     def posterior(self, seen: Seen) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         mean_R, variance_R = self._given[1:]

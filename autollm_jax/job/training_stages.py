@@ -18,9 +18,10 @@ from autollm_jax.agent.grpo_rollout import make_rollout
 from autollm_jax.agent.player import mean_regret
 from autollm_jax.agent.rollout import Layout, Policy
 from autollm_jax.cluster import distributed
-from autollm_jax.curriculum.lookahead import Lookahead
-from autollm_jax.curriculum.pairs import CurationConfig, Families, build_pair, draw_recipes
-from autollm_jax.curriculum.teacher import SimulationConfig, simulate_all
+from autollm_jax.curriculum.pairs import CurationConfig, Families, draw_recipes
+from autollm_jax.curriculum.preparing import over_pairs, prepare
+from autollm_jax.curriculum.teacher import SimulationConfig
+from autollm_jax.curriculum.teacher import simulate as simulate_pair
 from autollm_jax.data.tokenizer import train_tokenizer
 from autollm_jax.errors import UserError
 from autollm_jax.files import write_atomic
@@ -83,11 +84,10 @@ def simulate(job: Job) -> None:
         )
         recipes = job.pairs("distill")
         bar = progress_bar(desc="simulate", total=len(recipes), unit="pair")
-        lines, pairs = [], set()
-        for played in simulate_all(job.training, recipes, settings, config.processes):
+        work, lines = functools.partial(simulate_pair, config=settings), []
+        for played in over_pairs(job.training, recipes, work, config.processes):
             lines += [trajectory.to_json() + "\n" for trajectory in played]
-            pairs.update(trajectory.recipe.number for trajectory in played)
-            bar.update(len(pairs) - bar.n)
+            bar.update()
         bar.close()
         write_atomic(job.trajectories_path, "".join(lines))
     if not job.weights and not job.tokenizer_path.exists():
@@ -144,8 +144,8 @@ def grpo(job: Job) -> None:
         print(f"grpo: done, {config.steps} steps")
         return
     enumerated = config.members == "enumerated"
-    games = _Games(job, "grpo", lookahead=enumerated and config.lookahead)
-    kept_out = _Games(job, "kept_out")
+    ahead, processes = enumerated and config.lookahead, job.config.simulate.processes
+    games, kept_out = _Games(job, "grpo", ahead, processes), _Games(job, "kept_out")
 
     def starts_of_round(number):
         first = number * config.groups
@@ -196,23 +196,21 @@ def grpo(job: Job) -> None:
 
 
 class _Games:
-    """The games of a list of pairs; each pair's advisers are made once."""
+    """The games of a list of pairs; each pair is prepared once, by so many processes."""
 
-    def __init__(self, job: Job, name: str, lookahead: bool = False):
-        self._recipes, self._families = job.pairs(name), Families(job.training)
-        self._gym, self._lookahead = job.config.gym, lookahead
-        self._made: dict[int, tuple] = {}
+    def __init__(self, job: Job, name: str, ahead: bool = False, processes: int = 1):
+        recipes, self._gym = job.pairs(name), job.config.gym
+        self._count, self._made = len(recipes), []
+        work = functools.partial(prepare, budget=self._gym.budget, ahead=ahead)
+        self._coming = over_pairs(job.training, recipes, work, processes)
 
     def start(self, number: int) -> Start:
         """Begin an episode; later rounds over the pairs have the candidates in another order."""
-        place = number % len(self._recipes)
-        if place not in self._made:
-            pair = build_pair(self._recipes[place], self._families)
-            panel = pair.counsel()
-            lookahead = Lookahead(panel) if self._lookahead else None
-            self._made[place] = pair.target, panel, lookahead
-        target, panel, lookahead = self._made[place]
+        place = number % self._count
+        while len(self._made) <= place:
+            self._made.append(next(self._coming))
+        made = self._made[place]
         gym = self._gym
         terms = {"matching": gym.matching, "invalid_penalty": gym.invalid_penalty}
-        episode = Episode(target, panel.evidence, gym.budget, **terms)
-        return Start(episode, panel, number, lookahead)
+        episode = Episode(made.target, made.panel.evidence, gym.budget, **terms)
+        return Start(episode, made.panel, number, made.lookahead)

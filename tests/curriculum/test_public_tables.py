@@ -1,5 +1,6 @@
 """The final protocol learns from public tables, whose spaces differ from low to mid."""
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -8,7 +9,8 @@ import sys
 import pytest
 
 from autollm_jax.curriculum.pairs import CurationConfig, Families, draw_recipes
-from autollm_jax.curriculum.teacher import SimulationConfig, simulate_all
+from autollm_jax.curriculum.preparing import over_pairs
+from autollm_jax.curriculum.teacher import SimulationConfig, simulate
 from autollm_jax.gym.experiments import load_experiments
 from autollm_jax.gym.splits import split
 
@@ -29,5 +31,6 @@ def test_pairs_of_the_final_protocol_are_drawn_and_played(tmp_path):
     recipes = list(draw_recipes(families, config))
     assert len({(recipe.source, recipe.task) for recipe in recipes}) == len(spaces)
     few = recipes[:: len(recipes) // len(spaces) + 1]
-    played = simulate_all(found.training, few, SimulationConfig(budget=2, episodes=1))
+    config = SimulationConfig(budget=2, episodes=1)
+    played = over_pairs(found.training, few, functools.partial(simulate, config=config))
     assert [len(t.regrets) for each in played for t in each] == [2] * len(few)

@@ -7,13 +7,12 @@ import pytest
 
 from autollm_jax.curriculum import teacher
 from autollm_jax.curriculum.lookahead import Lookahead, worth
-from autollm_jax.curriculum.pairs import CurationConfig, Families, Pair, curate, draw_recipes
+from autollm_jax.curriculum.pairs import CurationConfig, Pair, curate
 from autollm_jax.curriculum.teacher import (
     SimulationConfig,
     Trajectory,
     hindsight,
     simulate,
-    simulate_all,
     turn_text,
 )
 from autollm_jax.forecasts.advice import decision_of
@@ -155,16 +154,6 @@ def test_a_trajectory_is_rebuilt_from_its_line(played):
         assert "\n" not in line
         assert Trajectory.from_json(line) == trajectory
         assert json.loads(line)["recipe"]["provenance"]
-
-
-def test_two_processes_play_what_one_plays(family):
-    config = dataclasses.replace(CONFIG, budget=1)
-    settings = CurationConfig(pairs=4, pairs_per_family=2, synthetic=0.0, unchanged=1.0)
-    recipes = list(draw_recipes(Families(family), settings))
-    alone = list(simulate_all(family, recipes, config))
-    flat = [t for played in alone for t in played]
-    assert [t for p in simulate_all(family, recipes, config, processes=2) for t in p] == flat
-    assert len(flat) == 8
 
 
 def test_without_reasoning_the_same_actions_are_taken_without_a_think_part(pair):
