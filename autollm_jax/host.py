@@ -8,6 +8,7 @@ import concurrent.futures
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
@@ -50,18 +51,23 @@ def pool(
       start: called in each process when it begins.
       arguments: of `start`.
     """
-    return concurrent.futures.ProcessPoolExecutor(processes, _SPAWN, _begin, (0, start, arguments))
+    return concurrent.futures.ProcessPoolExecutor(processes, _SPAWN, _begin, (start, arguments))
 
 
 def beside(work: Callable, *arguments) -> BaseProcess:
     """Begin work of low priority in a fresh process, which ends with this one at the latest."""
-    process = _SPAWN.Process(target=_begin, args=(NICENESS, work, arguments), daemon=True)
+    process = _SPAWN.Process(target=_beside, args=(work, arguments), daemon=True)
     process.start()
     return process
 
 
-def _begin(niceness: int, start: Callable | None, arguments: tuple) -> None:
+def _begin(start: Callable | None, arguments: tuple) -> None:
     only_cpu()
-    os.nice(niceness)
     if start is not None:
         start(*arguments)
+
+
+def _beside(work: Callable, arguments: tuple) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that began this one
+    os.nice(NICENESS)
+    _begin(work, arguments)

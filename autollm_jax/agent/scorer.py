@@ -9,7 +9,9 @@ language costs or gains.
     3. training: play on training pairs with the latest network; at each decision all candidates'
        outcomes are known, so the reward's gradient is taken over all of them (an enumerated group)
 
-The reward of a decision is the drop in the best regret, once for every trial still to come.
+The reward of a decision is the drop in the best regret, once for every trial still to come. The
+policy's choices are credited with the rest of the episode (`curriculum.lookahead`), which for all
+candidates would take ten times as long (docs/experiments.md, 65).
 
 Letters: B decisions, C candidates, F features.
 """
