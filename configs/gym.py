@@ -101,6 +101,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.policy.activations = ""  # type of what layers pass on; "" is dtype, float32 below width 96
     c.policy.gradients = "float32"  # type in which devices add matrices' gradients; or bfloat16
     c.policy.attention = "auto"  # by platform; or blocks, splash (TPU), triton (CUDA)
+    c.policy.attention_block = 400  # queries of one of the `blocks`; 128 for wide models
     # Recomputed in the backward pass, to save memory: none, attention, outputs (a layer but for
     # attention's outputs), weights (as outputs; gathered matrices are kept), layer, or offload (as
     # outputs; what is kept waits in the host's memory).
@@ -143,7 +144,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.distill.optimizer = optimizer(3e-3, b2=0.98, weight_decay=0.05)
 
     c.grpo = ConfigDict()
-    c.grpo.steps = 12  # 0: the distilled policy is scored
+    c.grpo.steps = 8  # 0: the distilled policy is scored
     c.grpo.pairs = 96  # pairs to play; each is played again in later steps
     c.grpo.synthetic = 0.25  # share of pairs from the synthetic prior
     c.grpo.groups = 32  # pairs a step
@@ -175,7 +176,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.grpo.first_turn = 2  # decisions before this turn, from 1, stay as distilled; the last learns
     c.grpo.credit = "turn"  # turn: a token gets the rewards from its turn on; or episode
     c.grpo.kept_out = 32  # pairs of other families, to find the best policy; 0: the last is best
-    c.grpo.evaluate_every = 6  # steps between two looks at them
+    c.grpo.evaluate_every = 4  # steps between two looks at them
     c.grpo.off_policy_steps = 0  # 1: play a step while the one before is learned, on a split mesh
     c.grpo.player_replicas = 1  # replicas of the mesh's data axis that play then; the rest trains
     c.grpo.save_every = 10  # steps
@@ -247,6 +248,7 @@ def publish(c: ConfigDict, weights: str) -> None:
     c.policy.weights = weights
     c.policy.remat = "layer"
     c.policy.scan_unroll = 1
+    c.policy.attention_block = 128
     c.policy.full_texts = True
     # Such vocabularies spell numbers digit by digit, so episodes are longer (distillation prints
     # their lengths).

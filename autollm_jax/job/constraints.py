@@ -23,7 +23,7 @@ from autollm_jax.text.symbols import SYMBOLS
 SHAPE = (
     *("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "mlp_width"),
     *("short_conv", "rope_fraction", "mimetic", "scan_unroll", "dtype", "cache_dtype"),
-    *("activations", "gradients", "attention", "remat", "row_logits"),
+    *("activations", "gradients", "attention", "attention_block", "remat", "row_logits"),
 )
 
 

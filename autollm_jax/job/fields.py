@@ -245,6 +245,7 @@ TRAINING_RULES = {
     "policy.rope_fraction": SHARE,
     "policy.mimetic": FLAG,
     "policy.scan_unroll": COUNT,
+    "policy.attention_block": COUNT,
     "policy.dtype": one_of(*FLOATS),
     "policy.cache_dtype": one_of("", *FLOATS),
     "policy.activations": one_of("", *FLOATS),

@@ -212,10 +212,10 @@ class Job:
         if policy.weights:
             lora_targets = tuple(policy.lora_targets.split(",")) if policy.lora_rank else ()
             numerics = ("dtype", "cache_dtype", "activations", "gradients", "attention", "remat")
-            settings = (*numerics, "row_logits", "scan_unroll", "lora_rank", "lora_scale")
+            sizes = ("attention_block", "row_logits", "scan_unroll", "lora_rank", "lora_scale")
             return dataclasses.replace(
                 pretrained.shape_of(policy.weights, policy.shape.to_dict()),
-                **{name: policy[name] for name in settings},
+                **{name: policy[name] for name in (*numerics, *sizes)},
                 lora_targets=lora_targets,
             )
         return policy_shape(self.config)

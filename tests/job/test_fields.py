@@ -231,6 +231,6 @@ def test_traced_steps_are_steps_of_a_stage_that_trains():
     for steps in ("10", "3:3", "5:2", "a:b", ":4"):
         assert "config.profile.steps" in refused(changed(profile__steps=steps))
     constraints.check(fields.checked(changed(profile__steps="10:13")))
-    assert "config.grpo.steps=12" in refused(changed(profile__steps="50:60", profile__stage="grpo"))
+    assert "config.grpo.steps=8" in refused(changed(profile__steps="50:60", profile__stage="grpo"))
     constraints.check(fields.checked(changed(profile__steps="50:60")))  # distillation has them
     assert "profile.stage" in refused(changed(profile__stage="evaluate"))
