@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -75,9 +76,17 @@ def learn_baselines_beside(job: Job) -> list[BaseProcess]:
     """Begin to learn the baselines that learn, on cores that the training of the agent leaves.
 
     Returns:
-      The processes; evaluation is to wait for them. None with `config.evaluation.processes=1`.
+      The processes, for `wait_for`. None with `config.evaluation.processes=1`.
     """
     return learn_beside(_learners(job).values()) if job.config.evaluation.processes > 1 else []
+
+
+def wait_for(learning: Sequence[BaseProcess]) -> None:
+    """Wait for the processes of `learn_baselines_beside`."""
+    if any(process.is_alive() for process in learning):
+        print("evaluate: waits for the baselines that are still learning")
+    for process in learning:
+        process.join()
 
 
 def write_record(job: Job, tables: dict[str, str]) -> None:

@@ -33,6 +33,7 @@ from autollm_jax.job.scoring_stages import (
     learn_baselines_beside,
     pool,
     report,
+    wait_for,
 )
 from autollm_jax.job.table_stages import ground_truth, share_of, verify
 from autollm_jax.job.training_stages import curate, distill_policy, grpo, simulate
@@ -109,8 +110,7 @@ def run(config: ConfigDict, workdir: str, stage: str, restart: str = "") -> None
                 learning = learn_baselines_beside(job)
             with spending.timed(job, name):
                 if name == "evaluate":
-                    for process in learning:
-                        process.join()
+                    wait_for(learning)
                 run_stage(job, name)
 
 

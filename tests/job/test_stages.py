@@ -96,6 +96,49 @@ def test_all_runs_every_stage_but_those_on_demand():
     }
 
 
+class Learning:
+    """A process that learns until it is waited for."""
+
+    def __init__(self, log):
+        self.log, self.alive = log, True
+
+    def is_alive(self):
+        return self.alive
+
+    def join(self):
+        self.log.append("learned")
+        self.alive = False
+
+
+@pytest.mark.parametrize("stage", ["all", "evaluate"])
+def test_baselines_learn_beside_the_training_of_a_whole_job(tmp_path, monkeypatch, capsys, stage):
+    log = []
+    monkeypatch.setattr(stages, "run_stage", lambda job, name: log.append(name))
+    monkeypatch.setattr(
+        stages, "learn_baselines_beside", lambda job: log.append("learn") or [Learning(log)]
+    )
+    monkeypatch.setattr(stages, "_keep_compiled", lambda job: None)
+    stages.run(get_config("smoke"), str(tmp_path), stage)
+    if stage == "all":
+        assert log[log.index("simulate") :][:3] == ["simulate", "learn", "distill"]
+        assert log[log.index("grpo") :][:3] == ["grpo", "learned", "evaluate"]
+        assert "waits for the baselines" in capsys.readouterr().out
+    else:
+        assert log == ["evaluate"]
+
+
+def test_one_process_learns_nothing_beside(tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(
+        scoring_stages, "learn_beside", lambda all_of: begun.extend(all_of) or [*begun]
+    )
+    config = get_config()
+    for processes, expected in ((1, 0), (2, 3)):
+        config.evaluation.processes = processes
+        job = Job(fields.checked(config), tmp_path, make_mesh(MeshShape()))
+        assert len(stages.learn_baselines_beside(job)) == expected
+
+
 def test_an_unknown_variant_names_the_known_ones():
     with pytest.raises(ValueError, match="gym.py:big.*:smoke"):
         get_config("big")
