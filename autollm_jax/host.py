@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 
@@ -26,17 +27,18 @@ def only_cpu() -> None:
 
 @contextlib.contextmanager
 def on_cpu() -> Iterator[None]:
-    """Let JAX compute on the CPU in this context.
+    """Let JAX compute on one CPU device in this context, and not on a mesh that was set outside.
 
-    Where JAX_PLATFORMS leaves the CPU out, it stays on the device that JAX prefers.
+    Where JAX_PLATFORMS leaves the CPU out, it computes where it would without this context.
     """
     import jax  # here, since most importers of this module do without
 
     try:
         device = jax.local_devices(backend="cpu")[0]
     except RuntimeError:
-        device = None
-    with jax.default_device(device):
+        yield
+        return
+    with jax.set_mesh(None), jax.default_device(device):
         yield
 
 
@@ -63,8 +65,17 @@ def beside(work: Callable, *arguments) -> BaseProcess:
 
 def _begin(start: Callable | None, arguments: tuple) -> None:
     only_cpu()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if start is not None:
         start(*arguments)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that began it ends, however that ends."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a process that nobody spawned"
+    parent.join()
+    os._exit(1)
 
 
 def _beside(work: Callable, arguments: tuple) -> None:

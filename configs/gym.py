@@ -132,7 +132,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.simulate.lookahead = False  # hindsight of the rest of the episode, not of one trial alone
     c.simulate.prior = 0.3  # chance of all advisers together before hindsight
     c.simulate.reasoning = True  # whether turns have a think part
-    c.simulate.processes = 2
+    c.simulate.processes = 2  # that simulate, and prepare the pairs of GRPO
 
     c.distill = ConfigDict()
     c.distill.steps = 150  # 0: GRPO starts from random parameters
@@ -187,7 +187,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.evaluation.temperature = 0.0  # temperature of the agent; 0 is greedy
     c.evaluation.methods = ""  # names of methods, comma-separated; empty for all but the peers
     c.evaluation.games = 32  # most games that a policy plays side by side
-    c.evaluation.processes = 2  # that play the baselines
+    c.evaluation.processes = 2  # that play the baselines; 1: none learn beside the training either
     c.evaluation.meta_learning = 1.0  # share of the learned baselines' training steps
     c.evaluation.shots = 1  # examples in the prompt of zero_shot (untrained published weights)
     c.evaluation.constrained = True  # the agent names offered candidates alone, in GRPO too

@@ -3,8 +3,8 @@
     python launch/main.py --config=configs/gym_full.py
     python launch/main.py --config=configs/gym_full.py --config.gym.roots=gym_data,tables
 
-Twice as many simulated pairs, six times as many pairs of GRPO, more steps; three seeds of
-evaluation. The recipe is for own and public tables together.
+Twice as many simulated pairs, six times as many pairs of GRPO, more steps; a teacher that looks
+ahead; three seeds of evaluation. The recipe is for own and public tables together.
 The variant `:smoke` is the same as that of the main job.
 """
 

@@ -61,6 +61,7 @@ def base(weights: str) -> ConfigDict:
     c.distill.steps = 150  # about two epochs
     c.distill.save_every = 50
     c.grpo.steps = 40
+    c.grpo.evaluate_every = 8
     c.grpo.groups = 8
     c.grpo.group_size = 8
     c.grpo.minibatch_rows = 32

@@ -1,5 +1,6 @@
 """Makes pairs ready to be played, or does other work on each pair, in processes beside this one."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -43,12 +44,13 @@ def prepare(pair: Pair, budget: int, ahead: bool) -> Prepared:
     return prepared
 
 
+@contextlib.contextmanager
 def over_pairs(
     training: Sequence[Experiment],
     recipes: Iterable[Recipe],
     work: Callable[[Pair], Result],
     processes: int = 1,
-) -> Iterator[Result]:
+) -> Iterator[Iterator[Result]]:
     """Do work on each pair; the results are the same for any number of processes.
 
     Args:
@@ -58,18 +60,20 @@ def over_pairs(
       processes: 1 works in this process, when a result is asked for. More are spawned
         (`host.pool`), and begin at once.
 
-    Returns:
-      The results, in the pairs' order.
+    Yields:
+      The results, in the pairs' order. At the context's end no further pair is begun.
     """
     if processes <= 1:
         families = Families(training)
-        return (work(build_pair(recipe, families)) for recipe in recipes)
+        yield (work(build_pair(recipe, families)) for recipe in recipes)
+        return
     # A family is costly to make, so that one process works on all its pairs.
     same_family = [list(group) for _, group in itertools.groupby(recipes, key=lambda r: r.seed)]
     pool = host.pool(processes, _start, (tuple(training), work))
-    found = pool.map(_work, same_family)
-    pool.shutdown(wait=False)  # the processes end after the last pair
-    return itertools.chain.from_iterable(found)
+    try:
+        yield itertools.chain.from_iterable(pool.map(_work, same_family))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 @functools.cache

@@ -115,7 +115,7 @@ def run(config: ConfigDict, workdir: str, stage: str, restart: str = "") -> None
 
 
 def _keep_compiled(job: Job) -> None:
-    """Keep compiled programs for later stages, a resumed job, and the workers of `simulate`.
+    """Keep compiled programs for later stages, a resumed job, and worker processes.
 
     They lie where `config.compilation_cache` says, or JAX_COMPILATION_CACHE_DIR, which has the last
     word. Each may be deleted.

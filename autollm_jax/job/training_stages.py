@@ -1,7 +1,11 @@
 """The stages that train the agent: curation, simulation, distillation, GRPO."""
 
+import collections
+import contextlib
 import dataclasses
 import functools
+from collections.abc import Iterable
+from concurrent.futures.process import BrokenProcessPool
 
 import jax
 import numpy as np
@@ -19,7 +23,7 @@ from autollm_jax.agent.player import mean_regret
 from autollm_jax.agent.rollout import Layout, Policy
 from autollm_jax.cluster import distributed
 from autollm_jax.curriculum.pairs import CurationConfig, Families, draw_recipes
-from autollm_jax.curriculum.preparing import over_pairs, prepare
+from autollm_jax.curriculum.preparing import Prepared, over_pairs, prepare
 from autollm_jax.curriculum.teacher import SimulationConfig
 from autollm_jax.curriculum.teacher import simulate as simulate_pair
 from autollm_jax.data.tokenizer import train_tokenizer
@@ -85,9 +89,10 @@ def simulate(job: Job) -> None:
         recipes = job.pairs("distill")
         bar = progress_bar(desc="simulate", total=len(recipes), unit="pair")
         work, lines = functools.partial(simulate_pair, config=settings), []
-        for played in over_pairs(job.training, recipes, work, config.processes):
-            lines += [trajectory.to_json() + "\n" for trajectory in played]
-            bar.update()
+        with over_pairs(job.training, recipes, work, config.processes) as coming:
+            for played in coming:
+                lines += [trajectory.to_json() + "\n" for trajectory in played]
+                bar.update()
         bar.close()
         write_atomic(job.trajectories_path, "".join(lines))
     if not job.weights and not job.tokenizer_path.exists():
@@ -144,8 +149,10 @@ def grpo(job: Job) -> None:
         print(f"grpo: done, {config.steps} steps")
         return
     enumerated = config.members == "enumerated"
+    refills = 0 if enumerated else config.refills
+    first, rounds = (checkpoints.latest() or 0), refills + 1
+    numbers = range(first * rounds * config.groups, config.steps * rounds * config.groups)
     ahead, processes = enumerated and config.lookahead, job.config.simulate.processes
-    games, kept_out = _Games(job, "grpo", ahead, processes), _Games(job, "kept_out")
 
     def starts_of_round(number):
         first = number * config.groups
@@ -165,52 +172,82 @@ def grpo(job: Job) -> None:
         return mean_regret(policy, job.play(0.0), starts, rows, playing)
 
     selection = Selection(kept_out_regret, config.evaluate_every, job.best_checkpoints("grpo"))
-    train_grpo(
-        job.model,
-        job.grpo_hyperparameters(),
-        GRPOLoopConfig(
-            config.steps,
-            config.group_size,
-            config.minibatch_rows,
-            epochs=config.epochs,
-            microbatches=config.microbatches,
-            most_sampled=job.most_sampled,
-            save_every=config.save_every,
-        ),
-        job.optimizer(config),
-        make_rollout(
+    with (
+        _Games(job, "grpo", numbers, ahead, processes) as games,
+        _Games(job, "kept_out", range(config.kept_out)) as kept_out,
+    ):
+        train_grpo(
             job.model,
-            job.tokenizer,
-            job.play(config.temperature),
-            starts_of_round,
-            Layout(config.group_size, rows or None, player_mesh or playing),
-            config.baseline,
-            0 if enumerated else config.refills,
-        ),
-        job.parameters("distill"),
-        Site(mesh, checkpoints, job.workdir, job.traced("grpo")),
-        jax.random.key(job.config.seed + 1),
-        selection if config.kept_out else None,
-        player_mesh,
-    )
+            job.grpo_hyperparameters(),
+            GRPOLoopConfig(
+                config.steps,
+                config.group_size,
+                config.minibatch_rows,
+                epochs=config.epochs,
+                microbatches=config.microbatches,
+                most_sampled=job.most_sampled,
+                save_every=config.save_every,
+            ),
+            job.optimizer(config),
+            make_rollout(
+                job.model,
+                job.tokenizer,
+                job.play(config.temperature),
+                starts_of_round,
+                Layout(config.group_size, rows or None, player_mesh or playing),
+                config.baseline and not enumerated,
+                refills,
+            ),
+            job.parameters("distill"),
+            Site(mesh, checkpoints, job.workdir, job.traced("grpo")),
+            jax.random.key(job.config.seed + 1),
+            selection if config.kept_out else None,
+            player_mesh,
+        )
 
 
 class _Games:
-    """The games of a list of pairs; each pair is prepared once, by so many processes."""
+    """The games of a list of pairs, a context; each pair is prepared once.
 
-    def __init__(self, job: Job, name: str, ahead: bool = False, processes: int = 1):
-        recipes, self._gym = job.pairs(name), job.config.gym
-        self._count, self._made = len(recipes), []
-        work = functools.partial(prepare, budget=self._gym.budget, ahead=ahead)
-        self._coming = over_pairs(job.training, recipes, work, processes)
+    Args:
+      job: the job.
+      name: the list's.
+      numbers: of the games that will be played, in the order of their first play.
+      ahead: as in `prepare`.
+      processes: that prepare pairs beside this one; with 1, this one does when a game begins.
+    """
+
+    def __init__(self, job: Job, name: str, numbers: Iterable[int], ahead=False, processes=1):
+        self._job, self._gym, self._pairs = job, job.config.gym, job.pairs(name)
+        places = dict.fromkeys(number % len(self._pairs) for number in numbers)
+        self._waiting = collections.deque(places)
+        self._made: dict[int, Prepared] = {}
+        self._work = functools.partial(prepare, budget=self._gym.budget, ahead=ahead)
+        self._processes, self._stack = processes, contextlib.ExitStack()
+
+    def __enter__(self) -> "_Games":
+        self._begin(self._processes)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stack.close()
+
+    def _begin(self, processes: int) -> None:
+        recipes = [self._pairs[place] for place in self._waiting]
+        coming = over_pairs(self._job.training, recipes, self._work, processes)
+        self._coming = self._stack.enter_context(coming)
 
     def start(self, number: int) -> Start:
         """Begin an episode; later rounds over the pairs have the candidates in another order."""
-        place = number % self._count
-        while len(self._made) <= place:
-            self._made.append(next(self._coming))
-        made = self._made[place]
-        gym = self._gym
+        place = number % len(self._pairs)
+        while place not in self._made:
+            try:
+                made = next(self._coming)
+            except BrokenProcessPool:  # the processes were stopped, as by a pre-emption of all
+                self._begin(processes=1)
+                made = next(self._coming)
+            self._made[self._waiting.popleft()] = made
+        made, gym = self._made[place], self._gym
         terms = {"matching": gym.matching, "invalid_penalty": gym.invalid_penalty}
         episode = Episode(made.target, made.panel.evidence, gym.budget, **terms)
         return Start(episode, made.panel, number, made.lookahead)

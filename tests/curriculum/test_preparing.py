@@ -1,4 +1,5 @@
 import functools
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -21,10 +22,31 @@ def recipes(family):
     return list(draw_recipes(Families(family), settings))
 
 
+def found(*arguments, **more):
+    with over_pairs(*arguments, **more) as coming:
+        return list(coming)
+
+
+def started(pair, folder):
+    """Leave a trace of a pair that is begun, and prepare it."""
+    (folder / str(pair.recipe.number)).touch()
+    prepare(pair, BUDGET, ahead=True)
+
+
+def test_at_the_contexts_end_no_further_pair_is_begun(family, tmp_path):
+    settings = CurationConfig(pairs=400, pairs_per_family=1, synthetic=0.0, unchanged=1.0)
+    many = list(draw_recipes(Families(family), settings))
+    with over_pairs(family, many, functools.partial(started, folder=tmp_path), 2) as coming:
+        next(coming)
+    for process in multiprocessing.active_children():
+        process.join()
+    assert 1 <= len(list(tmp_path.iterdir())) < 400
+
+
 def test_two_processes_play_what_one_plays(family, recipes):
     work = functools.partial(simulate, config=CONFIG)
-    alone = list(over_pairs(family, recipes, work))
-    assert list(over_pairs(family, recipes, work, processes=2)) == alone
+    alone = found(family, recipes, work)
+    assert found(family, recipes, work, processes=2) == alone
     assert [len(played) for played in alone] == [2] * 4
 
 
@@ -35,29 +57,27 @@ def test_work_comes_in_the_pairs_order_and_not_before_it_is_asked_for(family, re
         done.append(pair.recipe.number)
         return pair.recipe.number
 
-    coming = over_pairs(family, recipes, number)
-    assert not done and next(coming) == 0 and done == [0]
-    assert [*coming] == [1, 2, 3] == done[1:]
+    with over_pairs(family, recipes, number) as coming:
+        assert not done and next(coming) == 0 and done == [0]
+        assert [*coming] == [1, 2, 3] == done[1:]
 
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_what_another_process_prepares_plays_as_what_this_one_does(family, recipes, ahead):
     work = functools.partial(prepare, budget=BUDGET, ahead=ahead)
-    here, there = (
-        list(over_pairs(family, recipes, work, processes=processes)) for processes in (1, 2)
-    )
+    here, there = (found(family, recipes, work, processes) for processes in (1, 2))
     families = Families(family)
     for recipe, *both in zip(recipes, here, there, strict=True):
-        pair, found = build_pair(recipe, families), []
+        pair, played = build_pair(recipe, families), []
         for prepared in both:
             assert (prepared.lookahead is not None) == ahead
             episode = Episode(prepared.target, prepared.panel.evidence, BUDGET)
             while not episode.done:
                 decision = decision_of(prepared.panel, episode.tell(), 0)
                 brought_P = worth(episode, decision.offer, prepared.lookahead)
-                found.append([*brought_P, *decision.advice.mean_AR.ravel()])
+                played.append([*brought_P, *decision.advice.mean_AR.ravel()])
                 episode.exec_config(pair.target.configurations[decision.offer.rows[0]])
-        np.testing.assert_array_equal(found[:BUDGET], found[BUDGET:])
+        np.testing.assert_array_equal(played[:BUDGET], played[BUDGET:])
 
 
 def test_preparing_asks_what_every_episode_begins_with(family, recipe, monkeypatch):

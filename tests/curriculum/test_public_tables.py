@@ -32,5 +32,5 @@ def test_pairs_of_the_final_protocol_are_drawn_and_played(tmp_path):
     assert len({(recipe.source, recipe.task) for recipe in recipes}) == len(spaces)
     few = recipes[:: len(recipes) // len(spaces) + 1]
     config = SimulationConfig(budget=2, episodes=1)
-    played = over_pairs(found.training, few, functools.partial(simulate, config=config))
-    assert [len(t.regrets) for each in played for t in each] == [2] * len(few)
+    with over_pairs(found.training, few, functools.partial(simulate, config=config)) as played:
+        assert [len(t.regrets) for each in played for t in each] == [2] * len(few)
