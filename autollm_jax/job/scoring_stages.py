@@ -205,17 +205,14 @@ def _players(job: Job) -> dict[str, Player]:
 
 def _learners(job: Job) -> dict[str, Learned]:
     """Make the baselines of `config.evaluation.methods` that learn, by name."""
-    settings, seed = job.config.evaluation, job.config.seed
     methods = {"scorer": Scorer, **META_LEARNED}
-    names = split_names(settings.methods) or tuple(methods)
-    return {
-        name: Learned(
-            *(method, job.training, seed),
-            *(job.workdir / "baselines" / f"{name}.npz", settings.meta_learning),
-        )
-        for name, method in methods.items()
-        if name in names
-    }
+    names = split_names(job.config.evaluation.methods) or tuple(methods)
+
+    def learned(name):
+        path, share = job.workdir / "baselines" / f"{name}.npz", job.config.evaluation.meta_learning
+        return Learned(methods[name], job.training, job.config.seed, path, share)
+
+    return {name: learned(name) for name in methods if name in names}
 
 
 def cross_validate(job: Job) -> None:
