@@ -70,10 +70,13 @@ def over_pairs(
     # A family is costly to make, so that one process works on all its pairs.
     same_family = [list(group) for _, group in itertools.groupby(recipes, key=lambda r: r.seed)]
     pool = host.pool(processes, _start, (tuple(training), work))
+    futures = [pool.submit(_work, family) for family in same_family]
     try:
-        yield itertools.chain.from_iterable(pool.map(_work, same_family))
+        yield (result for future in futures for result in future.result())
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        for future in futures:
+            future.cancel()
+        pool.shutdown(wait=False)
 
 
 @functools.cache
