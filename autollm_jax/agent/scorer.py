@@ -10,8 +10,8 @@ language costs or gains.
        outcomes are known, so the reward's gradient is taken over all of them (an enumerated group)
 
 The reward of a decision is the drop in the best regret, once for every trial still to come. The
-policy's choices are credited with the rest of the episode (`curriculum.lookahead`), which for all
-candidates would take ten times as long (docs/experiments.md, 65).
+policy's choices are credited with the rest of the episode (`curriculum.lookahead`); to play that
+for every candidate would be much more work (docs/experiments.md, 65).
 
 Letters: B decisions, C candidates, F features.
 """
