@@ -8,11 +8,15 @@ import concurrent.futures
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
 
 NICENESS = 10  # of work beside something more urgent
 _SPAWN = multiprocessing.get_context("spawn")
@@ -54,6 +58,24 @@ def pool(
       arguments: of `start`.
     """
     return concurrent.futures.ProcessPoolExecutor(processes, _SPAWN, _begin, (start, arguments))
+
+
+def leave(folder: str, work: Callable, *arguments) -> Path:
+    """Do work, as a worker, and leave its result in a file; return the path, for `collect`.
+
+    What a pool's workers send should fit into a pipe at once, as a path does: a worker that is
+    killed amid a longer message leaves the pool waiting for the rest forever.
+    """
+    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+        pickle.dump(work(*arguments), file)
+    return Path(file.name)
+
+
+def collect(path: Path) -> Any:
+    """Return the result that a worker left, and delete its file."""
+    result = pickle.loads(path.read_bytes())
+    path.unlink()
+    return result
 
 
 def beside(work: Callable, *arguments) -> BaseProcess:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -69,14 +70,15 @@ def over_pairs(
         return
     # A family is costly to make, so that one process works on all its pairs.
     same_family = [list(group) for _, group in itertools.groupby(recipes, key=lambda r: r.seed)]
-    pool = host.pool(processes, _start, (tuple(training), work))
-    futures = [pool.submit(_work, family) for family in same_family]
-    try:
-        yield (result for future in futures for result in future.result())
-    finally:
-        for future in futures:
-            future.cancel()
-        pool.shutdown(wait=False)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        pool = host.pool(processes, _start, (tuple(training), work))
+        futures = [pool.submit(host.leave, folder, _work, family) for family in same_family]
+        try:
+            yield (result for future in futures for result in host.collect(future.result()))
+        finally:
+            for future in futures:
+                future.cancel()
+            pool.shutdown(wait=False)
 
 
 @functools.cache

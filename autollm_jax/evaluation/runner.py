@@ -16,8 +16,10 @@ import dataclasses
 import functools
 import hashlib
 import io
+import itertools
 import json
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
@@ -125,13 +127,16 @@ class MethodPlayer:
             shares = _shares(games, count)
             spent: list[float | None] = [None] * len(games)
             of_shares = [[games[place] for place in share] for share in shares]
-            for share, played in zip(
-                shares, _pool(self.processes).map(self._played, of_shares), strict=True
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+                work = functools.partial(host.leave, folder, self._played)
+                left = list(_pool(self.processes).map(work, of_shares))
+                played = [host.collect(path) for path in left]
+            for place, (configs, flops) in zip(
+                itertools.chain(*shares), itertools.chain(*played), strict=True
             ):
-                for place, (configs, flops) in zip(share, played, strict=True):
-                    spent[place] = flops
-                    for config in configs:
-                        games[place].episode.exec_config(config)
+                spent[place] = flops
+                for config in configs:
+                    games[place].episode.exec_config(config)
         else:
             spent = [flops for _, flops in self._played(games)]
         known = [float(flops) for flops in spent if flops is not None]
