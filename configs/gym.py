@@ -149,6 +149,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.grpo.synthetic = 0.25  # share of pairs from the synthetic prior
     c.grpo.groups = 32  # pairs a step
     c.grpo.group_size = 1  # episodes a pair
+    c.grpo.share_prefixes = True  # sampled groups: an update reads what members share once
     c.grpo.members = "enumerated"  # of a group: all choices of a decision, or sampled episodes
     # Enumerated choices earn what the rest of the episode brings where all advisers together decide
     # the later trials; False: what their own trial brings.

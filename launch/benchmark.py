@@ -48,6 +48,7 @@ SIZE = flags.DEFINE_enum(
 PEER = flags.DEFINE_enum(
     "peer", "trl", list(grpo_peers.PEERS), "grpo_peers: the library to compare with."
 )
+PROMPT = flags.DEFINE_integer("prompt", 48, "grpo_peers: tokens of a prompt.", lower_bound=1)
 
 BENCHMARKS = {
     "train_step": training.train_step,
@@ -70,9 +71,8 @@ def main(argv):
     # Runs are split over devices; elsewhere an operation is split over the cores.
     if name.startswith("sweep"):
         jax.config.update("jax_num_cpu_devices", os.cpu_count())
-    options = Options(
-        REPEATS.value, DTYPE.value, AGAINST.value, tuple(ROOTS.value), SIZE.value, PEER.value
-    )
+    roots, peer = tuple(ROOTS.value), (PEER.value, PROMPT.value)
+    options = Options(REPEATS.value, DTYPE.value, AGAINST.value, roots, SIZE.value, *peer)
     print(json.dumps({"name": name, **BENCHMARKS[name](options), "device": device_name()}))
 
 

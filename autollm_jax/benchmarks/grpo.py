@@ -97,8 +97,9 @@ def train(
     """
     optimizer = OptimizerConfig(LEARNING_RATE, decay="constant", clip_norm=CLIP_NORM)
     settings = GRPOLoopConfig(
-        steps, sizes.members, sizes.rows, length_multiple=sizes.length, save_every=steps
-    )
+        steps, sizes.members, sizes.rows, length_multiple=sizes.length, share_prefixes=True,
+        save_every=steps,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         train_grpo(
             model, GRPOHyperparameters(kl_coefficient=0.0), settings,

@@ -21,7 +21,7 @@ from autollm_jax.rl.batches import Rollout
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 
 PEERS = {"trl": trl_steps.Steps, "tunix": tunix_steps.Steps}
-SIZES = Sizes(groups=4, members=4, prompt=48, answer=64)
+GROUPS, MEMBERS, ANSWER = 4, 4, 64
 ATOL = 1e-3  # of logits, between two implementations in f32
 
 
@@ -48,14 +48,15 @@ class Comparison:
 def grpo_peers(options: Options) -> dict:
     """Time GRPO steps of SmolLM2-135M's shape, random weights, f32, in turn with those of --peer.
 
-    The same on both sides: weights, 4 prompts of 48 tokens, 4 answers to each of exactly 64 tokens
-    at temperature 1, rewards (the share of even tokens), one update on all 16 rows by AdamW with
-    clipping, no reference model, nothing computed again in the backward pass, cores. The answers
-    differ, as each side draws its own. The value is steps a second by the clock.
+    The same on both sides: weights, 4 prompts of --prompt tokens, 4 answers to each of exactly 64
+    tokens at temperature 1, rewards (the share of even tokens), one update on all 16 rows by AdamW
+    with clipping, no reference model, nothing computed again in the backward pass, cores. The
+    answers differ, as each side draws its own. The value is steps a second by the clock.
     """
-    found = compare(smollm2.SHAPE, SIZES, options.peer, options.repeats)
+    sizes = Sizes(GROUPS, MEMBERS, options.prompt, ANSWER)
+    found = compare(smollm2.SHAPE, sizes, options.peer, options.repeats)
     ours, theirs = found.times
-    print(f"{transformer.parameter_count(smollm2.SHAPE):,} parameters, f32, {SIZES}")
+    print(f"{transformer.parameter_count(smollm2.SHAPE):,} parameters, f32, {sizes}")
     print(f"largest difference of logits before training: {found.largest_gap:.1e}")
     for name, rewards in found.rewards.items():
         print(f"{name}: mean rewards", ", ".join(f"{reward:.3f}" for reward in rewards))

@@ -26,6 +26,7 @@ class Options:
     roots: folders of outcome tables.
     size: of the model, one of `training.SHAPES`.
     peer: the other library, one of `grpo_peers.PEERS`.
+    prompt: tokens of a prompt of `grpo_peers`.
     """
 
     repeats: int = 5
@@ -34,6 +35,7 @@ class Options:
     roots: tuple[str, ...] = ("gym_data",)
     size: str = "3m"
     peer: str = "trl"
+    prompt: int = 48
 
 
 @dataclasses.dataclass(frozen=True)

@@ -287,6 +287,7 @@ TRAINING_RULES = {
     "grpo.groups": COUNT,
     "grpo.members": one_of(*MEMBERS),
     "grpo.group_size": COUNT,
+    "grpo.share_prefixes": FLAG,
     "grpo.lookahead": FLAG,
     "grpo.baseline": FLAG,
     "grpo.refills": whole(0),

@@ -185,6 +185,7 @@ def grpo(job: Job) -> None:
                 config.minibatch_rows,
                 epochs=config.epochs,
                 microbatches=config.microbatches,
+                share_prefixes=config.share_prefixes,
                 most_sampled=job.most_sampled,
                 save_every=config.save_every,
             ),

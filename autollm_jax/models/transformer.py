@@ -24,6 +24,7 @@ from autollm_jax.models.embedding import look_up
 from autollm_jax.models.kernels import SAVED, causal_attention
 from autollm_jax.models.mimetic import mimic
 from autollm_jax.models.product import product
+from autollm_jax.models.shared_prefix import NOTHING_SHARED, SharedPrefix
 from autollm_jax.sharding.rules import constrain, reshard, whole_over_fsdp
 
 # Names by which rematerialisation policies find a layer's input and the matrices that it gathered.
@@ -73,9 +74,14 @@ def _identity_taps(_, shape):
 
 
 class Block(nn.Module):
-    """One layer: attention and SwiGLU, each behind a norm and a residual."""
+    """One layer: attention and SwiGLU, each behind a norm and a residual.
+
+    With a shared prefix the residual stream, and `turns`, hold each group's tokens once, as
+    `SharedPrefix.together` returns them; positions and segments are of whole rows.
+    """
 
     config: TransformerConfig
+    shared: SharedPrefix = NOTHING_SHARED
 
     def _project(self, name, x_BTX, shape):
         """Multiply x_BTX with the parameter `name` of `shape` over its first axes (`MATRICES`).
@@ -150,6 +156,7 @@ class Block(nn.Module):
             k_BTKA = RMSNorm(c.norm_epsilon, name="key_norm")(k_BTKA)
         q_BTHA = constrain(_in_float32(rotate, q_BTHA, *turns), "batch", None, "heads", None)
         k_BTKA = constrain(_in_float32(rotate, k_BTKA, *turns), "batch", None, "kv_heads", None)
+        q_BTHA, k_BTKA, v_BTKA = map(self.shared.apart, (q_BTHA, k_BTKA, v_BTKA))
         if c.short_conv:
             q_BTHA, cache = self._convolve("query", q_BTHA, positions_BT, cache, valid_BT)
             k_BTKA, cache = self._convolve("key", k_BTKA, positions_BT, cache, valid_BT)
@@ -164,6 +171,7 @@ class Block(nn.Module):
             mixed_BTHA, cache = cached_attention(
                 q_BTHA, k_BTKA, v_BTKA, positions_BT, valid_BT, cache
             )
+        mixed_BTHA = self.shared.together(mixed_BTHA)
         mixed_BTX = mixed_BTHA.astype(c.stream).reshape(*mixed_BTHA.shape[:2], H * A)
         out = self._project("output", mixed_BTX, (H, A, D))
         x_BTD = constrain(x_BTD + out, "batch", "length", "activation")
@@ -195,6 +203,7 @@ class Transformer(nn.Module):
     """Embedding, layers, final norm, logits."""
 
     config: TransformerConfig
+    shared: SharedPrefix = NOTHING_SHARED
 
     def setup(self):
         c = self.config
@@ -214,7 +223,7 @@ class Transformer(nn.Module):
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
             length=c.layers,
             unroll=c.scan_unroll,
-        )(c)
+        )(c, self.shared)
 
     def embed(self, tokens_BT):
         """Look up the tokens' embeddings; with `scaled_embedding` they have unit variance."""
@@ -226,9 +235,10 @@ class Transformer(nn.Module):
 
     def hidden(self, tokens_BT, positions_BT, segments_BT=None):
         """Embed tokens and run the layers and the final norm."""
-        turns = self.config.rotations(positions_BT)
-        x_BTD, _ = self.layers(self.embed(tokens_BT), positions_BT, turns, segments_BT)
-        return self.final_norm(x_BTD)
+        turns = self.config.rotations(self.shared.together(positions_BT))
+        x_NLD = self.embed(self.shared.together(tokens_BT))
+        x_NLD, _ = self.layers(x_NLD, positions_BT, turns, segments_BT)
+        return self.shared.apart(self.final_norm(x_NLD))
 
     def unembed(self, x_BTD):
         """Multiply the final norm's output with the tied or untied output embedding; return f32."""
@@ -297,11 +307,22 @@ def apply(config: TransformerConfig, params, tokens_BT, positions_BT=None, segme
     return unembed(config, params, hidden(config, params, tokens_BT, positions_BT, segments_BT))
 
 
-def hidden(config: TransformerConfig, params, tokens_BT, positions_BT=None, segments_BT=None):
-    """Compute x_BTD, the input of `unembed`, of type `stream`; arguments as those of `apply`."""
+def hidden(
+    config: TransformerConfig,
+    params,
+    tokens_BT,
+    positions_BT=None,
+    segments_BT=None,
+    shared: SharedPrefix = NOTHING_SHARED,
+):
+    """Compute x_BTD, the input of `unembed`, of type `stream`.
+
+    Arguments are those of `apply`, and what the rows share, which makes it cheaper and changes
+    nothing else; positions are given then.
+    """
     if positions_BT is None:
         positions_BT = jnp.arange(tokens_BT.shape[1])[None]
-    model, variables = Transformer(config), {"params": params}
+    model, variables = Transformer(config, shared), {"params": params}
     return model.apply(variables, tokens_BT, positions_BT, segments_BT, method=Transformer.hidden)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
+from autollm_jax.models.shared_prefix import NOTHING_SHARED, SharedPrefix
 from autollm_jax.rl.grammar import bucket
 from autollm_jax.rl.logprobs import Allowed
 
@@ -73,7 +74,8 @@ class UpdateBatch:
     of the sampled tokens; with importance weights the behaviour is the trainer's. advantages: f32.
     allowed and decisions: as in `RolloutBatch`; decisions are there for enumerated groups alone.
     turns: i32, as in `RolloutBatch`; None but for ratios of sequences. weights: f32, factors of the
-    objective; None for 1. place: i32, of the tokens that are scored, from `scored_places`.
+    objective; None for 1. place: i32, of the tokens that are scored, from `scored_places`. shared:
+    what the rows of a group share; groups stay whole then.
     """
 
     tokens_BT: jax.Array
@@ -88,6 +90,7 @@ class UpdateBatch:
     turns_BT: jax.Array | None = None
     weights_BT: jax.Array | None = None
     place_BM: jax.Array | None = None
+    shared: SharedPrefix = dataclasses.field(default=NOTHING_SHARED, metadata={"static": True})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +104,7 @@ class GRPOLoopConfig:
     microbatches: parts of a minibatch that its gradient is summed over.
     length_multiple: rows are cut to the longest one, rounded up to a multiple of this. Each length
       compiles once.
+    share_prefixes: whether what the members of sampled groups have in common is computed once.
     most_sampled: tokens that a row may sample, so that all rollouts have one program; where it is
       0, each power of two that they need compiles.
     save_every: steps between checkpoints.
@@ -112,6 +116,7 @@ class GRPOLoopConfig:
     epochs: int = 1
     microbatches: int = 1
     length_multiple: int = 256
+    share_prefixes: bool = False
     most_sampled: int = 0
     save_every: int = 10
 
@@ -135,21 +140,40 @@ def minibatches(
     """Cut the given rows into minibatches, in another order each epoch.
 
     All have `minibatch_rows` rows; the last one of an epoch is filled up with rows outside the
-    loss mask.
+    loss mask. Rows that share a beginning stay together.
     """
-    rng = np.random.default_rng(seed)
+    rng, G = np.random.default_rng(seed), batch.shared.members
+    groups, size = np.unique(rows // G), config.minibatch_rows
     for _ in range(config.epochs):
-        order = rng.permutation(rows)
-        for start in range(0, len(order), config.minibatch_rows):
-            chosen = order[start : start + config.minibatch_rows]
-            yield take(batch, chosen, config.minibatch_rows)
+        order = rng.permutation(groups)
+        for start in range(0, len(order), size // G):
+            chosen = _members(order[start : start + size // G], G)
+            yield take(batch, chosen, size, config.microbatches)
 
 
-def take(batch: UpdateBatch, chosen: np.ndarray, rows: int) -> UpdateBatch:
-    """Take some rows, filled up to `rows` with rows outside the loss mask."""
-    filled = np.resize(chosen, rows)
+def pieces(batch: UpdateBatch, rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Cut the given rows, and those they share a beginning with, into parts of `size` at most."""
+    G = batch.shared.members
+    whole = _members(np.unique(rows // G), G)
+    for start in range(0, len(whole), size):
+        yield whole[start : start + size]
+
+
+def _members(groups: np.ndarray, size: int) -> np.ndarray:
+    return (groups[:, None] * size + np.arange(size)).ravel()
+
+
+def take(batch: UpdateBatch, chosen: np.ndarray, rows: int, microbatches: int = 1) -> UpdateBatch:
+    """Take some rows, filled up to `rows` with rows outside the loss mask.
+
+    A microbatch is every n-th row (`training.step.update`). Where rows share a beginning, their
+    order is such that each microbatch has whole groups.
+    """
+    order = np.arange(rows)
+    if batch.shared.members > 1:
+        order = order.reshape(microbatches, -1).T.ravel()
+    filled, real_B1 = np.resize(chosen, rows)[order], (order < len(chosen))[:, None]
     piece = jax.tree.map(lambda x_BT: x_BT[filled], batch)
-    real_B1 = (np.arange(rows) < len(chosen))[:, None]
     decisions = piece.decisions
     if decisions is not None:
         decisions = dataclasses.replace(decisions, place_BJ=decisions.place_BJ * real_B1)

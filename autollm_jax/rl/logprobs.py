@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from autollm_jax.models import transformer
 from autollm_jax.models.product import product
+from autollm_jax.models.shared_prefix import NOTHING_SHARED, SharedPrefix
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.sharding.rules import constrain, pieces, reshard, shards
 from autollm_jax.training.likelihood import chosen
@@ -55,7 +56,14 @@ def token_logprobs(
     return score_tokens(model, params, x_BTD, tokens_BT, temperature)
 
 
-def hidden_states(model: TransformerConfig, params, tokens_BT, positions_BT, segments_BT):
+def hidden_states(
+    model: TransformerConfig,
+    params,
+    tokens_BT,
+    positions_BT,
+    segments_BT,
+    shared: SharedPrefix = NOTHING_SHARED,
+):
     """Compute what `score_tokens` reads: the hidden states before each token.
 
     Nothing follows the last token. In bfloat16 its state is computed all the same: a row of 2,048
@@ -65,7 +73,7 @@ def hidden_states(model: TransformerConfig, params, tokens_BT, positions_BT, seg
     rows = tokens_BT, positions_BT, segments_BT
     if model.dtype != "bfloat16":
         rows = (x_BT[:, :-1] for x_BT in rows)
-    return transformer.hidden(model, params, *rows)
+    return transformer.hidden(model, params, *rows, shared)
 
 
 def score_tokens(

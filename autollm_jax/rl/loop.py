@@ -29,6 +29,7 @@ from autollm_jax.checkpointing.checkpoints import Checkpoints
 from autollm_jax.cluster import distributed, preemption
 from autollm_jax.errors import UserError
 from autollm_jax.models import lora, transformer
+from autollm_jax.models.shared_prefix import NOTHING_SHARED
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.progress_bar import progress_bar
 from autollm_jax.rl.ahead import Ahead, rollout_key
@@ -43,8 +44,9 @@ from autollm_jax.rl.batches import (
 from autollm_jax.rl.grpo import GRPOHyperparameters, token_advantages, turn_advantages
 from autollm_jax.rl.logprobs import Allowed
 from autollm_jax.rl.objective import jit_reference, jit_update, with_reference, with_weights
+from autollm_jax.rl.prefixes import align
 from autollm_jax.sharding.hosts import to_devices
-from autollm_jax.sharding.rules import tree_shardings
+from autollm_jax.sharding.rules import even_rows, tree_shardings
 from autollm_jax.training.flops import without_recomputation
 from autollm_jax.training.loop import Site
 from autollm_jax.training.meter import Meter
@@ -76,12 +78,14 @@ class _Programs:
     reference: (parameters, minibatch) -> log-probabilities [B, T], logits of the choices.
     frozen: parameters that are not trained; empty without LoRA.
     reference_params: all parameters of the reference.
+    shares: whether a group's rows lie on one device, so that their common beginning can be shared.
     """
 
     step: Program
     reference: Program
     frozen: dict
     reference_params: dict
+    shares: bool
 
     @property
     def flops(self) -> int:
@@ -235,6 +239,7 @@ def _begin(
         Program(jit_reference(model, hp, mesh), mesh),
         frozen,
         reference_params,
+        _may_share(hp, config, mesh),
     )
     first = site.checkpoints.latest() or 0
     if first:
@@ -243,6 +248,22 @@ def _begin(
         shardings = state_shardings(init, axes, optimizer, mesh)
         state = _start(reference, optimizer, shardings, mesh)
     return programs, first, state
+
+
+def _may_share(hp: GRPOHyperparameters, config: GRPOLoopConfig, mesh: Mesh) -> bool:
+    """Return whether each device's part of a microbatch has whole groups; say so if it has not."""
+    if not config.share_prefixes or hp.members != "sampled" or config.group_size == 1:
+        return False
+    whole = config.group_size * even_rows(1, mesh, config.microbatches)
+    shares = config.minibatch_rows % whole == 0
+    if not shares and distributed.is_main():
+        print(
+            f"grpo: prompts are read once a member, not once a group: minibatches of "
+            f"{config.minibatch_rows} rows (config.grpo.minibatch_rows) do not give each of "
+            f"{whole // config.group_size} parts (microbatches and devices) whole groups of "
+            f"{config.group_size}"
+        )
+    return shares
 
 
 def _start(params, optimizer, shardings: TrainState, mesh: Mesh) -> TrainState:
@@ -258,7 +279,7 @@ def _improve(
 ) -> tuple[TrainState, dict[str, float]]:
     """Score a rollout and update the policy on it; also returns metrics of the updates."""
     began = time.perf_counter()
-    batch, informative_B = score(played, hp, config)
+    batch, informative_B = score(played, hp, config, programs.shares)
     losses, rows = [], np.flatnonzero(informative_B)
     if hp.kl_coefficient or batch.decisions is not None:
         reference = programs.reference, programs.reference_params
@@ -272,6 +293,8 @@ def _improve(
         losses.append(update_metrics)
     losses = jax.device_get(losses)
     metrics = {"informative_share": informative_B.mean()}
+    if programs.shares:
+        metrics["computed_share"] = batch.shared.computed_share(batch.tokens_BT.shape[1])
     for name in losses[0] if losses else ():
         metrics[name] = float(np.mean([entry[name] for entry in losses]))
     if losses:  # in the first update alone sampler and trainer have the same parameters
@@ -283,9 +306,16 @@ def _improve(
 
 
 def score(
-    played: RolloutBatch, hp: GRPOHyperparameters, config: GRPOLoopConfig
+    played: RolloutBatch, hp: GRPOHyperparameters, config: GRPOLoopConfig, share: bool = False
 ) -> tuple[UpdateBatch, np.ndarray]:
     """Turn conversations and rewards into the loss's input.
+
+    Args:
+      played: the conversations.
+      hp: hyperparameters.
+      config: the loop's sizes.
+      share: whether rows are moved so that the common beginning of a group is computed once
+        (`prefixes.align`); members are sampled then.
 
     Returns:
       The batch, on the host and with the behaviour policy as its reference; and informative_B, True
@@ -308,8 +338,14 @@ def score(
     advantages_BJ = advantages_NGJ.reshape(B, J)
     longest = max(int(played.length_B.max()), 2)
     T = min(T, -(-longest // config.length_multiple) * config.length_multiple)
+    start_B, shared = np.zeros(B, np.int32), NOTHING_SHARED
+    if share:
+        played, start_B, shared = align(played, G)
+    if shared.tokens:
+        T = played.tokens_BT.shape[1]
     turns_BT = played.turns_BT[:, :T]
-    positions_BT = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
+    from_start_BT = np.arange(T, dtype=np.int32) - start_B[:, None]
+    there_BT = (from_start_BT >= 0) & (from_start_BT < played.length_B[:, None])
     allowed, decisions, mask_BT = played.allowed, None, turns_BT >= 0
     if allowed is not None:
         cut = allowed.free_BT[:, :T], allowed.token_BTK[:, :T]
@@ -332,8 +368,8 @@ def score(
         mask_BT[played.truncated_B] = False
     batch = UpdateBatch(
         tokens_BT=played.tokens_BT[:, :T],
-        positions_BT=positions_BT,
-        segments_BT=(positions_BT < played.length_B[:, None]).astype(np.int32),
+        positions_BT=np.maximum(from_start_BT, 0),
+        segments_BT=there_BT.astype(np.int32),
         mask_BT=mask_BT,
         behaviour_BT=played.behaviour_BT[:, :T],
         reference_BT=played.behaviour_BT[:, :T],
@@ -342,5 +378,6 @@ def score(
         decisions=decisions,
         turns_BT=turns_BT if hp.ratio == "sequence" else None,
         place_BM=scored_places(mask_BT, config.most_sampled),
+        shared=shared,
     )
     return batch, informative_B

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from autollm_jax.models import lora
 from autollm_jax.models.transformer import TransformerConfig
-from autollm_jax.rl.batches import GRPOLoopConfig, UpdateBatch, take
+from autollm_jax.rl.batches import GRPOLoopConfig, UpdateBatch, pieces, take
 from autollm_jax.rl.grpo import (
     FAR_ABOVE,
     GRPOHyperparameters,
@@ -67,7 +67,7 @@ def policy_loss(model: TransformerConfig, hp: GRPOHyperparameters, params, batch
 def _forward(model: TransformerConfig, hp: GRPOHyperparameters, params, batch: UpdateBatch):
     """Return the scored tokens' log-probabilities and entropies, and the logits of choices."""
     rows = batch.tokens_BT, batch.positions_BT, batch.segments_BT
-    x_BTD = hidden_states(model, params, *rows)
+    x_BTD = hidden_states(model, params, *rows, batch.shared)
     given = batch.tokens_BT, hp.temperature, batch.allowed, batch.place_BM
     logprobs_BT, entropy_BT = score_tokens(model, params, x_BTD, *given)
     if batch.decisions is None:
@@ -170,8 +170,7 @@ def _scores(batch: UpdateBatch, rows, score_fn, params, config) -> tuple:
     """Compute some rows' log-probabilities [B, T] and choices' logits; others stay as they are."""
     logprobs_BT, decisions = np.array(batch.behaviour_BT), batch.decisions
     logits_BJP = None if decisions is None else decisions.reference_BJP.copy()
-    for start in range(0, len(rows), config.minibatch_rows):
-        chosen = rows[start : start + config.minibatch_rows]
+    for chosen in pieces(batch, rows, config.minibatch_rows):
         piece = take(batch, chosen, config.minibatch_rows)
         found = to_host(score_fn(params, piece))
         logprobs_BT[chosen] = found[0][: len(chosen)]

@@ -154,7 +154,8 @@ class Program:
 
     def _flops_of(self, first, batch, *others) -> int:
         """Count the FLOPs of a call; each shape of the batch is counted once."""
-        shapes = tuple(x.shape for x in jax.tree.leaves(batch))
+        leaves, structure = jax.tree.flatten(batch)
+        shapes = structure, *(x.shape for x in leaves)
         if shapes not in self._known:
             jaxpr = self._jitted.trace(first, batch, *others).jaxpr
             if self._counted is not None and flops.recomputes(jaxpr):

@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import signal
 import threading
 
@@ -109,6 +110,24 @@ def test_reward_rises(whole_run):
 def test_sampler_and_trainer_agree_in_every_steps_first_update(whole_run):
     gaps = [row["logprob_gap"] for row in metrics_of(whole_run[0])]
     assert max(gaps) < 1e-4
+
+
+def test_a_policy_learns_the_same_where_prompts_are_read_once(tmp_path, capsys):
+    settings = {"minibatch_rows": GROUPS * G, "epochs": 1, "share_prefixes": True}
+    apart = train(tmp_path / "apart", config(2, **settings | {"share_prefixes": False}))
+    together = train(tmp_path / "together", config(2, **settings))
+    rows = metrics_of(tmp_path / "together")
+    assert all(row["computed_share"] < 0.9 and row["updates"] == 1 for row in rows)
+    assert "computed_share" not in metrics_of(tmp_path / "apart")[0]
+    assert not any(map(np.array_equal, *map(jax.tree.leaves, (together.params, start_params()))))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), together.params, apart.params
+    )
+    assert "read once" not in capsys.readouterr().out
+    train(tmp_path / "cut", config(1, **settings | {"microbatches": 8}))  # half a group in each
+    told = "minibatches of 32 rows .* do not give each of 8 parts .* whole groups of 8"
+    assert re.search(told, capsys.readouterr().out)
+    assert "computed_share" not in metrics_of(tmp_path / "cut")[0]
 
 
 def test_interrupted_equals_uninterrupted(whole_run, tmp_path):
