@@ -346,7 +346,7 @@ def _abstract_parameters(job: Job) -> dict:
 
 
 def _grpo_batch(job: Job, rows: int) -> UpdateBatch:
-    """Make the shapes of GRPO's batch: whole contexts, and as many sampled tokens as turns have."""
+    """Make the shapes of GRPO's batch: whole contexts, nothing shared, turns of sampled tokens."""
     config, T, P = job.config, job.config.policy.context, len(PANELS)
     allowed = decisions = None
 
@@ -386,7 +386,7 @@ def _batch(kind, rows: int, tokens: int, **others):
                 (rows, tokens), _DTYPES.get(field.name.rpartition("_")[0], np.int32)
             )
             for field in dataclasses.fields(kind)
-            if field.name not in others
+            if field.name not in others and not field.metadata.get("static")
         },
         **others,
     )

@@ -225,8 +225,9 @@ def test_lora_trains_its_factors_alone(tmp_path, monkeypatch, recipes, tokenizer
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), factors, factors_after)
     assert min(jax.tree.leaves(moved)) > 1e-4
     assert max(row["logprob_gap"] for row in record.rows) < LARGEST_GAP["float32"]
-    assert record.rows[-1]["kl"] > 1e-5 and record.rows[-1]["gradient_norm"] > 0
-    assert all(row["policy_loss"] != 0 for row in record.rows)
+    assert record.rows[-1]["kl"] > 1e-5
+    # In the first update the reference is the policy, so that its gradient is the objective's.
+    assert all(row["gradient_norm"] > 1e-4 for row in record.rows)
 
 
 def test_the_fields_of_rollouts_reach_them(tmp_path, monkeypatch, recipes, tokenizer):
