@@ -168,8 +168,8 @@ def rollout_metrics(played: Played, episodes: Sequence[Episode]) -> dict[str, fl
       reward (per episode), regret (at its end), invalid_share and matched_share (of trials),
       truncated_share (of episodes), turn_tokens, tokens_per_second (sampled ones; those of a device
       are rollout_tokens_per_second_per_device), idle_ratio (the share of time in which the policy
-      waited for the environment), idle_rows (the share of rows that do not speak, over the decoding
-      steps).
+      waited for the environment), idle_rows (the share of rows that do not speak, over the passes
+      of the model), tokens_per_pass (that a row which speaks says).
     """
     trials = [trial for episode in episodes for trial in episode.trials]
     turns = sum(len(row) for row in played.rewards)
@@ -183,7 +183,8 @@ def rollout_metrics(played: Played, episodes: Sequence[Episode]) -> dict[str, fl
         "turn_tokens": sampled / max(turns, 1),
         "tokens_per_second": sampled / played.seconds,
         "rollout_tokens_per_second_per_device": sampled / played.seconds / played.devices,
-        "idle_rows": 1 - sampled / max(played.row_steps, 1),
+        "idle_rows": 1 - played.readings / max(played.row_passes, 1),
+        "tokens_per_pass": sampled / max(played.readings, 1),
         "idle_ratio": played.idle_seconds / played.seconds,
     }
 

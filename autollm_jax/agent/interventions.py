@@ -124,7 +124,7 @@ def _cuts(tokenizer, before: list[int], text: str, offer: Offer) -> list[Cut]:
 def _go_on(policy: Policy, config: PlayConfig, prompts: Sequence[list[int]]) -> list[int | None]:
     """Let the policy end each turn; return the positions of the letters that it names."""
     sizes, stop = config.sampler, policy.tokenizer.stop_id
-    turn, letters = TurnConfig(stop, config.max_new_tokens, 0.0), []
+    turn, letters = TurnConfig(stop, config.max_new_tokens, 0.0, config.drafts), []
     for start in range(0, len(prompts), ROWS):
         some = list(prompts[start : start + ROWS])
         chunks = some + [some[0]] * (ROWS - len(some))  # each number of rows compiles once

@@ -49,6 +49,8 @@ class PlayConfig:
     failing: an adviser that is wrong on purpose (`forecasts.advisers.counsel`).
     ended_share: share of the speaking rows whose turns have ended when these are answered; the
       others speak on afterwards.
+    drafts: tokens that a pass of the model reads ahead, of those that followed the like of the last
+      ones before (`rl.decoding.look_up`).
     """
 
     sampler: SamplerConfig
@@ -58,6 +60,7 @@ class PlayConfig:
     full: bool = False
     failing: str = ""
     ended_share: float = 1.0
+    drafts: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +101,8 @@ class Played:
     offers: the candidates, and the panels' picks among them, at each agent turn.
     idle_seconds: time in which the policy waited for texts, tokens, parsing and look-ups.
     seconds: time in all.
-    row_steps: decoding steps times rows of the batch.
+    row_passes: passes of the model while it spoke, times rows of the batch.
+    readings: rows that these passes read.
     devices: that played.
     """
 
@@ -110,7 +114,8 @@ class Played:
     offers: list[list[Offer]]
     idle_seconds: float
     seconds: float
-    row_steps: int
+    row_passes: int
+    readings: int
     devices: int
 
 
@@ -182,11 +187,12 @@ def play(
             if not episode.done:  # out of context
                 episode.finish()
         seats.keep(state, seats.episode_B >= 0)
-    seconds, steps = time.perf_counter() - began, 0 if speakers is None else speakers.steps
+    seconds = time.perf_counter() - began
+    passes, readings = (0, 0) if speakers is None else (speakers.passes, speakers.readings)
     return Played(
         seats.whole(), environment.transcripts, environment.rewards, environment.audits,
         environment.hindsight, environment.offers, idle, seconds,
-        steps * len(seats.episode_B), 1 if mesh is None else mesh.size,
+        passes * len(seats.episode_B), readings, 1 if mesh is None else mesh.size,
     )  # fmt: skip
 
 
@@ -272,7 +278,8 @@ def _grammar(policy: Policy, config: PlayConfig, environment: EnvironmentTurns, 
 
 def _speak(policy: Policy, config: PlayConfig, state, key, active_B, speakers, grammar):
     """Let the policy begin turns, and end some; also returns which rows have ended theirs."""
-    turn = TurnConfig(policy.tokenizer.stop_id, config.max_new_tokens, config.temperature)
+    said = config.max_new_tokens, config.temperature, config.drafts
+    turn = TurnConfig(policy.tokenizer.stop_id, *said)
     sizes = config.sampler
     state, begun = sampler.begin_turns(sizes, state, turn, active_B, grammar, speakers)
     spoke_B = active_B if speakers is None else active_B | speakers.going_B

@@ -124,6 +124,11 @@ def _rollout(config: ConfigDict) -> Iterator[str]:
             f"config.rollout.rows={rows}: accepted is a multiple of "
             f"config.grpo.group_size={size}, whose episodes read their prompt together, or 0"
         )
+    if config.rollout.drafts and config.policy.short_conv and not config.policy.weights:
+        yield (
+            f"config.rollout.drafts={config.rollout.drafts} needs a policy without short "
+            "convolutions, which read drafts as their past; set config.policy.short_conv=0"
+        )
 
 
 def _methods(config: ConfigDict) -> Iterator[str]:

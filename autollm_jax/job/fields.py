@@ -27,6 +27,7 @@ from autollm_jax.models.config import FLOATS, MATRICES, REMATS
 from autollm_jax.models.kernels import ATTENTIONS
 from autollm_jax.peers import PEERS
 from autollm_jax.rl import problems
+from autollm_jax.rl.decoding import MOST_DRAFTS
 from autollm_jax.rl.grpo import CREDITS, MEMBERS, NORMALISATIONS, RATIOS
 from autollm_jax.training.optimizer import DECAYS
 
@@ -261,6 +262,7 @@ TRAINING_RULES = {
     "rollout.cache_doubling": FLAG,
     "rollout.rows": whole(0),
     "rollout.ended_share": number(0, 1, open="low"),
+    "rollout.drafts": whole(0, MOST_DRAFTS),
     "curate.distill_pairs": COUNT,
     "curate.synthetic": SHARE,
     "curate.unchanged": SHARE,

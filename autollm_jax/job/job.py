@@ -264,6 +264,7 @@ class Job:
         return PlayConfig(
             *(sizes, policy.turn_tokens, temperature, constrained, full, self.stress.failing),
             ended_share=rollout.ended_share,
+            drafts=rollout.drafts,
         )
 
     def first_parameters(self):

@@ -243,7 +243,7 @@ def _sampling(job: Job, stage: str, rows: int, temperature, params, **held):
         taking = sampler.Taking(each_B > 0, each_B)
         compiled = _compile(
             mesh, sampler.jit_decode, wide, laid_out()[0], full, jax.random.key(0), taking, 0, 1.0,
-            greedy=temperature == 0,
+            greedy=temperature == 0, drafts=job.config.rollout.drafts,
         )  # fmt: skip
         return planned("decode", 1, compiled, read)
 

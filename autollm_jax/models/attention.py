@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from autollm_jax.models.product import product
 from autollm_jax.sharding import rows
 
+FEW = 8  # queries that a pass of decoding has at most, with its drafts
+
 
 def rotated_width(head_dim: int, fraction: float) -> int:
     """Return the number of a head's coordinates that are rotated by the position."""
@@ -73,7 +75,7 @@ def _attend(q_BTKGA, keys, v_BKSA, visible, dtype, layout="BKSA"):
     scores_BKRS = product(f"BKRA,{layout}->BKRS", q_BKRA, keys, dtype)
     scores_BKGTS = scores_BKRS.reshape(B, K, G, T, S)
     scores_BKGTS = jnp.where(visible, scores_BKGTS, jnp.finfo(jnp.float32).min)
-    if T == 1:  # decoding: a copy of the cached values would cost more than the sum saves
+    if T <= FEW:  # decoding: a copy of the cached values would cost more than the sum saves
         weights_BKRS = jax.nn.softmax(scores_BKGTS, axis=-1).reshape(B, K, G * T, S)
         mixed_BKRA = product("BKRS,BKSA->BKRA", weights_BKRS, v_BKSA, dtype)
     else:

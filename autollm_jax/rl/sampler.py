@@ -65,11 +65,13 @@ class TurnConfig:
     max_new_tokens: the most tokens of a turn.
     temperature: logits are divided by it; the number 0 takes the likeliest token. `single_turn`
       takes a traced one too, over 0.
+    drafts: tokens that a pass of the model may read ahead of what was sampled (`jit_decode`).
     """
 
     stop_id: int
     max_new_tokens: int
     temperature: float | jax.Array = 1.0
+    drafts: int = 0
 
     @property
     def greedy(self) -> bool:
@@ -168,14 +170,15 @@ class Speakers:
     going_B, limit_B: as there.
     place_B: i32, the row's node within its own automaton.
     length_B: i32, tokens in every row.
-    steps: decoding steps so far.
+    passes, readings: passes of the model so far, and rows that these read.
     """
 
     going_B: np.ndarray
     limit_B: np.ndarray
     place_B: np.ndarray
     length_B: np.ndarray
-    steps: int = 0
+    passes: int = 0
+    readings: int = 0
 
 
 def generate(
@@ -240,12 +243,12 @@ def begin_turns(
     limit_B = np.where(length_B + shortest_B > limit_B, length_B, limit_B).astype(np.int32)
     state = begin_turn(state, starts_B, limit_B)
     going_B, place_B = starts_B & (length_B < limit_B), np.zeros_like(length_B)
-    steps = 0
+    counts = 0, 0
     if speakers is not None:
         limit_B = np.where(starts_B, limit_B, speakers.limit_B)
         place_B = np.where(starts_B, 0, speakers.place_B)
-        going_B, steps = going_B | speakers.going_B, speakers.steps
-    return state, Speakers(going_B, limit_B, place_B, length_B, steps)
+        going_B, counts = going_B | speakers.going_B, (speakers.passes, speakers.readings)
+    return state, Speakers(going_B, limit_B, place_B, length_B, *counts)
 
 
 def speak(
@@ -270,19 +273,21 @@ def speak(
     going_B, length_B, limit_B = speakers.going_B, speakers.length_B, speakers.limit_B
     base_B = 0 if grammar is None else np.asarray(grammar.base_B)
     node_B = None if grammar is None else (speakers.place_B + base_B).astype(np.int32)
-    count, began_B, steps = int(going_B.sum()), going_B, speakers.steps
+    count, began_B = int(going_B.sum()), going_B
+    passes, readings = speakers.passes, speakers.readings
     some = min(int((1 - ended_share) * count), count - 1)
     leave = None if ended_share == 1 else np.int32(max(some, 0))
     while going_B.sum() > (leave or 0):
         state = grow(state, int(length_B[going_B].max()) + 1, config)
         taking = Taking(going_B, limit_B, node_B, grammar, leave)
         state, taking = jit_decode(
-            model, params, state, key, taking, turn.stop_id, turn.divisor, greedy=turn.greedy
-        )
-        before_B = length_B
+            model, params, state, key, taking, turn.stop_id, turn.divisor, greedy=turn.greedy,
+            drafts=turn.drafts,
+        )  # fmt: skip
         going_B, length_B = to_host((taking.going_B, state.length_B))
         node_B = None if grammar is None else to_host(taking.node_B)
-        steps += int((length_B - before_B).max())
+        passes += int(to_host(taking.passes))
+        readings += int(to_host(taking.readings))
     state = end_turn(state, began_B & ~going_B & (length_B >= config.context))
     place_B = speakers.place_B if node_B is None else node_B - base_B
-    return state, Speakers(going_B, limit_B, place_B, length_B, steps)
+    return state, Speakers(going_B, limit_B, place_B, length_B, passes, readings)

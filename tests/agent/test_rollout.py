@@ -297,9 +297,9 @@ def test_waiting_groups_take_the_rows_of_finished_ones_and_play_alike(
     assert queued.rewards == whole.rewards and len(set(map(str, whole.rewards))) > 1
     assert all(start.episode.done for start in again) and set(shares) == {ended_share}
     sampled = (whole.state.turns_BS >= 0).sum()
-    assert sampled <= queued.row_steps < whole.row_steps
+    assert sampled == queued.readings <= queued.row_passes < whole.row_passes
     metrics = grpo_rollout.rollout_metrics(queued, [start.episode for start in again])
-    assert metrics["idle_rows"] == pytest.approx(1 - sampled / queued.row_steps)
+    assert metrics["idle_rows"] == pytest.approx(1 - sampled / queued.row_passes)
 
 
 def test_a_players_identity_names_its_parameters(model, params, tokenizer):

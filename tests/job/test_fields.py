@@ -145,6 +145,10 @@ def test_a_field_that_does_not_exist_and_one_that_is_missing_are_named():
         ({"grpo__dual_clip": 3.0}, "grpo.dual_clip=3.0: enumerated.*accepted is 0"),
         ({"grpo__importance_cap": 2.0}, "grpo.importance_cap=2.0: enumerated.*accepted is 0"),
         (
+            {"rollout__drafts": 3},
+            "config.rollout.drafts=3 needs a policy without short convolutions",
+        ),
+        (
             {"grpo__members": "sampled", "grpo__group_size": 4, "rollout__rows": 6},
             "config.rollout.rows=6: accepted is a multiple of config.grpo.group_size=4",
         ),

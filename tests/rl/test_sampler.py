@@ -197,7 +197,7 @@ def test_rows_that_speak_on_say_the_same_as_if_all_were_waited_for(params):
     for name in ("tokens_BS", "turns_BS", "logprobs_BS", "turn_B", "truncated_B"):
         np.testing.assert_array_equal(getattr(state, name), getattr(waited, name), name)
     lengths = np.asarray(waited.length_B) - list(map(len, PROMPTS))
-    assert calls > 1 and speakers.steps == lengths.max() > lengths.min()
+    assert calls > 1 and speakers.passes == lengths.max() > lengths.min()
 
 
 def test_an_empty_active_row_is_an_error(params):
