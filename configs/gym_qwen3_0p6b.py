@@ -65,7 +65,7 @@ def base(weights: str) -> ConfigDict:
     c.grpo.groups = 8
     c.grpo.group_size = 8
     c.grpo.minibatch_rows = 32
-    c.grpo.microbatches = 8
+    c.grpo.microbatches = 4  # of one group, whose prompt is read once
     c.grpo.save_every = 10
     return c
 

@@ -92,7 +92,9 @@ def grpo(folder, mesh, params, before_step=lambda step: None):
         batch = RolloutBatch(tokens, length, turns, logprobs, rewards.astype(np.float32), ones)
         return batch, {"reward": rewards.mean()}
 
-    loop = GRPOLoopConfig(STEPS, G, minibatch_rows=8, epochs=1, length_multiple=8, save_every=15)
+    loop = GRPOLoopConfig(
+        STEPS, G, minibatch_rows=8, epochs=1, length_multiple=8, share_prefixes=True, save_every=15
+    )  # on eight devices, which have no whole groups, nothing is shared
     hp = GRPOHyperparameters(kl_coefficient=0.01)
     site = Site(mesh, Checkpoints(folder / "grpo"), folder)
     args = MODEL, hp, loop, optimizer(), rollout, params, site

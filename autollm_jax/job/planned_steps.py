@@ -52,7 +52,8 @@ class StepPlan:
     other: further parameters: the initial ones, those of the reference, the layers for decoding.
     cache: keys and values.
     activations: temporary arrays of the program, and its batch.
-    flops: FLOPs of all devices together; a decoding step counts one token per row.
+    flops: FLOPs of all devices together; a decoding step counts one token per row,
+      and its drafts.
     useful_flops: those that a backward pass does not compute a second time.
     findings: what an accelerator's compiler says of the step; None on fake devices.
     """

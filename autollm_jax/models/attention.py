@@ -75,7 +75,7 @@ def _attend(q_BTKGA, keys, v_BKSA, visible, dtype, layout="BKSA"):
     scores_BKRS = product(f"BKRA,{layout}->BKRS", q_BKRA, keys, dtype)
     scores_BKGTS = scores_BKRS.reshape(B, K, G, T, S)
     scores_BKGTS = jnp.where(visible, scores_BKGTS, jnp.finfo(jnp.float32).min)
-    if T <= FEW:  # decoding: a copy of the cached values would cost more than the sum saves
+    if T <= FEW:  # as in decoding: a copy of the cached values would cost more than the sum saves
         weights_BKRS = jax.nn.softmax(scores_BKGTS, axis=-1).reshape(B, K, G * T, S)
         mixed_BKRA = product("BKRS,BKSA->BKRA", weights_BKRS, v_BKSA, dtype)
     else:

@@ -104,7 +104,8 @@ class GRPOLoopConfig:
     microbatches: parts of a minibatch that its gradient is summed over.
     length_multiple: rows are cut to the longest one, rounded up to a multiple of this. Each length
       compiles once.
-    share_prefixes: whether what the members of sampled groups have in common is computed once.
+    share_prefixes: whether an update takes whole groups, sampled ones, and computes what their
+      members have in common once. Rows are as long as `prefixes.Aligner` makes them then.
     most_sampled: tokens that a row may sample, so that all rollouts have one program; where it is
       0, each power of two that they need compiles.
     save_every: steps between checkpoints.
@@ -140,10 +141,11 @@ def minibatches(
     """Cut the given rows into minibatches, in another order each epoch.
 
     All have `minibatch_rows` rows; the last one of an epoch is filled up with rows outside the
-    loss mask. Rows that share a beginning stay together.
+    loss mask. With `share_prefixes` groups stay whole, on any mesh, so that the order is the same.
     """
-    rng, G = np.random.default_rng(seed), batch.shared.members
-    groups, size = np.unique(rows // G), config.minibatch_rows
+    rng, size = np.random.default_rng(seed), config.minibatch_rows
+    G = config.group_size if config.share_prefixes else 1
+    groups = np.unique(rows // G)
     for _ in range(config.epochs):
         order = rng.permutation(groups)
         for start in range(0, len(order), size // G):

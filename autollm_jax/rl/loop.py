@@ -44,7 +44,7 @@ from autollm_jax.rl.batches import (
 from autollm_jax.rl.grpo import GRPOHyperparameters, token_advantages, turn_advantages
 from autollm_jax.rl.logprobs import Allowed
 from autollm_jax.rl.objective import jit_reference, jit_update, with_reference, with_weights
-from autollm_jax.rl.prefixes import align
+from autollm_jax.rl.prefixes import Aligner
 from autollm_jax.sharding.hosts import to_devices
 from autollm_jax.sharding.rules import even_rows, tree_shardings
 from autollm_jax.training.flops import without_recomputation
@@ -78,14 +78,14 @@ class _Programs:
     reference: (parameters, minibatch) -> log-probabilities [B, T], logits of the choices.
     frozen: parameters that are not trained; empty without LoRA.
     reference_params: all parameters of the reference.
-    shares: whether a group's rows lie on one device, so that their common beginning can be shared.
+    aligner: of groups whose common beginning is computed once; None where none is.
     """
 
     step: Program
     reference: Program
     frozen: dict
     reference_params: dict
-    shares: bool
+    aligner: Aligner | None
 
     @property
     def flops(self) -> int:
@@ -127,6 +127,8 @@ def train_grpo(
       UserError: the loss is not finite.
       Preempted: the job was asked to stop; the last whole step is saved.
     """
+    if config.share_prefixes and not _has_whole_groups(hp, config):
+        config = dataclasses.replace(config, share_prefixes=False)
     programs, first, state = _begin(model, hp, config, optimizer, reference_params, site)
     writer, meter = MetricsWriter(site.workdir, "grpo", first_step=first), Meter(site.mesh)
     shown = distributed.is_main()
@@ -239,7 +241,7 @@ def _begin(
         Program(jit_reference(model, hp, mesh), mesh),
         frozen,
         reference_params,
-        _may_share(hp, config, mesh),
+        _aligner(config, mesh),
     )
     first = site.checkpoints.latest() or 0
     if first:
@@ -250,20 +252,26 @@ def _begin(
     return programs, first, state
 
 
-def _may_share(hp: GRPOHyperparameters, config: GRPOLoopConfig, mesh: Mesh) -> bool:
-    """Return whether each device's part of a microbatch has whole groups; say so if it has not."""
-    if not config.share_prefixes or hp.members != "sampled" or config.group_size == 1:
-        return False
-    whole = config.group_size * even_rows(1, mesh, config.microbatches)
-    shares = config.minibatch_rows % whole == 0
-    if not shares and distributed.is_main():
+def _has_whole_groups(hp: GRPOHyperparameters, config: GRPOLoopConfig) -> bool:
+    """Return whether minibatches can be made of whole groups, of sampled members."""
+    G = config.group_size
+    return hp.members == "sampled" and G > 1 and config.minibatch_rows % G == 0
+
+
+def _aligner(config: GRPOLoopConfig, mesh: Mesh) -> Aligner | None:
+    """Return an aligner where each device has whole groups of a microbatch; else say so."""
+    if not config.share_prefixes:
+        return None
+    parts = even_rows(1, mesh, config.microbatches)
+    if config.minibatch_rows % (config.group_size * parts) == 0:
+        return Aligner(config.group_size)
+    if distributed.is_main():
         print(
-            f"grpo: prompts are read once a member, not once a group: minibatches of "
-            f"{config.minibatch_rows} rows (config.grpo.minibatch_rows) do not give each of "
-            f"{whole // config.group_size} parts (microbatches and devices) whole groups of "
-            f"{config.group_size}"
+            f"grpo: updates read prompts once a row, not once a group: config.grpo.minibatch_rows="
+            f"{config.minibatch_rows} rows do not give each of {parts} parts (microbatches times "
+            f"devices) whole groups of {config.group_size}"
         )
-    return shares
+    return None
 
 
 def _start(params, optimizer, shardings: TrainState, mesh: Mesh) -> TrainState:
@@ -279,7 +287,7 @@ def _improve(
 ) -> tuple[TrainState, dict[str, float]]:
     """Score a rollout and update the policy on it; also returns metrics of the updates."""
     began = time.perf_counter()
-    batch, informative_B = score(played, hp, config, programs.shares)
+    batch, informative_B = score(played, hp, config, programs.aligner)
     losses, rows = [], np.flatnonzero(informative_B)
     if hp.kl_coefficient or batch.decisions is not None:
         reference = programs.reference, programs.reference_params
@@ -293,7 +301,7 @@ def _improve(
         losses.append(update_metrics)
     losses = jax.device_get(losses)
     metrics = {"informative_share": informative_B.mean()}
-    if programs.shares:
+    if programs.aligner is not None:
         metrics["computed_share"] = batch.shared.computed_share(batch.tokens_BT.shape[1])
     for name in losses[0] if losses else ():
         metrics[name] = float(np.mean([entry[name] for entry in losses]))
@@ -306,7 +314,10 @@ def _improve(
 
 
 def score(
-    played: RolloutBatch, hp: GRPOHyperparameters, config: GRPOLoopConfig, share: bool = False
+    played: RolloutBatch,
+    hp: GRPOHyperparameters,
+    config: GRPOLoopConfig,
+    aligner: Aligner | None = None,
 ) -> tuple[UpdateBatch, np.ndarray]:
     """Turn conversations and rewards into the loss's input.
 
@@ -314,8 +325,7 @@ def score(
       played: the conversations.
       hp: hyperparameters.
       config: the loop's sizes.
-      share: whether rows are moved so that the common beginning of a group is computed once
-        (`prefixes.align`); members are sampled then.
+      aligner: moves the rows of sampled groups, so that what members share is computed once.
 
     Returns:
       The batch, on the host and with the behaviour policy as its reference; and informative_B, True
@@ -339,8 +349,8 @@ def score(
     longest = max(int(played.length_B.max()), 2)
     T = min(T, -(-longest // config.length_multiple) * config.length_multiple)
     start_B, shared = np.zeros(B, np.int32), NOTHING_SHARED
-    if share:
-        played, start_B, shared = align(played, G)
+    if aligner is not None:
+        played, start_B, shared = aligner(played)
     if shared.tokens:
         T = played.tokens_BT.shape[1]
     turns_BT = played.turns_BT[:, :T]

@@ -115,8 +115,9 @@ def single_turn(
     rows_taking = Taking(jnp.ones(len(seeds_B), bool), limit_B)
     state = begin_turn(state, rows_taking.going_B, limit_B)
     state, _ = jit_decode(
-        model, params, state, key, rows_taking, turn.stop_id, turn.divisor, greedy=turn.greedy
-    )
+        model, params, state, key, rows_taking, turn.stop_id, turn.divisor, greedy=turn.greedy,
+        drafts=turn.drafts,
+    )  # fmt: skip
     return end_turn(state, state.length_B >= config.context)
 
 

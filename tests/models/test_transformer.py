@@ -100,7 +100,12 @@ def test_segments_do_not_see_each_other(short_conv):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"attention_block": 5}, {"scan_unroll": 2}, *({"remat": name} for name in REMATS[1:])],
+    [
+        {"attention_block": 5},
+        {"attention_block": 9},
+        {"scan_unroll": 2},
+        *({"remat": name} for name in REMATS[1:]),
+    ],
     ids=str,
 )
 def test_equivalent_programs_give_equal_losses_and_gradients(params, changes):

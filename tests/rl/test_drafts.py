@@ -68,11 +68,12 @@ def test_drafts_change_no_token_and_save_passes(params, drafts, temperature):
         assert readings < 0.85 * said
 
 
-def test_drafts_in_a_cache_that_grows_and_a_context_that_ends(params):
+@pytest.mark.parametrize(("block", "temperature"), [(5, 0.0), (8, 0.3), (9, 0.0)])
+def test_drafts_in_a_cache_that_grows_and_a_context_that_ends(params, block, temperature):
     """No token is sampled from the logits of a draft that the cache had no room for."""
-    small = dataclasses.replace(CONFIG, cache_block=8, context=40)
-    expected, *_ = play(params, 0, config=small, most=30)
-    found, *_ = play(params, MOST_DRAFTS, config=small, most=30)
+    small = dataclasses.replace(CONFIG, cache_block=block, context=40)
+    expected, *_ = play(params, 0, temperature, config=small, most=30)
+    found, *_ = play(params, MOST_DRAFTS, temperature, config=small, most=30)
     assert expected.truncated_B.any() and (expected.length_B == 40).any()
     assert_same(found, expected)
 
@@ -80,7 +81,9 @@ def test_drafts_in_a_cache_that_grows_and_a_context_that_ends(params):
 def test_drafts_on_a_mesh(params):
     mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2), jax.devices()[:8])
     expected, *_ = play(params, 0, 0.5)
-    assert_same(play(params, 3, 0.5, mesh=mesh)[0], expected)
+    with jax.set_mesh(mesh):
+        found, *_ = play(params, 3, 0.5, mesh=mesh)
+    assert_same(found, expected)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 2.0])

@@ -123,9 +123,9 @@ def test_a_policy_learns_the_same_where_prompts_are_read_once(tmp_path, capsys):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), together.params, apart.params
     )
-    assert "read once" not in capsys.readouterr().out
+    assert "prompts once a row" not in capsys.readouterr().out
     train(tmp_path / "cut", config(1, **settings | {"microbatches": 8}))  # half a group in each
-    told = "minibatches of 32 rows .* do not give each of 8 parts .* whole groups of 8"
+    told = "minibatch_rows=32 rows do not give each of 8 parts .* whole groups of 8"
     assert re.search(told, capsys.readouterr().out)
     assert "computed_share" not in metrics_of(tmp_path / "cut")[0]
 

@@ -19,7 +19,7 @@ from autollm_jax.rl.grpo import GRPOHyperparameters
 from autollm_jax.rl.logprobs import Allowed, hidden_states
 from autollm_jax.rl.loop import score
 from autollm_jax.rl.objective import jit_reference, jit_update, with_reference
-from autollm_jax.rl.prefixes import align
+from autollm_jax.rl.prefixes import Aligner
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from autollm_jax.sharding.rules import tree_shardings
 from autollm_jax.training.flops import count
@@ -31,7 +31,7 @@ B = N * G
 PLAIN = transformer.TransformerConfig(
     vocab_size=48, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=32
 )
-CONVOLVED = dataclasses.replace(PLAIN, short_conv=4, rope_fraction=0.5, attention_block=8)
+CONVOLVED = dataclasses.replace(PLAIN, short_conv=4, rope_fraction=0.5, attention_block=12)
 REMATERIALISED = dataclasses.replace(PLAIN, remat="outputs", row_logits=48 * 5, scan_unroll=2)
 HP = GRPOHyperparameters(kl_coefficient=0.1, entropy_coefficient=0.02)
 PROMPTS = (20, 31, 17, 31)  # tokens that a group has in common
@@ -80,12 +80,15 @@ def start_params(model):
     return jax.tree.map(lambda x: x + 0.1 * jnp.resize(noise, x.shape), params)
 
 
+MESHES = {1: MeshShape(), 2: MeshShape(fsdp=2), 4: MeshShape(data=4), 8: MeshShape(2, 2, 2)}
+
+
 def improved(model, share, devices=1, microbatches=1, allowed=False):
     """Return the update's parameters, in which gradients are steps, its metrics and FLOPs."""
     config = settings(microbatches=microbatches)
-    batch, informative_B = score(conversations(allowed), HP, config, share)
+    batch, informative_B = score(conversations(allowed), HP, config, Aligner(G) if share else None)
     assert informative_B.all() and (batch.shared.tokens > 0) == share
-    mesh, optimizer = make_mesh(MeshShape(data=devices), jax.devices()[:devices]), optax.sgd(1.0)
+    mesh, optimizer = make_mesh(MESHES[devices], jax.devices()[:devices]), optax.sgd(1.0)
     reference = Program(jit_reference(model, HP, mesh), mesh)
     batch = with_reference(batch, np.arange(B), reference, start_params(model), config)
     assert np.abs(batch.reference_BT - batch.behaviour_BT)[batch.mask_BT].min() > 1e-4
@@ -105,6 +108,7 @@ def improved(model, share, devices=1, microbatches=1, allowed=False):
         (CONVOLVED, 1, 2, True),
         (REMATERIALISED, 2, 2, True),
         (CONVOLVED, 4, 1, False),
+        (PLAIN, 8, 1, True),
     ],
 )
 def test_an_update_is_the_same_where_prompts_are_read_once(model, devices, microbatches, allowed):
@@ -118,7 +122,7 @@ def test_an_update_is_the_same_where_prompts_are_read_once(model, devices, micro
 
 
 def test_what_rows_share_changes_no_hidden_state_and_costs_less():
-    batch, _ = score(conversations(), HP, settings(), True)
+    batch, _ = score(conversations(), HP, settings(), Aligner(G))
     rows = batch.tokens_BT, batch.positions_BT, batch.segments_BT
     there_BT = batch.segments_BT[:, :-1] > 0
     params = start_params(CONVOLVED)
@@ -135,7 +139,7 @@ def test_what_rows_share_changes_no_hidden_state_and_costs_less():
 
 def test_rows_move_to_where_the_shared_part_ends():
     played = conversations()
-    aligned, start_B, shared = align(played, G)
+    aligned, start_B, shared = Aligner(G)(played)
     P = shared.tokens
     assert shared.members == G and 0 < P <= max(PROMPTS)
     assert aligned.tokens_BT.shape[1] < T
@@ -151,13 +155,32 @@ def test_rows_move_to_where_the_shared_part_ends():
         np.testing.assert_array_equal(aligned.tokens_BT[row, :P], aligned.tokens_BT[first, :P])
 
 
+def test_a_rollout_takes_the_sizes_of_the_one_before_where_they_cost_little_more():
+    played, aligner = conversations(), Aligner(G)
+    first, _, shared = aligner(played)
+    shorter = dataclasses.replace(played, length_B=played.length_B - 1)
+    same, start_B, again = aligner(shorter)
+    assert again == shared and same.tokens_BT.shape == first.tokens_BT.shape
+    assert Aligner(G)(shorter)[0].tokens_BT.shape != first.tokens_BT.shape
+    half = dataclasses.replace(played, length_B=played.length_B // 2)
+    assert aligner(half)[0].tokens_BT.shape[1] < 0.8 * first.tokens_BT.shape[1]
+    longer = dataclasses.replace(played, length_B=np.full_like(played.length_B, T))
+    rows, start_B, _ = aligner(longer)  # the sizes before have no room
+    assert (start_B + T <= rows.tokens_BT.shape[1]).all()
+
+
+def test_rows_that_are_empty_stay_as_they_are():
+    empty = dataclasses.replace(conversations(), length_B=np.zeros(B, np.int32))
+    assert Aligner(G)(empty)[0] is empty
+
+
 def test_a_token_that_another_member_lacks_is_not_shared():
     """A row that ends within the common beginning keeps a token of its own."""
     played = conversations()
     length_B = played.length_B.copy()
     length_B[0] = 12
     ended = dataclasses.replace(played, length_B=length_B)
-    aligned, start_B, shared = align(ended, G)
+    aligned, start_B, shared = Aligner(G)(ended)
     P = shared.tokens
     assert start_B[0] == max(P - 11, 0)
     there_BT = np.arange(aligned.tokens_BT.shape[1]) - start_B[:, None]
@@ -172,13 +195,13 @@ def test_rows_that_share_little_stay_as_they_are():
     tokens_BT = played.tokens_BT.copy()
     tokens_BT[:, 1] = rng.permutation(B)
     others = dataclasses.replace(played, tokens_BT=tokens_BT)
-    aligned, start_B, shared = align(others, G)
+    aligned, start_B, shared = Aligner(G)(others)
     assert aligned is others and shared == SharedPrefix() and not start_B.any()
 
 
 @pytest.mark.parametrize("microbatches", [1, 2])
 def test_groups_stay_whole_in_minibatches_and_microbatches(microbatches):
-    batch, _ = score(conversations(), HP, settings(), True)
+    batch, _ = score(conversations(), HP, settings(), Aligner(G))
     batch = dataclasses.replace(
         batch, behaviour_BT=np.broadcast_to(np.arange(B)[:, None], batch.mask_BT.shape)
     )

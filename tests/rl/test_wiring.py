@@ -232,7 +232,8 @@ def test_lora_trains_its_factors_alone(tmp_path, monkeypatch, recipes, tokenizer
 
 def test_the_fields_of_rollouts_reach_them(tmp_path, monkeypatch, recipes, tokenizer):
     config = small_config(off_policy_steps=1, player_replicas=1)
-    config.rollout.update({"rows": G, "ended_share": 0.5, "cache_doubling": True})
+    config.rollout.update({"rows": G, "ended_share": 0.5, "cache_doubling": True, "drafts": 2})
+    config.grpo.share_prefixes = True
     mesh = make_mesh(MeshShape(data=2), jax.devices()[:2])
     given = {"model": None, "params": None, "tokenizer": tokenizer, "recipes": recipes}
     monkeypatch.setattr(SmallJob, "given", given)
@@ -241,6 +242,7 @@ def test_the_fields_of_rollouts_reach_them(tmp_path, monkeypatch, recipes, token
     monkeypatch.setattr(training_stages, "train_grpo", lambda *given: trained.extend(given))
     training_stages.grpo(SmallJob(config, tmp_path, mesh))
     play, layout, (site, *_, players) = made[2], made[4], trained[6:]
+    assert play.drafts == 2 and trained[2].share_prefixes
     assert play.ended_share == 0.5 and play.sampler.cache_doubling and layout.rows == G
     assert players is layout.mesh and players.devices.flat[0] == mesh.devices.flat[0]
     assert [*site.mesh.devices.flat] == [*mesh.devices.flat][1:]
@@ -250,7 +252,7 @@ def test_a_schedule_that_decays_ends_with_the_last_update(tmp_path):
     """A rollout of 8 rows in minibatches of 3, two epochs: six updates."""
     config = small_config(minibatch_rows=3, epochs=2)
     rows = np.arange(GROUPS * G)
-    columns = [rows[:, None]] * (len(dataclasses.fields(batches.UpdateBatch)) - 5)
+    columns = [rows[:, None]] * (len(dataclasses.fields(batches.UpdateBatch)) - 6)
     settings = batches.GRPOLoopConfig(STEPS, G, minibatch_rows=3, epochs=2)
     a_rollout = len(
         list(batches.minibatches(batches.UpdateBatch(*columns), rows, settings, seed=0))
