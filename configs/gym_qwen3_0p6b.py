@@ -55,6 +55,7 @@ def base(weights: str) -> ConfigDict:
     c = gym["get_config"]()
     gym["publish"](c, weights)
     c.policy.dtype = c.distill.dtype = "bfloat16"
+    c.rollout.drafts = 7  # docs/performance.md has when drafts pay
     c.plan.device_memory_gib = 74.0  # 80 GB less the memory that the GPU reserves
     c.distill.batch_rows = 32
     c.distill.microbatches = 8
@@ -65,7 +66,7 @@ def base(weights: str) -> ConfigDict:
     c.grpo.groups = 8
     c.grpo.group_size = 8
     c.grpo.minibatch_rows = 32
-    c.grpo.microbatches = 4  # of one group, whose prompt is read once
+    c.grpo.microbatches = 4  # on one GPU: of one group, whose prompt is read once
     c.grpo.save_every = 10
     return c
 
