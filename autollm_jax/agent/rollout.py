@@ -27,7 +27,7 @@ from autollm_jax.agent.environment_turns import EnvironmentTurns, Start
 from autollm_jax.errors import UserError
 from autollm_jax.forecasts.advice import Offer
 from autollm_jax.gym.environment import Episode
-from autollm_jax.models import transformer
+from autollm_jax.models.decoding import for_decoding
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.progress_bar import progress_bar
 from autollm_jax.rl import sampler
@@ -157,7 +157,7 @@ def play(
         seats = _Seats(len(episodes), layout, seeds)
         chunks = _openings(environment, config, seats.begin(), layout.group_size)
         idle = time.perf_counter() - began
-        params = transformer.for_decoding(policy.model, policy.params)
+        params = for_decoding(policy.model, policy.params)
         policy = dataclasses.replace(policy, params=params)
         state = _read_openings(policy, config, chunks, seats, layout)
         active_B, speakers = seats.episode_B >= 0, None

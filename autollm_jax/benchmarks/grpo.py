@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from autollm_jax.benchmarks.timing import Options, measured
 from autollm_jax.checkpointing.checkpoints import Checkpoints
 from autollm_jax.models import transformer
+from autollm_jax.models.decoding import for_decoding
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.published import pretrained
 from autollm_jax.rl import conversations, sampler
@@ -63,7 +64,7 @@ def make_rollout(
     turn = sampler.TurnConfig(stop_id=-1, max_new_tokens=sizes.answer)
 
     def rollout(params, key, step):
-        laid_out = transformer.for_decoding(model, params)
+        laid_out = for_decoding(model, params)
         state = conversations.init_state(model, memory, range(sizes.groups), mesh)
         state = sampler.append(model, laid_out, memory, state, prompts)
         state = conversations.repeat(state, sizes.members, range(sizes.rows))

@@ -15,7 +15,7 @@ from autollm_jax.benchmarks import smollm2
 from autollm_jax.benchmarks.llama_cpp_sampler import Sampler
 from autollm_jax.benchmarks.timing import Options, Seconds, cores, in_turn, library, measured
 from autollm_jax.errors import UserError
-from autollm_jax.models import transformer
+from autollm_jax.models.decoding import for_decoding
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl import sampler
 from autollm_jax.rl.sampler import SamplerConfig
@@ -109,7 +109,7 @@ def _own_sampler(
     model: TransformerConfig, params, prompts: list[list[int]], new_tokens: int
 ) -> Callable:
     """Return a function that continues the prompts with this package's sampler."""
-    params = transformer.for_decoding(model, params)
+    params = for_decoding(model, params)
     context = len(prompts[0]) + new_tokens
     sizes = SamplerConfig(context, cache_block=context, chunk_sizes=(len(prompts[0]),))
 

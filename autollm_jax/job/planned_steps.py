@@ -25,6 +25,7 @@ from autollm_jax.errors import UserError, one_line
 from autollm_jax.job.fields import split_names
 from autollm_jax.job.job import Job
 from autollm_jax.models import lora, transformer
+from autollm_jax.models.decoding import for_decoding
 from autollm_jax.rl import sampler
 from autollm_jax.rl.batches import Decisions, UpdateBatch, scored_places
 from autollm_jax.rl.grammar import LEAST_EDGES
@@ -52,8 +53,7 @@ class StepPlan:
     other: further parameters: the initial ones, those of the reference, the layers for decoding.
     cache: keys and values.
     activations: temporary arrays of the program, and its batch.
-    flops: FLOPs of all devices together; a decoding step counts one token per row,
-      and its drafts.
+    flops: FLOPs of all devices together; a decoding step counts a row's token and drafts.
     useful_flops: those that a backward pass does not compute a second time.
     findings: what an accelerator's compiler says of the step; None on fake devices.
     """
@@ -272,10 +272,10 @@ def _laid_out(model, wide, params, mesh: Mesh) -> tuple[dict, int]:
       layers, and on a mesh the tables too.
     """
     with jax.set_mesh(mesh):
-        shardings = transformer.for_decoding.lower(wide, params).compile().output_shardings
+        shardings = for_decoding.lower(wide, params).compile().output_shardings
 
     def shapes(config):
-        made = jax.eval_shape(functools.partial(transformer.for_decoding, config), params)
+        made = jax.eval_shape(functools.partial(for_decoding, config), params)
         return jax.tree.map(
             lambda x, split: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), made, shardings
         )

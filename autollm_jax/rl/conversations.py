@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from autollm_jax.models import transformer
+from autollm_jax.models.decoding import init_cache
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.sharding.hosts import to_devices
 from autollm_jax.sharding.rules import constrain, partition_spec
@@ -135,7 +135,7 @@ def empty(model: TransformerConfig, config: SamplerConfig, seeds_B: jax.Array) -
         truncated_B=zeros_B > 0,
         seeds_B=jnp.asarray(seeds_B),
         logits_BV=jnp.zeros((B, model.vocab_size), jnp.float32),
-        cache=transformer.init_cache(model, B, min(config.cache_block, S)),
+        cache=init_cache(model, B, min(config.cache_block, S)),
     )
 
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from autollm_jax.models import transformer
 from autollm_jax.models.attention import FEW
+from autollm_jax.models.decoding import extend, for_decoding
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl import grammar as grammars
 from autollm_jax.rl.conversations import SamplerState, pin
@@ -32,7 +32,7 @@ def jit_append(model: TransformerConfig, params, state: SamplerState, tokens_BC,
     slots_BC = jnp.where(
         offsets_BC < take_B[:, None], state.length_B[:, None] + offsets_BC, S
     )  # slot S does not exist: such a write is dropped
-    logits_BV, cache = transformer.extend(
+    logits_BV, cache = extend(
         model, params, tokens_BC, take_B, state.length_B, state.cache, last=True
     )
     state = dataclasses.replace(
@@ -134,7 +134,7 @@ def jit_decode(
     limit_B, grammar = taking.limit_B, taking.grammar
     B, S = state.tokens_BS.shape
     capacity = state.cache[0]["value"].shape[2]
-    params = transformer.for_decoding(model, params)
+    params = for_decoding(model, params)
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, state.seeds_B)
 
     def room(carry):
@@ -194,7 +194,7 @@ def jit_decode(
             read_BC = jnp.concatenate([read_BC, drafted_BD], axis=1)
         # The stop token goes into the cache too: the environment's next tokens look at it. So does
         # a draft; where it is not said, what comes in its place is written over it.
-        next_, cache = transformer.extend(
+        next_, cache = extend(
             model, params, read_BC, reads_B * np.int32(read_BC.shape[1]), start_B, state.cache,
             last=not drafts,
         )  # fmt: skip

@@ -16,7 +16,7 @@ from autollm_jax.agent.distillation import distill, pack
 from autollm_jax.errors import UserError
 from autollm_jax.job import planned_steps, planning
 from autollm_jax.job.job import Job
-from autollm_jax.models import transformer
+from autollm_jax.models.decoding import for_decoding
 from autollm_jax.models.transformer import parameter_count
 from autollm_jax.rl import loop as rl_loop
 from autollm_jax.rl import sampler
@@ -250,7 +250,7 @@ def test_the_samplers_planned_steps_are_those_that_run(tmp_path, monkeypatch):
         monkeypatch.setattr(sampler, name, Lowering(getattr(sampler, name)))
     sizes, params = job.play(config.evaluation.temperature).sampler, job.first_parameters()
     with jax.set_mesh(job.mesh):
-        params = transformer.for_decoding(job.model, params)
+        params = for_decoding(job.model, params)
         state = sampler.init_state(job.model, sizes, range(ROWS), job.mesh)
         state = sampler.append(job.model, params, sizes, state, [[1, 2, 3]] * ROWS)
         turn = sampler.TurnConfig(0, 2, config.evaluation.temperature)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from autollm_jax.models import transformer
+from autollm_jax.models.decoding import for_decoding
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl import sampler
 from autollm_jax.rl.sampler import SamplerConfig, Taking
@@ -67,7 +68,7 @@ def gathers_of_parameters(text):
 def test_parameters_for_decoding_are_whole_over_fsdp_and_split_over_tensor(mesh, params):
     assert "query" in split_over(params, "fsdp")
     with jax.set_mesh(mesh):
-        laid_out = transformer.for_decoding(MODEL, params)
+        laid_out = for_decoding(MODEL, params)
     assert not split_over(laid_out, "fsdp")
     assert split_over(laid_out, "tensor") == split_over(params, "tensor")
     for layer, leaves in enumerate(laid_out["layers"]):
@@ -81,14 +82,14 @@ def test_a_mesh_of_fsdp_alone_lays_parameters_out_over_tensor_for_play(params):
     trained = jax.device_put(params, tree_shardings(axes, params, mesh))
     assert not split_over(trained, "tensor")
     with jax.set_mesh(for_play(mesh, 2)):
-        laid_out = transformer.for_decoding(MODEL, trained)
+        laid_out = for_decoding(MODEL, trained)
     assert not split_over(laid_out, "fsdp") and "query" in split_over(laid_out, "tensor")
     np.testing.assert_array_equal(laid_out["layers"][0]["query"], params["layers"]["query"][0])
 
 
 def test_the_decoding_loop_gathers_no_parameter(mesh, params):
     with jax.set_mesh(mesh):
-        laid_out = transformer.for_decoding(MODEL, params)
+        laid_out = for_decoding(MODEL, params)
     assert not gathers_of_parameters(decode_text(mesh, laid_out))
     # As they are trained, some are gathered: the pattern finds what it is there to find.
     by_fsdp = jax.NamedSharding(mesh, jax.P("fsdp"))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from autollm_jax.models import attention, transformer
+from autollm_jax.models import attention, decoding, transformer
 from autollm_jax.models.config import FLOATS, REMATS
 from autollm_jax.models.embedding import look_up
 from autollm_jax.models.transformer import TransformerConfig
@@ -16,7 +16,7 @@ TINY = TransformerConfig(
 # Compiled, since op by op each would compile by itself.
 init = jax.jit(transformer.init, static_argnums=0)
 apply = jax.jit(transformer.apply, static_argnums=0)
-extend = jax.jit(transformer.extend, static_argnums=0, static_argnames="last")
+extend = jax.jit(decoding.extend, static_argnums=0, static_argnames="last")
 
 
 def tokens_of(batch=2, length=12, seed=1):
@@ -55,7 +55,7 @@ def test_decoding_token_by_token_equals_the_full_forward_pass(changes):
     params = init(config, jax.random.key(0))
     tokens_BT = tokens_of()
     full_BTV = apply(config, params, tokens_BT)
-    cache = transformer.init_cache(config, 2, 16)
+    cache = decoding.init_cache(config, 2, 16)
     for t in range(tokens_BT.shape[1]):
         logits_B1V, cache = extend(
             config, params, tokens_BT[:, t : t + 1], jnp.ones(2, int), jnp.full(2, t), cache
@@ -68,7 +68,7 @@ def test_decoding_token_by_token_equals_the_full_forward_pass(changes):
 def test_rows_of_different_lengths_extend_as_if_alone(lengths, short_conv):
     config = dataclasses.replace(TINY, short_conv=short_conv, mimetic=True)
     params, tokens_BT, chunk = init(config, jax.random.key(0)), tokens_of(length=20), 8
-    cache = transformer.init_cache(config, 2, 32)
+    cache = decoding.init_cache(config, 2, 32)
     _, cache = extend(
         config, params, tokens_BT[:, :chunk], jnp.array(lengths), jnp.zeros(2, int), cache
     )
@@ -82,8 +82,8 @@ def test_rows_of_different_lengths_extend_as_if_alone(lengths, short_conv):
 def test_last_returns_each_rows_last_real_logits(params):
     tokens_BC, lengths_B = tokens_of(), jnp.array([4, 9])
     arguments = (TINY, params, tokens_BC, lengths_B, jnp.zeros(2, int))
-    all_BCV, _ = extend(*arguments, transformer.init_cache(TINY, 2, 16))
-    last_BV, _ = extend(*arguments, transformer.init_cache(TINY, 2, 16), last=True)
+    all_BCV, _ = extend(*arguments, decoding.init_cache(TINY, 2, 16))
+    last_BV, _ = extend(*arguments, decoding.init_cache(TINY, 2, 16), last=True)
     np.testing.assert_allclose(last_BV, all_BCV[jnp.arange(2), lengths_B - 1], atol=1e-5)
 
 

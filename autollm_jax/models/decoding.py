@@ -1,0 +1,98 @@
+"""The transformer over a cache of keys and values: tokens are appended to sequences it has read."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from autollm_jax.models.config import LORA_IN, LORA_OUT, MATRICES, TransformerConfig, axes_of
+from autollm_jax.models.transformer import Block, Transformer
+from autollm_jax.sharding.rules import constrain, whole_over_fsdp
+
+
+def init_cache(config: TransformerConfig, batch: int, length: int):
+    """Make an empty KV cache for `batch` rows of at most `length` tokens.
+
+    There is one entry per layer, so that a decoding loop updates each in place. An entry has "key"
+    [B, K, A, S] and "value" [B, K, S, A], where S is the length.
+    """
+    heads, dtype = (batch, config.kv_heads), jnp.dtype(config.cache_dtype or config.dtype)
+    shapes = {"key": (*heads, config.head_dim, length), "value": (*heads, length, config.head_dim)}
+    if config.short_conv:
+        for name, count in (("past_query", config.heads), ("past_key", config.kv_heads)):
+            shapes[name] = (batch, config.short_conv - 1, count, config.head_dim)
+    return tuple(
+        {name: jnp.zeros(shape, dtype) for name, shape in shapes.items()}
+        for _ in range(config.layers)
+    )
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def for_decoding(config: TransformerConfig, params):
+    """Return parameters for many calls of `extend`: a tuple of layers; matrices have type `dtype`.
+
+    Otherwise each call would slice the layers out of the stacked arrays again. On a mesh every
+    parameter is whole over `fsdp` and stays split over `tensor`; a decoding loop would gather the
+    shards again at every token. Parameters that are in this form already are returned unchanged.
+    """
+    if isinstance(params["layers"], tuple):
+        return params
+
+    # A table that tokens are looked up in keeps the type of the residual stream.
+    rounded = {*MATRICES, "unembedding", *(["embedding"] if config.stream == config.dtype else [])}
+
+    def laid_out(path, leaf):
+        name = path[-1].key
+        if name.removesuffix(LORA_IN).removesuffix(LORA_OUT) in rounded:
+            leaf = leaf.astype(config.dtype)
+        return constrain(leaf, *whole_over_fsdp(axes_of(name)), always=True)
+
+    def cut(path, leaf, layer):
+        return laid_out(path, leaf[layer])
+
+    layers = tuple(
+        jax.tree_util.tree_map_with_path(functools.partial(cut, layer=layer), params["layers"])
+        for layer in range(config.layers)
+    )
+    others = {name: leaf for name, leaf in params.items() if name != "layers"}
+    return {**jax.tree_util.tree_map_with_path(laid_out, others), "layers": layers}
+
+
+def extend(config: TransformerConfig, params, tokens_BC, lengths_B, start_B, cache, last=False):
+    """Append tokens to each row of a batch and return their logits.
+
+    The first `lengths_B[b]` tokens of row b are real and have positions start_B[b], start_B[b] + 1,
+    ... in the row's sequence. The rest is padding: it is not written, and no real token attends to
+    it.
+
+    Args:
+      config: the model.
+      params: from `init` or `for_decoding`.
+      tokens_BC: the new tokens.
+      lengths_B: number of real tokens per row (0 is allowed).
+      start_B: number of tokens in each row's cache before the call.
+      cache: from `init_cache`; a position is a slot.
+      last: return only the logits of each row's last real token, [B, V].
+
+    Returns:
+      logits_BCV (f32), and the updated cache.
+    """
+    offsets_C = jnp.arange(tokens_BC.shape[1])
+    positions_BC = start_B[:, None] + offsets_C[None, :]
+    valid_BC = offsets_C[None, :] < lengths_B[:, None]
+    model, block = Transformer(config), Block(config)
+    params = for_decoding(config, params)
+    variables, turns = {"params": params}, config.rotations(positions_BC)
+    x_BCD = model.apply(variables, tokens_BC, method=Transformer.embed)
+    updated = []
+    # The loop is unrolled because a scan over layers would copy every layer's cache at every token.
+    for weights, entry in zip(params["layers"], cache, strict=True):
+        x_BCD, entry = block.apply(
+            {"params": weights}, x_BCD, positions_BC, turns, None, entry, valid_BC
+        )
+        updated.append(entry)
+    if last:
+        index = jnp.maximum(lengths_B - 1, 0)[:, None, None]
+        x_BCD = jnp.take_along_axis(x_BCD, index, axis=1)
+    logits_BCV = model.apply(variables, x_BCD, method=Transformer.logits)
+    return (logits_BCV[:, 0] if last else logits_BCV), tuple(updated)
