@@ -55,8 +55,9 @@ def assert_same(found, expected):
     np.testing.assert_allclose(found.logits_BV, expected.logits_BV, atol=1e-2)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("drafts", [1, 3, MOST_DRAFTS])
+@pytest.mark.parametrize(
+    ("drafts", "temperature"), [(1, 0.5), (3, 1.0), (MOST_DRAFTS, 0.5), (MOST_DRAFTS, 0.0)]
+)
 def test_drafts_change_no_token_and_save_passes(params, drafts, temperature):
     expected, *each = play(params, 0, temperature)
     found, passes, readings = play(params, drafts, temperature)
@@ -68,7 +69,7 @@ def test_drafts_change_no_token_and_save_passes(params, drafts, temperature):
         assert readings < 0.85 * said
 
 
-@pytest.mark.parametrize(("block", "temperature"), [(5, 0.0), (8, 0.3), (9, 0.0)])
+@pytest.mark.parametrize(("block", "temperature"), [(5, 0.0), (9, 0.3)])
 def test_drafts_in_a_cache_that_grows_and_a_context_that_ends(params, block, temperature):
     """No token is sampled from the logits of a draft that the cache had no room for."""
     small = dataclasses.replace(CONFIG, cache_block=block, context=40)
