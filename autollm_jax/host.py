@@ -73,7 +73,7 @@ def leave(folder: str, work: Callable, *arguments) -> Path:
 
 def collect(path: Path) -> Any:
     """Return the result that a worker left, and delete its file."""
-    result = pickle.loads(path.read_bytes())
+    result = pickle.loads(path.read_bytes())  # a worker's own, in a folder of this job's alone
     path.unlink()
     return result
 

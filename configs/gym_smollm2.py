@@ -24,7 +24,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.policy.context = 2048
     c.distill.row_length = 1792  # an episode a row; the longest has 1,706 tokens
     c.rollout.cache_block = 1024
-    c.rollout.drafts = 3  # a CPU computes more slowly than it reads: not 7
+    c.rollout.drafts = 3  # fewer than on accelerators: a pass costs what it computes, too
     if variant == "smoke":
         c.distill.update({"steps": 2, "batch_rows": 1, "save_every": 1})
         c.grpo.update({"steps": 1, "groups": 1, "group_size": 2, "minibatch_rows": 2})
