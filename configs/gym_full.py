@@ -3,7 +3,7 @@
     python launch/main.py --config=configs/gym_full.py
     python launch/main.py --config=configs/gym_full.py --config.gym.roots=gym_data,tables
 
-Twice as many simulated pairs, six times as many pairs of GRPO, more steps; a teacher that looks
+A fifth more simulated pairs, six times as many pairs of GRPO, more steps; a teacher that looks
 ahead; three seeds of evaluation. The recipe is for own and public tables together.
 The variant `:smoke` is the same as that of the main job.
 """
@@ -21,7 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
         return c
     c.curate.distill_pairs = 600
     c.simulate.lookahead = True
-    c.distill.steps = 200
+    c.distill.steps = 1200
     c.grpo.update({"pairs": 600, "steps": 40, "kept_out": 128, "evaluate_every": 8})
     c.evaluation.seeds = (0, 1, 2)
     return c
