@@ -3,7 +3,7 @@
     python launch/main.py --config=configs/gym.py
 
 README's section Results has what to expect of it on 2 CPU cores: regrets, minutes, memory;
-docs/experiments.md (38 to 63) has the reasons for the recipe.
+docs/experiments.md (38 to 68) has the reasons for the recipe.
 
     python launch/main.py --config=configs/gym.py:smoke
 

@@ -46,7 +46,7 @@ def test_flops_are_six_a_parameter_and_token_and_attention(job):
     length = job.config.distill.row_length
     tokens = job.config.distill.steps * job.config.distill.batch_rows * length
     parameters = 6.0 * parameter_count(job.model) * tokens
-    attention = 12 * 3 * 64 * length * tokens
+    attention = 12 * job.model.layers * 64 * length * tokens
     assert spending.training_flops(job) == pytest.approx(parameters + attention)
 
 
