@@ -117,7 +117,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.rollout.drafts = 0  # tokens looked up in the prompt that a pass reads ahead
 
     c.curate = ConfigDict()
-    c.curate.distill_pairs = 500  # (target, evidence) pairs to simulate
+    c.curate.distill_pairs = 470  # (target, evidence) pairs to simulate
     c.curate.synthetic = 0.4  # share of the pairs from the prior of synthetic landscapes
     c.curate.unchanged = 0.5  # share of the tables' families that are not augmented
     c.curate.far = 0.5  # share of the pairs whose evidence is far below the target
@@ -134,7 +134,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.simulate.processes = 2  # that simulate, and prepare the pairs of GRPO
 
     c.distill = ConfigDict()
-    c.distill.steps = 1000  # 20,000 decisions, each once; 0: GRPO starts from random parameters
+    c.distill.steps = 940  # 18,800 decisions, each once; 0: GRPO starts from random parameters
     c.distill.batch_rows = 4
     c.distill.microbatches = 1  # parts of a batch, over which the gradient is summed
     c.distill.row_length = 704  # tokens; short episodes share a row
