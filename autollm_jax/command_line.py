@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from autollm_jax.errors import PREEMPTED_EXIT_CODE, UserError
 
@@ -65,9 +65,10 @@ def define_path(name: str, default: str | None, help: str) -> flags.FlagHolder[s
 def run(main: Callable[[list[str]], None]) -> None:
     """Parse the flags and run `main`.
 
-    A `UserError`, and any mistake in a flag or a config file, ends the script with one line.
+    A `UserError`, and any mistake in a flag or a config file, ends the script with one line. Of
+    libraries' logs only warnings are shown, unless --verbosity asks for more.
     """
-
+    logging.set_verbosity(logging.WARNING)
     if main.__module__ != "__main__":  # --help shows the text and the flags of main's module
         sys.modules["__main__"].__doc__ = sys.modules[main.__module__].__doc__
         for flag in flags.FLAGS.get_key_flags_for_module(main.__module__):

@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from absl import flags, logging
+from absl import flags
 
 from autollm_jax import command_line, host
 from autollm_jax.advise import reading
@@ -238,5 +238,4 @@ def _hints(arguments: Mapping) -> Hints:
 
 def run() -> None:
     """Run the command: the entry point `autollm-advise`, and `launch/advise.py`."""
-    logging.set_verbosity(logging.WARNING)
     command_line.run(main)

@@ -1,6 +1,6 @@
 """Run the job of a config: `python launch/main.py --config=configs/gym.py [--stage=NAME] ...`."""
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import config_flags
 
 from autollm_jax import command_line
@@ -31,5 +31,4 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Run the command: the entry point `autollm`, and `launch/main.py`."""
-    logging.set_verbosity(logging.WARNING)
     command_line.run(main)

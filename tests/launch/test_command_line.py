@@ -53,3 +53,22 @@ command_line.run(lambda argv: stop() if moment == "early" else None)
 def test_a_stop_after_the_work_is_done_leaves_it_a_success(moment, code):
     done = subprocess.run([sys.executable, "-c", STOPPED, moment], cwd=ROOT, capture_output=True)
     assert done.returncode == code, done.stderr
+
+
+LOGS = """
+from absl import logging
+from autollm_jax import command_line
+def main(argv):
+    logging.info("a detail")
+    logging.warning("a warning")
+command_line.run(main)
+"""
+
+
+@pytest.mark.parametrize(("flags", "detailed"), [([], False), (["--verbosity=0"], True)])
+def test_libraries_details_are_shown_to_those_who_ask(flags, detailed):
+    done = subprocess.run(
+        [sys.executable, "-c", LOGS, *flags], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "a warning" in done.stderr
+    assert ("a detail" in done.stderr) == detailed
