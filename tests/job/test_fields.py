@@ -63,6 +63,12 @@ def test_every_rule_is_of_a_field():
     assert stale == ["policy.shape.*"]  # empty in the main job
 
 
+def test_the_fields_of_its_shape_reach_the_policy():
+    sizes = dict(layers=3, width=80, rope_theta=77.0, row_logits=4096, remat="layer")
+    shape = constraints.policy_shape(changed(**{f"policy__{k}": v for k, v in sizes.items()}))
+    assert {name: getattr(shape, name) for name in sizes} == sizes
+
+
 # Values of no field: another type, or no number.
 NUMBERS = [math.nan, math.inf, -math.inf, "3", None, (1,), ConfigDict({"a": 1})]
 # In a field of floats ml_collections makes 1.0 of True.
