@@ -43,7 +43,7 @@ SMALL_JOB = (
     "--config.policy.heads=2", "--config.policy.kv_heads=1", "--config.policy.head_dim=8",
     "--config.policy.mlp_width=32", "--config.policy.vocab_size=400",
     "--config.policy.context=512", "--config.policy.turn_tokens=64",
-    "--config.curate.distill_pairs=24",
+    "--config.policy.short_conv=0", "--config.curate.distill_pairs=24",
     "--config.simulate.processes=1", "--config.simulate.reasoning=False",
     "--config.distill.steps=2", "--config.distill.row_length=512", "--config.distill.save_every=2",
     "--config.distill.dtype=float32", "--config.grpo.steps=1",

@@ -22,8 +22,8 @@ from autollm_jax.text.symbols import SYMBOLS
 # Fields of the policy's shape that stages read from a config without published weights.
 SHAPE = (
     *("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "mlp_width"),
-    *("rope_theta", "scan_unroll", "dtype", "cache_dtype", "activations", "gradients"),
-    *("attention", "attention_block", "remat", "row_logits"),
+    *("short_conv", "rope_fraction", "mimetic", "scan_unroll", "dtype", "cache_dtype"),
+    *("activations", "gradients", "attention", "attention_block", "remat", "row_logits"),
 )
 
 
@@ -123,6 +123,11 @@ def _rollout(config: ConfigDict) -> Iterator[str]:
         yield (
             f"config.rollout.rows={rows}: accepted is a multiple of "
             f"config.grpo.group_size={size}, whose episodes read their prompt together, or 0"
+        )
+    if config.rollout.drafts and config.policy.short_conv and not config.policy.weights:
+        yield (
+            f"config.rollout.drafts={config.rollout.drafts} needs a policy without short "
+            "convolutions, which read drafts as their past; set config.policy.short_conv=0"
         )
 
 

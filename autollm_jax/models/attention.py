@@ -1,4 +1,4 @@
-"""Attention over whole sequences and over a KV cache; rotations before it.
+"""Attention over whole sequences and over a KV cache; rotations and convolutions before it.
 
 Letters: B batch, T query tokens, S key slots, H query heads, K key-value heads, G = H / K query
 heads per key-value head, A head width.
@@ -13,7 +13,12 @@ from autollm_jax.sharding import rows
 FEW = 8  # queries that a pass of decoding has at most, with its drafts
 
 
-def rotations(positions_BT, head_dim: int, theta: float, factors=()):
+def rotated_width(head_dim: int, fraction: float) -> int:
+    """Return the number of a head's coordinates that are rotated by the position."""
+    return 2 * round(fraction * head_dim / 2)
+
+
+def rotations(positions_BT, head_dim: int, theta: float, fraction: float = 1.0, factors=()):
     """Return cosine and sine of the angles by which `rotate` turns each pair of coordinates.
 
     All layers share them, so that a step computes them once.
@@ -22,12 +27,14 @@ def rotations(positions_BT, head_dim: int, theta: float, factors=()):
       positions_BT: position of each token in its own sequence; one row may stand for all.
       head_dim: coordinates of a head, A.
       theta: base of the frequencies.
-      factors: divisor of each of the A/2 frequencies; empty for none.
+      fraction: share of the head's coordinates that is rotated. The others compare contents at any
+        distance (partial rotary embedding, as in GPT-NeoX, arXiv 2204.06745).
+      factors: divisor of each of the R/2 frequencies; empty for none.
 
     Returns:
-      cos_BT1h and sin_BT1h, f32, where h = A/2 counts the rotated pairs.
+      cos_BT1h and sin_BT1h, f32, where h = R/2 counts the rotated pairs.
     """
-    half = head_dim // 2
+    half = rotated_width(head_dim, fraction) // 2
     frequency_111h = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)[None, None, None]
     if factors:  # lower frequencies, for longer contexts than the first training had
         frequency_111h = frequency_111h / jnp.array(factors, jnp.float32)[None, None, None]
@@ -38,7 +45,8 @@ def rotations(positions_BT, head_dim: int, theta: float, factors=()):
 def rotate(x_BTHA, cos_BT1h, sin_BT1h):
     """Apply rotary position embeddings (arXiv 2104.09864) to queries or keys.
 
-    Pairs are (i, i + A/2), the layout of the Llama family's published weights.
+    Pairs are (i, i + R/2) of the first R coordinates, the layout of the Llama family's published
+    weights.
 
     Args:
       x_BTHA: queries or keys.
@@ -47,9 +55,10 @@ def rotate(x_BTHA, cos_BT1h, sin_BT1h):
     Returns:
       The rotated queries or keys, of the same shape.
     """
-    first, second = jnp.split(x_BTHA, 2, axis=-1)
+    half = cos_BT1h.shape[-1]
+    first, second, rest_BTHA = jnp.split(x_BTHA, [half, 2 * half], axis=-1)
     turned = [first * cos_BT1h - second * sin_BT1h, second * cos_BT1h + first * sin_BT1h]
-    return jnp.concatenate(turned, axis=-1)
+    return jnp.concatenate([*turned, rest_BTHA], axis=-1)
 
 
 def _attend(q_BTKGA, keys, v_BKSA, visible, dtype, layout="BKSA"):
@@ -78,6 +87,44 @@ def _attend(q_BTKGA, keys, v_BKSA, visible, dtype, layout="BKSA"):
         mixed_BKRA = product("BKRS,BKSA->BKRA", weights_BKRS, v_BKSA, dtype)
         mixed_BKRA = mixed_BKRA[..., :A] / mixed_BKRA[..., A:]
     return mixed_BKRA.reshape(B, K, G, T, A).transpose(0, 3, 1, 2, 4)
+
+
+def short_convolution(x_BTNA, past_BPNA, positions_BT, taps_WNA):
+    """Convolve queries or keys with W taps along the sequence, each coordinate by itself.
+
+    With the convolution a query matches a run of tokens instead of one token, so that one layer can
+    copy the token after a phrase. Without it two layers are needed: the first learns to pass each
+    token's predecessors on. The convolution is depthwise and causal, as in Hyena (arXiv 2302.10866)
+    and Gated DeltaNet (2412.06464), but has no activation, follows norm and rotation, and leaves
+    the values alone.
+
+    Args:
+      x_BTNA: queries or keys of N heads.
+      past_BPNA: the P = W - 1 queries or keys before the first of x_BTNA; not read for tokens that
+        precede the start of a sequence.
+      positions_BT: position of each token in its own sequence.
+      taps_WNA: weights; tap w belongs to the token w places back.
+
+    Returns:
+      The convolved queries or keys, of the shape of x_BTNA.
+    """
+    T, P = x_BTNA.shape[1], past_BPNA.shape[1]
+    taps_W11NA = taps_WNA[:, None, None]
+    whole_BSNA = jnp.concatenate([past_BPNA.astype(x_BTNA.dtype), x_BTNA], axis=1)
+    mixed_BTNA = x_BTNA * taps_W11NA[0]
+    for back in range(1, P + 1):
+        earlier_BTNA = whole_BSNA[:, P - back : P - back + T]
+        there_BT11 = (positions_BT >= back)[..., None, None]
+        mixed_BTNA += jnp.where(there_BT11, earlier_BTNA * taps_W11NA[back], 0.0)
+    return mixed_BTNA
+
+
+def shift_past(past_BPNA, x_BTNA, valid_BT):
+    """Return each row's last P queries or keys: of past_BPNA, then the valid ones of x_BTNA."""
+    P = past_BPNA.shape[1]
+    whole_BSNA = jnp.concatenate([past_BPNA, x_BTNA.astype(past_BPNA.dtype)], axis=1)
+    last_BP = valid_BT.sum(axis=1)[:, None] + jnp.arange(P)[None, :]
+    return jnp.take_along_axis(whole_BSNA, last_BP[:, :, None, None], axis=1)
 
 
 def attend_in_blocks(q_BTHA, k_BTKA, v_BTKA, segments_BT=None, *, block: int, dtype: str):

@@ -36,13 +36,16 @@ class TransformerConfig:
     head_dim: int
     mlp_width: int
     qk_norm: bool = True
+    short_conv: int = 0  # taps of a convolution over queries and keys: copying takes one layer
     tied_embeddings: bool = True
     scaled_embedding: bool = True  # tokens enter as unit variance: rows times sqrt(width)
     rope_theta: float = 10_000.0
     rope_factors: tuple[float, ...] = ()  # divisor of each rotary frequency; () for none
+    rope_fraction: float = 1.0  # share of a head's coordinates that carry its position
     lora_rank: int = 0  # rank of the factors (`models.lora`); 0 for no factors
     lora_targets: tuple[str, ...] = ()  # of query, key, value, output, gate, up, down
     lora_scale: float = 1.0  # multiplier of the factors' product
+    mimetic: bool = False  # attention heads start as heads that copy (`models.mimetic`)
     norm_epsilon: float = 1e-6
     dtype: str = "float32"  # or "bfloat16"; type of the matrix products' operands
     # Type of the residual stream and of what layers keep for the backward pass: float32 or
@@ -64,6 +67,8 @@ class TransformerConfig:
             raise ValueError(f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even for rotary positions")
+        if self.short_conv < 0 or self.short_conv == 1:
+            raise ValueError(f"short_conv={self.short_conv} must be 0 (none), or 2 taps or more")
         unknown = set(self.lora_targets) - MATRICES.keys()
         if unknown or bool(self.lora_rank) != bool(self.lora_targets):
             raise ValueError(
@@ -88,7 +93,9 @@ class TransformerConfig:
 
     def rotations(self, positions_BT):
         """Return cosine and sine of the rotations at these positions."""
-        return rotations(positions_BT, self.head_dim, self.rope_theta, self.rope_factors)
+        return rotations(
+            positions_BT, self.head_dim, self.rope_theta, self.rope_fraction, self.rope_factors
+        )
 
 
 # The logical axes of every parameter; a layer's parameters have "layers" as their first axis.
@@ -103,6 +110,8 @@ PARAMETER_AXES = {
     "up": ("width", "mlp"),
     "down": ("mlp", "width"),
     "scale": ("activation",),
+    "query_taps": (None, "heads", "head_dim"),
+    "key_taps": (None, "kv_heads", "head_dim"),
 }
 
 

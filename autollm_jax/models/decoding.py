@@ -18,6 +18,9 @@ def init_cache(config: TransformerConfig, batch: int, length: int):
     """
     heads, dtype = (batch, config.kv_heads), jnp.dtype(config.cache_dtype or config.dtype)
     shapes = {"key": (*heads, config.head_dim, length), "value": (*heads, length, config.head_dim)}
+    if config.short_conv:
+        for name, count in (("past_query", config.heads), ("past_key", config.kv_heads)):
+            shapes[name] = (batch, config.short_conv - 1, count, config.head_dim)
     return tuple(
         {name: jnp.zeros(shape, dtype) for name, shape in shapes.items()}
         for _ in range(config.layers)

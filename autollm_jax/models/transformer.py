@@ -1,9 +1,10 @@
 """A decoder-only transformer, used for the ground-truth runs and for the agent's policy.
 
 RMSNorm (arXiv 1910.07467), rotary positions (2104.09864), grouped-query attention (2305.13245) with
-optional QK norm (2302.05442), SwiGLU (2002.05202), tied or untied embeddings. Parameters are f32;
-the operands of matrix products have type `dtype`, and the products accumulate in f32. Layers pass
-on and keep arrays of type `stream`; norms, rotations, softmax and logits are computed in f32.
+optional QK norm (2302.05442) and short convolutions over queries and keys (2412.06464), SwiGLU
+(2002.05202), tied or untied embeddings. Parameters are f32; the operands of matrix products have
+type `dtype`, and the products accumulate in f32. Layers pass on and keep arrays of type `stream`;
+norms, rotations, softmax and logits are computed in f32.
 
 Other packages call the functions at the end of this file, over a plain tree of parameters: `init`,
 `apply` (`hidden`, then `unembed`); `decoding.py` has those that go on from a cache.
@@ -17,10 +18,11 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from autollm_jax.models.attention import cached_attention, rotate
+from autollm_jax.models.attention import cached_attention, rotate, shift_past, short_convolution
 from autollm_jax.models.config import LORA_IN, LORA_OUT, MATRICES, TransformerConfig, axes_of
 from autollm_jax.models.embedding import look_up
 from autollm_jax.models.kernels import SAVED, causal_attention
+from autollm_jax.models.mimetic import mimic
 from autollm_jax.models.product import product
 from autollm_jax.models.shared_prefix import NOTHING_SHARED, SharedPrefix
 from autollm_jax.sharding.rules import constrain, reshard, whole_over_fsdp
@@ -66,6 +68,11 @@ def _fan_in(in_axis, out_axis):
     )
 
 
+def _identity_taps(_, shape):
+    """Return the taps of an identity convolution: weight 1 on the token itself, 0 elsewhere."""
+    return jnp.zeros(shape, jnp.float32).at[0].set(1.0)
+
+
 class Block(nn.Module):
     """One layer: attention and SwiGLU, each behind a norm and a residual.
 
@@ -107,6 +114,18 @@ class Block(nn.Module):
             out_BTY += c.lora_scale * added_BTY
         return out_BTY.reshape(*x_BTX.shape[:2], *rest)
 
+    def _convolve(self, name, x_BTNA, positions_BT, cache, valid_BT):
+        """Convolve queries or keys (`short_convolution`); return them and the updated cache."""
+        B, _, *shape = x_BTNA.shape
+        taps_WNA = self.param(f"{name}_taps", _identity_taps, (self.config.short_conv, *shape))
+        if cache is None:
+            past_BPNA = jnp.zeros((B, self.config.short_conv - 1, *shape), x_BTNA.dtype)
+        else:
+            past_BPNA = cache[f"past_{name}"]
+            cache = {**cache, f"past_{name}": shift_past(past_BPNA, x_BTNA, valid_BT)}
+        convolved = _in_float32(short_convolution, x_BTNA, past_BPNA, positions_BT, taps_WNA)
+        return convolved, cache
+
     @nn.compact
     def __call__(self, x_BTD, positions_BT, turns, segments_BT=None, cache=None, valid_BT=None):
         """Run the layer.
@@ -117,7 +136,9 @@ class Block(nn.Module):
           turns: cosine and sine of the rotations at these positions (`attention.rotations`).
           segments_BT: a token attends only within its segment; None for one segment per row.
           cache: None, or this layer's entry (see `decoding.init_cache`). A token is written at the
-            slot of its position and attends to all slots up to its own.
+            slot of its position and attends to all slots up to its own. With a short convolution
+            the entry also has "past_query" [B, W - 1, H, A] and "past_key" [B, W - 1, K, A]: the
+            last queries and keys before the convolution.
           valid_BT: with a cache, whether each token is real; padding is not written.
 
         Returns:
@@ -136,6 +157,9 @@ class Block(nn.Module):
         q_BTHA = constrain(_in_float32(rotate, q_BTHA, *turns), "batch", None, "heads", None)
         k_BTKA = constrain(_in_float32(rotate, k_BTKA, *turns), "batch", None, "kv_heads", None)
         q_BTHA, k_BTKA, v_BTKA = map(self.shared.apart, (q_BTHA, k_BTKA, v_BTKA))
+        if c.short_conv:
+            q_BTHA, cache = self._convolve("query", q_BTHA, positions_BT, cache, valid_BT)
+            k_BTKA, cache = self._convolve("key", k_BTKA, positions_BT, cache, valid_BT)
         if cache is None:
             attend = functools.partial(
                 causal_attention, block=c.attention_block, dtype=c.dtype, kind=c.attention
@@ -234,7 +258,8 @@ class Transformer(nn.Module):
 def init(config: TransformerConfig, key: jax.Array):
     """Draw the f32 parameters; `logical_axes(config)` names the axes of the tree."""
     tokens = jnp.zeros((1, 2), jnp.int32)
-    return Transformer(config).init(key, tokens, tokens)["params"]
+    params = Transformer(config).init(key, tokens, tokens)["params"]
+    return mimic(config, params) if config.mimetic else params
 
 
 def logical_axes(config: TransformerConfig):
@@ -256,6 +281,7 @@ def parameter_count(config: TransformerConfig) -> int:
     """Count the parameters by a formula, embeddings included (memory plans count thousands)."""
     c = config
     attention = 2 * c.width * c.head_dim * (c.heads + c.kv_heads)
+    attention += c.short_conv * c.head_dim * (c.heads + c.kv_heads)
     norms = 2 * c.width + (2 * c.head_dim if c.qk_norm else 0)
     wide, narrow = c.heads * c.head_dim, c.kv_heads * c.head_dim
     outputs = dict(query=wide, key=narrow, value=narrow, output=wide)

@@ -129,6 +129,8 @@ def jit_decode(
     logits for as long as they are the draft's. The noise of a token depends on its position alone,
     so that they are the tokens which would have been sampled without drafts, but for rounding.
     """
+    if drafts and model.short_conv:
+        raise ValueError("drafts need a model without short convolutions, whose past they would be")
     limit_B, grammar = taking.limit_B, taking.grammar
     B, S = state.tokens_BS.shape
     capacity = state.cache[0]["value"].shape[2]

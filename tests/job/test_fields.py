@@ -64,7 +64,7 @@ def test_every_rule_is_of_a_field():
 
 
 def test_the_fields_of_its_shape_reach_the_policy():
-    sizes = dict(layers=3, width=80, rope_theta=77.0, row_logits=4096, remat="layer")
+    sizes = dict(layers=3, width=80, short_conv=5, rope_fraction=0.5, row_logits=4096)
     shape = constraints.policy_shape(changed(**{f"policy__{k}": v for k, v in sizes.items()}))
     assert {name: getattr(shape, name) for name in sizes} == sizes
 
@@ -98,6 +98,7 @@ def test_nonsense_is_refused_in_every_field(path):
         ("distill.optimizer.b2", 1.0, "a finite number from 0 below 1"),
         ("distill.dtype", "float16", "one of float32, bfloat16"),
         ("distill.row_length", 0, "a whole number from 2 on"),
+        ("policy.short_conv", 1, "a whole number from 2 on, or 0"),
         ("policy.cache_dtype", "int8", 'one of "", float32, bfloat16'),
         ("grpo.ratio", "word", "one of token, sequence"),
         ("grpo.dual_clip", 1.0, "a finite number over 1, or 0"),
@@ -149,6 +150,10 @@ def test_a_field_that_does_not_exist_and_one_that_is_missing_are_named():
         ({"grpo__ratio": "sequence"}, "grpo.ratio=sequence: enumerated.*accepted is token"),
         ({"grpo__dual_clip": 3.0}, "grpo.dual_clip=3.0: enumerated.*accepted is 0"),
         ({"grpo__importance_cap": 2.0}, "grpo.importance_cap=2.0: enumerated.*accepted is 0"),
+        (
+            {"rollout__drafts": 3},
+            "config.rollout.drafts=3 needs a policy without short convolutions",
+        ),
         (
             {"grpo__members": "sampled", "grpo__group_size": 4, "rollout__rows": 6},
             "config.rollout.rows=6: accepted is a multiple of config.grpo.group_size=4",

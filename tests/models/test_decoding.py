@@ -16,7 +16,7 @@ from autollm_jax.sharding.rules import tree_shardings
 from tests.collectives import COLLECTIVE
 
 MODEL = TransformerConfig(
-    vocab_size=320, width=48, layers=2, heads=8, kv_heads=4, head_dim=8, mlp_width=72
+    vocab_size=320, width=48, layers=2, heads=8, kv_heads=4, head_dim=8, mlp_width=72, short_conv=2
 )
 # Dimensions that only a parameter has: a collective over one of them moves parameters.
 OF_PARAMETERS = ("48", "320", "72")

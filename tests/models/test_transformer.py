@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from autollm_jax.models import decoding, transformer
+from autollm_jax.models import attention, decoding, transformer
 from autollm_jax.models.config import FLOATS, REMATS
 from autollm_jax.models.embedding import look_up
 from autollm_jax.models.transformer import TransformerConfig
@@ -47,7 +47,9 @@ def test_no_gradient_flows_from_a_logit_to_later_tokens(params):
     np.testing.assert_array_equal(size_T[place + 1 :], 0)
 
 
-@pytest.mark.parametrize("changes", [{}, {"qk_norm": False}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"qk_norm": False}, {"short_conv": 3, "mimetic": True}, {"rope_fraction": 0.25}]
+)
 def test_decoding_token_by_token_equals_the_full_forward_pass(changes):
     config = dataclasses.replace(TINY, **changes)
     params = init(config, jax.random.key(0))
@@ -61,16 +63,18 @@ def test_decoding_token_by_token_equals_the_full_forward_pass(changes):
         np.testing.assert_allclose(logits_B1V[:, 0], full_BTV[:, t], atol=1e-4)
 
 
+@pytest.mark.parametrize("short_conv", [0, 3])
 @pytest.mark.parametrize("lengths", [(3, 7), (0, 1)])
-def test_rows_of_different_lengths_extend_as_if_alone(lengths, params):
-    tokens_BT, chunk = tokens_of(length=20), 8
-    cache = decoding.init_cache(TINY, 2, 32)
+def test_rows_of_different_lengths_extend_as_if_alone(lengths, short_conv):
+    config = dataclasses.replace(TINY, short_conv=short_conv, mimetic=True)
+    params, tokens_BT, chunk = init(config, jax.random.key(0)), tokens_of(length=20), 8
+    cache = decoding.init_cache(config, 2, 32)
     _, cache = extend(
-        TINY, params, tokens_BT[:, :chunk], jnp.array(lengths), jnp.zeros(2, int), cache
+        config, params, tokens_BT[:, :chunk], jnp.array(lengths), jnp.zeros(2, int), cache
     )
     rest_BC = jnp.stack([tokens_BT[b, n : n + chunk] for b, n in enumerate(lengths)])
-    logits_BCV, _ = extend(TINY, params, rest_BC, jnp.full(2, chunk), jnp.array(lengths), cache)
-    full_BTV = apply(TINY, params, tokens_BT)
+    logits_BCV, _ = extend(config, params, rest_BC, jnp.full(2, chunk), jnp.array(lengths), cache)
+    full_BTV = apply(config, params, tokens_BT)
     for b, n in enumerate(lengths):
         np.testing.assert_allclose(logits_BCV[b], full_BTV[b, n : n + chunk], atol=1e-4)
 
@@ -83,12 +87,14 @@ def test_last_returns_each_rows_last_real_logits(params):
     np.testing.assert_allclose(last_BV, all_BCV[jnp.arange(2), lengths_B - 1], atol=1e-5)
 
 
-def test_segments_do_not_see_each_other(params):
-    tokens_BT = tokens_of(batch=1)
+@pytest.mark.parametrize("short_conv", [0, 3])
+def test_segments_do_not_see_each_other(short_conv):
+    config = dataclasses.replace(TINY, short_conv=short_conv, mimetic=True)
+    params, tokens_BT = init(config, jax.random.key(0)), tokens_of(batch=1)
     segments_BT = jnp.array([[1] * 5 + [2] * 7])
     positions_BT = jnp.array([[*range(5), *range(7)]])
-    packed = apply(TINY, params, tokens_BT, positions_BT, segments_BT)
-    alone = apply(TINY, params, tokens_BT[:, 5:])
+    packed = apply(config, params, tokens_BT, positions_BT, segments_BT)
+    alone = apply(config, params, tokens_BT[:, 5:])
     np.testing.assert_allclose(packed[:, 5:], alone, atol=1e-4)
 
 
@@ -142,7 +148,7 @@ def test_layers_pass_on_bfloat16_from_a_width_of_96(width, expected):
 
 
 def test_bfloat16_activations_stay_near_and_have_float32_gradients():
-    half = dataclasses.replace(TINY, dtype="bfloat16", activations="bfloat16")
+    half = dataclasses.replace(TINY, dtype="bfloat16", activations="bfloat16", short_conv=3)
     params = init(half, jax.random.key(0))
     wide, exact = (dataclasses.replace(half, activations="float32", dtype=d) for d in FLOATS[::-1])
 
@@ -175,7 +181,7 @@ def test_bfloat16_gradients_of_matrices_are_float32_ones_rounded():
 
 
 def test_a_bfloat16_layer_keeps_no_float32_activation():
-    half = dataclasses.replace(TINY, dtype="bfloat16", remat="attention")
+    half = dataclasses.replace(TINY, dtype="bfloat16", remat="attention", short_conv=3)
 
     def kept(config):
         def pull(params):
@@ -225,10 +231,57 @@ def test_impossible_shapes_are_refused(changes):
         dataclasses.replace(TINY, **changes)
 
 
-@pytest.mark.parametrize("changes", [{}, {"qk_norm": False}, {"tied_embeddings": False}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"qk_norm": False}, {"tied_embeddings": False}, {"short_conv": 3, "mimetic": True}],
+)
 def test_the_formula_counts_the_parameters_that_init_makes(changes):
     config = TransformerConfig(
         vocab_size=64, width=24, layers=3, heads=4, kv_heads=2, head_dim=6, mlp_width=40, **changes
     )
     shapes = jax.tree.leaves(transformer.parameter_shapes(config))
     assert transformer.parameter_count(config) == sum(leaf.size for leaf in shapes)
+
+
+COPIER = dataclasses.replace(
+    TINY, width=64, kv_heads=2, head_dim=32, vocab_size=512, rope_fraction=0.25, mimetic=True
+)
+
+
+def mean_rank(config, tokens_T):
+    """Of 512 tokens, the rank of what comes next when `tokens_T` are read again, untrained."""
+    again_1T, T = jnp.concatenate([tokens_T, tokens_T])[None], len(tokens_T)
+    logits_TV = apply(config, init(config, jax.random.key(0)), again_1T)[0, T : 2 * T - 1]
+    right_T1 = jnp.take_along_axis(logits_TV, tokens_T[1:, None], axis=1)
+    return float((logits_TV > right_T1).sum(1).mean())
+
+
+def test_mimetic_attention_starts_by_copying():
+    """Before any training a token that comes again is followed by what followed it before."""
+    tokens_T = jax.random.permutation(jax.random.key(1), 512)[:40]
+    started, random = (
+        mean_rank(dataclasses.replace(COPIER, short_conv=2, mimetic=m), tokens_T)
+        for m in (True, False)
+    )
+    assert started < 0.5 * random
+
+
+def test_mimetic_attention_copies_what_follows_a_run_of_tokens():
+    """Each token comes with several successors: which it is, the token before it tells."""
+    tokens_T = jax.random.randint(jax.random.key(1), (80,), 0, 12) * 40
+    one, two, seven = (
+        mean_rank(dataclasses.replace(COPIER, short_conv=taps, head_dim=64), tokens_T)
+        for taps in (2, 3, 8)
+    )
+    assert two < 0.7 * one and seven < 0.6 * two
+
+
+@pytest.mark.parametrize("fraction", [0.25, 0.5])
+def test_the_rest_of_a_head_does_not_turn_with_the_position(fraction):
+    x_BTHA = jax.random.normal(jax.random.key(0), (1, 5, 2, 16))
+    positions_BT = jnp.arange(5)[None] + 3
+    angles = attention.rotations(positions_BT, 16, 10_000.0, fraction)
+    turned = attention.rotate(x_BTHA, *angles)
+    kept = int(16 * fraction)
+    np.testing.assert_array_equal(turned[..., kept:], x_BTHA[..., kept:])
+    assert (np.abs(turned - x_BTHA)[..., :kept] > 1e-3).any()

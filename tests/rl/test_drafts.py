@@ -118,3 +118,14 @@ def test_a_draft_is_what_followed_the_longest_and_latest_like():
     found = np.asarray(look_up(jnp.asarray(tokens_BS), jnp.asarray(length_B), 4))
     wanted = [followers(t.tolist(), n, 4) for t, n in zip(tokens_BS, length_B, strict=True)]
     np.testing.assert_array_equal(found, wanted)
+
+
+def test_convolutions_have_no_drafts(params):
+    convolved = dataclasses.replace(MODEL, short_conv=2)
+    params = transformer.init(convolved, jax.random.key(0))
+    state = sampler.init_state(convolved, CONFIG, [0])
+    state = sampler.append(convolved, params, CONFIG, state, [[4, 5]])
+    with pytest.raises(ValueError, match="short convolutions"):
+        sampler.generate(
+            convolved, params, CONFIG, state, jax.random.key(0), TurnConfig(STOP, 4, drafts=2)
+        )

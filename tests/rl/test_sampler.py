@@ -13,6 +13,8 @@ from autollm_jax.rl.sampler import SamplerConfig, TurnConfig
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 
 MODEL = transformer.TransformerConfig(
+    short_conv=3,
+    mimetic=True,
     vocab_size=40,
     width=16,
     layers=2,
