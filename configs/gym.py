@@ -87,7 +87,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.policy.split_digits = False  # whole numbers may be pieces
     c.policy.full_texts = False  # prompts with configurations and deviations, a third longer
     c.policy.width = 64
-    c.policy.layers = 2
+    c.policy.layers = 3
     c.policy.heads = 2
     c.policy.kv_heads = 2
     c.policy.head_dim = 32
@@ -95,7 +95,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.policy.short_conv = 8
     c.policy.rope_fraction = 0.25
     c.policy.mimetic = True
-    c.policy.scan_unroll = 2
+    c.policy.scan_unroll = 3
     c.policy.dtype = "float32"  # inputs of matrix products, except in distillation (distill.dtype)
     c.policy.cache_dtype = ""  # type of keys and values; "" is policy.dtype; float32 on a CPU
     c.policy.activations = ""  # type of what layers pass on; "" is dtype, float32 below width 96
@@ -119,7 +119,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.rollout.drafts = 0  # tokens looked up in the prompt that a pass reads ahead; no short_conv
 
     c.curate = ConfigDict()
-    c.curate.distill_pairs = 470  # (target, evidence) pairs to simulate
+    c.curate.distill_pairs = 300  # (target, evidence) pairs to simulate
     c.curate.synthetic = 0.4  # share of the pairs from the prior of synthetic landscapes
     c.curate.unchanged = 0.5  # share of the tables' families that are not augmented
     c.curate.far = 0.5  # share of the pairs whose evidence is far below the target
@@ -127,7 +127,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.curate.renamed = 0.2  # share of the pairs with neutral names of dimensions and components
 
     c.simulate = ConfigDict()
-    c.simulate.episodes = 8  # of each pair
+    c.simulate.episodes = 4  # of each pair
     c.simulate.softness = 0.03  # temperature of the teacher's hindsight, in units of reward
     c.simulate.uniform = 0.1  # share of the teacher's choices that hindsight does not guide
     c.simulate.lookahead = False  # hindsight of the rest of the episode, not of one trial alone
@@ -136,12 +136,12 @@ def get_config(variant: str = "") -> ConfigDict:
     c.simulate.processes = 2  # that simulate, and prepare the pairs of GRPO
 
     c.distill = ConfigDict()
-    c.distill.steps = 940  # 18,800 decisions, each once; 0: GRPO starts from random parameters
+    c.distill.steps = 150  # 0: GRPO starts from random parameters
     c.distill.batch_rows = 4
     c.distill.microbatches = 1  # parts of a batch, over which the gradient is summed
-    c.distill.row_length = 704  # tokens; short episodes share a row
+    c.distill.row_length = 800  # tokens; short episodes share a row
     c.distill.dtype = "float32"
-    c.distill.save_every = 250  # steps
+    c.distill.save_every = 100  # steps
     c.distill.optimizer = optimizer(3e-3, b2=0.98, weight_decay=0.05)
 
     c.grpo = ConfigDict()
@@ -234,10 +234,11 @@ def shrink(c: ConfigDict) -> None:
     g.language_model.validation_rows = 8
     for task in TASKS:
         neighbour(task)["shrink"](g[task])
-    c.policy.update({"width": 32, "mlp_width": 64, "head_dim": 16, "kv_heads": 1})
+    c.policy.update({"width": 32, "layers": 2, "mlp_width": 64, "head_dim": 16, "heads": 2})
+    c.policy.update({"kv_heads": 1, "scan_unroll": 2})
     c.rollout.cache_block = 480  # two sizes of the cache
     c.curate.distill_pairs = 24
-    c.simulate.update({"processes": 1, "episodes": 4})
+    c.simulate.processes = 1
     c.distill.update({"steps": 10, "batch_rows": 4, "save_every": 5})
     c.grpo.update({"steps": 2, "groups": 2, "group_size": 4, "minibatch_rows": 8, "save_every": 1})
     c.grpo.update({"pairs": 4, "kept_out": 3, "evaluate_every": 1})
