@@ -6,13 +6,11 @@ Letters: A advisers, R rows of the setting, T trials.
 import dataclasses
 import functools
 import itertools
-import weakref
 import zlib
 from collections.abc import Sequence
 
 import numpy as np
 
-from autollm_jax.forecasts.base import Seen
 from autollm_jax.forecasts.panel import Panel
 from autollm_jax.gym.environment import Observation, Trial
 
@@ -45,19 +43,9 @@ class Advice:
     open_R: np.ndarray
 
 
-# Episodes of one panel share their first states, and are told the same there.
-_told: weakref.WeakKeyDictionary[Panel, dict[Seen, Advice]] = weakref.WeakKeyDictionary()
-
-
 def advise(panel: Panel, trials: Sequence[Trial] = ()) -> Advice:
-    """Ask a panel's members; what they said of these trials before is remembered."""
-    told, seen = _told.setdefault(panel, {}), panel.seen(trials)
-    if seen not in told:
-        told[seen] = _ask(panel, trials, seen)
-    return told[seen]
-
-
-def _ask(panel: Panel, trials: Sequence[Trial], seen: Seen) -> Advice:
+    """Ask a panel's members."""
+    seen = panel.seen(trials)
     tried = [row for row, _ in seen]
     means, deviations, remaining, best, surprise = [], [], [], [], []
     for member in panel.members:

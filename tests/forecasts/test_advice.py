@@ -88,19 +88,6 @@ def test_every_adviser_is_asked(episode, panel):
         episode.exec_config(episode.setting.configurations[row])
 
 
-def test_what_was_said_of_the_same_trials_is_remembered(episode, panel):
-    first = episode.exec_config(episode.setting.configurations[0])
-    second = episode.exec_config(episode.setting.configurations[1])
-    told = advise(panel, [first])
-    assert advise(panel, (first,)) is told
-    other = panel_of(episode.setting, episode.evidence)
-    for trials in ([], [second], [second, first]):
-        now, anew = advise(panel, trials), advise(other, trials)
-        assert now is not told
-        np.testing.assert_array_equal(now.mean_AR, anew.mean_AR)
-        np.testing.assert_array_equal(now.open_R, anew.open_R)
-
-
 def test_no_adviser_counts_the_unknown_level_as_its_own_doubt(episode, panel):
     assert (advise(panel).deviation_AR < 1.5).all()
 

@@ -64,7 +64,7 @@ def test_every_rule_is_of_a_field():
 
 
 def test_the_fields_of_its_shape_reach_the_policy():
-    sizes = dict(layers=3, width=80, short_conv=5, rope_fraction=0.5, row_logits=4096)
+    sizes = dict(layers=5, width=80, short_conv=5, rope_fraction=0.5, row_logits=4096)
     shape = constraints.policy_shape(changed(**{f"policy__{k}": v for k, v in sizes.items()}))
     assert {name: getattr(shape, name) for name in sizes} == sizes
 
