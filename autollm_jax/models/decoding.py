@@ -31,7 +31,8 @@ def init_cache(config: TransformerConfig, batch: int, length: int):
 def for_decoding(config: TransformerConfig, params):
     """Return parameters for many calls of `extend`: a tuple of layers; matrices have type `dtype`.
 
-    Otherwise each call would slice the layers out of the stacked arrays again. On a mesh every
+    Otherwise each call would slice the layers out of the stacked arrays again. Matrices have their
+    contracted axes last, as a CPU's kernels want them where rows are few. On a mesh every
     parameter is whole over `fsdp` and stays split over `tensor`; a decoding loop would gather the
     shards again at every token. Parameters that are in this form already are returned unchanged.
     """
@@ -48,7 +49,8 @@ def for_decoding(config: TransformerConfig, params):
         return constrain(leaf, *whole_over_fsdp(axes_of(name)), always=True)
 
     def cut(path, leaf, layer):
-        return laid_out(path, leaf[layer])
+        leaf, contract = laid_out(path, leaf[layer]), MATRICES.get(path[-1].key, 0)
+        return leaf.transpose(*range(contract, leaf.ndim), *range(contract))
 
     layers = tuple(
         jax.tree_util.tree_map_with_path(functools.partial(cut, layer=layer), params["layers"])
@@ -80,7 +82,7 @@ def extend(config: TransformerConfig, params, tokens_BC, lengths_B, start_B, cac
     offsets_C = jnp.arange(tokens_BC.shape[1])
     positions_BC = start_B[:, None] + offsets_C[None, :]
     valid_BC = offsets_C[None, :] < lengths_B[:, None]
-    model, block = Transformer(config), Block(config)
+    model, block = Transformer(config), Block(config, outputs_first=True)
     params = for_decoding(config, params)
     variables, turns = {"params": params}, config.rotations(positions_BC)
     x_BCD = model.apply(variables, tokens_BC, method=Transformer.embed)

@@ -77,11 +77,13 @@ class Block(nn.Module):
     """One layer: attention and SwiGLU, each behind a norm and a residual.
 
     With a shared prefix the residual stream, and `turns`, hold each group's tokens once, as
-    `SharedPrefix.together` returns them; positions and segments are of whole rows.
+    `SharedPrefix.together` returns them; positions and segments are of whole rows. With
+    `outputs_first` the layer's matrices have their contracted axes last (`decoding.for_decoding`).
     """
 
     config: TransformerConfig
     shared: SharedPrefix = NOTHING_SHARED
+    outputs_first: bool = False
 
     def _project(self, name, x_BTX, shape):
         """Multiply x_BTX with the parameter `name` of `shape` over its first axes (`MATRICES`).
@@ -96,15 +98,19 @@ class Block(nn.Module):
         def parameter(name, shape, initial):
             return self.param(name, initial(range(contract), range(contract, len(shape))), shape)
 
-        weight = parameter(name, shape, _fan_in)
-        if c.gradients == "bfloat16" and c.remat == "weights":
-            axes = axes_of(name)
-            weight = reshard(weight.astype(c.dtype), axes, whole_over_fsdp(axes))
-            weight = checkpoint_name(weight, GATHERED)
-        weight_XY = weight.reshape(X, Y)
-        if c.gradients == "bfloat16":  # a gradient has the type of what is multiplied
-            weight_XY = weight_XY.astype(c.dtype)
-        out_BTY = product("BTX,XY->BTY", x_BTX, weight_XY, c.dtype, c.stream)
+        if self.outputs_first:
+            weight_YX = self.param(name, nn.initializers.zeros, (*rest, *first)).reshape(Y, X)
+            out_BTY = product("BTX,YX->BTY", x_BTX, weight_YX, c.dtype, c.stream)
+        else:
+            weight = parameter(name, shape, _fan_in)
+            if c.gradients == "bfloat16" and c.remat == "weights":
+                axes = axes_of(name)
+                weight = reshard(weight.astype(c.dtype), axes, whole_over_fsdp(axes))
+                weight = checkpoint_name(weight, GATHERED)
+            weight_XY = weight.reshape(X, Y)
+            if c.gradients == "bfloat16":  # a gradient has the type of what is multiplied
+                weight_XY = weight_XY.astype(c.dtype)
+            out_BTY = product("BTX,XY->BTY", x_BTX, weight_XY, c.dtype, c.stream)
         if name in c.lora_targets:
             # The second factor starts at zero, so that the model is unchanged before training.
             low = parameter(name + LORA_IN, (*first, c.lora_rank), _fan_in)
@@ -154,8 +160,9 @@ class Block(nn.Module):
         if c.qk_norm:
             q_BTHA = RMSNorm(c.norm_epsilon, name="query_norm")(q_BTHA)
             k_BTKA = RMSNorm(c.norm_epsilon, name="key_norm")(k_BTKA)
-        q_BTHA = constrain(_in_float32(rotate, q_BTHA, *turns), "batch", None, "heads", None)
-        k_BTKA = constrain(_in_float32(rotate, k_BTKA, *turns), "batch", None, "kv_heads", None)
+        turn = functools.partial(rotate, fraction=c.rope_fraction)
+        q_BTHA = constrain(_in_float32(turn, q_BTHA, *turns), "batch", None, "heads", None)
+        k_BTKA = constrain(_in_float32(turn, k_BTKA, *turns), "batch", None, "kv_heads", None)
         q_BTHA, k_BTKA, v_BTKA = map(self.shared.apart, (q_BTHA, k_BTKA, v_BTKA))
         if c.short_conv:
             q_BTHA, cache = self._convolve("query", q_BTHA, positions_BT, cache, valid_BT)

@@ -72,8 +72,9 @@ def test_parameters_for_decoding_are_whole_over_fsdp_and_split_over_tensor(mesh,
     assert not split_over(laid_out, "fsdp")
     assert split_over(laid_out, "tensor") == split_over(params, "tensor")
     for layer, leaves in enumerate(laid_out["layers"]):
-        for name in ("query", "down"):
-            np.testing.assert_array_equal(leaves[name], params["layers"][name][layer])
+        for name, axes in (("query", (1, 2, 0)), ("output", (2, 0, 1)), ("down", (1, 0))):
+            matrix = params["layers"][name][layer]
+            np.testing.assert_array_equal(leaves[name], matrix.transpose(axes))  # contracted last
 
 
 def test_a_mesh_of_fsdp_alone_lays_parameters_out_over_tensor_for_play(params):
@@ -84,7 +85,8 @@ def test_a_mesh_of_fsdp_alone_lays_parameters_out_over_tensor_for_play(params):
     with jax.set_mesh(for_play(mesh, 2)):
         laid_out = for_decoding(MODEL, trained)
     assert not split_over(laid_out, "fsdp") and "query" in split_over(laid_out, "tensor")
-    np.testing.assert_array_equal(laid_out["layers"][0]["query"], params["layers"]["query"][0])
+    query = params["layers"]["query"][0]
+    np.testing.assert_array_equal(laid_out["layers"][0]["query"], query.transpose(1, 2, 0))
 
 
 def test_the_decoding_loop_gathers_no_parameter(mesh, params):
