@@ -1,9 +1,12 @@
 """The model's matrix product: operands of low precision, f32 sums, forward and backward."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
+
+FEW_ROWS = 16  # so many rows, a CPU reads the matrix as the left operand of a product
 
 
 def product(spec: str, a: jax.Array, b: jax.Array, dtype: str, out: str = "float32") -> jax.Array:
@@ -37,11 +40,14 @@ def _contract(spec, a, b, out):
     def exact(a, b):
         return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 
+    on_cpu = _of_few_rows(spec, a.shape, b.shape) or exact
     if out == "float32":
-        return exact(a, b)
+        if on_cpu is exact:
+            return exact(a, b)
+        return jax.lax.platform_dependent(a, b, cpu=on_cpu, default=exact)
 
     def rounded(a, b):
-        return exact(a, b).astype(out)
+        return on_cpu(a, b).astype(out)
 
     def direct(a, b):
         return jnp.einsum(spec, a, b, preferred_element_type=out)
@@ -49,6 +55,26 @@ def _contract(spec, a, b, out):
     # Accelerators sum in f32 whatever they return, and devices add what is returned. The CPU has
     # no fast product that returns bfloat16.
     return jax.lax.platform_dependent(a, b, cpu=rounded, default=direct)
+
+
+def _of_few_rows(spec, a_shape, b_shape):
+    """Return the product of few rows and a matrix, contracted axis last, with the matrix left.
+
+    The CPU's kernel copies its right operand into another order, and reads its left one as it lies.
+    The barrier keeps the compiler from turning the product around again. None for other products.
+    """
+    inputs, output = spec.split("->")
+    left, right = inputs.split(",")
+    rows = math.prod(n for letter, n in zip(left, a_shape, strict=True) if letter in output)
+    if len(b_shape) > 2 or right[-1] in output or rows > FEW_ROWS:
+        return None
+    matrix_first = right[0] + output.replace(right[0], "")
+
+    def turned(a, b):
+        made = jnp.einsum(f"{right},{left}->{matrix_first}", b, a, preferred_element_type="float32")
+        return jnp.einsum(f"{matrix_first}->{output}", jax.lax.optimization_barrier(made))
+
+    return turned
 
 
 def _forward(spec, types, a, b):

@@ -5,7 +5,7 @@ import pytest
 
 from autollm_jax.models.product import product
 
-SPECS = ["BTD,DF->BTF", "BTKGA,BSKA->BKGTS", "BKGTS,BSKA->BTKGA", "BTHA,HAD->BTD"]
+SPECS = ["BTD,DF->BTF", "BTKGA,BSKA->BKGTS", "BKGTS,BSKA->BTKGA", "BTHA,HAD->BTD", "BTD,FD->BTF"]
 SIZES = dict(zip("BTDFKGASH", range(2, 11), strict=True))
 
 
@@ -42,3 +42,11 @@ def test_gradients_of_low_precision_operands_are_float32():
     a, b = operands(SPECS[0])
     gradients = jax.grad(lambda a, b: product(SPECS[0], a, b, "bfloat16").sum(), (0, 1))(a, b)
     assert {g.dtype for g in gradients} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("rows", [1, 16, 17])
+def test_of_few_rows_a_cpu_reads_the_matrix_as_the_left_operand(rows):
+    a, b = jnp.ones((rows, 1, 5)), jnp.ones((7, 5))
+    text = jax.jit(lambda a, b: product("BTD,FD->BTF", a, b, "float32")).lower(a, b).as_text()
+    assert ("(tensor<7x5xf32>, tensor<" in text.split("dot_general")[1]) == (rows <= 16)
+    assert ("optimization_barrier" in text) == (rows <= 16)
