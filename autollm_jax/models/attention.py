@@ -71,8 +71,8 @@ def rotate(x_BTHA, cos_BT1A, sin_BT1A, fraction: float = 1.0):
         )
 
     def sum_of_joined(x_BTHA, cos_BT1A, sin_BT1A):
-        # A CPU joins sums at an eighth of the speed at which it joins parts of an array. A TPU's
-        # update of Qwen3-4B takes 2.6 % more cycles so.
+        # Joining sums is slow on a CPU; joining parts of an array is not. A TPU's update of
+        # Qwen3-4B takes more cycles so (docs/performance.md).
         first, second, rest = jnp.split(x_BTHA, [half, width], axis=-1)
         partner_BTHA = jnp.concatenate([second, first, rest], axis=-1)
         return x_BTHA * cos_BT1A + partner_BTHA * sin_BT1A
