@@ -87,6 +87,28 @@ def test_drafts_on_a_mesh(params):
     assert_same(found, expected)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_rows_with_drafts_are_answered_while_others_speak_on(params, temperature):
+    """A row begins its second turn as soon as its first has ended (`ended_share` below 1)."""
+    expected, *_ = play(params, 0, temperature)
+    turn, turns_B, calls = TurnConfig(STOP, 18, temperature, drafts=3), np.ones(4, int), 0
+    state = sampler.init_state(MODEL, CONFIG, np.arange(4))
+    state = sampler.append(MODEL, params, CONFIG, state, PROMPTS)
+    state, speakers = sampler.begin_turns(CONFIG, state, turn, turns_B > 0)
+    while speakers.going_B.any():
+        before_B, calls = speakers.going_B, calls + 1
+        state, speakers = sampler.speak(
+            MODEL, params, CONFIG, state, jax.random.key(4), turn, speakers, ended_share=0.25
+        )
+        answered_B = before_B & ~speakers.going_B & (turns_B < 2)
+        chunks = [reply if now else [] for reply, now in zip(REPLIES, answered_B, strict=True)]
+        state = sampler.append(MODEL, params, CONFIG, state, chunks)
+        state, speakers = sampler.begin_turns(CONFIG, state, turn, answered_B, speakers=speakers)
+        turns_B += answered_B
+    assert_same(jax.tree.map(np.asarray, state), expected)
+    assert calls > 2 and (turns_B == 2).all()
+
+
 @pytest.mark.parametrize("temperature", [0.0, 2.0])
 def test_drafts_keep_to_the_grammar(params, temperature):
     automaton = grammar.build(ENDINGS, [OPEN], [CLOSE])
