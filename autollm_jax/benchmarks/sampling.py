@@ -27,8 +27,8 @@ REFERENCE = "transformers, float32"
 class Sizes:
     """Rows, tokens of each prompt, and new tokens of each row."""
 
-    rows: int = 16
-    prompt: int = 48
+    rows: int
+    prompt: int
     answer: int = 64
 
 
@@ -47,14 +47,14 @@ class Comparison:
 
 
 def sampling(options: Options) -> dict:
-    """Time 64 new tokens for each of 16 prompts, greedily; no end of turn stops any side.
+    """Time 64 new tokens for each of --rows prompts, greedily; no end of turn stops any side.
 
     All have the same weights, SmolLM2-135M's shape with random values, the same prompts, which they
     read in the measured time, and the same cores: ours laid out for decoding, in --dtype;
     `generate` in float32, the reference, and in --dtype; on a CPU llama.cpp in --dtype, keys and
     values in float32 as ours.
     """
-    dtype, sizes = options.dtype or "float32", Sizes()
+    dtype, sizes = options.dtype or "float32", Sizes(options.rows, options.prompt)
     found = compare(smollm2.SHAPE, sizes, dtype, options.repeats)
     print(f"{sizes}; {dtype}")
     if found.build:

@@ -26,7 +26,8 @@ class Options:
     roots: folders of outcome tables.
     size: of the model, one of `training.SHAPES`.
     peer: the other library, one of `grpo_peers.PEERS`.
-    prompt: tokens of a prompt of `grpo_peers`.
+    prompt: tokens of a prompt of `sampling` and `grpo_peers`.
+    rows: conversations of `sampling`.
     """
 
     repeats: int = 5
@@ -36,6 +37,7 @@ class Options:
     size: str = "3m"
     peer: str = "trl"
     prompt: int = 48
+    rows: int = 16
 
 
 @dataclasses.dataclass(frozen=True)

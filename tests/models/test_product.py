@@ -44,9 +44,22 @@ def test_gradients_of_low_precision_operands_are_float32():
     assert {g.dtype for g in gradients} == {jnp.dtype("float32")}
 
 
+def on_cpu(jitted, *arguments):
+    """Return the program for a CPU, whatever the tests run on."""
+    return jitted.trace(*arguments).lower(lowering_platforms=("cpu",)).as_text()
+
+
 @pytest.mark.parametrize("rows", [1, 16, 17])
 def test_of_few_rows_a_cpu_reads_the_matrix_as_the_left_operand(rows):
     a, b = jnp.ones((rows, 1, 5)), jnp.ones((7, 5))
-    text = jax.jit(lambda a, b: product("BTD,FD->BTF", a, b, "float32")).lower(a, b).as_text()
+    text = on_cpu(jax.jit(lambda a, b: product("BTD,FD->BTF", a, b, "float32")), a, b)
     assert ("(tensor<7x5xf32>, tensor<" in text.split("dot_general")[1]) == (rows <= 16)
     assert ("optimization_barrier" in text) == (rows <= 16)
+
+
+@pytest.mark.parametrize(("dtype", "multiplied"), [("bfloat16", 2), ("float32", 1)])
+def test_a_cpu_multiplies_one_row_in_bfloat16_as_two(dtype, multiplied):
+    a, b = jax.random.normal(jax.random.key(0), (1, 1, 5)), jnp.ones((7, 5))
+    rows = jax.jit(lambda a, b: product("BTD,FD->BTF", a, b, dtype))
+    assert f"tensor<7x{multiplied}x1xf32>" in on_cpu(rows, a, b)
+    np.testing.assert_allclose(rows(a, b), np.full((1, 1, 7), a.sum()), rtol=2e-2)
