@@ -100,7 +100,9 @@ def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> 
     """Make the mesh over `devices`; None for all devices of the job.
 
     Several TPU slices are joined by a slow network. The data axis alone crosses it, so that
-    parameters are gathered, and products summed, within a slice.
+    parameters are gathered, and products summed, within a slice. GPU hosts count as slices to JAX,
+    but any axis may cross them, as one of fsdp has to where a model needs more than one host; the
+    last axes lie within a host as far as they fit.
 
     Raises:
       UserError: if the shape does not fit the devices, or the data axis not the slices.
@@ -111,6 +113,8 @@ def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> 
     types = (AxisType.Auto,) * len(AXES)
     if slices == 1:
         return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+    if devices[0].platform == "gpu":
+        return Mesh(mesh_utils.create_device_mesh(sizes, devices), AXES, axis_types=types)
     return Mesh(over_slices(sizes, slices, devices), AXES, axis_types=types)
 
 

@@ -84,6 +84,13 @@ def test_the_data_axis_alone_crosses_slices():
     assert slices == [{0}, {0}, {1}, {1}]
 
 
+@pytest.mark.parametrize("shape", [(1, 16, 1), (2, 8, 1), (1, 4, 4)])
+def test_any_axis_crosses_the_hosts_of_gpus(shape):
+    gpus = [Chip(i, i // 8, "gpu") for i in range(16)]
+    laid_out = make_mesh(MeshShape(*shape), gpus).devices
+    assert laid_out.shape == shape and [gpu.id for gpu in laid_out.flat] == list(range(16))
+
+
 def test_a_data_axis_that_the_slices_do_not_divide():
     chips = [Chip(i, i // 8) for i in range(16)]
     with pytest.raises(UserError, match=r"config.mesh.data=1: these devices are 2 slices.* of 2"):
