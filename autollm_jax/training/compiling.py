@@ -1,6 +1,7 @@
 """Measures the time in which this process traces, lowers and compiles, or reads from the cache."""
 
 import functools
+import threading
 import time
 
 import jax.monitoring
@@ -12,8 +13,8 @@ EVENTS = (
 )
 
 
-class Clock:
-    """Wall-clock seconds of compilation so far; what is traced inside another trace counts once."""
+class _Spans:
+    """Seconds of compilation of one thread; what is traced inside another trace counts once."""
 
     def __init__(self):
         self._spans: list[tuple[float, float]] = []  # disjoint, in order
@@ -23,11 +24,8 @@ class Clock:
     def seconds(self) -> float:
         return self._before + sum(end - start for start, end in self._spans)
 
-    def hear(self, event: str, seconds: float, **_) -> None:
-        """Add a span that has just ended; `jax.monitoring` calls it."""
-        if event not in EVENTS:
-            return
-        end = time.perf_counter()
+    def add(self, end: float, seconds: float) -> None:
+        """Add a span that has just ended."""
         start = end - seconds
         # An outer span ends after its inner ones.
         while self._spans and self._spans[-1][1] > start:
@@ -35,6 +33,30 @@ class Clock:
         self._spans.append((start, end))
         if len(self._spans) > 10_000:
             self._before, self._spans = self.seconds, []
+
+
+class Clock:
+    """Wall-clock seconds of compilation so far, by thread: one may train while another plays."""
+
+    def __init__(self):
+        self._threads: dict[int, _Spans] = {}
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all threads together."""
+        return sum(spans.seconds for spans in list(self._threads.values()))
+
+    @property
+    def of_this_thread(self) -> float:
+        """Seconds of the thread that asks."""
+        spans = self._threads.get(threading.get_ident())
+        return spans.seconds if spans else 0.0
+
+    def hear(self, event: str, seconds: float, **_) -> None:
+        """Add a span that has just ended in this thread; `jax.monitoring` calls it."""
+        if event in EVENTS:
+            spans = self._threads.setdefault(threading.get_ident(), _Spans())
+            spans.add(time.perf_counter(), seconds)
 
 
 @functools.cache
