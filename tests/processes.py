@@ -97,7 +97,7 @@ def grpo(folder, mesh, params, before_step=lambda step: None):
     )  # on eight devices, which have no whole groups, nothing is shared
     hp = GRPOHyperparameters(kl_coefficient=0.01)
     site = Site(mesh, Checkpoints(folder / "grpo"), folder)
-    args = MODEL, hp, loop, optimizer(), rollout, params, site
+    args = MODEL, hp, loop, optimizer(), rollout, lambda: params, site
     return train_grpo(*args, jax.random.key(1)).params
 
 

@@ -16,10 +16,10 @@ from autollm_jax.gym.environment import Episode
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl import grammar
 from autollm_jax.rl.batches import Decisions, RolloutBatch
+from autollm_jax.rl.grpo import GRPOHyperparameters
 from autollm_jax.rl.logprobs import Allowed
+from autollm_jax.rl.scoring import advantages
 from autollm_jax.text.symbols import LETTERS
-
-LEAST_RANGE = 1e-6  # of a group's returns: below it the members earned the same
 
 
 def make_rollout(
@@ -30,6 +30,7 @@ def make_rollout(
     layout: Layout,
     baseline: bool = False,
     refills: int = 0,
+    hp: GRPOHyperparameters = GRPOHyperparameters(),  # noqa: B008
 ):
     """Make the rollout function that `rl.loop.train_grpo` calls.
 
@@ -41,12 +42,13 @@ def make_rollout(
         one; always as many, or each other number compiles anew.
       layout: episodes of a group, and the mesh.
       baseline: as in `rollout_batch`.
-      refills: most further rounds of a step, played as long as groups lack whose returns differ;
-        these take the place of groups whose members all earned the same.
+      refills: most further rounds of a step, played as long as groups lack whose members differ in
+        some advantage; these take the place of groups that would teach nothing.
+      hp: how advantages are computed.
 
     Returns:
       rollout(params, key, step) -> (RolloutBatch, metrics): those of the first round, and
-      `groups_that_differ`, the share of its groups whose returns differ, and `rounds`.
+      `groups_that_differ`, the share of its groups that teach something, and `rounds`.
 
     Refills are DAPO's dynamic sampling (arXiv 2503.14476, section 3.2) with a bound: groups that
     still do not differ after the last round are left out of the loss.
@@ -61,21 +63,24 @@ def make_rollout(
         batch = rollout_batch(played, turns, tokenizer, config, baseline)
         return batch, rollout_metrics(played, episodes)
 
+    def informative(batch):
+        """Tell which groups teach something [N]."""
+        return advantages(batch, hp, layout.group_size)[1].reshape(-1, layout.group_size).any(1)
+
     def rollout(params, key, step):
         first = step * (refills + 1)
         batch, metrics = play_round(params, key, first)
-        informative_B = _differ(batch, layout.group_size)
-        metrics["groups_that_differ"], metrics["rounds"] = float(informative_B.mean()), 1
+        informative_N = informative(batch)
+        metrics["groups_that_differ"], metrics["rounds"] = float(informative_N.mean()), 1
         for more in range(1, refills + 1):
-            if informative_B.all():
+            if informative_N.all():
                 break
             metrics["rounds"] += 1
             fresh, _ = play_round(params, jax.random.fold_in(key, more), first + more)
-            useful = np.flatnonzero(_differ(fresh, layout.group_size))
-            useless = np.flatnonzero(~informative_B)
+            useful, useless = np.flatnonzero(informative(fresh)), np.flatnonzero(~informative_N)
             count = min(len(useful), len(useless))
-            batch = _exchange(batch, fresh, useless[:count], useful[:count])
-            informative_B = _differ(batch, layout.group_size)
+            batch = _exchange(batch, fresh, useless[:count], useful[:count], layout.group_size)
+            informative_N[useless[:count]] = True
         return batch, metrics
 
     return rollout
@@ -113,8 +118,15 @@ def rollout_batch(
         turn_mask_BJ=turn_mask_BJ,
         allowed=_allowed(played, tokenizer, config) if config.constrained else None,
         decisions=_decisions(played, turns, tokenizer),
-        truncated_B=state.truncated_B,
+        truncated_B=state.truncated_B | _unfinished(state, tokenizer.stop_id),
     )
+
+
+def _unfinished(state, stop_id: int) -> np.ndarray:
+    """Tell which rows have a turn that ended without its last token, at the limit of a turn [B]."""
+    next_BT = np.pad(state.turns_BS[:, 1:], ((0, 0), (0, 1)), constant_values=-1)
+    last_BT = (state.turns_BS >= 0) & (state.turns_BS != next_BT)
+    return (last_BT & (state.tokens_BS != stop_id)).any(1)
 
 
 def _allowed(played: Played, tokenizer, config: PlayConfig) -> Allowed:
@@ -189,20 +201,17 @@ def rollout_metrics(played: Played, episodes: Sequence[Episode]) -> dict[str, fl
     }
 
 
-def _differ(batch: RolloutBatch, group_size: int) -> np.ndarray:
-    """Tell in which rows' groups the members' returns differ [B]."""
-    returns_NG = batch.rewards_BJ.sum(1).reshape(-1, group_size)
-    return np.repeat(np.ptp(returns_NG, axis=1) > LEAST_RANGE, group_size)
-
-
 def _exchange(
-    batch: RolloutBatch, other: RolloutBatch, rows: np.ndarray, others: np.ndarray
+    batch: RolloutBatch, other: RolloutBatch, groups: np.ndarray, others: np.ndarray, size: int
 ) -> RolloutBatch:
-    """Put rows of another batch in the place of some rows."""
+    """Put groups of another batch in the place of some groups."""
+
+    def rows(groups):
+        return (groups[:, None] * size + np.arange(size)).ravel()
 
     def put(x, y):
         x = np.array(x)
-        x[rows] = y[others]
+        x[rows(groups)] = y[rows(others)]
         return x
 
     return jax.tree.map(put, batch, other)

@@ -104,7 +104,7 @@ def train(
     with tempfile.TemporaryDirectory() as folder:
         train_grpo(
             model, GRPOHyperparameters(kl_coefficient=0.0), settings,
-            make_optimizer(optimizer, steps), rollout, params,
+            make_optimizer(optimizer, steps), rollout, lambda: params,
             Site(mesh, Checkpoints(Path(folder) / "checkpoints"), folder), jax.random.key(0),
         )  # fmt: skip
         return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").open()]

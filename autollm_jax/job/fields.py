@@ -36,7 +36,8 @@ POLICY_METHODS = ("agent", "distilled", "zero_shot")
 METHODS = (*POLICY_METHODS, "scorer", *BASELINES, *META_LEARNED, *PEERS)
 TRAINED = ("distill", "grpo")  # stages that train the policy, step by step
 STEPS = (
-    *("distill update", "grpo update", "grpo reference", "grpo append", "grpo decode", "grpo grow"),
+    *("distill update", "grpo update", "grpo reference", "grpo weights"),
+    *("grpo append", "grpo decode", "grpo grow"),
     *("evaluate append", "evaluate decode", "evaluate grow"),
 )
 LARGEST_SEED = 2**31 - 1

@@ -30,7 +30,7 @@ from autollm_jax.published import pretrained
 from autollm_jax.published.tokenizer import PretrainedTokenizer
 from autollm_jax.rl.grpo import GRPOHyperparameters
 from autollm_jax.rl.sampler import SamplerConfig
-from autollm_jax.sharding.mesh import MeshShape, for_play, make_mesh
+from autollm_jax.sharding.mesh import MeshShape, for_play, make_mesh, split_mesh
 from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer, updates_of
 from autollm_jax.training.profiling import Window
 from autollm_jax.training.state import abstract_state, init_state
@@ -94,6 +94,26 @@ class Job:
     def player_mesh(self) -> jax.sharding.Mesh:
         """The same devices as they play episodes."""
         return for_play(self.mesh, self.config.mesh.player_tensor)
+
+    @property
+    def grpo_meshes(self) -> tuple[jax.sharding.Mesh, jax.sharding.Mesh]:
+        """The devices that GRPO's rollouts play on, and those that its updates train on.
+
+        They are the same devices, but where rollouts are one step ahead.
+
+        Raises:
+          UserError: the mesh cannot be split so.
+        """
+        players = trainers = self.mesh
+        if self.config.grpo.off_policy_steps:
+            players, trainers = split_mesh(self.mesh, self.config.grpo.player_replicas)
+        return for_play(players, self.config.mesh.player_tensor), trainers
+
+    @property
+    def rollout_rows(self) -> int:
+        """How many episodes GRPO plays side by side."""
+        episodes = self.config.grpo.groups * self.config.grpo.group_size
+        return min(self.config.rollout.rows or episodes, episodes)
 
     @property
     def cache(self) -> Path:

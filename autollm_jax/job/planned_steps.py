@@ -30,7 +30,7 @@ from autollm_jax.rl import sampler
 from autollm_jax.rl.batches import Decisions, UpdateBatch, scored_places
 from autollm_jax.rl.grammar import LEAST_EDGES
 from autollm_jax.rl.logprobs import Allowed
-from autollm_jax.rl.objective import jit_reference, jit_update
+from autollm_jax.rl.objective import jit_reference, jit_update, reference_of
 from autollm_jax.sharding.rules import even_rows, tree_shardings
 from autollm_jax.text.symbols import PANELS
 from autollm_jax.training import flops
@@ -92,11 +92,6 @@ class Compiled:
     text: str = ""
 
 
-def played(job: Job) -> int:
-    """Return how many episodes GRPO plays side by side."""
-    return job.config.grpo.groups * job.config.grpo.group_size
-
-
 def planned_steps(job: Job, evaluated_rows: int) -> Iterator[StepPlan]:
     """Yield the plan of each step of `config.plan.steps`, in the order of the stages.
 
@@ -136,7 +131,7 @@ def _within_memory(name: str, make: Callable[[], StepPlan]) -> StepPlan:
 def _steps(job: Job, evaluated_rows: int) -> Iterator[tuple[str, Callable[[], StepPlan]]]:
     """Yield the name of each step of the job, and what compiles it."""
     config, model = job.config, job.model
-    params = _abstract_parameters(job)
+    params = _abstract_parameters(model, job.mesh)
     trained = lora.split(model, params)[1]
     # A second copy of the trained parameters is in memory: the published ones, or the reference.
     published = {"other": _bytes(trained) if config.policy.weights else 0}
@@ -154,34 +149,48 @@ def _steps(job: Job, evaluated_rows: int) -> Iterator[tuple[str, Callable[[], St
         length = config.distill.row_length
         places = _places(job, rows, length, max(length // config.policy.context, 1))
         batch = _batch(PackedRows, rows, length, chances=None, place_NM=places)
-        yield _update(job, "distill", distilling, shape, optimizer, params, batch, **published)
+        yield _update(job, job.mesh, "distill", distilling, shape, optimizer, batch, **published)
     if config.grpo.steps:
-        held = {"other": _bytes(trained)}
-        hp, optimizer = job.grpo_hyperparameters(), job.optimizer(config.grpo)
-
-        def improving(shape):
-            return jit_update(shape, hp, optimizer, job.mesh, config.grpo.microbatches)
-
-        rows = even_rows(config.grpo.minibatch_rows, job.mesh, config.grpo.microbatches)
-        batch = _grpo_batch(job, rows)
-        yield _update(job, "grpo", improving, model, optimizer, params, batch, **held)
-        held["optimizer"] = _bytes(_state(job, optimizer).opt_state)
-        if config.grpo.kl_coefficient:
-            rows = even_rows(config.grpo.minibatch_rows, job.mesh)
-            batch = _grpo_batch(job, rows)
-            yield "grpo reference", functools.partial(_reference, job, hp, params, batch, held)
-        yield from _sampling(job, "grpo", played(job), config.grpo.temperature, params, **held)
-    temperature = config.evaluation.temperature
-    yield from _sampling(job, "evaluate", evaluated_rows, temperature, params, **published)
+        yield from _grpo(job)
+    play = Playing("evaluate", evaluated_rows, config.evaluation.temperature, job.player_mesh)
+    yield from _sampling(job, play, params, **published)
 
 
-def _state(job: Job, optimizer):
+def _grpo(job: Job) -> Iterator[tuple[str, Callable[[], StepPlan]]]:
+    """Name the steps of GRPO, on the meshes that they run on."""
+    settings, model, (players, mesh) = job.config.grpo, job.model, job.grpo_meshes
+    hp, optimizer = job.grpo_hyperparameters(), job.optimizer(settings)
+    params = _abstract_parameters(model, mesh)
+    reference = _as_made(functools.partial(reference_of, model), params)
+    needed = lora.split(model, reference)[1] if hp.needs_reference else {}
+    held = {"other": _bytes(needed)}
+
+    def improving(shape):
+        return jit_update(shape, hp, optimizer, mesh, settings.microbatches)
+
+    rows = even_rows(settings.minibatch_rows, mesh, settings.microbatches)
+    batch = _grpo_batch(job, rows)
+    yield _update(job, mesh, "grpo", improving, model, optimizer, batch, **held)
+    held["optimizer"] = _bytes(_state(model, optimizer, mesh).opt_state)
+    batch = _grpo_batch(job, even_rows(settings.minibatch_rows, mesh))
+    scored = functools.partial(_scoring, job, mesh, hp, batch, params)
+    if hp.needs_reference:
+        yield "grpo reference", functools.partial(scored, "reference", reference, **held)
+    if hp.importance_cap:
+        yield "grpo weights", functools.partial(scored, "weights", params, **held)
+    if settings.off_policy_steps:  # the players hold what they play with alone
+        held, params = {"other": 0}, _abstract_parameters(model, players)
+    play = Playing("grpo", job.rollout_rows, settings.temperature, players)
+    yield from _sampling(job, play, params, **held)
+
+
+def _state(model, optimizer, mesh: Mesh):
     """Return the state of a stage that trains, as shapes."""
-    init, axes = functools.partial(lora.init, job.model), lora.logical_axes(job.model)
-    return abstract_state(init, axes, optimizer, job.mesh)
+    init, axes = functools.partial(lora.init, model), lora.logical_axes(model)
+    return abstract_state(init, axes, optimizer, mesh)
 
 
-def _update(job: Job, stage: str, made: Callable, model, optimizer, params, batch, **held):
+def _update(job: Job, mesh: Mesh, stage: str, made: Callable, model, optimizer, batch, **held):
     """Name and plan the optimizer step of a stage.
 
     Args:
@@ -190,32 +199,46 @@ def _update(job: Job, stage: str, made: Callable, model, optimizer, params, batc
     name = f"{stage} update"
 
     def make():
-        state, frozen = _state(job, optimizer), lora.split(job.model, params)[0]
-        compiled = _compile(job.mesh, made(model), state, batch, frozen)
+        params = _abstract_parameters(job.model, mesh)
+        state, frozen = _state(job.model, optimizer, mesh), lora.split(job.model, params)[0]
+        compiled = _compile(mesh, made(model), state, batch, frozen)
         held["optimizer"] = moments = _bytes(state.opt_state)
         useful = compiled.flops
         if compiled.text and model.remat != "none":
             kept = made(dataclasses.replace(model, remat="none"))
-            with jax.set_mesh(job.mesh):
+            with jax.set_mesh(mesh):
                 useful = flops.count(kept.trace(state, batch, frozen).jaxpr)
-        plan = _planned(job, name, batch, compiled, params, read=moments, **held)
+        read = _bytes(params) + moments
+        plan = _planned(job, mesh, name, batch, compiled, params, read=read, **held)
         return dataclasses.replace(plan, useful_flops=useful)
 
     return name, make
 
 
-def _reference(job: Job, hp, params, batch, held) -> StepPlan:
-    reference = jit_reference(job.model, hp, job.mesh)
-    compiled = _compile(job.mesh, reference, params, batch)
-    return _planned(job, "grpo reference", batch, compiled, params, **held)
+def _scoring(job: Job, mesh: Mesh, hp, batch, params, name: str, scored, **held) -> StepPlan:
+    """Plan the pass that scores a minibatch's tokens under some parameters."""
+    compiled = _compile(mesh, jit_reference(job.model, hp, mesh), scored, batch)
+    read = {"read": _bytes(scored)}
+    return _planned(job, mesh, f"grpo {name}", batch, compiled, params, **read, **held)
 
 
-def _sampling(job: Job, stage: str, rows: int, temperature, params, **held):
+@dataclasses.dataclass(frozen=True)
+class Playing:
+    """A stage that plays: how many rows, at which temperature, and on which devices."""
+
+    stage: str
+    rows: int
+    temperature: float
+    mesh: Mesh
+
+
+def _sampling(job: Job, play: Playing, params, **held):
     """Name and plan the programs of a turn at full context: append, decode, growth of the cache.
 
     Memory of constrained-decoding grammars is not counted: it depends on the tables.
     """
-    sizes, mesh, model = job.play(temperature).sampler, job.player_mesh, job.model
+    stage, rows, mesh, model = play.stage, play.rows, play.mesh, job.model
+    sizes = job.play(play.temperature).sampler
     wide = model
     if _is_fake(mesh):
         wide = dataclasses.replace(model, dtype="float32", cache_dtype="float32")
@@ -228,7 +251,7 @@ def _sampling(job: Job, stage: str, rows: int, temperature, params, **held):
     def planned(name, tokens, compiled, read):
         columns = held | {"cache": cache, "other": held["other"] + laid_out()[1]}
         return _planned(
-            job, f"{stage} {name}", chunk_BC[:, :tokens], compiled, params, laid_out()[0],
+            job, mesh, f"{stage} {name}", chunk_BC[:, :tokens], compiled, params, laid_out()[0],
             read=read, **columns,
         )  # fmt: skip
 
@@ -238,21 +261,20 @@ def _sampling(job: Job, stage: str, rows: int, temperature, params, **held):
 
     def append():
         compiled = _compile(mesh, sampler.jit_append, wide, laid_out()[0], full, chunk_BC, each_B)
-        return planned("append", None, compiled, read)
+        return planned("append", None, compiled, read + _bytes(laid_out()[0]))
 
     def decode():
         taking = sampler.Taking(each_B > 0, each_B)
         compiled = _compile(
             mesh, sampler.jit_decode, wide, laid_out()[0], full, jax.random.key(0), taking, 0, 1.0,
-            greedy=temperature == 0, drafts=job.config.rollout.drafts,
+            greedy=play.temperature == 0, drafts=job.config.rollout.drafts,
         )  # fmt: skip
-        return planned("decode", 1, compiled, read)
+        return planned("decode", 1, compiled, read + _bytes(laid_out()[0]))
 
     def grow():
         shorter = conversation(model, sizes.capacities[-2])
         compiled = _compile(mesh, sampler.jit_grow, shorter, sizes.context)
-        # grow makes the cache and reads no parameters
-        return planned("grow", 0, compiled, cache - _bytes(params))
+        return planned("grow", 0, compiled, cache)  # it makes the cache, and reads no parameters
 
     yield f"{stage} append", append
     yield f"{stage} decode", decode
@@ -285,21 +307,20 @@ def _laid_out(model, wide, params, mesh: Mesh) -> tuple[dict, int]:
 
 
 def _planned(
-    job: Job, name: str, batch, compiled: Compiled, params, laid_out=None, *, read: int = 0, **held
-):
+    job: Job, mesh: Mesh, name: str, batch, compiled: Compiled, params, laid_out=None, *,
+    read: int, **held,
+):  # fmt: skip
     """Make the plan of a step.
 
-    Activations are the bytes of the program, less the parameters and the `read` bytes. A step of
-    play reads parameters that are `laid_out` for it.
+    Activations are the bytes of the program, less the `read` ones, which other columns count. A
+    step of play reads parameters that are `laid_out` for it.
     """
     rows, tokens = jax.tree.leaves(batch)[0].shape[:2]
-    parameters = _bytes(params)
     columns = {"optimizer": 0, "other": 0, "cache": 0} | held
-    activations = max(compiled.bytes - parameters - read, 0)
+    activations = max(compiled.bytes - read, 0)
     findings = None
     if compiled.text:
         playing, V = name.endswith(PLAYING), job.model.vocab_size
-        mesh = job.player_mesh if playing else job.mesh
         # Play splits the vocabulary over tensor, and training over all devices of a replica.
         shards = {1, mesh.shape["tensor"], mesh.shape["fsdp"] * mesh.shape["tensor"]}
         dimensions = Dimensions(
@@ -311,7 +332,7 @@ def _planned(
         )
         findings = find(compiled.text, compiled.temporary_bytes, dimensions)
     return StepPlan(
-        name, rows, tokens, parameters, activations=activations, flops=compiled.flops,
+        name, rows, tokens, _bytes(params), activations=activations, flops=compiled.flops,
         useful_flops=compiled.flops, findings=findings, **columns,
     )  # fmt: skip
 
@@ -335,14 +356,23 @@ def _compile(mesh, jitted, *arguments, **static) -> Compiled:
     )
 
 
-def _abstract_parameters(job: Job) -> dict:
+def _abstract_parameters(model, mesh: Mesh) -> dict:
     """Return the whole policy as shapes and shardings."""
-    shapes = transformer.parameter_shapes(job.model)
-    shardings = tree_shardings(transformer.logical_axes(job.model), shapes, job.mesh)
+    shapes = transformer.parameter_shapes(model)
+    shardings = tree_shardings(transformer.logical_axes(model), shapes, mesh)
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         shapes,
         shardings,
+    )
+
+
+def _as_made(make: Callable, params) -> dict:
+    """Return what a function makes of parameters, as shapes that are laid out as they are."""
+    return jax.tree.map(
+        lambda made, x: jax.ShapeDtypeStruct(made.shape, made.dtype, sharding=x.sharding),
+        jax.eval_shape(make, params),
+        params,
     )
 
 
@@ -364,7 +394,7 @@ def _grpo_batch(job: Job, rows: int) -> UpdateBatch:
     weights = shape(np.float32, T) if config.grpo.importance_cap else None
     places = _places(job, rows, T, 1)
     more = {"allowed": allowed, "decisions": decisions, "turns_BT": turns, "weights_BT": weights}
-    return _batch(UpdateBatch, rows, T, place_BM=places, **more)
+    return _batch(UpdateBatch, rows, T, segments_BT=None, place_BM=places, **more)
 
 
 def _places(job: Job, rows: int, T: int, conversations: int) -> jax.ShapeDtypeStruct | None:

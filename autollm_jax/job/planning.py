@@ -21,7 +21,7 @@ from autollm_jax.compilers import budgets, targets
 from autollm_jax.errors import UserError
 from autollm_jax.files import write_json_atomic
 from autollm_jax.job.job import Job, of_one_process
-from autollm_jax.job.planned_steps import COLUMNS, StepPlan, planned_steps, played
+from autollm_jax.job.planned_steps import COLUMNS, StepPlan, planned_steps
 from autollm_jax.models.transformer import parameter_count
 from autollm_jax.sharding.mesh import AXES, MeshShape, make_mesh
 from autollm_jax.sharding.rules import even_rows
@@ -241,10 +241,11 @@ def _uneven(job: Job) -> Iterator[str]:
                 f"config.{stage}.{field}={config[field]} is filled up to {rows} rows, for the "
                 f"mesh's data x fsdp={shards} and config.{stage}.microbatches={config.microbatches}"
             )
-    for name, rows in (("groups", grpo.groups), ("groups x group_size", played(job))):
+    played = "rollout.rows" if job.config.rollout.rows else "grpo.groups x group_size"
+    for name, rows in (("grpo.groups", grpo.groups), (played, job.rollout_rows)):
         if grpo.steps and rows % shards:
             yield (
-                f"config.grpo.{name}={rows} is no multiple of the players' data x fsdp={shards}: "
+                f"config.{name}={rows} is no multiple of the players' data x fsdp={shards}: "
                 "each device reads and speaks all of them"
             )
 

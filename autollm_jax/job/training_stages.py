@@ -34,7 +34,7 @@ from autollm_jax.job.job import Job
 from autollm_jax.progress_bar import progress_bar
 from autollm_jax.rl.batches import GRPOLoopConfig
 from autollm_jax.rl.loop import Selection, train_grpo
-from autollm_jax.sharding.mesh import for_play, split_mesh
+from autollm_jax.sharding.mesh import for_play
 from autollm_jax.text.symbols import SYMBOLS
 from autollm_jax.training.loop import LoopConfig, Site
 
@@ -158,18 +158,14 @@ def grpo(job: Job) -> None:
         first = number * config.groups
         return [functools.partial(games.start, first + n) for n in range(config.groups)]
 
-    rows = min(job.config.rollout.rows, config.groups * config.group_size)
-    player_mesh, mesh = None, job.mesh
-    if config.off_policy_steps:
-        player_mesh, mesh = split_mesh(job.mesh, config.player_replicas)
-        player_mesh = for_play(player_mesh, job.config.mesh.player_tensor)
-    playing = for_play(mesh, job.config.mesh.player_tensor)
+    player_mesh, mesh = job.grpo_meshes
+    looking = for_play(mesh, job.config.mesh.player_tensor)
 
     def kept_out_regret(params):
         starts = [kept_out.start(n) for n in range(config.kept_out)]
         policy = Policy(job.model, params, job.tokenizer)
         rows = job.config.evaluation.games
-        return mean_regret(policy, job.play(0.0), starts, rows, playing)
+        return mean_regret(policy, job.play(0.0), starts, rows, looking)
 
     selection = Selection(kept_out_regret, config.evaluate_every, job.best_checkpoints("grpo"))
     with (
@@ -195,15 +191,16 @@ def grpo(job: Job) -> None:
                 job.tokenizer,
                 job.play(config.temperature),
                 starts_of_round,
-                Layout(config.group_size, rows or None, player_mesh or playing),
+                Layout(config.group_size, job.rollout_rows, player_mesh),
                 config.baseline and not enumerated,
                 refills,
+                job.grpo_hyperparameters(),
             ),
-            job.parameters("distill"),
+            functools.partial(job.parameters, "distill"),
             Site(mesh, checkpoints, job.workdir, job.traced("grpo")),
             jax.random.key(job.config.seed + 1),
             selection if config.kept_out else None,
-            player_mesh,
+            player_mesh if config.off_policy_steps else None,
         )
 
 

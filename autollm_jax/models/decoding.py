@@ -27,6 +27,20 @@ def init_cache(config: TransformerConfig, batch: int, length: int):
     )
 
 
+def _rounded(config: TransformerConfig, path, leaf):
+    """Return a parameter in type `dtype` where the model reads it in no other."""
+    # A table that tokens are looked up in keeps the type of the residual stream.
+    alone = {*MATRICES, "unembedding", *(["embedding"] if config.stream == config.dtype else [])}
+    name = path[-1].key.removesuffix(LORA_IN).removesuffix(LORA_OUT)
+    return leaf.astype(config.dtype) if name in alone else leaf
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def rounded(config: TransformerConfig, params):
+    """Return parameters for a policy that is not trained: matrices have type `dtype`."""
+    return jax.tree_util.tree_map_with_path(functools.partial(_rounded, config), params)
+
+
 @functools.partial(jax.jit, static_argnames="config")
 def for_decoding(config: TransformerConfig, params):
     """Return parameters for many calls of `extend`: a tuple of layers; matrices have type `dtype`.
@@ -39,14 +53,9 @@ def for_decoding(config: TransformerConfig, params):
     if isinstance(params["layers"], tuple):
         return params
 
-    # A table that tokens are looked up in keeps the type of the residual stream.
-    rounded = {*MATRICES, "unembedding", *(["embedding"] if config.stream == config.dtype else [])}
-
     def laid_out(path, leaf):
-        name = path[-1].key
-        if name.removesuffix(LORA_IN).removesuffix(LORA_OUT) in rounded:
-            leaf = leaf.astype(config.dtype)
-        return constrain(leaf, *whole_over_fsdp(axes_of(name)), always=True)
+        axes = whole_over_fsdp(axes_of(path[-1].key))
+        return constrain(_rounded(config, path, leaf), *axes, always=True)
 
     def cut(path, leaf, layer):
         leaf, contract = laid_out(path, leaf[layer]), MATRICES.get(path[-1].key, 0)

@@ -45,7 +45,8 @@ class RolloutBatch:
     turn_mask_BJ: bool, turns that took place.
     allowed: what a grammar allowed at each sampled token; None without a grammar.
     decisions: what each choice would have brought; None where nobody knows.
-    truncated_B: bool, rows that the context cut; None where nobody told.
+    truncated_B: bool, rows that the context cut, or with a turn that its limit cut; None where
+      nobody told.
     """
 
     tokens_BT: np.ndarray
@@ -69,9 +70,11 @@ Rollout = Callable[[dict, jax.Array, int], tuple[RolloutBatch, dict[str, float]]
 class UpdateBatch:
     """The loss's input; a field is [B, T], aligned with the tokens, or [B, M].
 
-    tokens, positions: i32. segments: i32, 1 on a row's tokens and 0 after its end (the attention
-    mask). mask: bool, sampled tokens (the loss mask). behaviour, reference: f32 log-probabilities
-    of the sampled tokens; with importance weights the behaviour is the trainer's. advantages: f32.
+    tokens, positions: i32. segments: i32, 1 on a row's tokens and 0 elsewhere (the attention mask),
+    where rows that share a beginning do not start at their first place; None: no token attends to
+    what is behind its row's end. mask: bool, sampled tokens (the loss mask). behaviour, reference:
+    f32 log-probabilities of the sampled tokens; with importance weights the behaviour is the
+    trainer's. advantages: f32.
     allowed and decisions: as in `RolloutBatch`; decisions are there for enumerated groups alone.
     turns: i32, as in `RolloutBatch`; None but for ratios of sequences. weights: f32, factors of the
     objective; None for 1. place: i32, of the tokens that are scored, from `scored_places`. shared:
@@ -80,7 +83,7 @@ class UpdateBatch:
 
     tokens_BT: jax.Array
     positions_BT: jax.Array
-    segments_BT: jax.Array
+    segments_BT: jax.Array | None
     mask_BT: jax.Array
     behaviour_BT: jax.Array
     reference_BT: jax.Array

@@ -29,7 +29,7 @@ class GRPOHyperparameters:
     """Hyperparameters of the advantages and the loss.
 
     clip_low, clip_high: the probability ratio counts down to 1 - clip_low and up to 1 + clip_high.
-    kl_coefficient: weight of the divergence from the reference policy; 0 needs no reference.
+    kl_coefficient: weight of the divergence from the reference policy.
     entropy_coefficient: weight of an entropy bonus.
     temperature: of the rollout; the trainer recomputes log-probabilities with it.
     normalisation: "std" divides advantages by the group's standard deviation, "none" does not.
@@ -46,7 +46,7 @@ class GRPOHyperparameters:
     ratio: "token" has a probability ratio for each token, "sequence" one for each turn.
     importance_cap: over 0: the objective is weighted by the policy's probability in the trainer
       over that in the sampler, up to this number (`objective.with_weights`); 0: no weights.
-    mask_truncated: rows that the context cut do not count in the loss.
+    mask_truncated: rows that were cut do not count in the loss.
 
     Raises:
       ValueError: normalisation, credit, members or ratio is none of the accepted ones.
@@ -75,6 +75,11 @@ class GRPOHyperparameters:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} must be one of {', '.join(values)}"
                 )
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss reads the reference policy's log-probabilities."""
+        return self.kl_coefficient != 0 or self.members == "enumerated"
 
 
 def group_advantages(rewards_NG, mask_NG=None, *, normalisation: str = "std", epsilon=1e-4):

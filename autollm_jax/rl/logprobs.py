@@ -72,7 +72,7 @@ def hidden_states(
     """
     rows = tokens_BT, positions_BT, segments_BT
     if model.dtype != "bfloat16":
-        rows = (x_BT[:, :-1] for x_BT in rows)
+        rows = jax.tree.map(lambda x_BT: x_BT[:, :-1], rows)
     return transformer.hidden(model, params, *rows, shared)
 
 

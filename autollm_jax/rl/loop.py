@@ -29,7 +29,6 @@ from autollm_jax.checkpointing.checkpoints import Checkpoints
 from autollm_jax.cluster import distributed, preemption
 from autollm_jax.errors import UserError
 from autollm_jax.models import lora, transformer
-from autollm_jax.models.shared_prefix import NOTHING_SHARED
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.progress_bar import progress_bar
 from autollm_jax.rl.ahead import Ahead, rollout_key
@@ -37,14 +36,18 @@ from autollm_jax.rl.batches import (
     GRPOLoopConfig,
     Rollout,
     RolloutBatch,
-    UpdateBatch,
     minibatches,
-    scored_places,
 )
-from autollm_jax.rl.grpo import GRPOHyperparameters, token_advantages, turn_advantages
-from autollm_jax.rl.logprobs import Allowed
-from autollm_jax.rl.objective import jit_reference, jit_update, with_reference, with_weights
+from autollm_jax.rl.grpo import GRPOHyperparameters
+from autollm_jax.rl.objective import (
+    jit_reference,
+    jit_update,
+    reference_of,
+    with_reference,
+    with_weights,
+)
 from autollm_jax.rl.prefixes import Aligner
+from autollm_jax.rl.scoring import score
 from autollm_jax.sharding.hosts import to_devices
 from autollm_jax.sharding.rules import even_rows, tree_shardings
 from autollm_jax.training.flops import without_recomputation
@@ -77,14 +80,14 @@ class _Programs:
     step: (state, minibatch, frozen) -> (state, metrics).
     reference: (parameters, minibatch) -> log-probabilities [B, T], logits of the choices.
     frozen: parameters that are not trained; empty without LoRA.
-    reference_params: all parameters of the reference.
+    reference_params: all parameters of the reference; None where the loss needs none.
     aligner: of groups whose common beginning is computed once; None where none is.
     """
 
     step: Program
     reference: Program
     frozen: dict
-    reference_params: dict
+    reference_params: dict | None
     aligner: Aligner | None
 
     @property
@@ -99,7 +102,7 @@ def train_grpo(
     config: GRPOLoopConfig,
     optimizer: optax.GradientTransformation,
     rollout: Rollout,
-    reference_params,
+    first_params: Callable[[], dict],
     site: Site,
     key: jax.Array,
     selection: Selection | None = None,
@@ -113,7 +116,8 @@ def train_grpo(
       config: of the loop.
       optimizer: a checkpoint holds its state too.
       rollout: plays `group_size` conversations on each of its prompts.
-      reference_params: the first policy, and the reference of the KL penalty.
+      first_params: makes the first policy's parameters; it is the reference of the KL penalty, too.
+        A function, so that nobody keeps a copy that the training does not read.
       site: mesh, checkpoints and work directory; metrics go under stage `grpo`.
       key: randomness; step i uses only its i-th descendants.
       selection: how the best policy is found and kept; None keeps none but the last.
@@ -127,10 +131,12 @@ def train_grpo(
       UserError: the loss is not finite.
       Preempted: the job was asked to stop; the last whole step is saved.
     """
-    if config.share_prefixes and not _has_whole_groups(hp, config):
-        config = dataclasses.replace(config, share_prefixes=False)
-    programs, first, state = _begin(model, hp, config, optimizer, reference_params, site)
-    writer, meter = MetricsWriter(site.workdir, "grpo", first_step=first), Meter(site.mesh)
+    config = _of_whole_groups(hp, config)
+    programs, first, state = _begin(model, hp, config, optimizer, first_params, site)
+    writer, meter = (
+        MetricsWriter(site.workdir, "grpo", first_step=first),
+        Meter(site.mesh, player_mesh),
+    )
     shown = distributed.is_main()
     bar = progress_bar(total=config.steps, initial=first, desc="grpo", unit="step", shown=shown)
     ahead = None
@@ -222,7 +228,7 @@ def _report(step: int, metrics: dict[str, float], writer: MetricsWriter, bar: tq
 
 
 def _begin(
-    model, hp, config: GRPOLoopConfig, optimizer, reference_params, site: Site
+    model, hp, config: GRPOLoopConfig, optimizer, first_params, site: Site
 ) -> tuple[_Programs, int, TrainState]:
     """Make the programs, and restore or make the state; also returns the first step."""
     mesh = site.mesh
@@ -230,8 +236,8 @@ def _begin(
     whole = tree_shardings(
         transformer.logical_axes(model), transformer.parameter_shapes(model), mesh
     )
-    reference_params = to_devices(reference_params, whole)
-    frozen, reference = lora.split(model, reference_params)
+    params = to_devices(first_params(), whole)
+    frozen, trained = lora.split(model, params)
     update = functools.partial(
         jit_update, hp=hp, optimizer=optimizer, mesh=mesh, microbatches=config.microbatches
     )
@@ -240,7 +246,7 @@ def _begin(
         Program(update(model), mesh, config.microbatches, counted),
         Program(jit_reference(model, hp, mesh), mesh),
         frozen,
-        reference_params,
+        reference_of(model, params) if hp.needs_reference else None,
         _aligner(config, mesh),
     )
     first = site.checkpoints.latest() or 0
@@ -248,14 +254,19 @@ def _begin(
         state, _ = site.checkpoints.restore(abstract_state(init, axes, optimizer, mesh))
     else:
         shardings = state_shardings(init, axes, optimizer, mesh)
-        state = _start(reference, optimizer, shardings, mesh)
+        state = _start(trained, optimizer, shardings, mesh)
     return programs, first, state
 
 
-def _has_whole_groups(hp: GRPOHyperparameters, config: GRPOLoopConfig) -> bool:
-    """Return whether minibatches can be made of whole groups, of sampled members."""
+def _of_whole_groups(hp: GRPOHyperparameters, config: GRPOLoopConfig) -> GRPOLoopConfig:
+    """Return the config, without sharing where minibatches are not made of whole sampled groups."""
     G = config.group_size
-    return hp.members == "sampled" and G > 1 and config.minibatch_rows % G == 0
+    if not config.share_prefixes or hp.members != "sampled" or G == 1:
+        return dataclasses.replace(config, share_prefixes=False)
+    if config.minibatch_rows % G:
+        _tell_unshared(f"{config.minibatch_rows} rows are no whole groups of {G}")
+        return dataclasses.replace(config, share_prefixes=False)
+    return config
 
 
 def _aligner(config: GRPOLoopConfig, mesh: Mesh) -> Aligner | None:
@@ -265,13 +276,19 @@ def _aligner(config: GRPOLoopConfig, mesh: Mesh) -> Aligner | None:
     parts = even_rows(1, mesh, config.microbatches)
     if config.minibatch_rows % (config.group_size * parts) == 0:
         return Aligner(config.group_size)
+    _tell_unshared(
+        f"{config.minibatch_rows} rows do not give each of {parts} parts (microbatches times "
+        f"devices) whole groups of {config.group_size}"
+    )
+    return None
+
+
+def _tell_unshared(reason: str) -> None:
     if distributed.is_main():
         print(
-            f"grpo: updates read prompts once a row, not once a group: config.grpo.minibatch_rows="
-            f"{config.minibatch_rows} rows do not give each of {parts} parts (microbatches times "
-            f"devices) whole groups of {config.group_size}"
+            "grpo: updates read prompts once a row, not once a group: config.grpo.minibatch_rows="
+            + reason
         )
-    return None
 
 
 def _start(params, optimizer, shardings: TrainState, mesh: Mesh) -> TrainState:
@@ -289,7 +306,7 @@ def _improve(
     began = time.perf_counter()
     batch, informative_B = score(played, hp, config, programs.aligner)
     losses, rows = [], np.flatnonzero(informative_B)
-    if hp.kl_coefficient or batch.decisions is not None:
+    if programs.reference_params is not None:
         reference = programs.reference, programs.reference_params
         batch = with_reference(batch, rows, *reference, config)
     of_weights = {}
@@ -311,83 +328,3 @@ def _improve(
     metrics["updates"] = len(losses)
     metrics["update_seconds"] = time.perf_counter() - began
     return state, metrics
-
-
-def score(
-    played: RolloutBatch,
-    hp: GRPOHyperparameters,
-    config: GRPOLoopConfig,
-    aligner: Aligner | None = None,
-) -> tuple[UpdateBatch, np.ndarray]:
-    """Turn conversations and rewards into the loss's input.
-
-    Args:
-      played: the conversations.
-      hp: hyperparameters.
-      config: the loop's sizes.
-      aligner: moves the rows of sampled groups, so that what members share is computed once.
-
-    Returns:
-      The batch, on the host and with the behaviour policy as its reference; and informative_B, True
-      on rows of groups whose members differ in some advantage. Other rows would only add their KL.
-      Rows that do not count since they were cut still are in their group's mean.
-
-    Raises:
-      ValueError: if a reward is not finite, or the rows do not make whole groups.
-    """
-    if not np.isfinite(played.rewards_BJ).all():
-        raise ValueError("a rollout's reward is not finite")
-    B, T = played.tokens_BT.shape
-    G, J = config.group_size, played.rewards_BJ.shape[1]
-    shape = (B // G, G, J)
-    advantages_NGJ = np.asarray(
-        turn_advantages(played.rewards_BJ.reshape(shape), played.turn_mask_BJ.reshape(shape), hp)
-    )
-    advantages_NGJ = np.where(np.arange(J) >= hp.first_turn - 1, advantages_NGJ, 0.0)
-    informative_B = np.repeat((advantages_NGJ != 0).any((1, 2)), G)
-    advantages_BJ = advantages_NGJ.reshape(B, J)
-    longest = max(int(played.length_B.max()), 2)
-    T = min(T, -(-longest // config.length_multiple) * config.length_multiple)
-    start_B, shared = np.zeros(B, np.int32), NOTHING_SHARED
-    if aligner is not None:
-        played, start_B, shared = aligner(played)
-    if shared.tokens:
-        T = played.tokens_BT.shape[1]
-    turns_BT = played.turns_BT[:, :T]
-    from_start_BT = np.arange(T, dtype=np.int32) - start_B[:, None]
-    there_BT = (from_start_BT >= 0) & (from_start_BT < played.length_B[:, None])
-    allowed, decisions, mask_BT = played.allowed, None, turns_BT >= 0
-    if allowed is not None:
-        cut = allowed.free_BT[:, :T], allowed.token_BTK[:, :T]
-        allowed = Allowed(*cut, allowed.free_BV)
-    advantages_BT = np.asarray(token_advantages(advantages_BJ, turns_BT))
-    if hp.members == "enumerated":
-        if played.decisions is None:
-            raise ValueError("enumerated groups need decisions whose choices are known")
-        decisions, advantages_BT = played.decisions, np.zeros_like(advantages_BT)
-        # A decision counts as a group; its token is no other token of the turn.
-        learned_BJ = (decisions.place_BJ > 0) & (np.arange(J) >= hp.first_turn - 1)
-        rewards_BJP = np.where(learned_BJ[..., None], decisions.rewards_BJP, 0)
-        informative_B = (np.ptp(rewards_BJP, axis=-1) > 0).any(-1)
-        mask_BT = mask_BT.copy()
-        mask_BT[np.arange(B)[:, None], decisions.place_BJ] = False
-    if hp.mask_truncated:
-        if played.truncated_B is None:
-            raise ValueError("nobody told which rows the context cut")
-        informative_B, mask_BT = informative_B & ~played.truncated_B, mask_BT.copy()
-        mask_BT[played.truncated_B] = False
-    batch = UpdateBatch(
-        tokens_BT=played.tokens_BT[:, :T],
-        positions_BT=np.maximum(from_start_BT, 0),
-        segments_BT=there_BT.astype(np.int32),
-        mask_BT=mask_BT,
-        behaviour_BT=played.behaviour_BT[:, :T],
-        reference_BT=played.behaviour_BT[:, :T],
-        advantages_BT=advantages_BT,
-        allowed=allowed,
-        decisions=decisions,
-        turns_BT=turns_BT if hp.ratio == "sequence" else None,
-        place_BM=scored_places(mask_BT, config.most_sampled),
-        shared=shared,
-    )
-    return batch, informative_B

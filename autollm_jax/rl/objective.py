@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from autollm_jax.models import lora
+from autollm_jax.models.decoding import rounded
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl.batches import GRPOLoopConfig, UpdateBatch, pieces, take
 from autollm_jax.rl.grpo import (
@@ -99,6 +100,14 @@ def jit_reference(model: TransformerConfig, hp: GRPOHyperparameters, mesh: Mesh)
         return logprobs_BT, logits_BJP
 
     return reference
+
+
+def reference_of(model: TransformerConfig, params: dict) -> dict:
+    """Return the reference's parameters: matrices in the type that the model reads them in.
+
+    With LoRA the frozen matrices are the policy's own, in their own type.
+    """
+    return params if model.lora_rank or model.dtype == "float32" else rounded(model, params)
 
 
 def with_reference(batch: UpdateBatch, rows, score_fn, reference_params, config) -> UpdateBatch:

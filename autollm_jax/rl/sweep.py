@@ -3,7 +3,7 @@
     for every step:
       1. prompts: each run draws its problems, G neighbours on one of them
       2. roll out: all runs' policies answer (`sampler.single_turn`, vmapped over the runs)
-      3. score: answers are checked on the host; advantages are `loop.score`'s
+      3. score: answers are checked on the host; advantages are `scoring.score`'s
       4. update: minibatches of `objective.policy_loss`, in one or more epochs, vmapped over runs
 
 Loss, advantages and sampler are the agent's own; this file maps them over runs, which differ in
@@ -30,9 +30,9 @@ from autollm_jax.rl import sampler
 from autollm_jax.rl.batches import GRPOLoopConfig, RolloutBatch, UpdateBatch
 from autollm_jax.rl.grpo import GRPOHyperparameters
 from autollm_jax.rl.logprobs import token_logprobs
-from autollm_jax.rl.loop import score
 from autollm_jax.rl.objective import policy_loss
 from autollm_jax.rl.problems import STOP_ID, ProblemSet, decode, encode
+from autollm_jax.rl.scoring import score
 from autollm_jax.training.group_progress import GroupProgress
 from autollm_jax.training.optimizer import (
     OptimizerConfig,

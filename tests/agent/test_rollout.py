@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import types
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ from autollm_jax.rl import sampler
 from autollm_jax.rl.batches import GRPOLoopConfig
 from autollm_jax.rl.grpo import GRPOHyperparameters
 from autollm_jax.rl.logprobs import score_tokens
-from autollm_jax.rl.loop import score as score_batch
+from autollm_jax.rl.scoring import score as score_batch
 from autollm_jax.sharding.mesh import MeshShape, for_play, make_mesh
 from autollm_jax.text.symbols import PANELS
 from tests.families import decided, panel_of
@@ -127,10 +128,7 @@ def test_recorded_logprobs_equal_those_the_trainer_recomputes(group, model, para
     loop_config = GRPOLoopConfig(steps=1, group_size=2, minibatch_rows=4)
     rolled = grpo_rollout.rollout_batch(played, BUDGET, tokenizer, CONFIG)
     batch, _ = score_batch(rolled, GRPOHyperparameters(), loop_config)
-    x_BTD = transformer.hidden(
-        model, params, batch.tokens_BT[:, :-1], batch.positions_BT[:, :-1],
-        batch.segments_BT[:, :-1],
-    )  # fmt: skip
+    x_BTD = transformer.hidden(model, params, batch.tokens_BT[:, :-1], batch.positions_BT[:, :-1])
     within, anything = (
         np.where(
             batch.mask_BT, score_tokens(model, params, x_BTD, batch.tokens_BT, 1.0, allowed)[0], 0
@@ -346,6 +344,52 @@ def test_groups_of_equal_returns_are_replaced_by_those_of_further_rounds(
     assert rounds == [4, 5, 6] and metrics["groups_that_differ"] == 0
     # The first free place takes round 1's group, the second the first useful one of round 2.
     assert batch.rewards_BJ.sum(1).tolist() == [0, 1, 0, 2]
+
+
+def test_a_round_is_exchanged_for_what_the_loss_learns_from(
+    monkeypatch, model, params, tokenizer, pairs
+):
+    """Returns differ in each group; one differs in a turn that is not learned, one is cut."""
+    genuine, layout = grpo_rollout.rollout_batch, rollout.Layout(group_size=2)
+    earned = {0: [[1, 0], [0, 0], [0, 1], [0, 0]], 1: [[0, 3], [0, 2], [5, 0], [5, 1]]}
+    cut, rounds = {0: [False, False, True, True], 1: [False] * 4}, []
+
+    def laid_out(*arguments):
+        number = len(rounds) - 1
+        rewards_BJ, rows_B = np.zeros((4, BUDGET), np.float32), np.array(cut[number])
+        rewards_BJ[:, :2] = earned[number]
+        taken_BJ = np.ones((4, BUDGET), bool)
+        return dataclasses.replace(
+            genuine(*arguments), rewards_BJ=rewards_BJ, truncated_B=rows_B, turn_mask_BJ=taken_BJ
+        )
+
+    def starts_of_round(number):
+        rounds.append(number)
+        return [functools.partial(lambda p: starts_of([p])[0], pair) for pair in pairs[:2]]
+
+    monkeypatch.setattr(grpo_rollout, "rollout_batch", laid_out)
+    hp = GRPOHyperparameters(first_turn=2, mask_truncated=True)
+    config = dataclasses.replace(CONFIG, max_new_tokens=8)
+    roll = grpo_rollout.make_rollout(
+        model, tokenizer, config, starts_of_round, layout, refills=3, hp=hp
+    )
+    batch, metrics = roll(params, KEY, 0)
+    assert metrics["groups_that_differ"] == 0 and metrics["rounds"] == 2
+    assert batch.rewards_BJ[:, :2].tolist() == earned[1]
+
+
+def test_a_turn_that_ended_at_its_limit_cuts_its_row(tokenizer):
+    stop, turns_BT = tokenizer.stop_id, np.array([[-1, 0, 0, -1, 1, 1]] * 3)
+    tokens_BT = np.full((3, 6), 9)
+    tokens_BT[[0, 0, 1, 2, 2], [2, 5, 5, 2, 4]] = stop
+    state = types.SimpleNamespace(tokens_BS=tokens_BT, turns_BS=turns_BT)
+    assert grpo_rollout._unfinished(state, stop).tolist() == [False, True, True]
+
+
+def test_play_within_the_grammar_has_no_turn_that_is_cut(group, tokenizer):
+    _, played = group
+    batch = grpo_rollout.rollout_batch(played, BUDGET, tokenizer, CONFIG)
+    assert CONFIG.constrained and not batch.truncated_B.any()
 
 
 def test_play_on_a_mesh_is_the_same(model, params, tokenizer, pairs, group):

@@ -212,7 +212,7 @@ def test_grpos_planned_steps_are_those_that_run(tmp_path, monkeypatch):
     rl_loop.train_grpo(
         job.model, job.grpo_hyperparameters(),
         rl_loop.GRPOLoopConfig(1, settings.group_size, rows, microbatches=settings.microbatches),
-        job.optimizer(settings), rollout, job.first_parameters(),
+        job.optimizer(settings), rollout, job.first_parameters,
         loop.Site(job.mesh, job.checkpoints("grpo"), tmp_path), jax.random.key(0),
     )  # fmt: skip
     update, reference = planned_texts
@@ -257,6 +257,48 @@ def test_the_samplers_planned_steps_are_those_that_run(tmp_path, monkeypatch):
         sampler.generate(job.model, params, sizes, state, jax.random.key(0), turn)
     assert all("dot_general" in text for text in planned_texts)
     assert len(planned_texts) == 2 and run_texts == planned_texts
+
+
+def test_a_step_of_play_counts_its_parameters_once(full):
+    """What is laid out for play is an argument of its programs, and no activation."""
+    job, steps = full
+    laid_out = 4 * parameter_count(job.model) / 4  # whole over fsdp=2, split over tensor=4
+    for stage in ("grpo", "evaluate"):
+        assert steps[f"{stage} decode"]["activations"] < laid_out
+        shorter = steps[f"{stage} grow"]["cache"] * 256 / CONTEXT  # the cache that it grows
+        assert 0.9 * shorter < steps[f"{stage} grow"]["activations"] < 1.3 * shorter
+
+
+def test_play_is_planned_for_as_many_rows_as_play_at_once(tmp_path, uncompiled):
+    config = small()
+    config.rollout.rows, config.distill.steps = 8, 0
+    _, steps = planned(config, tmp_path)
+    assert steps["grpo decode"]["rows"] == 8 and steps["evaluate decode"]["rows"] == ROWS
+
+
+def test_rollouts_one_step_off_are_planned_on_the_devices_that_play(tmp_path, uncompiled):
+    config = small()
+    config.distill.steps = 0
+    config.grpo.update({"off_policy_steps": 1, "player_replicas": 1})
+    job, steps = planned(config, tmp_path, (2, 2, 2))
+    whole, decode = 4 * parameter_count(job.model), steps["grpo decode"]
+    assert decode["optimizer"] == 0 and steps["grpo update"]["optimizer"] > 0
+    assert decode["other"] == pytest.approx(whole / 2, rel=0.05)  # as laid out: tensor=2
+    cache = 2 * 4 * 2 * ROWS * CONTEXT * SHAPE["num_key_value_heads"] * SHAPE["head_dim"]
+    assert decode["cache"] == cache / 4  # of the one replica's devices
+
+
+@pytest.mark.parametrize(("kl", "held"), [(0.0, 0), (0.01, 2)])
+def test_the_reference_is_held_in_bfloat16_and_not_at_all_without_a_coefficient(
+    tmp_path, uncompiled, kl, held
+):
+    config = small(dtype="bfloat16", activations="bfloat16")
+    config.distill.steps, config.rollout.cache_block = 0, CONTEXT
+    config.grpo.update({"kl_coefficient": kl, "importance_cap": 2.0, "members": "sampled"})
+    job, steps = planned(config, tmp_path)
+    assert ("grpo reference" in steps) == bool(kl) and "grpo weights" in steps
+    size = held * parameter_count(job.model) / 8
+    assert steps["grpo update"]["other"] == pytest.approx(size, rel=0.1)  # norms stay f32
 
 
 def test_batches_that_do_not_divide_are_named(tmp_path, capsys, uncompiled):

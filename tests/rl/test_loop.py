@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import gc
 import json
 import os
 import re
@@ -20,8 +21,9 @@ from autollm_jax.rl.ahead import load_rollout, save_rollout
 from autollm_jax.rl.batches import Decisions, GRPOLoopConfig, RolloutBatch, minibatches
 from autollm_jax.rl.grpo import GRPOHyperparameters, decision_loss
 from autollm_jax.rl.logprobs import Allowed
-from autollm_jax.rl.loop import Selection, score, train_grpo
+from autollm_jax.rl.loop import Selection, train_grpo
 from autollm_jax.rl.objective import policy_loss, with_weights
+from autollm_jax.rl.scoring import score
 from autollm_jax.sharding.mesh import MeshShape, make_mesh, split_mesh
 from autollm_jax.training.loop import Site
 from autollm_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -67,14 +69,15 @@ def mesh():
     return make_mesh(MeshShape(data=1), jax.devices()[:1])
 
 
-def train(path, loop_config, rollout=even_tokens_pay, learning_rate=1e-2, hp=HP, selection=None):
+def train(path, loop_config, rollout=even_tokens_pay, learning_rate=1e-2, **others):
+    given = {"hp": HP, "first": start_params, "selection": None} | others
     optimizer = make_optimizer(
         OptimizerConfig(learning_rate=learning_rate, decay="constant", weight_decay=0.0), 100
     )
     checkpoints = Checkpoints(path / "checkpoints")
     return train_grpo(
-        MODEL, hp, loop_config, optimizer, rollout, start_params(),
-        Site(mesh(), checkpoints, path), jax.random.key(7), selection,
+        MODEL, given["hp"], loop_config, optimizer, rollout, given["first"],
+        Site(mesh(), checkpoints, path), jax.random.key(7), given["selection"],
     )  # fmt: skip
 
 
@@ -128,6 +131,30 @@ def test_a_policy_learns_the_same_where_prompts_are_read_once(tmp_path, capsys):
     told = "minibatch_rows=32 rows do not give each of 8 parts .* whole groups of 8"
     assert re.search(told, capsys.readouterr().out)
     assert "computed_share" not in metrics_of(tmp_path / "cut")[0]
+
+
+def test_minibatches_that_cut_groups_say_that_nothing_is_shared(tmp_path, capsys):
+    train(tmp_path, config(1, minibatch_rows=12, share_prefixes=True))
+    assert "minibatch_rows=12 rows are no whole groups of 8" in capsys.readouterr().out
+    assert "computed_share" not in metrics_of(tmp_path)[0]
+
+
+def test_the_first_parameters_stay_in_memory_for_a_reference_alone(tmp_path):
+    shape, held = start_params()["embedding"].shape, {}
+
+    def first_params():
+        return jax.tree.map(lambda x: jnp.array(x, copy=True), start_params())
+
+    for kl in (0.0, 0.01):
+
+        def rollout(params, key, step, kl=kl):
+            gc.collect()
+            held[kl] = sum(x.shape == shape for x in jax.live_arrays())
+            return even_tokens_pay(params, key, step)
+
+        hp = GRPOHyperparameters(kl_coefficient=kl)
+        train(tmp_path / str(kl), config(1), rollout, hp=hp, first=first_params)
+    assert held[0.01] == held[0.0] + 1
 
 
 def test_interrupted_equals_uninterrupted(whole_run, tmp_path):
@@ -215,7 +242,7 @@ def scored_batch():
 def test_rows_are_cut_to_a_multiple_of_the_longest():
     batch, _ = scored_batch()
     assert batch.tokens_BT.shape == (4, 8)
-    np.testing.assert_array_equal(batch.segments_BT.sum(1), [5, 5, 6, 5])
+    assert batch.segments_BT is None  # causal attention alone keeps a row from what is behind it
 
 
 def test_only_groups_with_differences_are_informative():
@@ -250,7 +277,7 @@ def test_rows_that_the_context_cut_do_not_count_where_they_are_masked():
     np.testing.assert_array_equal(batch.mask_BT, plain.mask_BT & ~cut[:, None])
     # The other member still is compared with it.
     np.testing.assert_array_equal(batch.advantages_BT, plain.advantages_BT)
-    with pytest.raises(ValueError, match="which rows the context cut"):
+    with pytest.raises(ValueError, match="which rows were cut"):
         score(dataclasses.replace(played, truncated_B=None), masking, settings)
 
 
@@ -334,7 +361,7 @@ def train_ahead(path, rollout=even_tokens_pay, steps=6, selection=None):
     site = Site(trainers, Checkpoints(path / "grpo"), path)
     settings = config(steps, epochs=1, minibatch_rows=32)
     return train_grpo(
-        MODEL, HP, settings, optimizer, rollout, start_params(), site, jax.random.key(7),
+        MODEL, HP, settings, optimizer, rollout, start_params, site, jax.random.key(7),
         selection, players,
     )  # fmt: skip
 

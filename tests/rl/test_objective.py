@@ -24,8 +24,8 @@ from autollm_jax.rl.batches import (
 )
 from autollm_jax.rl.grpo import GRPOHyperparameters
 from autollm_jax.rl.logprobs import Allowed
-from autollm_jax.rl.loop import score
-from autollm_jax.rl.objective import jit_reference, jit_update
+from autollm_jax.rl.objective import jit_reference, jit_update, reference_of
+from autollm_jax.rl.scoring import score
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from autollm_jax.sharding.rules import tree_shardings
 from autollm_jax.training.state import TrainState
@@ -210,3 +210,14 @@ def measured(program):
     shapes = re.findall(r"\w\d+\[([\d,]+)\]", program.as_text())
     largest = max(math.prod(map(int, shape.split(","))) for shape in shapes)
     return largest, program.cost_analysis()["flops"]
+
+
+def test_a_reference_in_bfloat16_scores_as_one_in_float32():
+    wide = dataclasses.replace(WHOLE, dtype="bfloat16", activations="bfloat16")
+    params, mesh, batch = start_params(), mesh_of(1), batch_of()
+    kept = reference_of(wide, params)
+    types = {x.dtype.name for x in jax.tree.leaves(kept["layers"]["query"])}
+    assert types == {"bfloat16"} and kept["final_norm"]["scale"].dtype == np.float32
+    scored = jit_reference(wide, HP, mesh)
+    np.testing.assert_array_equal(scored(kept, batch)[0], scored(params, batch)[0])
+    assert reference_of(WHOLE, params) is params

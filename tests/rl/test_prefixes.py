@@ -17,9 +17,9 @@ from autollm_jax.models.shared_prefix import SharedPrefix
 from autollm_jax.rl.batches import GRPOLoopConfig, RolloutBatch, minibatches
 from autollm_jax.rl.grpo import GRPOHyperparameters
 from autollm_jax.rl.logprobs import Allowed, hidden_states
-from autollm_jax.rl.loop import score
 from autollm_jax.rl.objective import jit_reference, jit_update, with_reference
 from autollm_jax.rl.prefixes import Aligner
+from autollm_jax.rl.scoring import score
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 from autollm_jax.sharding.rules import tree_shardings
 from autollm_jax.training.flops import count
