@@ -56,6 +56,9 @@ def base(weights: str) -> ConfigDict:
     gym["publish"](c, weights)
     c.policy.dtype = c.distill.dtype = "bfloat16"
     c.rollout.drafts = 7  # docs/performance.md has when drafts pay
+    # Sizes of the cache: 1,024, 2,048 and 4,096 tokens.
+    c.rollout.update({"cache_block": 1024, "cache_doubling": True})
+    c.rollout.ended_share = 0.5  # rows that have spoken do not wait for the slowest half
     c.plan.device_memory_gib = 74.0  # 80 GB less the memory that the GPU reserves
     c.distill.batch_rows = 32
     c.distill.microbatches = 8

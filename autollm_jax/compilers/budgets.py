@@ -15,6 +15,8 @@ FIGURES = {
     "collective_bytes": "collectives",
     "loop_parameter_bytes": "collectives of parameters inside the decode loop",
     "f32_activation_bytes": "the largest f32 activation",
+    "logits_bytes": "the largest array over the vocabulary",
+    "score_bytes": "the largest array of T x T scores",
     "temporary_bytes": "temporary memory",
 }
 TOLERANCE = 0.02  # share of a budget; compilers of one version repeat themselves to the byte

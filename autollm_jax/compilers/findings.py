@@ -20,7 +20,13 @@ COLLECTIVES = (
     *("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
     *("collective-permute", "collective-broadcast"),
 )
-KERNELS = ("tpu_custom_call", "__gpu$xla.gpu.triton", "triton_kernel_call", "mosaic_gpu", "cudnn")
+KERNELS = (
+    "tpu_custom_call",
+    "__gpu$xla.gpu.triton",
+    "triton_kernel_call",
+    "mosaic_gpu",
+    "__cudnn$",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +76,7 @@ class Findings:
       unknown length, in one pass: what decoding a token fetches again.
     f32_activation_bytes, f32_activation: the largest f32 array that has no parameter's shape.
     logits_bytes: the largest array over the vocabulary, but for embeddings.
-    scores: the largest array with T x T entries; "" where there is none.
+    score_bytes, scores: the largest array with T x T entries; 0 and "" where there is none.
     cycles: the TPU compiler's estimate; loops of unknown length count one pass; 0 where none.
     loop_cycles: those inside loops of unknown length.
     kernels: executions of hand-written kernels, which no cycles are estimated for.
@@ -83,6 +89,7 @@ class Findings:
     f32_activation_bytes: int
     f32_activation: str
     logits_bytes: int
+    score_bytes: int
     scores: str
     cycles: int
     loop_cycles: int
@@ -131,6 +138,7 @@ def find(text: str, temporary_bytes: int, dimensions: Dimensions) -> Findings:
         f32_activation_bytes=f32.bytes if f32 else 0,
         f32_activation=_shown(f32),
         logits_bytes=logits.bytes if logits else 0,
+        score_bytes=scores.bytes if scores else 0,
         scores=_shown(scores),
         cycles=sum(step.times * step.instruction.cycles for step in timed),
         loop_cycles=sum(

@@ -95,7 +95,7 @@ def plan(job: Job) -> None:
         timed = _times(job, steps)
         for line in (*_compiled(steps, timed), *_communication(steps)):
             print(line)
-    for line in (*_uneven(job), *_undivided(job)):
+    for line in (*_uneven(job), *_undivided(job), *_slow(job)):
         print(f"plan: {line}")
     path = job.workdir / "plan.json"
     write_json_atomic(
@@ -202,6 +202,9 @@ def _compiled(steps: list[StepPlan], timed: dict) -> Iterator[str]:
         )  # fmt: skip
     yield "MFU: without recomputed products; recomputed: with them. Collectives and kernels take"
     yield "no time in these estimates, and a loop of unknown length counts one pass."
+    if not timed and any(step.findings and step.findings.cycles for step in steps):
+        level = _optimization()
+        yield f"No estimates of time: cycles mean nothing at JAX_OPTIMIZATION_LEVEL={level}."
 
 
 def _communication(steps: list[StepPlan]) -> Iterator[str]:
@@ -247,6 +250,19 @@ def _uneven(job: Job) -> Iterator[str]:
             yield (
                 f"config.{name}={rows} is no multiple of the players' data x fsdp={shards}: "
                 "each device reads and speaks all of them"
+            )
+
+
+def _slow(job: Job) -> Iterator[str]:
+    """Yield a line for each stage whose gradients cross the network between slices too often."""
+    devices = job.mesh.devices.flat
+    slices = {getattr(device, "slice_index", None) or 0 for device in devices}
+    for stage in ("distill", "grpo"):
+        pieces = job.config[stage].microbatches
+        if len(slices) > 1 and job.config[stage].steps and pieces > 1:
+            yield (
+                f"config.{stage}.microbatches={pieces}: each of them sends its gradients over the "
+                f"network between {len(slices)} slices; with 1 they cross it once an update"
             )
 
 

@@ -88,6 +88,16 @@ def _has_cudnn() -> bool:
     return True
 
 
+def is_cuda_forward(primitive, *_, **params) -> bool:
+    """A rematerialisation policy: keep all that the forward pass of CUDA's kernels returns.
+
+    Their backward pass reads sums of the softmax as well, which no name can be given to.
+    """
+    if primitive.name == "custom_vjp_call":  # the Triton kernel's forward pass calls itself
+        return any(each.params.get("name") == "mha" for each in params["call_jaxpr"].eqns)
+    return primitive.name == "dot_product_attention_fwd_wrapper"
+
+
 def _blocks(q_BTHA, k_BTKA, v_BTKA, segments_BT, block: int, dtype: str):
     mixed_BTHA = attend_in_blocks(q_BTHA, k_BTKA, v_BTKA, segments_BT, block=block, dtype=dtype)
     return checkpoint_name(mixed_BTHA.astype(q_BTHA.dtype), SAVED)
@@ -164,13 +174,11 @@ def _triton(q_BTHA, k_BTKA, v_BTKA, segments_BT, interpret: bool = False):
     k_BTHA, v_BTHA = (jnp.repeat(x, H // x.shape[2], axis=2) for x in (k_BTKA, v_BTKA))
     arrays = (q_BTHA, k_BTHA, v_BTHA, segments_BT)
     q, k, v, segments = jax.tree.map(lambda x: _padded(x, T + -T % TRITON_BLOCK), arrays)
-    mixed = triton.mha(q, k, v, segments, A**-0.5, True, interpret=interpret)
-    return checkpoint_name(mixed[:, :T], SAVED)
+    return triton.mha(q, k, v, segments, A**-0.5, True, interpret=interpret)[:, :T]
 
 
 def _cudnn(q_BTHA, k_BTKA, v_BTKA, segments_BT):
     del segments_BT  # None
-    mixed_BTHA = jax.nn.dot_product_attention(
+    return jax.nn.dot_product_attention(
         q_BTHA, k_BTKA, v_BTKA, is_causal=True, implementation="cudnn"
     )
-    return checkpoint_name(mixed_BTHA, SAVED)

@@ -6,7 +6,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-FEW_ROWS = 16  # so many rows, a CPU reads the matrix as the left operand of a product
+# Up to so many rows of a type a CPU reads the matrix as the left operand of a product.
+FEW_ROWS = {"float32": 16, "bfloat16": 48}
 
 
 def product(spec: str, a: jax.Array, b: jax.Array, dtype: str, out: str = "float32") -> jax.Array:
@@ -40,7 +41,7 @@ def _contract(spec, a, b, out):
     def exact(a, b):
         return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 
-    on_cpu = _of_few_rows(spec, a.shape, b.shape) or exact
+    on_cpu = _of_few_rows(spec, a, b.shape) or exact
     if out == "float32":
         if on_cpu is exact:
             return exact(a, b)
@@ -57,7 +58,7 @@ def _contract(spec, a, b, out):
     return jax.lax.platform_dependent(a, b, cpu=rounded, default=direct)
 
 
-def _of_few_rows(spec, a_shape, b_shape):
+def _of_few_rows(spec, a, b_shape):
     """Return the product of few rows and a matrix, contracted axis last, with the matrix left.
 
     The CPU's kernel copies its right operand into another order, and reads its left one as it lies.
@@ -66,13 +67,13 @@ def _of_few_rows(spec, a_shape, b_shape):
     """
     inputs, output = spec.split("->")
     left, right = inputs.split(",")
-    rows = math.prod(n for letter, n in zip(left, a_shape, strict=True) if letter in output)
-    if len(b_shape) > 2 or right[-1] in output or rows > FEW_ROWS:
+    rows = math.prod(n for letter, n in zip(left, a.shape, strict=True) if letter in output)
+    if len(b_shape) > 2 or right[-1] in output or rows > FEW_ROWS[a.dtype.name]:
         return None
     matrix_first = right[0] + output.replace(right[0], "")
 
     def turned(a, b):
-        pair = rows == 1 and a.dtype == jnp.bfloat16 and left[0] == output[0]
+        pair = rows == 1 and a.dtype == "bfloat16" and left[0] == output[0]
         if pair:
             a = jnp.pad(a, [(0, 1), *[(0, 0)] * (a.ndim - 1)])
         made = jnp.einsum(f"{right},{left}->{matrix_first}", b, a, preferred_element_type="float32")

@@ -12,6 +12,7 @@ Other packages call the functions at the end of this file, over a plain tree of 
 
 import functools
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -21,7 +22,7 @@ from jax.ad_checkpoint import checkpoint_name
 from autollm_jax.models.attention import cached_attention, rotate, shift_past, short_convolution
 from autollm_jax.models.config import LORA_IN, LORA_OUT, MATRICES, TransformerConfig, axes_of
 from autollm_jax.models.embedding import look_up
-from autollm_jax.models.kernels import SAVED, causal_attention
+from autollm_jax.models.kernels import SAVED, causal_attention, is_cuda_forward
 from autollm_jax.models.mimetic import mimic
 from autollm_jax.models.product import product
 from autollm_jax.models.shared_prefix import NOTHING_SHARED, SharedPrefix
@@ -192,11 +193,17 @@ class Block(nn.Module):
         return constrain(x_BTD + out, "batch", "length", "activation"), cache
 
 
+def _kept(*names: str) -> Callable:
+    """Return a policy that keeps these names and what attention's backward pass needs."""
+    named = jax.checkpoint_policies.save_only_these_names(*names)
+    return jax.checkpoint_policies.save_from_both_policies(named, is_cuda_forward)
+
+
 # What a rematerialised layer keeps, by `remat`; None keeps its input alone.
 REMAT_POLICIES = {
     "layer": None,
-    "outputs": jax.checkpoint_policies.save_only_these_names(SAVED),
-    "weights": jax.checkpoint_policies.save_only_these_names(SAVED, GATHERED),
+    "outputs": _kept(SAVED),
+    "weights": _kept(SAVED, GATHERED),
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=[LAYER_INPUT, SAVED],

@@ -14,7 +14,8 @@ FOUND = Findings(
     loop_parameter_bytes=0,
     f32_activation_bytes=300,
     f32_activation="f32[75]",
-    logits_bytes=0,
+    logits_bytes=200,
+    score_bytes=0,
     scores="",
     cycles=0,
     loop_cycles=0,
@@ -45,6 +46,8 @@ def test_a_plan_keeps_its_own_budgets_and_a_little_more(path):
     [
         ({"temporary_bytes": 1050}, "temporary memory take 1,050 bytes, 5.0% more than the budget"),
         ({"f32_activation_bytes": 600}, "largest f32 activation take 600 bytes, 100.0% more than"),
+        ({"logits_bytes": 300}, "largest array over the vocabulary take 300 bytes, 50.0% more"),
+        ({"score_bytes": 4096}, "array of T x T scores take 4,096 bytes, over the budget of 0"),
         ({"loop_parameter_bytes": 1}, "inside the decode loop take 1 bytes, over the budget of 0"),
         ({"collectives": (Collective("all-reduce", 1, 511, 0, 0),)}, "collectives take 511 bytes"),
     ],

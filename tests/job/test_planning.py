@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import runpy
+import types
 
 import jax
 import numpy as np
@@ -310,6 +311,17 @@ def test_batches_that_do_not_divide_are_named(tmp_path, capsys, uncompiled):
     assert "config.grpo.minibatch_rows=8 is filled up to 24 rows" in printed
     assert "config.grpo.groups=3 is no multiple of the players' data x fsdp=8" in printed
     assert all(plan[f"{stage} update"]["rows"] % 8 == 0 for stage in ("distill", "grpo"))
+
+
+def test_microbatches_whose_gradients_cross_slices_are_named():
+    config = small()
+    config.distill.microbatches, config.grpo.microbatches = 4, 1
+    chips = np.array([types.SimpleNamespace(slice_index=n % 2) for n in range(4)])
+    job = types.SimpleNamespace(config=config, mesh=types.SimpleNamespace(devices=chips))
+    (line,) = planning._slow(job)
+    assert "config.distill.microbatches=4" in line and "between 2 slices" in line
+    job.mesh.devices = chips[::2]
+    assert not list(planning._slow(job))
 
 
 def test_play_is_planned_as_the_players_lay_it_out(tmp_path, uncompiled):

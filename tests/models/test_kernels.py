@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from autollm_jax.models import transformer
 from autollm_jax.models.kernels import causal_attention
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 
@@ -112,3 +113,21 @@ def test_an_accelerator_gets_its_kernel_and_keeps_no_scores(platform, call):
 @pytest.mark.parametrize("changes", [{"dtype": "float32"}, {"width": 32}, {"length": 100}], ids=str)
 def test_blocks_compute_what_no_kernel_supports(platform, changes):
     assert CALLS[platform] not in lowered(platform, **changes)
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize(("remat", "times"), [("layer", 2), ("outputs", 1), ("weights", 1)])
+def test_where_its_outputs_are_kept_the_forward_kernel_runs_once(platform, remat, times):
+    model = transformer.TransformerConfig(
+        vocab_size=32, width=128, layers=1, heads=2, kv_heads=1, head_dim=64, mlp_width=64,
+        dtype="bfloat16", remat=remat,
+    )  # fmt: skip
+    tokens_BT = np.ones((1, 256), np.int32)
+
+    def loss(params):
+        return transformer.apply(model, params, tokens_BT, None, tokens_BT).var()
+
+    traced = jax.jit(jax.grad(loss)).trace(transformer.init(model, jax.random.key(0)))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    forward = {"tpu": r"kernel_name = \"splash_mha_fwd", "cuda": r"mha_forward"}[platform]
+    assert sum(bool(re.search(forward, line)) for line in text.splitlines()) == times

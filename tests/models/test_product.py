@@ -49,12 +49,17 @@ def on_cpu(jitted, *arguments):
     return jitted.trace(*arguments).lower(lowering_platforms=("cpu",)).as_text()
 
 
-@pytest.mark.parametrize("rows", [1, 16, 17])
-def test_of_few_rows_a_cpu_reads_the_matrix_as_the_left_operand(rows):
+@pytest.mark.parametrize(
+    ("rows", "dtype", "few"),
+    [(1, "float32", True), (16, "float32", True), (17, "float32", False),
+     (48, "bfloat16", True), (49, "bfloat16", False)],
+)  # fmt: skip
+def test_of_few_rows_a_cpu_reads_the_matrix_as_the_left_operand(rows, dtype, few):
     a, b = jnp.ones((rows, 1, 5)), jnp.ones((7, 5))
-    text = on_cpu(jax.jit(lambda a, b: product("BTD,FD->BTF", a, b, "float32")), a, b)
-    assert ("(tensor<7x5xf32>, tensor<" in text.split("dot_general")[1]) == (rows <= 16)
-    assert ("optimization_barrier" in text) == (rows <= 16)
+    text = on_cpu(jax.jit(lambda a, b: product("BTD,FD->BTF", a, b, dtype)), a, b)
+    left = {"float32": "(tensor<7x5xf32>, tensor<", "bfloat16": "(tensor<7x5xbf16>, tensor<"}[dtype]
+    assert (left in text.split("dot_general")[1]) == few
+    assert ("optimization_barrier" in text) == few
 
 
 @pytest.mark.parametrize(("dtype", "multiplied"), [("bfloat16", 2), ("float32", 1)])
