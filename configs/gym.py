@@ -116,6 +116,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.rollout.cache_doubling = False  # the KV cache doubles instead: fewer sizes to compile
     c.rollout.rows = 0  # GRPO: most episodes side by side, others wait for their rows; 0: all
     c.rollout.ended_share = 1.0  # share of turns that have ended when the environment answers
+    c.rollout.processes = 1  # GRPO: that answer the policy's turns; more are spawned for it
     c.rollout.drafts = 0  # tokens looked up in the prompt that a pass reads ahead; no short_conv
 
     c.curate = ConfigDict()

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from autollm_jax.agent.constraint import next_turn
 from autollm_jax.agent.dialogue import encode_turn
 from autollm_jax.curriculum.lookahead import Lookahead, worth
 from autollm_jax.forecasts.advice import Decision, Offer, decision_of
@@ -45,11 +44,13 @@ class EnvironmentTurns:
     """The environment's side of a batch of episodes.
 
     Attributes:
+      episodes: of each row.
       transcripts, rewards, audits: of each row, as in `rollout.Played`.
       hindsight: of each row, for each turn, the reward [P] that trusting each panel would have
         brought, or with a lookahead the return; None where play is scored.
       offers: of each row, for each turn, the candidates and the panels' picks among them.
-      rules: the grammar of each row's next turn; None where any turn is allowed.
+      choices: how many candidates each row's next turn chooses between; None where any turn is
+        allowed.
     """
 
     def __init__(self, tokenizer, starts: Sequence[Start], config, scored: bool):
@@ -58,12 +59,12 @@ class EnvironmentTurns:
         Args:
           tokenizer: the policy's.
           starts: fresh episodes.
-          config: how to play (`rollout.PlayConfig`): full texts or brief ones, with `rules` or not.
+          config: how to play (`rollout.PlayConfig`): full texts or brief ones, constrained or not.
           scored: whether to check the claims of each turn's thinking, and to write transcripts in
             full.
         """
         self._tokenizer, self._config, self._scored = tokenizer, config, scored
-        self._episodes = [start.episode for start in starts]
+        self.episodes = [start.episode for start in starts]
         self._orders = [start.order for start in starts]
         self._panels = [start.panel for start in starts]
         self._lookaheads = [start.lookahead for start in starts]
@@ -73,21 +74,21 @@ class EnvironmentTurns:
         self.audits: list[list[Audit]] = [[] for _ in starts]
         self.hindsight: list[list[np.ndarray]] = [[] for _ in starts]
         self.offers: list[list[Offer]] = [[] for _ in starts]
-        self.rules: list = [None] * len(starts)
+        self.choices: list[int | None] = [None] * len(starts)
 
     def opening(self, rows: Sequence[int]) -> list[int]:
         """Return the tokens of the first prompt of rows that are copies of one episode."""
-        first = self._episodes[rows[0]]
+        first = self.episodes[rows[0]]
         panel = self._panels[rows[0]] or _counsel(
             first.setting, first.evidence, failing=self._config.failing
         )
         for row in rows:
             self._panels[row] = panel
-            if self._episodes[row].setting.id != first.setting.id:
+            if self.episodes[row].setting.id != first.setting.id:
                 raise ValueError("the members of a group play different experiments")
             decision = self._decide(row)
             if decision is None:
-                raise ValueError(f"{self._episodes[row].setting.id}: nothing to try")
+                raise ValueError(f"{self.episodes[row].setting.id}: nothing to try")
             self._say(row, prompts.describe(decision, self._config.full or self._scored))
         decision = self._decisions[rows[0]]
         turn = prompts.environment_turn(prompts.describe(decision, self._config.full))
@@ -95,7 +96,7 @@ class EnvironmentTurns:
 
     def answer(self, row: int, tokens: Sequence[int]) -> list[int]:
         """Take the agent's turn in a row; return the reply's tokens, none at the end."""
-        episode, text = self._episodes[row], self._tokenizer.decode(tokens)
+        episode, text = self.episodes[row], self._tokenizer.decode(tokens)
         decision = self._decisions[row]
         self.offers[row].append(decision.offer)
         self.transcripts[row].append(prompts.agent_turn(text))
@@ -120,12 +121,12 @@ class EnvironmentTurns:
         return encode_turn(self._tokenizer, prompts.environment_turn(said[1]), opens=False)
 
     def _decide(self, row: int) -> Decision | None:
-        seen, panel = self._episodes[row].tell(), self._panels[row]
+        seen, panel = self.episodes[row].tell(), self._panels[row]
         assert panel is not None, "an episode that has not begun, or is over"
         decision = decision_of(panel, seen, self._orders[row])
         self._decisions[row] = decision
         if self._config.constrained and decision is not None:
-            self.rules[row] = next_turn(self._tokenizer, len(decision.offer.rows))
+            self.choices[row] = len(decision.offer.rows)
         return decision
 
     def _say(self, row: int, text: str) -> None:

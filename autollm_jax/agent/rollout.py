@@ -22,8 +22,9 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from autollm_jax.agent.constraint import join
-from autollm_jax.agent.environment_turns import EnvironmentTurns, Start
+from autollm_jax.agent.constraint import join, next_turn
+from autollm_jax.agent.environment_pool import EnvironmentPool, Workers
+from autollm_jax.agent.environment_turns import Start
 from autollm_jax.errors import UserError
 from autollm_jax.forecasts.advice import Offer
 from autollm_jax.gym.environment import Episode
@@ -32,7 +33,7 @@ from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.progress_bar import progress_bar
 from autollm_jax.rl import sampler
 from autollm_jax.rl.sampler import SamplerConfig, SamplerState, TurnConfig
-from autollm_jax.sharding.hosts import to_host
+from autollm_jax.sharding.hosts import processes_of, to_host
 from autollm_jax.text.claims import Audit
 from autollm_jax.text.prompts import Turn
 
@@ -80,11 +81,13 @@ class Layout:
     rows: the batch's size, a multiple of the group's; the number of episodes by default. Further
       episodes wait for rows, too few are filled up with empty rows. Each size compiles once.
     mesh: as in `sampler.init_state`.
+    workers: processes that answer as the environment; None answers in the process that plays.
     """
 
     group_size: int = 1
     rows: int | None = None
     mesh: Mesh | None = None
+    workers: Workers | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +156,10 @@ def play(
             data = to_host(jax.random.key_data(key))
             key = jax.random.wrap_key_data(data, impl=jax.random.key_impl(key))
         bar = scope.enter_context(_bar("play" if scored else "", episodes))
-        environment = EnvironmentTurns(policy.tokenizer, starts, config, scored)
+        environment = EnvironmentPool(
+            policy.tokenizer, starts, config, scored, layout.group_size, layout.workers,
+            (0,) if mesh is None else processes_of(mesh),
+        )  # fmt: skip
         seats = _Seats(len(episodes), layout, seeds)
         chunks = _openings(environment, config, seats.begin(), layout.group_size)
         idle = time.perf_counter() - began
@@ -173,9 +179,12 @@ def play(
             bar.update(sum(map(bool, chunks)))
             seats.over_B |= ended_B & ~np.array([bool(chunk) for chunk in chunks])
             state, fresh_B = seats.refill(state, layout.group_size)
-            for row in np.flatnonzero(fresh_B)[:: layout.group_size]:
-                group = seats.episode_B[row : row + layout.group_size]
-                (chunks[row],) = _openings(environment, config, group, layout.group_size)
+            if fresh_B.any():
+                opened = _openings(environment, config, seats.episode_B[fresh_B], layout.group_size)
+                for row, chunk in zip(
+                    np.flatnonzero(fresh_B)[:: layout.group_size], opened, strict=True
+                ):
+                    chunks[row] = chunk
             idle += time.perf_counter() - entered
             state = sampler.append(policy.model, params, config.sampler, state, chunks)
             if fresh_B.any() and layout.group_size > 1:
@@ -183,6 +192,7 @@ def play(
             read_B = np.array([bool(chunk) for chunk in chunks]) | fresh_B
             active_B = read_B & ~to_host(state.truncated_B)
             seats.over_B |= read_B & ~active_B
+        environment.finish()
         for episode in episodes:
             if not episode.done:  # out of context
                 episode.finish()
@@ -268,12 +278,15 @@ def _read_openings(
     return sampler.repeat(state, group_size, seeds_B) if group_size > 1 else state
 
 
-def _grammar(policy: Policy, config: PlayConfig, environment: EnvironmentTurns, seats: _Seats):
+def _grammar(policy: Policy, config: PlayConfig, environment: EnvironmentPool, seats: _Seats):
     """Return what the rows may say in this turn; None for anything."""
     if not config.constrained:
         return None
-    rules = [environment.rules[n] if n >= 0 else None for n in seats.episode_B]
-    return join(policy.tokenizer, rules)
+    choices = [environment.choices[n] if n >= 0 else None for n in seats.episode_B]
+    return join(
+        policy.tokenizer,
+        [None if count is None else next_turn(policy.tokenizer, count) for count in choices],
+    )
 
 
 def _speak(policy: Policy, config: PlayConfig, state, key, active_B, speakers, grammar):
@@ -290,15 +303,16 @@ def _speak(policy: Policy, config: PlayConfig, state, key, active_B, speakers, g
 
 
 def _answers(
-    environment: EnvironmentTurns, state: SamplerState, ended_B, episode_B
+    environment: EnvironmentPool, state: SamplerState, ended_B, episode_B
 ) -> list[list[int]]:
     """Return the environment's reply to each row's last turn; none where nothing was said."""
     tokens_BS, turns_BS, turn_B = to_host((state.tokens_BS, state.turns_BS, state.turn_B))
     said_BS = ended_B[:, None] & (turns_BS == turn_B[:, None] - 1) & (turns_BS >= 0)
-    return [
-        environment.answer(episode_B[row], tokens_BS[row][said_S].tolist()) if said_S.any() else []
-        for row, said_S in enumerate(said_BS)
-    ]
+    rows = np.flatnonzero(said_BS.any(1))
+    replies = environment.answers(
+        {int(episode_B[row]): tokens_BS[row][said_BS[row]].tolist() for row in rows}
+    )
+    return [replies.get(int(episode), []) for episode in episode_B]
 
 
 def _bar(title: str, episodes: Sequence[Episode]) -> tqdm:
@@ -307,11 +321,11 @@ def _bar(title: str, episodes: Sequence[Episode]) -> tqdm:
 
 
 def _openings(
-    environment: EnvironmentTurns, config: PlayConfig, episodes: Sequence[int], group_size: int
+    environment: EnvironmentPool, config: PlayConfig, episodes: Sequence[int], group_size: int
 ) -> list[list[int]]:
     """Return the tokens of each group's first prompt; members are neighbours."""
-    groups = range(0, len(episodes), group_size)
-    chunks = [environment.opening(episodes[first : first + group_size]) for first in groups]
+    numbers, firsts = [int(episode) for episode in episodes], range(0, len(episodes), group_size)
+    chunks = environment.openings([numbers[first : first + group_size] for first in firsts])
     longest = max(map(len, chunks))
     if longest >= config.sampler.context:
         raise UserError(

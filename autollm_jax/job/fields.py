@@ -262,6 +262,7 @@ TRAINING_RULES = {
     "rollout.chunk": COUNT,
     "rollout.cache_doubling": FLAG,
     "rollout.rows": whole(0),
+    "rollout.processes": COUNT,
     "rollout.ended_share": number(0, 1, open="low"),
     "rollout.drafts": whole(0, MOST_DRAFTS),
     "curate.distill_pairs": COUNT,

@@ -17,6 +17,7 @@ from autollm_jax.agent.distillation import (
     encode_conversation,
     pack,
 )
+from autollm_jax.agent.environment_pool import Workers
 from autollm_jax.agent.environment_turns import Start
 from autollm_jax.agent.grpo_rollout import make_rollout
 from autollm_jax.agent.player import mean_regret
@@ -168,7 +169,9 @@ def grpo(job: Job) -> None:
         return mean_regret(policy, job.play(0.0), starts, rows, looking)
 
     selection = Selection(kept_out_regret, config.evaluate_every, job.best_checkpoints("grpo"))
+    answering = job.config.rollout.processes
     with (
+        Workers(answering, job.tokenizer) if answering > 1 else contextlib.nullcontext() as workers,
         _Games(job, "grpo", numbers, ahead, processes) as games,
         _Games(job, "kept_out", range(config.kept_out)) as kept_out,
     ):
@@ -191,7 +194,7 @@ def grpo(job: Job) -> None:
                 job.tokenizer,
                 job.play(config.temperature),
                 starts_of_round,
-                Layout(config.group_size, job.rollout_rows, player_mesh),
+                Layout(config.group_size, job.rollout_rows, player_mesh, workers),
                 config.baseline and not enumerated,
                 refills,
                 job.grpo_hyperparameters(),
