@@ -227,8 +227,9 @@ class Job:
 
     @functools.cached_property
     def model(self) -> TransformerConfig:
-        """The policy's shape."""
+        """The policy's shape, its cache in the order of the job's devices."""
         policy = self.config.policy
+        slots_first = self.mesh.devices.flat[0].platform == "tpu"
         if policy.weights:
             lora_targets = tuple(policy.lora_targets.split(",")) if policy.lora_rank else ()
             numerics = ("dtype", "cache_dtype", "activations", "gradients", "attention", "remat")
@@ -237,8 +238,9 @@ class Job:
                 pretrained.shape_of(policy.weights, policy.shape.to_dict()),
                 **{name: policy[name] for name in (*numerics, *sizes)},
                 lora_targets=lora_targets,
+                slots_first=slots_first,
             )
-        return policy_shape(self.config)
+        return dataclasses.replace(policy_shape(self.config), slots_first=slots_first)
 
     def optimizer(self, stage: ConfigDict):
         """Make the optimizer of a stage, given the stage's config."""

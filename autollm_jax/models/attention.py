@@ -11,6 +11,8 @@ from autollm_jax.models.product import product
 from autollm_jax.sharding import rows
 
 FEW = 8  # queries that a pass of decoding has at most, with its drafts
+# The entries of a layer's cache that have slots, and the place of the slots among their axes.
+SLOT_AXIS = {"key": 3, "value": 2, "key_by_slot": 1, "value_by_slot": 1}
 
 
 def rotated_width(head_dim: int, fraction: float) -> int:
@@ -82,30 +84,31 @@ def rotate(x_BTHA, cos_BT1A, sin_BT1A, fraction: float = 1.0):
     )
 
 
-def _attend(q_BTKGA, keys, v_BKSA, visible, dtype, layout="BKSA"):
-    """Compute masked attention with an f32 softmax; `layout` is the einsum layout of the keys.
+def _attend(q_BTKGA, keys, values, visible, dtype, orders=("BKSA", "BKSA")):
+    """Compute masked attention with an f32 softmax; `orders` are the axes of keys and of values.
 
     The G query heads of a key-value head are joined with the T axis, so that both products are
     plain matrix products per (B, K), without a change of layout between them.
     """
     B, T, K, G, A = q_BTKGA.shape
-    S = v_BKSA.shape[2]
+    of_keys, of_values = orders
+    S = values.shape[of_values.index("S")]
     q_BKRA = (
         (q_BTKGA.astype(jnp.float32) * A**-0.5).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, A)
     )
-    scores_BKRS = product(f"BKRA,{layout}->BKRS", q_BKRA, keys, dtype)
+    scores_BKRS = product(f"BKRA,{of_keys}->BKRS", q_BKRA, keys, dtype)
     scores_BKGTS = scores_BKRS.reshape(B, K, G, T, S)
     scores_BKGTS = jnp.where(visible, scores_BKGTS, jnp.finfo(jnp.float32).min)
     if T <= FEW:  # as in decoding: a copy of the cached values would cost more than the sum saves
         weights_BKRS = jax.nn.softmax(scores_BKGTS, axis=-1).reshape(B, K, G * T, S)
-        mixed_BKRA = product("BKRS,BKSA->BKRA", weights_BKRS, v_BKSA, dtype)
+        mixed_BKRA = product(f"BKRS,{of_values}->BKRA", weights_BKRS, values, dtype)
     else:
         # A column of ones beside the values sums the weights in the same matrix product. On a CPU a
         # separate sum and its gradient would double the cost.
         top_BKGT1 = jax.lax.stop_gradient(scores_BKGTS.max(-1, keepdims=True))
         weights_BKRS = jnp.exp(scores_BKGTS - top_BKGT1).reshape(B, K, G * T, S)
-        v_BKSA = jnp.concatenate([v_BKSA, jnp.ones_like(v_BKSA[..., :1])], axis=-1)
-        mixed_BKRA = product("BKRS,BKSA->BKRA", weights_BKRS, v_BKSA, dtype)
+        values = jnp.concatenate([values, jnp.ones_like(values[..., :1])], axis=-1)
+        mixed_BKRA = product(f"BKRS,{of_values}->BKRA", weights_BKRS, values, dtype)
         mixed_BKRA = mixed_BKRA[..., :A] / mixed_BKRA[..., A:]
     return mixed_BKRA.reshape(B, K, G, T, A).transpose(0, 3, 1, 2, 4)
 
@@ -193,19 +196,30 @@ def cached_attention(q_BTHA, k_BTKA, v_BTKA, positions_BT, valid_BT, cache):
       v_BTKA: values.
       positions_BT: the slot of each token.
       valid_BT: whether each token is real; padding is not written.
-      cache: {"key": [B, K, A, S], "value": [B, K, S, A]}; other entries are passed on. Both layouts
-        are those of the two products, since any other would be copied at every token. Operands of
-        the products have the cache's dtype.
+      cache: {"key": [B, K, A, S], "value": [B, K, S, A]}, or {"key_by_slot": [B, S, K, A],
+        "value_by_slot": [B, S, K, A]}; other entries are passed on. The first order is that of the
+        two products, since a CPU would copy any other at every token; the second that in which a
+        TPU writes slots, since it would copy any other before and after each call. Operands of the
+        products have the cache's dtype.
 
     Returns:
       mixed_BTHA (f32; meaningless for tokens that are not valid), and the updated cache.
     """
     B, T, H, A = q_BTHA.shape
-    K, S = cache["value"].shape[1:3]
+    K = k_BTKA.shape[2]
+    if "key" in cache:
+        names, orders = ("key", "value"), ("BKAS", "BKSA")
+        new = k_BTKA.transpose(0, 2, 3, 1), v_BTKA.swapaxes(1, 2)
+    else:
+        names, orders, new = ("key_by_slot", "value_by_slot"), ("BSKA", "BSKA"), (k_BTKA, v_BTKA)
+    S = cache[names[1]].shape[SLOT_AXIS[names[1]]]
     slots = jnp.where(valid_BT, positions_BT, S)  # slot S does not exist: such a write is dropped
-    k_BKAS = rows.write(cache["key"], slots, k_BTKA.transpose(0, 2, 3, 1), axis=3)
-    v_BKSA = rows.write(cache["value"], slots, v_BTKA.swapaxes(1, 2), axis=2)
+    keys, values = (
+        rows.write(cache[name], slots, each, axis=SLOT_AXIS[name])
+        for name, each in zip(names, new, strict=True)
+    )
     visible_BTS = jnp.arange(S)[None, None, :] <= positions_BT[:, :, None]
     q_BTKGA = q_BTHA.reshape(B, T, K, H // K, A)
-    mixed = _attend(q_BTKGA, k_BKAS, v_BKSA, visible_BTS[:, None, None], k_BKAS.dtype.name, "BKAS")
-    return mixed.reshape(B, T, H, A), {**cache, "key": k_BKAS, "value": v_BKSA}
+    visible, dtype = visible_BTS[:, None, None], keys.dtype.name
+    mixed = _attend(q_BTKGA, keys, values, visible, dtype, orders)
+    return mixed.reshape(B, T, H, A), cache | dict(zip(names, (keys, values), strict=True))

@@ -56,6 +56,7 @@ class TransformerConfig:
     # sums of microbatches stay f32.
     gradients: str = "float32"
     cache_dtype: str = ""  # type of the KV cache and of operands read from it; "" is `dtype`
+    slots_first: bool = False  # order of the KV cache, as a TPU wants it (`models.attention`)
     remat: str = "none"  # one of `REMATS`
     attention: str = "auto"  # one of `models.kernels.ATTENTIONS`
     scan_unroll: int = 1  # layers per step of the layer scan; `layers` unrolls the whole scan

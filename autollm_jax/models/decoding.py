@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from autollm_jax.models.attention import SLOT_AXIS
 from autollm_jax.models.config import LORA_IN, LORA_OUT, MATRICES, TransformerConfig, axes_of
 from autollm_jax.models.transformer import Block, Transformer
 from autollm_jax.sharding.rules import constrain, whole_over_fsdp
@@ -13,11 +14,14 @@ from autollm_jax.sharding.rules import constrain, whole_over_fsdp
 def init_cache(config: TransformerConfig, batch: int, length: int):
     """Make an empty KV cache for `batch` rows of at most `length` tokens.
 
-    There is one entry per layer, so that a decoding loop updates each in place. An entry has "key"
-    [B, K, A, S] and "value" [B, K, S, A], where S is the length.
+    There is one entry per layer, so that a decoding loop updates each in place. An entry has keys
+    and values as `cached_attention` takes them; `config.slots_first` chooses the order.
     """
-    heads, dtype = (batch, config.kv_heads), jnp.dtype(config.cache_dtype or config.dtype)
-    shapes = {"key": (*heads, config.head_dim, length), "value": (*heads, length, config.head_dim)}
+    B, K, A, S = batch, config.kv_heads, config.head_dim, length
+    dtype = jnp.dtype(config.cache_dtype or config.dtype)
+    shapes = {"key": (B, K, A, S), "value": (B, K, S, A)}
+    if config.slots_first:
+        shapes = dict.fromkeys(("key_by_slot", "value_by_slot"), (B, S, K, A))
     if config.short_conv:
         for name, count in (("past_query", config.heads), ("past_key", config.kv_heads)):
             shapes[name] = (batch, config.short_conv - 1, count, config.head_dim)
@@ -33,6 +37,25 @@ def _rounded(config: TransformerConfig, path, leaf):
     alone = {*MATRICES, "unembedding", *(["embedding"] if config.stream == config.dtype else [])}
     name = path[-1].key.removesuffix(LORA_IN).removesuffix(LORA_OUT)
     return leaf.astype(config.dtype) if name in alone else leaf
+
+
+def slot_count(cache) -> int:
+    """Return the length of a cache."""
+    name = next(name for name in cache[0] if name in SLOT_AXIS)
+    return cache[0][name].shape[SLOT_AXIS[name]]
+
+
+def lengthened(cache, length: int):
+    """Return a cache with empty slots behind its own."""
+
+    def longer(name, x):
+        if name not in SLOT_AXIS:
+            return x
+        more = [(0, 0)] * x.ndim
+        more[SLOT_AXIS[name]] = (0, length - x.shape[SLOT_AXIS[name]])
+        return jnp.pad(x, more)
+
+    return tuple({name: longer(name, x) for name, x in layer.items()} for layer in cache)
 
 
 @functools.partial(jax.jit, static_argnames="config")

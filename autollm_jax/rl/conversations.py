@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from autollm_jax.models.decoding import init_cache
+from autollm_jax.models.decoding import init_cache, lengthened, slot_count
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.sharding.hosts import to_devices
 from autollm_jax.sharding.rules import constrain, partition_spec
@@ -150,8 +150,8 @@ def _axes(path, leaf) -> tuple[str | None, ...]:
         return ("batch", "vocab")
     if path[0].name == "cache":
         heads = "heads" if path[-1].key == "past_query" else "kv_heads"
-        past = path[-1].key.startswith("past_")
-        return ("batch", None, heads, None) if past else ("batch", heads, None, None)
+        heads_first = path[-1].key in ("key", "value")
+        return ("batch", heads, None, None) if heads_first else ("batch", None, heads, None)
     return ("batch", *(None,) * (leaf.ndim - 1))
 
 
@@ -208,8 +208,7 @@ def share(state: SamplerState, fresh_B, times: int) -> SamplerState:
 
 def grow(state: SamplerState, needed: int, config: SamplerConfig) -> SamplerState:
     """Lengthen the cache to the least of its sizes that has `needed` slots."""
-    capacity = state.cache[0]["value"].shape[2]
-    if needed <= capacity:
+    if needed <= slot_count(state.cache):
         return state
     return jit_grow(state, next((c for c in config.capacities if c >= needed), config.context))
 
@@ -217,14 +216,4 @@ def grow(state: SamplerState, needed: int, config: SamplerConfig) -> SamplerStat
 @functools.partial(jax.jit, static_argnames="capacity")
 def jit_grow(state: SamplerState, capacity: int) -> SamplerState:
     """Lengthen the cache to `capacity` slots."""
-    more = (0, capacity - state.cache[0]["value"].shape[2])
-    nothing = (0, 0)
-    cache = tuple(
-        {
-            **layer,
-            "key": jnp.pad(layer["key"], (nothing, nothing, nothing, more)),
-            "value": jnp.pad(layer["value"], (nothing, nothing, more, nothing)),
-        }
-        for layer in state.cache
-    )
-    return pin(dataclasses.replace(state, cache=cache))
+    return pin(dataclasses.replace(state, cache=lengthened(state.cache, capacity)))

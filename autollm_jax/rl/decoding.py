@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from autollm_jax.models.attention import FEW
-from autollm_jax.models.decoding import extend, for_decoding
+from autollm_jax.models.decoding import extend, for_decoding, slot_count
 from autollm_jax.models.transformer import TransformerConfig
 from autollm_jax.rl import grammar as grammars
 from autollm_jax.rl.conversations import SamplerState, pin
@@ -133,7 +133,7 @@ def jit_decode(
         raise ValueError("drafts need a model without short convolutions, whose past they would be")
     limit_B, grammar = taking.limit_B, taking.grammar
     B, S = state.tokens_BS.shape
-    capacity = state.cache[0]["value"].shape[2]
+    capacity = slot_count(state.cache)
     params = for_decoding(model, params)
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, state.seeds_B)
 

@@ -48,7 +48,14 @@ def test_no_gradient_flows_from_a_logit_to_later_tokens(params):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"qk_norm": False}, {"short_conv": 3, "mimetic": True}, {"rope_fraction": 0.25}]
+    "changes",
+    [
+        {},
+        {"qk_norm": False},
+        {"short_conv": 3, "mimetic": True},
+        {"rope_fraction": 0.25},
+        {"slots_first": True, "short_conv": 3},
+    ],
 )
 def test_decoding_token_by_token_equals_the_full_forward_pass(changes):
     config = dataclasses.replace(TINY, **changes)

@@ -36,13 +36,13 @@ def params():
     return jax.tree.map(lambda x: 3 * x, make(jax.random.key(0)))
 
 
-def play(params, rows, temperature=0.8, key=0, mesh=None):
+def play(params, rows, temperature=0.8, key=0, mesh=None, model=MODEL):
     """Prompt, turn, reply, turn for the given rows of PROMPTS and REPLIES."""
-    state = sampler.init_state(MODEL, CONFIG, rows, mesh)
+    state = sampler.init_state(model, CONFIG, rows, mesh)
     turn = TurnConfig(STOP, 12, temperature)
     for chunks in (PROMPTS, REPLIES):
-        state = sampler.append(MODEL, params, CONFIG, state, [chunks[r] for r in rows])
-        state = sampler.generate(MODEL, params, CONFIG, state, jax.random.key(key), turn)
+        state = sampler.append(model, params, CONFIG, state, [chunks[r] for r in rows])
+        state = sampler.generate(model, params, CONFIG, state, jax.random.key(key), turn)
     return jax.tree.map(np.asarray, state)
 
 
@@ -211,3 +211,15 @@ def test_rows_split_over_a_mesh_sample_the_same_tokens(params):
     with jax.set_mesh(mesh):
         split = play(params, [0, 1, 2, 3], mesh=mesh)
     np.testing.assert_array_equal(split.tokens_BS, play(params, [0, 1, 2, 3]).tokens_BS)
+
+
+def test_a_cache_with_its_slots_first_changes_no_token(params):
+    """As TPUs keep it; it grows, and is split over a mesh."""
+    expected, by_slot = play(params, [0, 1, 2, 3]), dataclasses.replace(MODEL, slots_first=True)
+    assert expected.length_B.max() > CONFIG.cache_block
+    mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2), jax.devices())
+    with jax.set_mesh(mesh):
+        split = play(params, [0, 1, 2, 3], mesh=mesh, model=by_slot)
+    assert set(split.cache[0]) >= {"key_by_slot", "value_by_slot"}
+    np.testing.assert_array_equal(split.tokens_BS, expected.tokens_BS)
+    np.testing.assert_allclose(split.logprobs_BS, expected.logprobs_BS, atol=1e-3)
