@@ -13,6 +13,7 @@ import functools
 import itertools
 import pickle
 import tempfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
@@ -81,10 +82,10 @@ class Part:
         return made
 
     def records(self) -> dict:
-        """Return what became of the episodes: episode -> the episode, and its `RECORDS`."""
+        """Return what became of the episodes: episode -> its course, and its `RECORDS`."""
         return {
             episode: (
-                self._turns.episodes[place],
+                self._turns.episodes[place].course,
                 {name: getattr(self._turns, name)[place] for name in RECORDS},
             )
             for episode, place in self._place.items()
@@ -154,10 +155,9 @@ class EnvironmentPool:
         return {episode: tokens for episode, (tokens, _) in made.items()}
 
     def finish(self) -> None:
-        """Collect what became of the episodes, theirs own objects included."""
-        for number, (episode, records) in self._each("records").items():
-            if episode is not self._episodes[number]:
-                vars(self._episodes[number]).update(vars(episode))
+        """Collect what became of the episodes; the ones that were given have their course then."""
+        for number, (course, records) in self._each("records").items():
+            self._episodes[number].follow(course)
             for name, record in records.items():
                 getattr(self, name)[number] = record
 
@@ -179,8 +179,16 @@ class EnvironmentPool:
                 made |= getattr(part, name)(*own)
         if not self._apart:
             return made
-        texts = distributed.gather(base64.b64encode(pickle.dumps(made)).decode())
-        return {key: x for text in texts for key, x in pickle.loads(base64.b64decode(text)).items()}
+        texts = distributed.gather(_as_text(made))
+        return {key: value for text in texts for key, value in _of_text(text).items()}
+
+
+def _as_text(made: dict) -> str:
+    return base64.b64encode(zlib.compress(pickle.dumps(made))).decode()
+
+
+def _of_text(text: str) -> dict:
+    return pickle.loads(zlib.decompress(base64.b64decode(text)))  # of a process of this job
 
 
 class _Remote:

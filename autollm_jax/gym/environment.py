@@ -22,6 +22,7 @@ from autollm_jax.gym.settings import Setting
 from autollm_jax.gym.spaces import InvalidConfiguration
 
 INVALID_PENALTY = 0.05
+_COURSE = ("_trials", "_regrets", "_minmax", "_finished")  # what changes in an episode
 
 
 class EpisodeOver(RuntimeError):
@@ -165,6 +166,15 @@ class Episode:
         other._trials, other._regrets = list(self._trials), list(self._regrets)
         other._minmax = list(self._minmax)
         return other
+
+    @property
+    def course(self) -> dict:
+        """All that has happened in it, for `follow`; small, without any table."""
+        return {name: getattr(self, name) for name in _COURSE}
+
+    def follow(self, course: Mapping) -> None:
+        """Take the course of a copy of this episode, which went on elsewhere."""
+        vars(self).update({name: course[name] for name in _COURSE})
 
     def finish(self) -> None:
         """End the episode early; the remaining trials do not happen."""
