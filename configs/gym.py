@@ -168,14 +168,14 @@ def get_config(variant: str = "") -> ConfigDict:
     c.grpo.importance_cap = (
         0.0  # sampled groups: most weight against sampler mismatch; 0: no weights
     )
-    c.grpo.mask_truncated = False  # leave rows that the context cut out of the loss
+    c.grpo.mask_truncated = False  # leave rows that were cut, by the context or a turn's limit, out
     c.grpo.kl_coefficient = 0.003  # weight of the divergence from the distilled policy
     c.grpo.speech_coefficient = 0.1  # enumerated members: the same for tokens that decide nothing
     c.grpo.entropy_coefficient = 0.003
     c.grpo.temperature = 1.0  # temperature of rollouts
     c.grpo.normalisation = "none"  # normalisation of sampled groups' advantages: std or none
     c.grpo.baseline = True  # sampled groups: rewards count above the pick of all advisers together
-    c.grpo.refills = 2  # sampled groups: rounds that may replace groups of equal returns
+    c.grpo.refills = 2  # sampled groups: rounds that may replace groups that teach nothing
     c.grpo.first_turn = 2  # decisions before this turn, from 1, stay as distilled; the last learns
     c.grpo.credit = "turn"  # turn: a token gets the rewards from its turn on; or episode
     c.grpo.kept_out = 32  # pairs of other families, to find the best policy; 0: the last is best

@@ -1,9 +1,9 @@
-"""The environment's side of a batch, spread over the hosts of a job and over processes of a host.
+"""The environment's side of a batch, spread over the processes of a job and their workers.
 
-Each group of episodes has one host, and one of its workers, for the whole of its play: that worker
-holds the group's advisers and what they have computed. Replies are the same for any number of both.
-With several hosts every host has all replies afterwards, as the sampler needs them; what they send
-each other is pickled, by processes of this job alone.
+Each group of episodes has one process, and one of its workers, for the whole of its play: that
+worker holds the group's advisers and what they have computed. Replies are the same for any number
+of both. Every process of the job has all replies afterwards, as the sampler needs them; what they
+send each other is pickled, by processes of this job alone.
 """
 
 import base64
@@ -11,7 +11,9 @@ import concurrent.futures
 import contextlib
 import functools
 import itertools
+import os
 import pickle
+import signal
 import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +31,7 @@ class Workers:
     """Processes that answer for a part of the episodes each; a context, at whose end they end."""
 
     def __init__(self, processes: int, tokenizer):
-        """Spawn them; each is ready by the first episodes.
+        """Spawn them.
 
         Args:
           processes: their number.
@@ -38,8 +40,9 @@ class Workers:
         self._stack = contextlib.ExitStack()
         folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self._folder = self._stack.enter_context(folder)
+        self._tokenizer, self._lost = tokenizer, set()
         # A pool each, so that a group's work goes where the group is.
-        self._pools = [host.pool(1, _hold, (tokenizer,)) for _ in range(processes)]
+        self._pools = [self._spawned() for _ in range(processes)]
 
     def __enter__(self) -> "Workers":
         return self
@@ -51,6 +54,23 @@ class Workers:
 
     def __len__(self) -> int:
         return len(self._pools)
+
+    def _spawned(self) -> concurrent.futures.ProcessPoolExecutor:
+        pool = host.pool(1, _hold, (self._tokenizer,))
+        pool.submit(os.getpid)  # a pool without work has no process yet
+        return pool
+
+    def lose(self, worker: int) -> None:
+        """Note that a worker was stopped, and say so."""
+        if worker not in self._lost:
+            print(f"rollout: worker {worker} was stopped; this process answers in its place")
+            self._lost.add(worker)
+
+    def renew(self) -> None:
+        """Spawn workers in the place of those that were stopped."""
+        for worker in self._lost:
+            self._pools[worker] = self._spawned()
+        self._lost.clear()
 
     def submit(self, worker: int, work: Callable, *arguments) -> concurrent.futures.Future:
         """Let a worker do work; the future's result is a path, for `host.collect`."""
@@ -102,7 +122,7 @@ class EnvironmentPool:
 
     def __init__(
         self, tokenizer, starts: Sequence[Start], config, scored: bool, group_size: int,
-        workers: Workers | None = None, hosts: Sequence[int] = (0,),
+        workers: Workers | None = None, players: Sequence[int] = (0,),
     ):  # fmt: skip
         """Spread episodes.
 
@@ -110,18 +130,20 @@ class EnvironmentPool:
           tokenizer, starts, config, scored: as in `EnvironmentTurns`.
           group_size: so many neighbours are copies of one episode.
           workers: processes that answer; None answers in this one.
-          hosts: numbers of the job's processes that play this batch together.
+          players: numbers of the job's processes that play this batch together: one, or all.
         """
+        if workers:
+            workers.renew()
         self._episodes = [start.episode for start in starts]
         self.choices: list[int | None] = [None] * len(starts)
         for name in RECORDS:
             setattr(self, name, [[] for _ in starts])
-        self._apart = len(hosts) > 1
+        self._apart = len(players) > 1
         groups = range(0, len(starts), group_size)
         mine = [
             group
             for number, group in enumerate(groups)
-            if not self._apart or hosts[number % len(hosts)] == distributed.index()
+            if not self._apart or players[number % len(players)] == distributed.index()
         ]
         count = min(len(workers), len(mine)) if workers else 0
         self._part_of: dict[int, _Remote | Part] = {}
@@ -165,7 +187,7 @@ class EnvironmentPool:
         return self._part_of.get(episode) is part
 
     def _each(self, name: str, given: Callable | None = None) -> dict:
-        """Let all parts of all hosts do their share; return all results together."""
+        """Let all parts of all players do their share; return all results together."""
         arguments = [() if given is None else (given(part),) for part in self._parts]
         begun = [
             part.begin(name, *own) if isinstance(part, _Remote) else None
@@ -194,8 +216,8 @@ def _of_text(text: str) -> dict:
 class _Remote:
     """A part that a worker holds.
 
-    Its calls are kept: if the worker is stopped, as by a pre-emption of all processes, they are
-    made again in this one.
+    Its calls are kept: if the worker is stopped, as for want of memory, they are made again in this
+    process.
     """
 
     def __init__(self, workers: Workers, number: int, *given):
@@ -219,6 +241,7 @@ class _Remote:
                 return host.collect(future.result())
         name, arguments = self._calls[-1]
         if self._local is None:
+            self._workers.lose(self._number)
             self._local = Part(*self._given)
             for earlier, given in self._calls[1:-1]:
                 getattr(self._local, earlier)(*given)
@@ -232,6 +255,9 @@ def _held() -> dict:
 
 
 def _hold(tokenizer) -> None:
+    # A pre-empted job ends its rollout first; a worker ends with the process that spawned it.
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)
     _held()["tokenizer"] = tokenizer
 
 
@@ -243,6 +269,7 @@ def _call(play: int, calls: Sequence[tuple[str, tuple]]) -> dict:
             _held()["part"] = play, Part(_held()["tokenizer"], *arguments)
         else:
             begun, part = _held()["part"]
-            assert begun == play, "a worker plays one batch at a time"
+            if begun != play:
+                raise RuntimeError("a worker plays one batch at a time")
             made = getattr(part, name)(*arguments)
     return made

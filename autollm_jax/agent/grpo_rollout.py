@@ -47,8 +47,8 @@ def make_rollout(
       hp: how advantages are computed.
 
     Returns:
-      rollout(params, key, step) -> (RolloutBatch, metrics): those of the first round, and
-      `groups_that_differ`, the share of its groups that teach something, and `rounds`.
+      rollout(params, key, step) -> (RolloutBatch, metrics): those of the first round, and of
+      sampled groups `groups_that_differ`, the share that teach something, and `rounds`.
 
     Refills are DAPO's dynamic sampling (arXiv 2503.14476, section 3.2) with a bound: groups that
     still do not differ after the last round are left out of the loss.
@@ -70,6 +70,8 @@ def make_rollout(
     def rollout(params, key, step):
         first = step * (refills + 1)
         batch, metrics = play_round(params, key, first)
+        if hp.members != "sampled":
+            return batch, metrics
         informative_N = informative(batch)
         metrics["groups_that_differ"], metrics["rounds"] = float(informative_N.mean()), 1
         for more in range(1, refills + 1):

@@ -71,6 +71,7 @@ def save(folder: Path, agent: PortableAgent) -> None:
     write_atomic(folder / TOKENIZER, policy.tokenizer.model)
     fields = dataclasses.asdict(agent) | {"model": dataclasses.asdict(policy.model)}
     del fields["policy"]
+    del fields["model"]["slots_first"]  # which is the exporting machine's
     write_json_atomic(folder / AGENT, fields | {"panels": PANELS})
 
 

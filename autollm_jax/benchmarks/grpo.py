@@ -124,7 +124,10 @@ def grpo_step(options: Options) -> dict:
         shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
         sizes = Sizes(2, 2, 16, 8)
     model = dataclasses.replace(
-        pretrained.shape_of("Qwen3-0.6B", shape), dtype=options.dtype or "bfloat16", remat="layer"
+        pretrained.shape_of("Qwen3-0.6B", shape),
+        dtype=options.dtype or "bfloat16",
+        remat="layer",
+        slots_first=jax.default_backend() == "tpu",
     )
     params = jax.jit(lambda key: transformer.init(model, key))(jax.random.key(0))
     prompts = np.random.default_rng(0).integers(0, model.vocab_size, (sizes.groups, sizes.prompt))

@@ -82,7 +82,8 @@ def compare(config: TransformerConfig, sizes: Sizes, dtype: str, repeats: int) -
     """
     params = smollm2.random_params(config)
     prompts = smollm2.random_prompts(config, sizes.rows, sizes.prompt)
-    model = dataclasses.replace(config, dtype=dtype, cache_dtype="float32")
+    on_tpu = jax.default_backend() == "tpu"
+    model = dataclasses.replace(config, dtype=dtype, cache_dtype="float32", slots_first=on_tpu)
     calls = {"ours": _own_sampler(model, params, prompts, sizes.answer)}
     build = ""
     with tempfile.TemporaryDirectory() as name:

@@ -36,6 +36,7 @@ POLL_SECONDS = 1.0
 PATIENCE_SECONDS = 30.0  # wait for a file of another host to appear on a shared file system
 
 _calls = itertools.count()
+_gathered: list[str] = []  # keys of this process that others may still read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,9 +143,19 @@ def gather(value) -> list:
     """Return the JSON values of all processes, in the order of their numbers."""
     if count() == 1:
         return [value]
-    key = f"gather/{next(_calls)}"
-    post(f"{key}/{index()}", json.dumps(value))
-    return [json.loads(awaited(f"{key}/{process}")) for process in range(count())]
+    number = next(_calls)
+    post(f"gather/{number}/{index()}", json.dumps(value))
+    made = [json.loads(awaited(f"gather/{number}/{process}")) for process in range(count())]
+    # Who has written this time has read the time before.
+    _gathered.append(f"gather/{number}/{index()}")
+    if len(_gathered) > 1:
+        jax_distributed.global_state.client.key_value_delete(f"autollm/{_gathered.pop(0)}")
+    return made
+
+
+def on_this_host() -> int:
+    """Count the job's processes on this one's host; all processes call it."""
+    return gather(socket.gethostname()).count(socket.gethostname())
 
 
 def check(config: Mapping, workdir: Path) -> None:

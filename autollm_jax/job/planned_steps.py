@@ -133,7 +133,7 @@ def _steps(job: Job, evaluated_rows: int) -> Iterator[tuple[str, Callable[[], St
     config, model = job.config, job.model
     params = _abstract_parameters(model, job.mesh)
     trained = lora.split(model, params)[1]
-    # A second copy of the trained parameters is in memory: the published ones, or the reference.
+    # A second copy of the trained parameters is in memory: the published ones.
     published = {"other": _bytes(trained) if config.policy.weights else 0}
     if config.distill.steps:
         shape = dataclasses.replace(model, dtype=config.distill.dtype)
@@ -152,7 +152,7 @@ def _steps(job: Job, evaluated_rows: int) -> Iterator[tuple[str, Callable[[], St
         yield _update(job, job.mesh, "distill", distilling, shape, optimizer, batch, **published)
     if config.grpo.steps:
         yield from _grpo(job)
-    play = Playing("evaluate", evaluated_rows, config.evaluation.temperature, job.player_mesh)
+    play = Play("evaluate", evaluated_rows, config.evaluation.temperature, job.player_mesh)
     yield from _sampling(job, play, params, **published)
 
 
@@ -180,7 +180,7 @@ def _grpo(job: Job) -> Iterator[tuple[str, Callable[[], StepPlan]]]:
         yield "grpo weights", functools.partial(scored, "weights", params, **held)
     if settings.off_policy_steps:  # the players hold what they play with alone
         held, params = {"other": 0}, _abstract_parameters(model, players)
-    play = Playing("grpo", job.rollout_rows, settings.temperature, players)
+    play = Play("grpo", job.rollout_rows, settings.temperature, players)
     yield from _sampling(job, play, params, **held)
 
 
@@ -223,7 +223,7 @@ def _scoring(job: Job, mesh: Mesh, hp, batch, params, name: str, scored, **held)
 
 
 @dataclasses.dataclass(frozen=True)
-class Playing:
+class Play:
     """A stage that plays: how many rows, at which temperature, and on which devices."""
 
     stage: str
@@ -232,7 +232,7 @@ class Playing:
     mesh: Mesh
 
 
-def _sampling(job: Job, play: Playing, params, **held):
+def _sampling(job: Job, play: Play, params, **held):
     """Name and plan the programs of a turn at full context: append, decode, growth of the cache.
 
     Memory of constrained-decoding grammars is not counted: it depends on the tables.

@@ -240,16 +240,20 @@ def _row(name: str, *cells) -> str:
 
 def _uneven(job: Job) -> Iterator[str]:
     """Yield a line for each batch whose rows do not divide evenly among the devices."""
-    grpo, shards = job.config.grpo, even_rows(1, job.player_mesh)
-    for stage, field in (("distill", "batch_rows"), ("grpo", "minibatch_rows")):
-        config = job.config[stage]
-        rows = even_rows(config[field], job.mesh, config.microbatches)
+    grpo = job.config.grpo
+    players, trainers = job.grpo_meshes if grpo.steps else (job.player_mesh, job.mesh)
+    for stage, field, mesh in (
+        ("distill", "batch_rows", job.mesh), ("grpo", "minibatch_rows", trainers),
+    ):  # fmt: skip
+        config, shards = job.config[stage], even_rows(1, mesh)
+        rows = even_rows(config[field], mesh, config.microbatches)
         if config.steps and rows != config[field]:
             yield (
                 f"config.{stage}.{field}={config[field]} is filled up to {rows} rows, for the "
                 f"mesh's data x fsdp={shards} and config.{stage}.microbatches={config.microbatches}"
             )
-    played = "rollout.rows" if job.config.rollout.rows else "grpo.groups x group_size"
+    shards, fewer = even_rows(1, players), 0 < job.config.rollout.rows == job.rollout_rows
+    played = "rollout.rows" if fewer else "grpo.groups x group_size"
     for name, rows in (("grpo.groups", grpo.groups), (played, job.rollout_rows)):
         if grpo.steps and rows % shards:
             yield (
@@ -260,7 +264,7 @@ def _uneven(job: Job) -> Iterator[str]:
 
 def _slow(job: Job) -> Iterator[str]:
     """Yield a line for each stage whose gradients cross the network between slices too often."""
-    devices = job.mesh.devices.flat
+    devices = [each for each in job.mesh.devices.flat if each.platform == "tpu"]
     slices = {getattr(device, "slice_index", None) or 0 for device in devices}
     for stage in ("distill", "grpo"):
         pieces = job.config[stage].microbatches

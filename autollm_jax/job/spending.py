@@ -41,12 +41,15 @@ def training_flops(job: Job) -> float:
     """Count the FLOPs of distillation and GRPO.
 
     6 x parameters + 12 x layers x heads x head width x row length, a token (PaLM, arXiv 2204.02311,
-    appendix B); a third of it for a forward pass alone (sampling, the reference). Rows count in
-    full, padding included. A row of a rollout counts as the whole context, an upper bound.
+    appendix B); a third of it for a forward pass alone (sampling, the reference, importance
+    weights). Rows count in full, padding included. A row of a rollout counts as the whole context,
+    an upper bound.
     """
     distill, grpo, context = job.config.distill, job.config.grpo, job.config.policy.context
     rows = grpo.steps * grpo.groups * grpo.group_size
-    passes = grpo.epochs + (1 + bool(grpo.kl_coefficient)) / 3
+    hp = job.grpo_hyperparameters()
+    forward = 1 + hp.needs_reference + bool(hp.importance_cap)
+    passes = grpo.epochs + forward / 3
     return distill.steps * distill.batch_rows * _row_flops(
         job, distill.row_length
     ) + rows * passes * _row_flops(job, context)

@@ -170,6 +170,8 @@ def grpo(job: Job) -> None:
 
     selection = Selection(kept_out_regret, config.evaluate_every, job.best_checkpoints("grpo"))
     answering = job.config.rollout.processes
+    if answering > 1:
+        answering = max(answering // distributed.on_this_host(), 1)
     with (
         Workers(answering, job.tokenizer) if answering > 1 else contextlib.nullcontext() as workers,
         _Games(job, "grpo", numbers, ahead, processes) as games,

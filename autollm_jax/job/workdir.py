@@ -72,6 +72,7 @@ READ_BY = {
     "distill": "distill",
     "distill.save_every": "",
     "rollout": "grpo",
+    "rollout.processes": "",
     "grpo": "grpo",
     "grpo.save_every": "",
     **dict.fromkeys(("cross_validate", "evaluation", "plan", "pool", "stress", "verify"), ""),

@@ -51,12 +51,13 @@ def test_processes_answer_as_one_does_one_play_after_the_other(
     assert all(alone["done"]) and any(alone["trials"])
     for rows in (None, GROUP):  # with few rows, groups are opened in the course of play
         assert played(model, params, tokenizer, pairs, workers=workers, rows=rows) == alone
+    assert not workers._lost
 
 
 def test_the_course_goes_on_in_this_process_when_workers_are_stopped(
-    model, params, tokenizer, pairs, alone, monkeypatch
+    model, params, tokenizer, pairs, alone, monkeypatch, capsys
 ):
-    """As a pre-emption of all processes does; one ends amid the play, one before it."""
+    """One ends amid the play, one before it; both are there again for the next."""
     with Workers(2, tokenizer) as workers:
         pids = [pool.submit(os.getpid).result() for pool in workers._pools]
         genuine, calls = EnvironmentPool.answers, []
@@ -70,7 +71,18 @@ def test_the_course_goes_on_in_this_process_when_workers_are_stopped(
         os.kill(pids[1], signal.SIGKILL)
         monkeypatch.setattr(EnvironmentPool, "answers", answers)
         assert played(model, params, tokenizer, pairs, workers=workers) == alone
-    assert len(calls) > 1
+        assert len(calls) > 1 and workers._lost == {0, 1}
+        assert "worker 1 was stopped" in capsys.readouterr().out
+        assert played(model, params, tokenizer, pairs, workers=workers) == alone
+        assert not workers._lost
+
+
+def test_workers_heed_no_signal_to_the_whole_job(tokenizer):
+    with Workers(1, tokenizer) as workers:
+        (pool,) = workers._pools
+        pid = pool.submit(os.getpid).result()
+        os.kill(pid, signal.SIGTERM)
+        assert pool.submit(os.getpid).result() == pid
 
 
 def test_hosts_answer_a_share_of_the_groups_each_and_know_all_replies(
@@ -91,19 +103,19 @@ def test_hosts_answer_a_share_of_the_groups_each_and_know_all_replies(
     monkeypatch.setattr(environment_pool.distributed, "gather", gather)
     said, found, held = tokenizer.encode_agent("<exec>A</exec>"), {}, {}
 
-    def course(host, hosts):
+    def course(host, players):
         here.host = host
         starts = starts_of(pairs[:3], copies=GROUP)
-        pool = EnvironmentPool(tokenizer, starts, CONFIG, False, GROUP, hosts=hosts)
+        pool = EnvironmentPool(tokenizer, starts, CONFIG, False, GROUP, players=players)
         opened = pool.openings([[0, 1], [2, 3], [4, 5]])
         replies = pool.answers(dict.fromkeys(range(6), said))
         pool.finish()
         trials = [start.episode.trials for start in starts]
         hindsight = [[x.tolist() for x in row] for row in pool.hindsight]
-        found[host, len(hosts)] = (
+        found[host, len(players)] = (
             opened, replies, trials, pool.rewards, pool.transcripts, hindsight, pool.choices
         )  # fmt: skip
-        held[host, len(hosts)] = len(pool._part_of)
+        held[host, len(players)] = len(pool._part_of)
 
     threads = [threading.Thread(target=course, args=(host, (0, 1))) for host in (0, 1)]
     for thread in threads:

@@ -316,7 +316,7 @@ def test_batches_that_do_not_divide_are_named(tmp_path, capsys, uncompiled):
 def test_microbatches_whose_gradients_cross_slices_are_named():
     config = small()
     config.distill.microbatches, config.grpo.microbatches = 4, 1
-    chips = np.array([types.SimpleNamespace(slice_index=n % 2) for n in range(4)])
+    chips = np.array([types.SimpleNamespace(slice_index=n % 2, platform="tpu") for n in range(4)])
     job = types.SimpleNamespace(config=config, mesh=types.SimpleNamespace(devices=chips))
     (line,) = planning._slow(job)
     assert "config.distill.microbatches=4" in line and "between 2 slices" in line

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from autollm_jax.models import transformer
+from autollm_jax.models import kernels, transformer
 from autollm_jax.models.kernels import causal_attention
 from autollm_jax.sharding.mesh import MeshShape, make_mesh
 
@@ -115,19 +115,24 @@ def test_blocks_compute_what_no_kernel_supports(platform, changes):
     assert CALLS[platform] not in lowered(platform, **changes)
 
 
-@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("kernel", ["splash", "triton", "cudnn"])
 @pytest.mark.parametrize(("remat", "times"), [("layer", 2), ("outputs", 1), ("weights", 1)])
-def test_where_its_outputs_are_kept_the_forward_kernel_runs_once(platform, remat, times):
+def test_where_its_outputs_are_kept_the_forward_kernel_runs_once(kernel, remat, times):
+    if kernel == "cudnn" and not kernels._has_cudnn():
+        pytest.skip("cuDNN is not installed")
     model = transformer.TransformerConfig(
         vocab_size=32, width=128, layers=1, heads=2, kv_heads=1, head_dim=64, mlp_width=64,
         dtype="bfloat16", remat=remat,
     )  # fmt: skip
     tokens_BT = np.ones((1, 256), np.int32)
+    segments_BT = None if kernel == "cudnn" else tokens_BT
 
     def loss(params):
-        return transformer.apply(model, params, tokens_BT, None, tokens_BT).var()
+        return transformer.apply(model, params, tokens_BT, None, segments_BT).var()
 
     traced = jax.jit(jax.grad(loss)).trace(transformer.init(model, jax.random.key(0)))
+    platform = "tpu" if kernel == "splash" else "cuda"
     text = traced.lower(lowering_platforms=(platform,)).as_text()
-    forward = {"tpu": r"kernel_name = \"splash_mha_fwd", "cuda": r"mha_forward"}[platform]
+    forward = {"splash": r"kernel_name = \"splash_mha_fwd", "triton": r"mha_forward",
+               "cudnn": r"__cudnn\$fmhaSoftmax\("}[kernel]  # fmt: skip
     assert sum(bool(re.search(forward, line)) for line in text.splitlines()) == times

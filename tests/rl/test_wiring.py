@@ -1,5 +1,6 @@
 """GRPO as the stage runs it: config, rollouts, loss and reference belong together."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -233,16 +234,20 @@ def test_lora_trains_its_factors_alone(tmp_path, monkeypatch, recipes, tokenizer
 def test_the_fields_of_rollouts_reach_them(tmp_path, monkeypatch, recipes, tokenizer):
     config = small_config(off_policy_steps=1, player_replicas=1)
     config.rollout.update({"rows": G, "ended_share": 0.5, "cache_doubling": True, "drafts": 2})
+    config.rollout.processes = 2
     config.grpo.share_prefixes = True
     mesh = make_mesh(MeshShape(data=2), jax.devices()[:2])
     given = {"model": None, "params": None, "tokenizer": tokenizer, "recipes": recipes}
     monkeypatch.setattr(SmallJob, "given", given)
     made, trained = [], []
+    monkeypatch.setattr(
+        training_stages, "Workers", lambda count, tokenizer: contextlib.nullcontext(count)
+    )
     monkeypatch.setattr(training_stages, "make_rollout", lambda *given: made.extend(given))
     monkeypatch.setattr(training_stages, "train_grpo", lambda *given: trained.extend(given))
     training_stages.grpo(SmallJob(config, tmp_path, mesh))
     play, layout, (site, *_, players) = made[2], made[4], trained[6:]
-    assert play.drafts == 2 and trained[2].share_prefixes
+    assert play.drafts == 2 and trained[2].share_prefixes and layout.workers == 2
     assert play.ended_share == 0.5 and play.sampler.cache_doubling and layout.rows == G
     assert players is layout.mesh and players.devices.flat[0] == mesh.devices.flat[0]
     assert [*site.mesh.devices.flat] == [*mesh.devices.flat][1:]
