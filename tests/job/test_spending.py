@@ -55,10 +55,14 @@ def test_rollouts_count_sampling_the_reference_and_the_update(job):
     rows = job.config.grpo.steps * job.config.grpo.groups * job.config.grpo.group_size
     with_reference = spending.training_flops(job)
     job.config.grpo.kl_coefficient = 0.0
+    enumerated = spending.training_flops(job)  # whose decisions are held to the reference still
+    job.config.grpo.members = "sampled"
     without = spending.training_flops(job)
+    job.config.grpo.importance_cap = 2.0
+    with_weights = spending.training_flops(job)
     one = spending.spending(job).playing  # an episode read and written once
     assert without == pytest.approx(4 * rows * one)
-    assert with_reference == pytest.approx(5 * rows * one)
+    assert with_reference == enumerated == with_weights == pytest.approx(5 * rows * one)
 
 
 def test_without_evidence_none_is_paid(job):
