@@ -59,7 +59,7 @@ def base(weights: str) -> ConfigDict:
     # Sizes of the cache: 1,024, 2,048 and 4,096 tokens.
     c.rollout.update({"cache_block": 1024, "cache_doubling": True})
     c.rollout.ended_share = 0.5  # rows that have spoken do not wait for the slowest half
-    c.rollout.processes = 8  # a turn takes an accelerator no longer than a core 64 answers
+    c.rollout.processes = 8  # one core would answer 64 rows one after the other
     c.plan.device_memory_gib = 74.0  # 80 GB less the memory that the GPU reserves
     c.distill.batch_rows = 32
     c.distill.microbatches = 8

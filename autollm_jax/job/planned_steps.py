@@ -218,8 +218,8 @@ def _update(job: Job, mesh: Mesh, stage: str, made: Callable, model, optimizer, 
 def _scoring(job: Job, mesh: Mesh, hp, batch, params, name: str, scored, **held) -> StepPlan:
     """Plan the pass that scores a minibatch's tokens under some parameters."""
     compiled = _compile(mesh, jit_reference(job.model, hp, mesh), scored, batch)
-    read = {"read": _bytes(scored)}
-    return _planned(job, mesh, f"grpo {name}", batch, compiled, params, **read, **held)
+    read = _bytes(scored)
+    return _planned(job, mesh, f"grpo {name}", batch, compiled, params, read=read, **held)
 
 
 @dataclasses.dataclass(frozen=True)

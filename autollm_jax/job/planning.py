@@ -97,8 +97,8 @@ def plan(job: Job) -> None:
             print(line)
     else:
         print(
-            "plan: by the CPU's compiler, whose updates take up to a third more than an "
-            "accelerator's; config.plan.compiler=tpu:v5e:4x4 or gpu:h100:1x8 asks those"
+            "plan: by the CPU's compiler, whose updates take more than an accelerator's "
+            "(docs/clusters.md); config.plan.compiler=tpu:v5e:4x4 or gpu:h100:1x8 asks those"
         )
     for line in (*_uneven(job), *_undivided(job), *_slow(job)):
         print(f"plan: {line}")

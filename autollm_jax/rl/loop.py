@@ -133,10 +133,8 @@ def train_grpo(
     """
     config = _of_whole_groups(hp, config)
     programs, first, state = _begin(model, hp, config, optimizer, first_params, site)
-    writer, meter = (
-        MetricsWriter(site.workdir, "grpo", first_step=first),
-        Meter(site.mesh, player_mesh),
-    )
+    writer = MetricsWriter(site.workdir, "grpo", first_step=first)
+    meter = Meter(site.mesh, player_mesh)
     shown = distributed.is_main()
     bar = progress_bar(total=config.steps, initial=first, desc="grpo", unit="step", shown=shown)
     ahead = None
